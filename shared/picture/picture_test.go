@@ -1,0 +1,167 @@
+package picture
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+func defaults(t testing.TB, environ ...string) Limits {
+	t.Helper()
+	var l Limits
+	if err := service.Parse(&l, environ); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// The first bytes of each kind of file.
+var heads = map[string]string{
+	"image/png":  "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00",
+	"image/jpeg": "\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+	"image/gif":  "GIF89a\x01\x00\x01\x00",
+	"image/webp": "RIFF\x24\x00\x00\x00WEBPVP8 ",
+	"image/avif": "\x00\x00\x00\x20ftypavif\x00\x00\x00\x00",
+	"image/heic": "\x00\x00\x00\x18ftypheic\x00\x00\x00\x00",
+	"image/heif": "\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00",
+}
+
+func TestWebImagesAreTakenForWhatTheyAre(t *testing.T) {
+	l := defaults(t)
+	if err := l.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for want, head := range heads {
+		content := head + strings.Repeat("\x00", 10_000)
+		got, whole, err := l.Open(iotest.OneByteReader(strings.NewReader(content)), int64(len(content)))
+		if err != nil || got != want {
+			t.Errorf("%s: %q, %v", want, got, err)
+			continue
+		}
+		if b, err := io.ReadAll(whole); err != nil || string(b) != content {
+			t.Errorf("%s: %d bytes came back of %d, %v", want, len(b), len(content), err)
+		}
+	}
+}
+
+func TestAnAnimatedPNGIsAPNG(t *testing.T) {
+	apng := heads["image/png"] + "\x1f\x15\xc4\x89\x00\x00\x00\x08acTL\x00\x00\x00\x01"
+	if got, _, err := defaults(t).Open(strings.NewReader(apng), -1); err != nil || got != "image/png" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestWhatIsNoWebImageIsRefused(t *testing.T) {
+	for name, content := range map[string]string{
+		"text": "hello", "html": "<!DOCTYPE html><script>", "svg": `<svg xmlns="http://www.w3.org/2000/svg"></svg>`,
+		"pdf": "%PDF-1.7", "zip": "PK\x03\x04", "tiff": "II*\x00", "zeros": "\x00\x00\x00", "a PNG, one byte short": "\x89PNG\r\n\x1a",
+	} {
+		if _, _, err := defaults(t).Open(strings.NewReader(content), -1); !errors.Is(err, signerapi.ErrUnsupportedMediaType) {
+			t.Errorf("%s: %v; want ErrUnsupportedMediaType", name, err)
+		}
+	}
+}
+
+func TestAStarTakesAnyFile(t *testing.T) {
+	l := defaults(t, "PICTURE_TYPES=*")
+	if err := l.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := l.Open(strings.NewReader("%PDF-1.7"), -1); err != nil || got != "application/pdf" {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+func TestLengthsAreHeldTo(t *testing.T) {
+	l := defaults(t, "MAX_PICTURE_SIZE=10000")
+	png := heads["image/png"]
+	for _, c := range []struct {
+		length, announced int
+		want              error
+	}{
+		{10_000, 10_000, nil},
+		{10_000, -1, nil},
+		{10_001, -1, signerapi.ErrTooLarge},
+		{10_001, 10_001, signerapi.ErrTooLarge},
+		{50_000, 100, signerapi.ErrIncomplete},
+		{5_000, 4_999, signerapi.ErrIncomplete},
+		{5_000, 5_001, signerapi.ErrIncomplete},
+		{100, 99, signerapi.ErrIncomplete},
+		{100, 101, signerapi.ErrIncomplete},
+		{0, -1, signerapi.ErrEmpty},
+		{0, 0, signerapi.ErrEmpty},
+		{0, 5, signerapi.ErrIncomplete},
+	} {
+		content := (png + strings.Repeat("\x00", 60_000))[:c.length]
+		_, whole, err := l.Open(strings.NewReader(content), int64(c.announced))
+		var n int64
+		if err == nil {
+			n, err = io.Copy(io.Discard, whole)
+		}
+		if !errors.Is(err, c.want) || (c.want == nil && n != int64(c.length)) {
+			t.Errorf("%d bytes announced as %d: %d read, %v; want %v", c.length, c.announced, n, err, c.want)
+		}
+		if c.want != nil && n > 10_000 {
+			t.Errorf("%d bytes announced as %d: %d passed the limit", c.length, c.announced, n)
+		}
+	}
+}
+
+// A body that breaks, whatever the error and wherever, must not look like one
+// that has ended.
+func TestABrokenBodyStaysBroken(t *testing.T) {
+	l := defaults(t)
+	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, signerapi.ErrStalled} {
+		for _, at := range []int{0, 1, 100, headBytes - 1, headBytes, headBytes + 1, 100_000} {
+			content := heads["image/png"] + strings.Repeat("\x00", 200_000)
+			_, whole, err := l.Open(io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause)), -1)
+			if err == nil {
+				_, err = io.Copy(io.Discard, whole)
+			}
+			if err != cause { //nolint:errorlint // as it came
+				t.Errorf("cut at %d by %v: %v", at, cause, err)
+			}
+		}
+	}
+}
+
+func TestFaultySettingsAreNamed(t *testing.T) {
+	for _, environ := range []string{"MAX_PICTURE_SIZE=0", "PICTURE_TYPES=image/*", "PICTURE_TYPES=cat,image/png", "PICTURE_TYPES=*,image/png"} {
+		err := defaults(t, environ).Validate()
+		if name, _, _ := strings.Cut(environ, "="); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", environ, err)
+		}
+	}
+}
+
+// FuzzOpen holds that what is accepted comes back byte for byte, and within the limit.
+func FuzzOpen(f *testing.F) {
+	for _, h := range heads {
+		f.Add([]byte(h), int64(-1))
+	}
+	f.Add([]byte("<svg"), int64(4))
+	f.Fuzz(func(t *testing.T, content []byte, size int64) {
+		l := defaults(t, "MAX_PICTURE_SIZE=5000")
+		if size < -1 {
+			return
+		}
+		mediaType, whole, err := l.Open(bytes.NewReader(content), size)
+		if err != nil {
+			return
+		}
+		if !strings.HasPrefix(mediaType, "image/") || mediaType == "image/svg+xml" {
+			t.Fatalf("accepted as %q", mediaType)
+		}
+		got, err := io.ReadAll(whole)
+		if err == nil && (!bytes.Equal(got, content) || len(got) > 5000 || (size >= 0 && size != int64(len(got)))) {
+			t.Fatalf("%d bytes announced as %d came back as %d", len(content), size, len(got))
+		}
+	})
+}

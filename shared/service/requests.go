@@ -1,0 +1,277 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Headers that make a request known in both containers.
+const (
+	requestIDHeader   = "X-Request-Id"
+	traceParentHeader = "Traceparent"
+)
+
+const (
+	writeTimeout = 30 * time.Second // for a client to accept an answer
+	drainTimeout = 5 * time.Second  // for the rest of a body that was refused
+)
+
+var (
+	requestIDForm   = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,128}$`)
+	traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
+)
+
+// Requests gives each request an id, a log line, metrics, a limit on how long
+// its body may stall, and an end to its panics.
+type Requests struct {
+	log      *slog.Logger
+	stall    time.Duration
+	internal http.HandlerFunc
+
+	total    *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	inFlight prometheus.Gauge
+	received prometheus.Counter
+	sent     prometheus.Counter
+	panics   prometheus.Counter
+}
+
+// NewRequests returns a Requests whose metrics are in reg, named
+// cats_NAME_http_…. A body that sends nothing for stall ends in
+// [os.ErrDeadlineExceeded]. internal answers for a handler that panicked.
+func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, stall time.Duration, internal http.HandlerFunc) *Requests {
+	prefix := "cats_" + name + "_http_"
+	q := &Requests{
+		log: log, stall: stall, internal: internal,
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "requests_total", Help: "Requests answered.",
+		}, []string{"route", "method", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: prefix + "request_duration_seconds", Help: "Time from the end of a request's header to the end of its answer.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		}, []string{"route", "method"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: prefix + "requests_in_flight", Help: "Requests being answered now.",
+		}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: prefix + "received_bytes_total", Help: "Bytes of request bodies read.",
+		}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: prefix + "sent_bytes_total", Help: "Bytes of answers written, headers apart.",
+		}),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: prefix + "panics_total", Help: "Handlers that panicked; each was one 500.",
+		}),
+	}
+	reg.MustRegister(q.total, q.duration, q.inFlight, q.received, q.sent, q.panics)
+	return q
+}
+
+// record is what one request's log line is made of.
+type record struct {
+	requestID   string
+	traceParent string
+	err         error
+}
+
+type recordKey struct{}
+
+func recordOf(ctx context.Context) *record {
+	r, _ := ctx.Value(recordKey{}).(*record)
+	if r == nil {
+		return &record{}
+	}
+	return r
+}
+
+// RequestID returns the id of the request that ctx belongs to, "" for none.
+func RequestID(ctx context.Context) string { return recordOf(ctx).requestID }
+
+// Note keeps err for the log line of the request that ctx belongs to. Only the
+// request's own goroutine may call it.
+func Note(ctx context.Context, err error) { recordOf(ctx).err = err }
+
+// Propagate returns a transport that passes the request's id and trace context
+// on to the other container.
+func Propagate(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		rec := recordOf(r.Context())
+		r = r.Clone(r.Context())
+		if rec.requestID != "" {
+			r.Header.Set(requestIDHeader, rec.requestID)
+		}
+		if rec.traceParent != "" {
+			r.Header.Set(traceParentHeader, rec.traceParent)
+		}
+		return next.RoundTrip(r)
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Route returns h with everything that Requests gives, under the label route:
+// a template such as "/cat/{user}", from a closed set, never a path as it came.
+func (q *Requests) Route(route string, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
+		rec := &record{requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
+		if !requestIDForm.MatchString(rec.requestID) {
+			rec.requestID = rand.Text()
+		}
+		if !traceParentForm.MatchString(rec.traceParent) {
+			rec.traceParent = ""
+		}
+		w.Header().Set(requestIDHeader, rec.requestID)
+		r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
+		conn := http.NewResponseController(w)
+		body := &body{ReadCloser: r.Body, conn: conn, stall: q.stall}
+		r.Body = body
+		answer := &answer{ResponseWriter: w, conn: conn}
+
+		q.inFlight.Inc()
+		defer func() {
+			q.inFlight.Dec()
+			cut := recover()
+			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
+				q.panics.Inc()
+				q.log.ErrorContext(r.Context(), "panic", "request_id", rec.requestID, "panic", cut, "stack", string(debug.Stack()))
+				if answer.status == 0 {
+					q.internal(answer, r)
+					cut = nil
+				}
+			}
+			if answer.status == 0 {
+				answer.status = http.StatusOK // as net/http will answer
+			}
+			body.finish()
+			q.done(r, route, rec, answer, body.n.Load(), time.Since(start))
+			if cut != nil {
+				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
+			}
+		}()
+		h.ServeHTTP(answer, r)
+	})
+}
+
+func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, received int64, took time.Duration) {
+	method := methodLabel(r.Method)
+	q.total.WithLabelValues(route, method, strconv.Itoa(a.status)).Inc()
+	q.duration.WithLabelValues(route, method).Observe(took.Seconds())
+	q.received.Add(float64(received))
+	q.sent.Add(float64(a.n))
+
+	level := slog.LevelInfo
+	switch {
+	case a.status == http.StatusServiceUnavailable:
+		level = slog.LevelWarn // degraded and handled
+	case a.status >= http.StatusInternalServerError:
+		level = slog.LevelError // someone must look
+	}
+	attrs := []slog.Attr{
+		slog.String("request_id", rec.requestID),
+		slog.String("route", route),
+		slog.String("method", r.Method),
+		slog.Int("status", a.status),
+		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
+		slog.Int64("received", received),
+		slog.Int64("sent", a.n),
+		slog.String("remote", r.RemoteAddr),
+	}
+	if m := traceParentForm.FindStringSubmatch(rec.traceParent); m != nil {
+		attrs = append(attrs, slog.String("trace_id", m[1]))
+	}
+	if rec.err != nil {
+		attrs = append(attrs, slog.String("error", rec.err.Error()))
+	}
+	q.log.LogAttrs(r.Context(), level, "request", attrs...)
+}
+
+// methodLabel keeps strangers' methods out of the labels.
+func methodLabel(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "other"
+}
+
+// body gives each read of a request's body a deadline of its own, so that it may
+// be slow but not stalled. A handler that forwards a body may return while the
+// forwarding goroutine is still inside a read, hence the lock and the counter.
+type body struct {
+	io.ReadCloser
+	conn  *http.ResponseController
+	stall time.Duration
+	n     atomic.Int64
+
+	mu   sync.Mutex
+	done bool
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	b.deadline(time.Now().Add(b.stall), false)
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	if err == io.EOF {
+		// From here on the server reads to notice a client that leaves. A deadline
+		// left behind would look like one and cancel the request.
+		b.deadline(time.Time{}, true)
+	}
+	return n, err
+}
+
+// finish bounds what net/http still reads of a body that the handler did not
+// want, and keeps a late read from setting a deadline for the next request.
+func (b *body) finish() { b.deadline(time.Now().Add(drainTimeout), true) }
+
+// deadline sets the connection's read deadline, unless an earlier call was the last.
+func (b *body) deadline(t time.Time, last bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.done {
+		return
+	}
+	b.done = last
+	_ = b.conn.SetReadDeadline(t) // not supported: a test's recorder
+}
+
+// answer counts what is written, and bounds how long the client may take for it.
+type answer struct {
+	http.ResponseWriter
+	conn   *http.ResponseController
+	status int
+	n      int64
+}
+
+// Unwrap is for [http.ResponseController].
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+		_ = a.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // not supported: a test's recorder
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	if a.status == 0 {
+		a.WriteHeader(http.StatusOK)
+	}
+	n, err := a.ResponseWriter.Write(p)
+	a.n += int64(n)
+	return n, err
+}

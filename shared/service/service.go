@@ -1,0 +1,230 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/version"
+	"golang.org/x/sync/errgroup"
+)
+
+// Limits of every listener.
+const (
+	headerTimeout  = 10 * time.Second
+	idleTimeout    = 75 * time.Second
+	maxHeaderBytes = 16 << 10
+)
+
+// Program is one of the two processes, as [Main] runs it.
+type Program struct {
+	Name     string // also the prefix of its metrics, after "cats_"
+	About    string // what --help says first
+	Settings any    // pointer to a zero settings struct, for --help
+	// Run runs it until ctx is done and returns nil after a clean stop.
+	Run func(ctx context.Context, environ []string, stderr io.Writer) error
+}
+
+// Main runs p with the process's own arguments and environment until SIGTERM or
+// Interrupt, and returns the exit code: 0 after a clean stop, 1 after an error,
+// each logged on a line of its own, 2 on arguments it does not know. A second
+// signal ends the process at once.
+func Main(p Program) int {
+	if len(os.Args) > 1 {
+		return p.flag(os.Args[1:])
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	err := p.Run(ctx, os.Environ(), os.Stderr)
+	if err == nil {
+		return 0
+	}
+	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
+	for _, fault := range split(err) {
+		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
+	}
+	return 1
+}
+
+func (p Program) flag(args []string) int {
+	switch {
+	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
+		if Help(os.Stdout, p.About, p.Settings) != nil {
+			return 1
+		}
+		return 0
+	case len(args) == 1 && args[0] == "--version":
+		fmt.Println(version.Print("cats-api " + p.Name))
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
+	return 2
+}
+
+// split returns the errors that were joined, or err alone.
+func split(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, split(e)...)
+		}
+		return all
+	}
+	return []error{err}
+}
+
+// NewLogger returns the logger of a process: JSON, a line an event.
+func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service", name)
+}
+
+// NewRegistry returns a registry of its own that holds the Go runtime's, the
+// process's and the build's metrics.
+func NewRegistry(name string) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		versioncollector.NewCollector("cats_"+name),
+	)
+	return reg
+}
+
+// Service is what a process serves.
+type Service struct {
+	Settings Settings
+	Log      *slog.Logger
+	Registry *prometheus.Registry
+
+	Name       string // the work listener's name in the log
+	Address    string // of the work listener
+	Handler    http.Handler
+	OpsAddress string // of /metrics, /livez and /readyz
+
+	// Ready says why the process should get no requests now; nil means that it
+	// should. It is asked at each probe and must be cheap.
+	Ready func(context.Context) error
+	// Background runs until its context is done, which is after the last request.
+	// An error stops the service. It may be nil.
+	Background func(context.Context) error
+}
+
+// Run listens on both addresses before it serves either, serves until ctx is
+// done, and then stops in order: not ready, DrainDelay, no new connections,
+// requests under way for at most DrainTimeout, background work, ops listener.
+// It returns nil after a clean stop, and an error when something could not
+// start, broke, or was cut off by DrainTimeout.
+func (s Service) Run(ctx context.Context) error {
+	work, err := s.listen(ctx, s.Name, s.Address)
+	if err != nil {
+		return err
+	}
+	defer work.Close()
+	ops, err := s.listen(ctx, "ops", s.OpsAddress)
+	if err != nil {
+		return err
+	}
+	defer ops.Close()
+
+	var draining atomic.Bool
+	workServer, opsServer := s.server(s.Handler), s.server(s.opsHandler(&draining))
+
+	// Background work outlives ctx: requests that are being drained need it.
+	bg, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	g, broken := errgroup.WithContext(bg)
+	g.Go(func() error { return serve(workServer, work) })
+	g.Go(func() error { return serve(opsServer, ops) })
+	if s.Background != nil {
+		g.Go(func() error { return s.Background(bg) })
+	}
+
+	var cut error
+	select {
+	case <-broken.Done():
+	case <-ctx.Done():
+		s.Log.Info("draining", "delay", s.Settings.DrainDelay.String(), "timeout", s.Settings.DrainTimeout.String())
+		draining.Store(true)
+		workServer.SetKeepAlivesEnabled(false)
+		select {
+		case <-time.After(s.Settings.DrainDelay):
+		case <-broken.Done():
+		}
+		limit, cancel := context.WithTimeout(bg, s.Settings.DrainTimeout)
+		defer cancel()
+		if cut = workServer.Shutdown(limit); cut != nil {
+			cut = fmt.Errorf("draining for %v: requests were cut off: %w", s.Settings.DrainTimeout, cut)
+		}
+	}
+	stopBackground()
+	_ = workServer.Close()
+	_ = opsServer.Close()
+	err = errors.Join(g.Wait(), cut)
+	if err == nil {
+		s.Log.Info("stopped")
+	}
+	return err
+}
+
+func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
+	}
+	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
+	return l, nil
+}
+
+func (s Service) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
+	}
+}
+
+func serve(srv *http.Server, l net.Listener) error {
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func (s Service) opsHandler(draining *atomic.Bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{
+		Registry: s.Registry,
+		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
+	}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		err := errors.New("draining")
+		if !draining.Load() {
+			err = s.Ready(r.Context())
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	return mux
+}

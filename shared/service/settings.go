@@ -1,0 +1,118 @@
+// Package service is the process shell that both containers share: settings,
+// logs, metrics, the ops listener, and an orderly start and stop.
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// Settings are those that every process of the pod has. Embed them in the
+// process's own settings, for [Parse].
+type Settings struct {
+	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that sends nothing for this long is given up"`
+	DrainDelay   time.Duration `env:"DRAIN_DELAY" envDefault:"0s" help:"after SIGTERM, how long to go on serving while not ready, so that load balancers notice"`
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"60s" help:"how long requests under way may then take before they are cut off"`
+	LogLevel     slog.Level    `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
+}
+
+// Validate reports the faults of the settings, joined.
+func (s Settings) Validate() error {
+	var faults []error
+	if s.StallTimeout <= 0 {
+		faults = append(faults, fmt.Errorf("STALL_TIMEOUT is %v: it must be above zero", s.StallTimeout))
+	}
+	if s.DrainDelay < 0 || s.DrainTimeout <= 0 {
+		faults = append(faults, errors.New("DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"))
+	}
+	return errors.Join(faults...)
+}
+
+// Parse fills settings, a pointer to a struct whose fields have the tags env,
+// envDefault and help, from environ ("NAME=value" each). Embedded structs count
+// as part of it. An empty variable counts as absent. All faults are in the
+// error, joined, each naming its variable.
+func Parse(settings any, environ []string) error {
+	environment := env.ToMap(environ)
+	for name, value := range environment {
+		if value == "" {
+			delete(environment, name)
+		}
+	}
+	err := env.ParseWithOptions(settings, env.Options{Environment: environment})
+	all, ok := errors.AsType[env.AggregateError](err)
+	if !ok {
+		return err
+	}
+	faults := slices.Clone(all.Errors)
+	for i, fault := range faults {
+		// The library names the field; people know the variable.
+		parse, ok := errors.AsType[env.ParseError](fault)
+		if !ok {
+			continue
+		}
+		for _, s := range Describe(settings) {
+			if s.field == parse.Name {
+				faults[i] = fmt.Errorf("%s is %q: %w", s.Name, environment[s.Name], parse.Err)
+			}
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// Setting describes one environment variable.
+type Setting struct {
+	Name     string
+	Default  string // "" when there is none
+	Required bool
+	Help     string
+
+	field string
+}
+
+// Describe lists the settings of a struct as [Parse] takes it, in the order of
+// the fields, for --help and for the test of the README's table.
+func Describe(settings any) []Setting {
+	return describe(reflect.Indirect(reflect.ValueOf(settings)).Type())
+}
+
+func describe(t reflect.Type) []Setting {
+	var list []Setting
+	for f := range t.Fields() {
+		tag, ok := f.Tag.Lookup("env")
+		switch {
+		case ok:
+			name, options, _ := strings.Cut(tag, ",")
+			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", f.Tag.Get("help"), f.Name})
+		case f.Anonymous:
+			list = append(list, describe(f.Type)...)
+		}
+	}
+	return list
+}
+
+// Help writes what --help shows: about, then each setting with its default.
+func Help(w io.Writer, about string, settings any) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n\nFlags: --help, --version. Settings, from the environment:\n", about)
+	for _, s := range Describe(settings) {
+		fmt.Fprintf(&b, "\n  %s", s.Name)
+		switch {
+		case s.Required:
+			b.WriteString(" (required)")
+		case s.Default != "":
+			fmt.Fprintf(&b, "=%s", s.Default)
+		}
+		fmt.Fprintf(&b, "\n      %s\n", s.Help)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}

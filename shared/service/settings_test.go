@@ -1,0 +1,66 @@
+package service
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+type example struct {
+	URL   string `env:"EXAMPLE_URL,required" help:"where"`
+	Count int    `env:"EXAMPLE_COUNT" envDefault:"3" help:"how many"`
+	Settings
+}
+
+func TestParseReadsEmbeddedSettingsAndDefaults(t *testing.T) {
+	var got example
+	if err := Parse(&got, []string{"EXAMPLE_URL=x", "EXAMPLE_COUNT=", "STALL_TIMEOUT=5s", "OTHER=1"}); err != nil {
+		t.Fatal(err)
+	}
+	want := example{URL: "x", Count: 3, Settings: Settings{StallTimeout: 5 * time.Second, DrainTimeout: time.Minute}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestParseReportsAllFaultsByVariable(t *testing.T) {
+	err := Parse(&example{}, []string{"EXAMPLE_COUNT=many", "STALL_TIMEOUT=soon", "LOG_LEVEL=loud"})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{"EXAMPLE_URL", `EXAMPLE_COUNT is "many"`, `STALL_TIMEOUT is "soon"`, `LOG_LEVEL is "loud"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if n := len(split(err)); n != 4 {
+		t.Errorf("%d faults; want 4", n)
+	}
+}
+
+func TestSettingsOutOfRangeAreFaults(t *testing.T) {
+	for _, s := range []Settings{{DrainTimeout: 1}, {StallTimeout: -1, DrainTimeout: 1}, {StallTimeout: 1}, {StallTimeout: 1, DrainTimeout: 1, DrainDelay: -1}} {
+		if s.Validate() == nil {
+			t.Errorf("%+v passed", s)
+		}
+	}
+}
+
+func TestHelpShowsEachSetting(t *testing.T) {
+	var b strings.Builder
+	if err := Help(&b, "about it", &example{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"about it", "EXAMPLE_URL (required)", "EXAMPLE_COUNT=3", "how many", "LOG_LEVEL=info"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, b.String())
+		}
+	}
+	want := []Setting{{Name: "EXAMPLE_URL", Required: true, Help: "where"}, {Name: "EXAMPLE_COUNT", Default: "3", Help: "how many"}}
+	if diff := cmp.Diff(want, Describe(&example{})[:2], cmpopts.IgnoreUnexported(Setting{})); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,247 @@
+package signerapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Paths of the contract, relative to the signer's base URL.
+const (
+	picturePath = "/v1/picture"
+	linkPath    = "/v1/link"
+	readyPath   = "/v1/ready"
+)
+
+// How long the client waits for the short calls. Put has no total limit: a slow
+// picture may take as long as it keeps coming, and the transport bounds the wait
+// for the answer after its end.
+const (
+	linkTimeout   = 15 * time.Second
+	deleteTimeout = 15 * time.Second
+	readyTimeout  = 2 * time.Second
+)
+
+// maxAnswer bounds what the client reads of an answer, in bytes.
+const maxAnswer = 64 << 10
+
+// NewTransport returns an HTTP/1.1 transport for the loopback hop: connections
+// are kept and reused by as many requests as are under way, each phase has its
+// own limit, and nothing is compressed or sent through a proxy.
+func NewTransport() *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		DialContext:           (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		Protocols:             protocols,
+		MaxIdleConns:          1024,
+		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
+		IdleConnTimeout:       30 * time.Second,
+		ResponseHeaderTimeout: 2 * time.Minute, // above the signer's own limit for a commit
+		ExpectContinueTimeout: time.Second,
+		DisableCompression:    true,
+		ReadBufferSize:        4 << 10,
+		WriteBufferSize:       64 << 10,
+	}
+}
+
+// Client is the Signer on the other side of the loopback interface. It never
+// retries: the body of a Put cannot be replayed, and the signer retries storage.
+type Client struct {
+	base string
+	http *http.Client
+}
+
+var _ Signer = (*Client)(nil)
+
+// NewClient returns a client of the signer at base, such as
+// "http://127.0.0.1:8081". The transport is [NewTransport] or a wrapper of it.
+func NewClient(base string, transport http.RoundTripper) (*Client, error) {
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme != "http" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
+		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
+	}
+	return &Client{
+		base: "http://" + u.Host,
+		http: &http.Client{
+			Transport:     transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}, nil
+}
+
+// Put implements [Signer]. A body that ends in anything but io.EOF reaches the
+// signer as a broken request, never as a short one.
+func (c *Client) Put(ctx context.Context, user User, body io.Reader, size int64) (Info, error) {
+	tracked := &trackedBody{r: body}
+	query := url.Values{}
+	if size >= 0 {
+		query.Set("size", strconv.FormatInt(size, 10))
+	}
+	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, tracked)
+	if err != nil {
+		return Info{}, err
+	}
+	// Always chunked: net/http then passes on each piece as it comes, so that the
+	// signer sees a slow picture and not a stalled one.
+	req.ContentLength = -1
+	// The signer may refuse before a byte of the picture is sent.
+	req.Header.Set("Expect", "100-continue")
+	var info Info
+	err = c.do(req, &info)
+	// What went wrong with the body is the reason; what the transport or the
+	// signer made of the broken request is only its echo.
+	if bodyErr := tracked.err(); bodyErr != nil {
+		return Info{}, bodyErr
+	}
+	return info, err
+}
+
+// Link implements [Signer].
+func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
+	ctx, cancel := context.WithTimeout(ctx, linkTimeout)
+	defer cancel()
+	query := url.Values{}
+	if opts.TTL != 0 {
+		if opts.TTL%time.Second != 0 {
+			return Link{}, ErrInvalidArgument.With("ttl: only whole seconds are possible")
+		}
+		query.Set("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
+	}
+	if opts.Download != "" {
+		query.Set("download", opts.Download)
+	}
+	req, err := c.request(ctx, http.MethodGet, linkPath, user, query, nil)
+	if err != nil {
+		return Link{}, err
+	}
+	var link Link
+	return link, c.do(req, &link)
+}
+
+// Delete implements [Signer].
+func (c *Client) Delete(ctx context.Context, user User) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	req, err := c.request(ctx, http.MethodDelete, picturePath, user, nil, nil)
+	if err != nil {
+		return err
+	}
+	return c.do(req, nil)
+}
+
+// Ready implements [Signer].
+func (c *Client) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+readyPath, nil)
+	if err != nil {
+		return fmt.Errorf("asking the signer: %w", err)
+	}
+	return c.do(req, nil)
+}
+
+func (c *Client) request(ctx context.Context, method, path string, user User, query url.Values, body io.Reader) (*http.Request, error) {
+	if user == (User{}) {
+		return nil, ErrInvalidUser
+	}
+	if query == nil {
+		query = url.Values{}
+	}
+	query.Set("user", user.String())
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+query.Encode(), body)
+	if err != nil {
+		return nil, fmt.Errorf("asking the signer: %w", err)
+	}
+	return req, nil
+}
+
+// do sends req and decodes a 2xx answer into out, if there is one to decode.
+func (c *Client) do(req *http.Request, out any) error {
+	resp, err := c.http.Do(req)
+	if err != nil {
+		// The URL in a *url.Error has the user name in it and nothing more to tell.
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err
+		}
+		return unreachable(req.Context(), err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return unreachable(req.Context(), err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return decodeError(resp, answer)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return ErrInternal.Wrap(fmt.Errorf("reading the signer's answer: %w", err))
+	}
+	return nil
+}
+
+// unreachable is ErrSignerUnavailable, unless it was the caller who gave up.
+func unreachable(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+	return ErrSignerUnavailable.Wrap(err)
+}
+
+// decodeError goes by the code in the answer. An answer that is not of the
+// contract comes from something that is not the signer.
+func decodeError(resp *http.Response, answer []byte) error {
+	var got wireError
+	if err := json.Unmarshal(answer, &got); err == nil {
+		for _, w := range wire {
+			if w.err.Code != got.Code {
+				continue
+			}
+			e := w.err.With(got.Detail)
+			if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+				e = e.After(time.Duration(s) * time.Second)
+			}
+			return e
+		}
+	}
+	return ErrInternal.Wrap(fmt.Errorf("the signer answered %s, outside the contract", resp.Status))
+}
+
+// trackedBody remembers the error that ended a body. The transport may still be
+// reading when Do has returned, hence the lock.
+type trackedBody struct {
+	r  io.Reader
+	mu sync.Mutex
+	e  error
+}
+
+func (b *trackedBody) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		b.mu.Lock()
+		b.e = err
+		b.mu.Unlock()
+		if errors.Is(err, io.EOF) {
+			// net/http must not take it for the end of the body either.
+			err = errors.New(err.Error())
+		}
+	}
+	return n, err
+}
+
+func (b *trackedBody) err() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.e
+}

@@ -1,0 +1,365 @@
+package signerapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// stub is the signer behind the handler; each test sets what it needs.
+type stub struct {
+	put    func(User, io.Reader, int64) (Info, error)
+	link   func(User, LinkOptions) (Link, error)
+	delete func(User) error
+	ready  error
+}
+
+func (s stub) Put(_ context.Context, u User, body io.Reader, size int64) (Info, error) {
+	return s.put(u, body, size)
+}
+func (s stub) Link(_ context.Context, u User, o LinkOptions) (Link, error) { return s.link(u, o) }
+func (s stub) Delete(_ context.Context, u User) error                      { return s.delete(u) }
+func (s stub) Ready(context.Context) error                                 { return s.ready }
+
+func ignore(context.Context, error) {}
+
+// across returns a client whose signer, on the other side of HTTP, is s.
+func across(t *testing.T, s Signer) *Client {
+	t.Helper()
+	srv := httptest.NewServer(NewHandler(s, ignore))
+	t.Cleanup(srv.Close)
+	return clientOf(t, srv.URL)
+}
+
+func clientOf(t *testing.T, base string) *Client {
+	t.Helper()
+	transport := NewTransport()
+	t.Cleanup(transport.CloseIdleConnections)
+	c, err := NewClient(base, transport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func user(t testing.TB, name string) User {
+	t.Helper()
+	u, err := ParseUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestPutCarriesNameSizeAndEveryByte(t *testing.T) {
+	content := bytes.Repeat([]byte("cat"), 100_000)
+	want := Info{ETag: `"0x8D"`, ContentType: "image/png", Size: int64(len(content))}
+	for _, name := range []string{"Davyd", "a b", "Мурчик", "a+b&user=x", "%2F", "a;b"} {
+		for _, size := range []int64{-1, int64(len(content))} {
+			var got []byte
+			c := across(t, stub{put: func(u User, body io.Reader, n int64) (Info, error) {
+				if u.String() != name || n != size {
+					t.Errorf("the signer was told user %q, size %d; want %q, %d", u, n, name, size)
+				}
+				var err error
+				got, err = io.ReadAll(body)
+				return want, err
+			}})
+			info, err := c.Put(t.Context(), user(t, name), bytes.NewReader(content), size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, content) {
+				t.Errorf("%q: %d bytes arrived of %d", name, len(got), len(content))
+			}
+			if diff := cmp.Diff(want, info); diff != "" {
+				t.Error(diff)
+			}
+		}
+	}
+}
+
+func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
+	want := Link{
+		Info: Info{ETag: `"1"`, ContentType: "image/gif", Size: 3},
+		URL:  "https://a.blob/cats/x/cat?sig=a%2Bb&se=1", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC),
+	}
+	opts := LinkOptions{TTL: 90 * time.Second, Download: `ca"t 猫.jpg`}
+	c := across(t, stub{link: func(u User, o LinkOptions) (Link, error) {
+		if diff := cmp.Diff(opts, o); diff != "" {
+			t.Error(diff)
+		}
+		return want, nil
+	}})
+	got, err := c.Link(t.Context(), user(t, "x"), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestEveryErrorOfTheTableCrossesTheWire(t *testing.T) {
+	for _, w := range wire {
+		c := across(t, stub{delete: func(User) error {
+			return fmt.Errorf("deleting: %w", w.err.With("why").After(7*time.Second).Wrap(errors.New("secret")))
+		}})
+		err := c.Delete(t.Context(), user(t, "x"))
+		if !errors.Is(err, w.err) {
+			t.Errorf("%s arrived as %v", w.err.Code, err)
+			continue
+		}
+		if e := AsError(err); e.Detail != "why" || e.RetryAfter != 7*time.Second || e.Unwrap() != nil {
+			t.Errorf("%s arrived with detail %q, Retry-After %v, cause %v", w.err.Code, e.Detail, e.RetryAfter, e.Unwrap())
+		}
+	}
+}
+
+func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
+	c := across(t, stub{delete: func(User) error { return errors.New("account key is hunter2") }})
+	err := c.Delete(t.Context(), user(t, "x"))
+	if !errors.Is(err, ErrInternal) || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v; want a bare ErrInternal", err)
+	}
+}
+
+func TestReadyAndNotReady(t *testing.T) {
+	if err := across(t, stub{}).Ready(t.Context()); err != nil {
+		t.Errorf("a ready signer: %v", err)
+	}
+	if err := across(t, stub{ready: ErrIdentityUnavailable}).Ready(t.Context()); !errors.Is(err, ErrIdentityUnavailable) {
+		t.Errorf("a signer without a key: %v", err)
+	}
+	if err := clientOf(t, "http://127.0.0.1:1").Ready(t.Context()); !errors.Is(err, ErrSignerUnavailable) {
+		t.Errorf("no signer at all: %v", err)
+	}
+}
+
+// A picture that is cut off must reach the signer as a broken body, whatever the
+// reason and wherever the cut, and must come back as that reason.
+func TestABrokenBodyIsNeverTheEndOfAPicture(t *testing.T) {
+	for name, cause := range map[string]error{
+		"a reason of the contract": ErrTooLarge,
+		"a wrapped io.EOF":         fmt.Errorf("reading: %w", io.EOF),
+		"an unexpected EOF":        io.ErrUnexpectedEOF,
+		"anything":                 errors.New("cable cut"),
+	} {
+		for _, sent := range []int{0, 1, 5_000, 300_000} {
+			t.Run(fmt.Sprintf("%s after %d bytes", name, sent), func(t *testing.T) {
+				seen := make(chan error, 1)
+				c := across(t, stub{put: func(_ User, body io.Reader, _ int64) (Info, error) {
+					_, err := io.Copy(io.Discard, body)
+					seen <- err
+					return Info{}, err
+				}})
+				body := io.MultiReader(strings.NewReader(strings.Repeat("x", sent)), failing{cause})
+				if _, err := c.Put(t.Context(), user(t, "x"), body, -1); !errors.Is(err, cause) {
+					t.Errorf("Put returned %v; want %v", err, cause)
+				}
+				select {
+				case err := <-seen:
+					if !errors.Is(err, ErrIncomplete) {
+						t.Errorf("the signer read %v; want ErrIncomplete", err)
+					}
+				case <-time.After(5 * time.Second):
+					// The body broke before the request went out: nothing to see.
+					if sent > 0 {
+						t.Error("the signer saw no request")
+					}
+				}
+			})
+		}
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+func TestARefusalBeforeTheBodyIsHeard(t *testing.T) {
+	c := across(t, stub{put: func(User, io.Reader, int64) (Info, error) { return Info{}, ErrOverloaded }})
+	body := &counting{}
+	_, err := c.Put(t.Context(), user(t, "x"), body, 1<<30)
+	if !errors.Is(err, ErrOverloaded) {
+		t.Fatalf("Put returned %v; want ErrOverloaded", err)
+	}
+	if body.n > 0 {
+		t.Errorf("%d bytes were read of a picture that was refused by its header", body.n)
+	}
+}
+
+// counting is an endless body.
+type counting struct{ n int }
+
+func (c *counting) Read(p []byte) (int, error) { c.n += len(p); return len(p), nil }
+
+func TestASignerThatDiesIsUnavailable(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer srv.Close()
+	c := clientOf(t, srv.URL)
+	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), 3); !errors.Is(err, ErrSignerUnavailable) {
+		t.Errorf("Put: %v", err)
+	}
+	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
+		t.Errorf("Link: %v", err)
+	}
+}
+
+func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
+	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `{"code":"signer_unavailable"}`, `[]`, strings.Repeat("x", maxAnswer*2)} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusTeapot)
+			_, _ = io.WriteString(w, answer)
+		}))
+		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x")); !errors.Is(err, ErrInternal) {
+			t.Errorf("%.20q: %v; want ErrInternal", answer, err)
+		}
+		srv.Close()
+	}
+}
+
+func TestTheHandlerTrustsNothing(t *testing.T) {
+	h := NewHandler(stub{
+		put:    func(User, io.Reader, int64) (Info, error) { t.Error("put was called"); return Info{}, nil },
+		link:   func(User, LinkOptions) (Link, error) { t.Error("link was called"); return Link{}, nil },
+		delete: func(User) error { t.Error("delete was called"); return nil },
+	}, ignore)
+	for _, c := range []struct {
+		method, target string
+		status         int
+	}{
+		{"PUT", "/v1/picture", 422},
+		{"PUT", "/v1/picture?user=..", 422},
+		{"PUT", "/v1/picture?user=a%2Fb", 422},
+		{"PUT", "/v1/picture?user=a&user=b", 422},
+		{"PUT", "/v1/picture?user=a&size=-2", 422},
+		{"PUT", "/v1/picture?user=a&size=99999999999999999999", 422},
+		{"DELETE", "/v1/picture?user=%ff", 422},
+		{"DELETE", "/v1/picture?user=a%", 422},
+		{"GET", "/v1/picture?user=a", 405},
+		{"POST", "/v1/link?user=a", 405},
+		{"GET", "/v1/link?user=a&ttl_seconds=0", 422},
+		{"GET", "/v1/link?user=a&ttl_seconds=-1", 422},
+		{"GET", "/v1/link?user=a&ttl_seconds=9223372036854775807", 422},
+		{"GET", "/v1/link?user=a&ttl_seconds=1h", 422},
+		{"GET", "/v1/link?user=a&download=%0d%0aSet-Cookie:x", 422},
+		{"GET", "/v1/link?user=a&download=" + strings.Repeat("x", 256), 422},
+		{"GET", "/v1/link?user=a&download=..%2Fx", 422},
+		{"GET", "/v1/list", 404},
+		{"GET", "/", 404},
+	} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader("x")))
+		if rec.Code != c.status {
+			t.Errorf("%s %s: %d %s; want %d", c.method, c.target, rec.Code, rec.Body, c.status)
+		}
+	}
+}
+
+// FuzzHandler has strangers' queries answered: never a 500, and only a user name
+// that ParseUser takes reaches the signer.
+func FuzzHandler(f *testing.F) {
+	for _, s := range []string{"user=a", "user=a&ttl_seconds=60", "user=%2e%2e", "user=a&download=x%22.png", "user=a;b", "%", "user=a&size=1"} {
+		f.Add("GET", s)
+		f.Add("PUT", s)
+	}
+	f.Fuzz(func(t *testing.T, method, query string) {
+		check := func(u User) {
+			if _, err := ParseUser(u.String()); err != nil {
+				t.Fatalf("user %q reached the signer", u)
+			}
+		}
+		h := NewHandler(stub{
+			put: func(u User, _ io.Reader, n int64) (Info, error) { check(u); return Info{Size: n}, nil },
+			link: func(u User, o LinkOptions) (Link, error) {
+				check(u)
+				if o.TTL < 0 || CheckDownloadName(o.Download) != nil {
+					t.Fatalf("options %+v reached the signer", o)
+				}
+				return Link{}, nil
+			},
+			delete: func(u User) error { check(u); return nil },
+		}, ignore)
+		for _, path := range []string{picturePath, linkPath} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
+			r.Method, r.URL.RawQuery = method, query
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			if rec.Code >= 500 {
+				t.Fatalf("%s %s?%s: %d %s", method, path, query, rec.Code, rec.Body)
+			}
+		}
+	})
+}
+
+// FuzzDecodeAnswer has the client read a signer gone mad.
+func FuzzDecodeAnswer(f *testing.F) {
+	f.Add(200, `{"url":"https://x","expires_at":"2030-01-02T03:04:05Z"}`)
+	f.Add(404, `{"code":"not_found","detail":"x"}`)
+	f.Add(503, `{"code":["throttled"]}`)
+	f.Add(302, "")
+	f.Fuzz(func(t *testing.T, status int, answer string) {
+		if status < 200 || status > 999 {
+			return
+		}
+		c, err := NewClient("http://signer.test", roundTrip(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
+			if _, ok := errors.AsType[*Error](err); !ok {
+				t.Fatalf("an error outside the contract: %v", err)
+			}
+		} else if status/100 != 2 {
+			t.Fatalf("status %d with %q passed for a link", status, answer)
+		}
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func TestASignedURLDoesNotPrintOrLog(t *testing.T) {
+	const secret = "sig=abc"
+	link := Link{URL: "https://a/b?" + secret}
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "url", link.URL, "link", link)
+	printed := fmt.Sprintf("%v %+v %#v %s %q", link, link, link, link.URL, link.URL) + log.String()
+	if strings.Contains(printed, secret) {
+		t.Errorf("the credential shows: %s", printed)
+	}
+	if b, err := json.Marshal(link); err != nil || !strings.Contains(string(b), secret) {
+		t.Errorf("JSON must carry the whole URL: %s, %v", b, err)
+	}
+}
+
+func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
+	for _, base := range []string{"", "127.0.0.1:8081", "https://127.0.0.1", "http://127.0.0.1/x", "http://", "http://a?b", ":"} {
+		if _, err := NewClient(base, nil); err == nil {
+			t.Errorf("NewClient(%q) took it", base)
+		}
+	}
+}
+
+func TestTheUserNameStaysOutOfErrors(t *testing.T) {
+	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"))
+	if err == nil || strings.Contains(err.Error(), url.QueryEscape("Davyd")) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,115 @@
+package signerapi
+
+import (
+	"errors"
+	"net/http"
+	"time"
+)
+
+// Error is a refusal that crosses the wire. Its code and detail do; the error
+// that it wraps does not, so that nothing about the identity or the storage
+// account reaches the frontend.
+type Error struct {
+	// Code is stable and what callers branch on.
+	Code string
+	// Detail is one sentence that may be shown to a stranger.
+	Detail string
+	// RetryAfter is how long to wait before trying again, in whole seconds; 0
+	// when unknown.
+	RetryAfter time.Duration
+
+	cause error
+}
+
+// The errors of the contract, compared with [errors.Is], which looks at the code
+// alone. With and Wrap make others of the same code.
+var (
+	ErrInvalidUser          = &Error{Code: "invalid_user", Detail: "the user name is not valid"}
+	ErrInvalidArgument      = &Error{Code: "invalid_argument", Detail: "an argument is not valid"}
+	ErrNotFound             = &Error{Code: "not_found", Detail: "Cat not found"}
+	ErrEmpty                = &Error{Code: "empty", Detail: "the picture is empty"}
+	ErrIncomplete           = &Error{Code: "incomplete", Detail: "the picture broke off before its end; nothing was stored"}
+	ErrStalled              = &Error{Code: "stalled", Detail: "the picture stopped coming; nothing was stored"}
+	ErrTooLarge             = &Error{Code: "too_large", Detail: "the picture is too large"}
+	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
+	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
+	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
+	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too many uploads at once; try again later", RetryAfter: 2 * time.Second}
+	ErrStorageUnavailable   = &Error{Code: "storage_unavailable", Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second}
+	ErrIdentityUnavailable  = &Error{Code: "identity_unavailable", Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"}
+	ErrInternal             = &Error{Code: "internal", Detail: "something went wrong here"}
+
+	// ErrSignerUnavailable is the client's own: the signer could not be reached,
+	// or went away before it had answered. It never crosses the wire.
+	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
+)
+
+// wire is the one table of what crosses the wire: the errors a client accepts and
+// the status that goes with each. A client goes by the code, never by the status.
+var wire = []struct {
+	err    *Error
+	status int
+}{
+	{ErrIncomplete, http.StatusBadRequest},
+	{ErrNotFound, http.StatusNotFound},
+	{ErrStalled, http.StatusRequestTimeout},
+	{ErrConflict, http.StatusConflict},
+	{ErrTooLarge, http.StatusRequestEntityTooLarge},
+	{ErrUnsupportedMediaType, http.StatusUnsupportedMediaType},
+	{ErrInvalidUser, http.StatusUnprocessableEntity},
+	{ErrInvalidArgument, http.StatusUnprocessableEntity},
+	{ErrEmpty, http.StatusUnprocessableEntity},
+	{ErrInternal, http.StatusInternalServerError},
+	{ErrIdentityUnavailable, http.StatusBadGateway},
+	{ErrThrottled, http.StatusServiceUnavailable},
+	{ErrOverloaded, http.StatusServiceUnavailable},
+	{ErrStorageUnavailable, http.StatusServiceUnavailable},
+}
+
+// Error returns the code, the detail and, for the log, the cause.
+func (e *Error) Error() string {
+	s := e.Code + ": " + e.Detail
+	if e.cause != nil {
+		s += ": " + e.cause.Error()
+	}
+	return s
+}
+
+// Unwrap returns the cause, which stays inside the process.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Is reports whether target is an *Error of the same code.
+func (e *Error) Is(target error) bool {
+	t, ok := target.(*Error)
+	return ok && t.Code == e.Code
+}
+
+// With returns an error of the same code with another detail.
+func (e *Error) With(detail string) *Error {
+	c := *e
+	c.Detail = detail
+	return &c
+}
+
+// Wrap returns an error of the same code and detail that has cause behind it.
+func (e *Error) Wrap(cause error) *Error {
+	c := *e
+	c.cause = cause
+	return &c
+}
+
+// After returns an error of the same code that asks to wait for d.
+func (e *Error) After(d time.Duration) *Error {
+	c := *e
+	c.RetryAfter = d
+	return &c
+}
+
+// AsError returns the *Error that err is or wraps, and ErrInternal around err
+// when there is none: an error without a case of its own tells a stranger nothing.
+func AsError(err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	return ErrInternal.Wrap(err)
+}

@@ -1,0 +1,104 @@
+// Package signerapi is the contract between the two containers of a pod: the
+// public frontend, which holds no credential, and the signer, which holds the
+// workload identity. The frontend uses [Client], the signer serves [NewHandler];
+// both are [Signer], so each can stand in for the other in a test.
+//
+// The contract is narrow on purpose. It can put, link and delete the one picture
+// that belongs to one user name. It cannot list, name a container or a blob,
+// choose a permission, a content type, or a lifetime beyond the signer's own
+// limit. What a fully compromised frontend can do is what stands in this package.
+//
+// On the wire it is HTTP/1.1 on the loopback interface:
+//
+//	PUT    /v1/picture?user=U[&size=N]                    body: the picture → 200 Info
+//	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]   → 200 Link
+//	DELETE /v1/picture?user=U                             → 204
+//	GET    /v1/ready                                      → 204
+//
+// Every refusal is a JSON object {"code": …, "detail": …}; see errors.go.
+// The user name travels in the query, never in the path, so that no path
+// cleaning on either side can turn one name into another.
+package signerapi
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+)
+
+// Signer stores, links and deletes the one picture of a user. Implementations
+// are safe for concurrent use. Every error they return that a caller may branch
+// on is, or wraps, one of the *Error values of this package.
+type Signer interface {
+	// Put stores body as the picture of user, in place of what was there. It
+	// returns only once storage has acknowledged the whole of it; on any error
+	// the picture that was there is still there, except that after
+	// ErrStorageUnavailable the new one may have been stored as well.
+	//
+	// size is the length of body in bytes, or -1 when it is not known; a body of
+	// another length is ErrIncomplete or ErrTooLarge. The end
+	// of the picture is io.EOF, exactly; any other error from body, io.EOF
+	// wrapped in another error included, is a broken picture and stores nothing.
+	// Put does not close body. body is not read after Put has returned, except
+	// that an HTTP client may still be inside one Read.
+	Put(ctx context.Context, user User, body io.Reader, size int64) (Info, error)
+
+	// Link returns a signed URL that reads the picture of user, and nothing
+	// else, until it expires. ErrNotFound means that storage said that there is
+	// no such picture, and nothing less.
+	Link(ctx context.Context, user User, opts LinkOptions) (Link, error)
+
+	// Delete removes the picture of user, or returns ErrNotFound.
+	Delete(ctx context.Context, user User) error
+
+	// Ready returns nil when links can be signed now. It makes no call to Azure.
+	Ready(ctx context.Context) error
+}
+
+// Info is what storage knows of a picture.
+type Info struct {
+	ETag        string `json:"etag"`         // as storage gives it, quotes included
+	ContentType string `json:"content_type"` // decided by the signer from the first bytes
+	Size        int64  `json:"size"`         // in bytes
+}
+
+// LinkOptions are the wishes of the caller for one link; the zero value asks for
+// the signer's defaults.
+type LinkOptions struct {
+	// TTL is the longest the link may live, in whole seconds; 0 for the signer's
+	// default. Outside the signer's limits it is ErrInvalidArgument.
+	TTL time.Duration
+	// Download is the file name under which a browser saves the picture; "" shows
+	// it in place. At most [MaxDownloadName] bytes of UTF-8, without control
+	// characters, "/" or "\"; anything else is ErrInvalidArgument.
+	Download string
+}
+
+// MaxDownloadName is the longest file name of a download, in bytes.
+const MaxDownloadName = 255
+
+// Link is a signed URL and what it leads to.
+type Link struct {
+	Info
+	URL       SignedURL `json:"url"`
+	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
+}
+
+// LogValue keeps a link out of the log but for when it ends.
+func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
+
+// SignedURL is a URL that carries a credential in its query string. It prints
+// and logs as a placeholder; string(u) is the URL itself, JSON carries it whole.
+type SignedURL string
+
+const redacted = "[signed URL]"
+
+// String hides the credential from fmt.
+func (SignedURL) String() string { return redacted }
+
+// GoString hides the credential from %#v.
+func (SignedURL) GoString() string { return redacted }
+
+// LogValue hides the credential from slog.
+func (SignedURL) LogValue() slog.Value { return slog.StringValue(redacted) }
