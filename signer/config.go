@@ -1,0 +1,137 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/identity"
+)
+
+const (
+	name  = "signer"
+	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface."
+)
+
+type config struct {
+	AccountURL string `env:"AZURE_STORAGE_ACCOUNT_URL,required" help:"the storage account, such as https://ACCOUNT.blob.core.windows.net"`
+	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; it must exist"`
+	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
+
+	Credential               string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
+	ClientID                 string `env:"AZURE_CLIENT_ID" help:"client id of the identity; the workload-identity webhook sets it"`
+	TenantID                 string `env:"AZURE_TENANT_ID" help:"tenant of the identity; the webhook sets it"`
+	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" help:"file of the federated token; the webhook sets it"`
+	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" help:"the Entra ID endpoint, https; the webhook sets it"`
+	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
+
+	LinkTTL    time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
+	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
+	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
+
+	APIAddress    string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
+	OpsAddress    string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
+	UploadBuffers int           `env:"UPLOAD_BUFFERS" envDefault:"8" help:"uploads handled at once, each with a buffer of 4 MiB; more wait their turn"`
+	UploadWait    time.Duration `env:"UPLOAD_WAIT" envDefault:"10s" help:"how long an upload waits for its turn before it is refused"`
+
+	picture.Limits
+	service.Settings
+}
+
+var (
+	containerForm = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)
+	accountForm   = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
+)
+
+// parse reads the settings and returns all their faults, joined.
+func parse(environ []string) (config, error) {
+	var c config
+	if err := service.Parse(&c, environ); err != nil {
+		return c, err
+	}
+	c.AccountURL = strings.TrimSuffix(c.AccountURL, "/")
+	c.LinkBase = strings.TrimSuffix(c.LinkBase, "/")
+	return c, errors.Join(c.Limits.Validate(), c.Settings.Validate(),
+		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults())
+}
+
+func (c config) storageFaults() error {
+	var faults []error
+	u, err := url.Parse(c.AccountURL)
+	switch {
+	case err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil:
+		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path", c.AccountURL))
+	case net.ParseIP(u.Hostname()) != nil || !accountForm.MatchString(strings.Split(u.Hostname(), ".")[0]):
+		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", c.AccountURL))
+	}
+	if !containerForm.MatchString(c.Container) {
+		faults = append(faults, fmt.Errorf("STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Container))
+	}
+	if _, err := signerapi.ParseUser(c.BlobName); err != nil { // the same rules make a safe path segment
+		faults = append(faults, fmt.Errorf("BLOB_NAME is %q: want one path segment", c.BlobName))
+	}
+	return errors.Join(faults...)
+}
+
+func (c config) identityFaults() error {
+	switch c.Credential {
+	case identity.Default:
+		return nil
+	case identity.WorkloadIdentity:
+	default:
+		return fmt.Errorf("CREDENTIAL is %q: want %s or %s", c.Credential, identity.WorkloadIdentity, identity.Default)
+	}
+	var missing []string
+	for _, v := range []struct{ name, value string }{
+		{"AZURE_CLIENT_ID", c.ClientID}, {"AZURE_TENANT_ID", c.TenantID}, {"AZURE_FEDERATED_TOKEN_FILE", c.TokenFile},
+	} {
+		if v.value == "" {
+			missing = append(missing, v.name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s not set: the workload-identity webhook sets them in pods labelled azure.workload.identity/use=true whose ServiceAccount has the annotation azure.workload.identity/client-id; with az login on a laptop, set CREDENTIAL=default",
+			strings.Join(missing, ", "))
+	}
+	if c.AuthorityHost != "" && !strings.HasPrefix(c.AuthorityHost, "https://") {
+		return fmt.Errorf("AZURE_AUTHORITY_HOST is %q: want https://", c.AuthorityHost)
+	}
+	return nil
+}
+
+func (c config) linkFaults() error {
+	var faults []error
+	if c.LinkTTL < blobstore.MinLinkTTL || c.LinkTTL > c.LinkMaxTTL || c.LinkMaxTTL > blobstore.MaxLinkTTL {
+		faults = append(faults, fmt.Errorf("LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v",
+			c.LinkTTL, c.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL))
+	}
+	if c.LinkBase != "" {
+		u, err := url.Parse(c.LinkBase)
+		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			faults = append(faults, fmt.Errorf("LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", c.LinkBase))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func (c config) apiFaults() error {
+	var faults []error
+	host, _, err := net.SplitHostPort(c.APIAddress)
+	ip, ipErr := netip.ParseAddr(host)
+	if err != nil || (host != "localhost" && (ipErr != nil || !ip.IsLoopback())) {
+		faults = append(faults, fmt.Errorf("API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress))
+	}
+	if c.UploadBuffers < 1 || c.UploadWait <= 0 {
+		faults = append(faults, errors.New("UPLOAD_BUFFERS must be at least 1, UPLOAD_WAIT above zero"))
+	}
+	return errors.Join(faults...)
+}

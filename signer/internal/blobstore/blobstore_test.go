@@ -1,0 +1,579 @@
+package blobstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// cred always has a token, and counts the calls of Renew.
+type cred struct {
+	mu      sync.Mutex
+	renewed int
+	err     error
+}
+
+func (c *cred) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, c.err
+}
+
+func (c *cred) Renew() { c.mu.Lock(); defer c.mu.Unlock(); c.renewed++ }
+
+// storage is a server that speaks just enough of the protocol: it keeps what is
+// put, and answers as fault says when that is set.
+type storage struct {
+	mu     sync.Mutex
+	calls  []string // "METHOD comp path"
+	blobs  map[string]string
+	types  map[string]string
+	blocks map[string]string
+	fault  func(http.ResponseWriter, *http.Request) bool // true when it has answered
+}
+
+func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	q := r.URL.Query()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, strings.TrimSpace(r.Method+" "+q.Get("comp")))
+	if err != nil {
+		return
+	}
+	if s.fault != nil && s.fault(w, r) {
+		return
+	}
+	w.Header().Set("ETag", `"0x1"`)
+	switch {
+	case q.Get("comp") == "userdelegationkey":
+		var start, end string
+		for _, f := range []struct {
+			tag string
+			to  *string
+		}{{"Start", &start}, {"Expiry", &end}} {
+			_, after, _ := strings.Cut(string(body), "<"+f.tag+">")
+			*f.to, _, _ = strings.Cut(after, "</")
+		}
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprintf(w, `<?xml version="1.0"?><UserDelegationKey><SignedOid>o</SignedOid><SignedTid>t</SignedTid><SignedStart>%s</SignedStart><SignedExpiry>%s</SignedExpiry><SignedService>b</SignedService><SignedVersion>2024-11-04</SignedVersion><Value>a2V5</Value></UserDelegationKey>`, start, end)
+	case q.Get("comp") == "block":
+		s.blocks[q.Get("blockid")] = string(body)
+		w.WriteHeader(http.StatusCreated)
+	case q.Get("comp") == "blocklist":
+		var whole strings.Builder
+		for _, item := range strings.Split(string(body), "<Latest>")[1:] {
+			id, _, _ := strings.Cut(item, "</")
+			whole.WriteString(s.blocks[id])
+		}
+		s.blobs[r.URL.Path], s.types[r.URL.Path] = whole.String(), r.Header.Get("X-Ms-Blob-Content-Type")
+		w.WriteHeader(http.StatusCreated)
+	case r.Method == http.MethodPut:
+		s.blobs[r.URL.Path], s.types[r.URL.Path] = string(body), r.Header.Get("X-Ms-Blob-Content-Type")
+		w.WriteHeader(http.StatusCreated)
+	default:
+		content, ok := s.blobs[r.URL.Path]
+		switch {
+		case q.Get("restype") == "container":
+		case !ok:
+			refuse(w, 404, "BlobNotFound")
+		case r.Method == http.MethodHead:
+			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+			w.Header().Set("Content-Type", s.types[r.URL.Path])
+		case r.Method == http.MethodDelete:
+			delete(s.blobs, r.URL.Path)
+			w.WriteHeader(http.StatusAccepted)
+		}
+	}
+}
+
+func (s *storage) called() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls := s.calls
+	s.calls = nil
+	return calls
+}
+
+func refuse(w http.ResponseWriter, status int, code string) {
+	w.Header().Set("X-Ms-Error-Code", code)
+	w.WriteHeader(status)
+}
+
+// newStore returns a store over a new storage. It has no key before Run.
+func newStore(t *testing.T, change func(*Options)) (*Store, *storage, *cred) {
+	t.Helper()
+	back := &storage{blobs: map[string]string{}, types: map[string]string{}, blocks: map[string]string{}}
+	srv := httptest.NewTLSServer(back)
+	t.Cleanup(srv.Close)
+	client := NewTransport()
+	tls := client.Transport.(*http.Transport).TLSClientConfig
+	tls.RootCAs, tls.ServerName = srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, "example.com"
+	t.Cleanup(client.CloseIdleConnections)
+	var limits picture.Limits
+	if err := service.Parse(&limits, nil); err != nil {
+		t.Fatal(err)
+	}
+	c := &cred{}
+	opts := Options{
+		AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
+		Container:  "cats", BlobName: "cat", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+		Limits: limits, Buffers: 2, BufferWait: 50 * time.Millisecond, Credential: c, Transport: client,
+	}
+	if change != nil {
+		change(&opts)
+	}
+	s, err := New(opts, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, back, c
+}
+
+// withKey is newStore with a key at hand.
+func withKey(t *testing.T, change func(*Options)) (*Store, *storage, *cred) {
+	t.Helper()
+	s, back, c := newStore(t, change)
+	k, err := s.key.fetch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.key.key.Store(k)
+	back.called()
+	return s, back, c
+}
+
+func user(t testing.TB, name string) signerapi.User {
+	t.Helper()
+	u, err := signerapi.ParseUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// pngOf returns n bytes that begin as a PNG does.
+func pngOf(n int) string {
+	return ("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + strings.Repeat("0123456789abcdef!", n/17+2))[:n]
+}
+
+func TestAPictureUpTo4MiBIsOneRoundTripAndALargerOneIsWhole(t *testing.T) {
+	const mib = 1 << 20
+	for size, want := range map[int][]string{
+		100:         {"PUT"},
+		4*mib - 1:   {"PUT"},
+		4 * mib:     {"PUT"},
+		4*mib + 1:   {"PUT block", "PUT blocklist"},
+		4*mib + 2:   {"PUT block", "PUT block", "PUT blocklist"},
+		8*mib + 2:   {"PUT block", "PUT block", "PUT blocklist"},
+		8*mib + 3:   {"PUT block", "PUT block", "PUT block", "PUT blocklist"},
+		9*mib + 777: {"PUT block", "PUT block", "PUT block", "PUT blocklist"},
+	} {
+		s, back, _ := newStore(t, nil)
+		content := pngOf(size)
+		info, err := s.Put(t.Context(), user(t, "Мурчик"), iotest.HalfReader(strings.NewReader(content)), -1)
+		if err != nil {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+		if diff := cmp.Diff(signerapi.Info{ETag: `"0x1"`, ContentType: "image/png", Size: int64(size)}, info); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff(want, back.called()); diff != "" {
+			t.Errorf("%d bytes: %s", size, diff)
+		}
+		if got := back.blobs["/cats/Мурчик/cat"]; got != content {
+			t.Errorf("%d bytes: %d arrived, or others", size, len(got))
+		}
+		if got := back.types["/cats/Мурчик/cat"]; got != "image/png" {
+			t.Errorf("%d bytes: stored as %q", size, got)
+		}
+		if used := s.buffers.inUse.Load(); used != 0 {
+			t.Errorf("%d bytes of buffers were not given back", used)
+		}
+	}
+}
+
+func TestABrokenBodyIsNotStored(t *testing.T) {
+	for _, cause := range []error{signerapi.ErrIncomplete, io.ErrUnexpectedEOF, fmt.Errorf("reading: %w", io.EOF)} {
+		for _, at := range []int{0, 10, 1 << 20, bufferBytes - 1, bufferBytes, bufferBytes + 1, 9 << 20} {
+			s, back, _ := newStore(t, nil)
+			body := io.MultiReader(strings.NewReader(pngOf(10 << 20)[:at]), iotest.ErrReader(cause))
+			if _, err := s.Put(t.Context(), user(t, "x"), body, -1); err != cause { //nolint:errorlint // as it came
+				t.Errorf("cut at %d by %v: %v", at, cause, err)
+			}
+			if len(back.blobs) > 0 {
+				t.Errorf("cut at %d by %v: stored all the same", at, cause)
+			}
+		}
+	}
+}
+
+func TestTheSignerChecksSizeAndTypeAgain(t *testing.T) {
+	s, back, _ := newStore(t, func(o *Options) { o.Limits.MaxSize = 1000 })
+	for _, c := range []struct {
+		content string
+		size    int64
+		want    error
+	}{
+		{pngOf(1001), -1, signerapi.ErrTooLarge},
+		{pngOf(10), 1001, signerapi.ErrTooLarge},
+		{pngOf(500), 501, signerapi.ErrIncomplete},
+		{"hello", -1, signerapi.ErrUnsupportedMediaType},
+		{"", -1, signerapi.ErrEmpty},
+	} {
+		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(c.content), c.size); !errors.Is(err, c.want) {
+			t.Errorf("%d bytes announced as %d: %v; want %v", len(c.content), c.size, err, c.want)
+		}
+	}
+	if calls := back.called(); len(calls) > 0 {
+		t.Errorf("storage was called: %v", calls)
+	}
+}
+
+func TestMoreUploadsThanBuffersAreOverload(t *testing.T) {
+	s, _, _ := newStore(t, nil)
+	release := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			body := io.MultiReader(strings.NewReader(pngOf(100)), waiting{release})
+			if _, err := s.Put(t.Context(), user(t, "slow"), body, -1); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for s.buffers.inUse.Load() < 2*bufferBytes {
+		time.Sleep(time.Millisecond)
+	}
+	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), -1)
+	if !errors.Is(err, signerapi.ErrOverloaded) || signerapi.AsError(err).RetryAfter == 0 {
+		t.Errorf("got %v; want ErrOverloaded with a time to wait", err)
+	}
+	close(release)
+	wg.Wait()
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), -1); err != nil {
+		t.Errorf("after they were done: %v", err)
+	}
+}
+
+type waiting struct{ until chan struct{} }
+
+func (w waiting) Read([]byte) (int, error) { <-w.until; return 0, io.EOF }
+
+func TestALentBufferIsNotReadOnceItIsBack(t *testing.T) {
+	l := lend([]byte("secret of the next upload"))
+	if b := make([]byte, 6); true {
+		if n, err := l.Read(b); n != 6 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if _, err := l.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	l.takeBack()
+	if n, err := l.Read(make([]byte, 6)); n != 0 || err == nil || err == io.EOF { //nolint:errorlint // EOF would end the body cleanly
+		t.Errorf("read %d, %v after takeBack", n, err)
+	}
+	if _, err := l.Seek(0, io.SeekStart); err == nil {
+		t.Error("sought after takeBack")
+	}
+}
+
+func TestErrorsOfStorageMeanOneThingEach(t *testing.T) {
+	for _, c := range []struct {
+		status     int
+		code       string
+		want       *signerapi.Error
+		retryAfter time.Duration
+	}{
+		{404, "BlobNotFound", signerapi.ErrNotFound, 0},
+		{404, "ContainerNotFound", signerapi.ErrInternal, 0},
+		{404, "", signerapi.ErrInternal, 0}, // not storage's word that there is no cat
+		{403, "AuthorizationPermissionMismatch", signerapi.ErrIdentityUnavailable, 0},
+		{401, "InvalidAuthenticationInfo", signerapi.ErrIdentityUnavailable, 0},
+		{409, "BlobImmutableDueToPolicy", signerapi.ErrConflict, 0},
+		{400, "InvalidBlockList", signerapi.ErrConflict, 0},
+		{400, "InvalidHeaderValue", signerapi.ErrInternal, 0},
+		{503, "ServerBusy", signerapi.ErrThrottled, 17 * time.Second},
+		{429, "", signerapi.ErrThrottled, 17 * time.Second},
+		{500, "InternalError", signerapi.ErrStorageUnavailable, 0},
+		{504, "", signerapi.ErrStorageUnavailable, 0},
+		{302, "", signerapi.ErrInternal, 0},
+	} {
+		s, back, creds := withKey(t, nil)
+		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			if c.retryAfter > 0 {
+				w.Header().Set("Retry-After", "17")
+			}
+			w.Header().Set("Location", "https://elsewhere.localhost:1/")
+			refuse(w, c.status, c.code)
+			return true
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond) // the SDK would wait out Retry-After
+		err := s.Delete(policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1}), user(t, "x"))
+		cancel()
+		e := signerapi.AsError(err)
+		if !errors.Is(err, c.want) || (c.retryAfter > 0 && e.RetryAfter != c.retryAfter) {
+			t.Errorf("%d %s: %v, Retry-After %v; want %v, %v", c.status, c.code, err, e.RetryAfter, c.want, c.retryAfter)
+		}
+		if strings.ContainsAny(err.Error(), "\n") || strings.Contains(err.Error(), "localhost") {
+			t.Errorf("%d %s: the log would show %q", c.status, c.code, err)
+		}
+		if want := c.status == 401; want != (creds.renewed > 0) {
+			t.Errorf("%d: the token was asked for anew %d times", c.status, creds.renewed)
+		}
+	}
+}
+
+func TestAShortThrottlingIsRiddenOut(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	n := 0
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		if n++; n > 2 {
+			return false
+		}
+		refuse(w, 503, "ServerBusy")
+		return true
+	}
+	content := pngOf(100_000)
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), -1); err != nil {
+		t.Fatal(err)
+	}
+	if back.blobs["/cats/x/cat"] != content || len(back.called()) != 3 {
+		t.Error("not stored whole on the third try")
+	}
+	if got := testutil.ToFloat64(s.metrics.requests.WithLabelValues(opPut, "503")); got != 2 {
+		t.Errorf("%v refusals counted", got)
+	}
+}
+
+func TestTheIdentitysErrorComesThroughStorage(t *testing.T) {
+	s, back, creds := newStore(t, nil)
+	creds.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("AADSTS1"))
+	err := s.Delete(t.Context(), user(t, "x"))
+	if !errors.Is(err, signerapi.ErrIdentityUnavailable) || len(back.called()) > 0 {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestStorageThatIsDownIsUnavailable(t *testing.T) {
+	s, _, _ := newStore(t, func(o *Options) { o.AccountURL = "https://acct.blob.localhost:1" })
+	err := s.Delete(policy.WithRetryOptions(t.Context(), policy.RetryOptions{MaxRetries: -1}), user(t, "x"))
+	if !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).RetryAfter == 0 {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
+	s, back, _ := withKey(t, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	back.blobs["/cats/a b/cat"], back.types["/cats/a b/cat"] = "cat", "image/gif"
+	now := time.Date(2030, 1, 2, 3, 4, 59, 0, time.UTC)
+	s.now = func() time.Time { return now }
+	s.key.key.Load().end = now.Add(100 * time.Hour)
+	got, err := s.Link(t.Context(), user(t, "a b"), signerapi.LinkOptions{TTL: 10 * time.Minute, Download: `my "猫".png`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"HEAD"}, back.called()); diff != "" {
+		t.Error(diff)
+	}
+	u, err := url.Parse(string(got.URL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	for name, want := range map[string]string{
+		"sp": "r", "sr": "b", "spr": "https", "st": "2030-01-02T02:59:10Z", "se": "2030-01-02T03:14:10Z",
+		"rscd": `attachment; filename*=utf-8''my%20%22%E7%8C%AB%22.png`, "skoid": "o",
+	} {
+		if q.Get(name) != want {
+			t.Errorf("%s is %q; want %q", name, q.Get(name), want)
+		}
+	}
+	if u.Host != "cdn.example.com" || u.EscapedPath() != "/cats/a%20b/cat" || q.Get("sig") == "" {
+		t.Errorf("the URL is %s", string(got.URL))
+	}
+	if want := time.Date(2030, 1, 2, 3, 14, 10, 0, time.UTC); !got.ExpiresAt.Equal(want) || got.ContentType != "image/gif" || got.Size != 3 {
+		t.Errorf("%+v", got)
+	}
+	if _, err := s.Link(t.Context(), user(t, "nobody"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrNotFound) {
+		t.Errorf("no picture: %v", err)
+	}
+}
+
+func TestLinkLimits(t *testing.T) {
+	s, back, _ := withKey(t, nil)
+	back.blobs["/cats/x/cat"] = "cat"
+	for ttl, ok := range map[time.Duration]bool{
+		0: true, MinLinkTTL: true, 24 * time.Hour: true, MinLinkTTL - time.Second: false, 24*time.Hour + time.Second: false, -time.Hour: false,
+	} {
+		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: ttl}); ok != (err == nil) || (!ok && !errors.Is(err, signerapi.ErrInvalidArgument)) {
+			t.Errorf("ttl %v: %v", ttl, err)
+		}
+	}
+	for _, name := range []string{"a\nb", "a/b", `a\b`, "\xff"} {
+		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{Download: name}); !errors.Is(err, signerapi.ErrInvalidArgument) {
+			t.Errorf("download %q: %v", name, err)
+		}
+	}
+}
+
+func TestALinkNeverOutlivesItsKey(t *testing.T) {
+	s, back, _ := withKey(t, nil)
+	back.blobs["/cats/x/cat"] = "cat"
+	s.key.key.Load().end = time.Now().Add(30 * time.Minute)
+	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+		t.Errorf("an hour from a key with half of it: %v", err)
+	}
+	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: 20 * time.Minute}); err != nil {
+		t.Errorf("twenty minutes from a key with thirty: %v", err)
+	}
+	if err := s.Ready(t.Context()); err == nil {
+		t.Error("ready without a key that covers the default lifetime")
+	}
+}
+
+// FuzzWindow holds what is said of a link's times, for any moment and lifetime.
+func FuzzWindow(f *testing.F) {
+	f.Add(int64(1_900_000_000), int64(3600), int64(200))
+	f.Add(int64(0), int64(5), int64(0))
+	f.Add(int64(1_900_000_059), int64(72*3600), int64(21_000))
+	f.Fuzz(func(t *testing.T, unix, seconds, later int64) {
+		ttl := time.Duration(seconds) * time.Second
+		if unix < 0 || unix > 1<<36 || ttl < MinLinkTTL || ttl > MaxLinkTTL || later < 0 || later > 1<<20 {
+			return
+		}
+		now := time.Unix(unix, 0)
+		start, end := window(now, ttl)
+		if end.After(now.Add(ttl)) || end.Before(now.Add(ttl-ttl/12-time.Second)) {
+			t.Fatalf("ttl %v at %v: ends %v", ttl, now, end)
+		}
+		if start.After(now.Add(-linkSkew)) || start.Nanosecond() != 0 || end.Nanosecond() != 0 {
+			t.Fatalf("ttl %v at %v: starts %v", ttl, now, start)
+		}
+		start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)
+		if end2.Before(end) || start2.Before(start) || (end2.Equal(end) && later > int64(ttl/12/time.Second)+1) {
+			t.Fatalf("ttl %v: %v later it ends %v after %v", ttl, later, end2, end)
+		}
+	})
+}
+
+func TestTheKeyIsRenewedWhileTheLongestLinkFits(t *testing.T) {
+	for _, longest := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, MaxLinkTTL} {
+		now := time.Now()
+		life := keyLifetime(longest)
+		for range 1000 {
+			wait := renewKeyIn(&delegationKey{end: now.Add(life)}, now)
+			if left := life - wait; left < longest || wait < life/3 {
+				t.Fatalf("longest link %v: renewed after %v of %v", longest, wait, life)
+			}
+		}
+		if life > maxKeyLife {
+			t.Errorf("longest link %v: a key of %v", longest, life)
+		}
+	}
+}
+
+func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
+	var log logBuffer
+	s, back, _ := newStore(t, nil)
+	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		refuse(w, 403, "AuthorizationPermissionMismatch")
+		return true
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	authenticated, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- s.Run(ctx, authenticated) }()
+	if err := s.Ready(ctx); err == nil || len(back.called()) > 0 {
+		t.Errorf("before it is authenticated: %v", err)
+	}
+	close(authenticated)
+	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "Storage Blob Delegator") })
+	if err := s.Ready(ctx); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "Storage Blob Delegator") {
+		t.Errorf("refused: %v", err)
+	}
+	back.mu.Lock()
+	back.fault = nil
+	back.mu.Unlock()
+	eventually(t, "a key", func() bool { return s.Ready(ctx) == nil })
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestRunRefusesAContainerThatDoesNotExist(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("restype") != "container" {
+			return false
+		}
+		refuse(w, 404, "ContainerNotFound")
+		return true
+	}
+	authenticated := make(chan struct{})
+	close(authenticated)
+	err := s.Run(t.Context(), authenticated)
+	if err == nil || !strings.Contains(err.Error(), `"cats"`) || !strings.Contains(err.Error(), "STORAGE_CONTAINER") {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+func TestMetricsPassPromlint(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	newMetrics(reg).watch(reg, newBuffers(1, 0))
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("timed out waiting for %s", what)
+		}
+	}
+}
+
+// logBuffer is a log that the test reads while the store writes it.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

@@ -1,0 +1,132 @@
+package blobstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
+	"github.com/cenkalti/backoff/v5"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	keyTimeout    = 15 * time.Second // one try to get a key, the SDK's retries included
+	keyFirstRetry = time.Second
+	keyLastRetry  = 30 * time.Second
+	keySkew       = 15 * time.Minute // how far our clock may be ahead of storage's
+	maxKeyLife    = 7 * 24 * time.Hour
+)
+
+// keyLifetime leaves, from the renewal at half of it on, at least the longest
+// link. Storage gives keys for at most 7 days.
+func keyLifetime(longestLink time.Duration) time.Duration {
+	return min(2*longestLink+time.Hour, maxKeyLife)
+}
+
+// delegationKey is a user delegation key and the times it is good for.
+type delegationKey struct {
+	credential *service.UserDelegationCredential
+	start, end time.Time
+}
+
+// delegation keeps a user delegation key at hand. Requests only read it; run,
+// alone, replaces it, well before its end.
+type delegation struct {
+	account  *service.Client
+	lifetime time.Duration
+	log      *slog.Logger
+	metrics  *metrics
+	now      func() time.Time
+
+	key     atomic.Pointer[delegationKey]
+	lastErr atomic.Pointer[error] // of the last fetch, for whoever asks why there is no key
+}
+
+var errNoContainer = errors.New("the container does not exist")
+
+// covering returns the key, provided that it outlives end. The error is
+// ErrIdentityUnavailable.
+func (d *delegation) covering(end time.Time) (*delegationKey, error) {
+	k := d.key.Load()
+	switch {
+	case k != nil && !end.After(k.end):
+		return k, nil
+	case k != nil && d.now().Before(k.end):
+		return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("the user delegation key ends at %v, before the link, and was not renewed", k.end.UTC()))
+	}
+	if err := d.lastErr.Load(); err != nil {
+		return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key: %w", *err))
+	}
+	return nil, signerapi.ErrIdentityUnavailable.Wrap(errors.New("no user delegation key yet"))
+}
+
+// run fetches a key and renews it until ctx is done, then returns nil. Once, as
+// soon as storage answers, it makes sure of the container and returns the error
+// when that does not exist.
+func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error) error {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = keyFirstRetry, keyLastRetry
+	checked := false
+	for {
+		var wait time.Duration
+		k, err := d.fetch(ctx)
+		if err == nil {
+			d.key.Store(k)
+			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
+			wait = renewKeyIn(k, d.now())
+			d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
+			if !checked {
+				err = checkContainer(ctx)
+				checked = err == nil
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errNoContainer):
+			return err
+		case err != nil:
+			d.lastErr.Store(&err)
+			wait = retry.NextBackOff()
+			d.log.Error("storage does not accept the identity, or does not answer", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
+		default:
+			retry.Reset()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// renewKeyIn is somewhat under half of the key's life, at random, so that
+// replicas do not ask together.
+func renewKeyIn(k *delegationKey, now time.Time) time.Duration {
+	return time.Duration(float64(k.end.Sub(now)) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+}
+
+func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {
+	ctx, cancel := context.WithTimeout(withOp(ctx, opKey), keyTimeout)
+	defer cancel()
+	now := d.now().UTC().Truncate(time.Second)
+	k := &delegationKey{start: now.Add(-keySkew), end: now.Add(d.lifetime)}
+	credential, err := d.account.GetUserDelegationCredential(ctx, service.KeyInfo{
+		Start:  new(k.start.Format(sas.TimeFormat)),
+		Expiry: new(k.end.Format(sas.TimeFormat)),
+	}, nil)
+	if err != nil {
+		d.metrics.keyRefresh.WithLabelValues("error").Inc()
+		return nil, explainKey(fmt.Errorf("getting a user delegation key: %w", err))
+	}
+	d.metrics.keyRefresh.WithLabelValues("ok").Inc()
+	k.credential = credential
+	return k, nil
+}

@@ -1,0 +1,74 @@
+package blobstore
+
+import (
+	"fmt"
+	"mime"
+	"net/url"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	// MinLinkTTL is the shortest life a link can be given.
+	MinLinkTTL = 5 * time.Second
+	// MaxLinkTTL is the longest that LINK_MAX_TTL can be: less than half of the
+	// 7 days that a user delegation key can live.
+	MaxLinkTTL = 72 * time.Hour
+	// linkSkew is how far our clock may be ahead of storage's.
+	linkSkew = 5 * time.Minute
+)
+
+// window returns the times of a link with lifetime ttl that is signed at now.
+// They stand still for a twelfth of ttl, so that the same picture has the same
+// URL and caches can do their work; what is left of the link is then between
+// eleven twelfths of ttl and all of it, never more.
+func window(now time.Time, ttl time.Duration) (start, end time.Time) {
+	step := max((ttl / 12).Truncate(time.Second), time.Second)
+	base := now.UTC().Truncate(step)
+	return base.Add(-linkSkew), base.Add(ttl).Truncate(time.Second)
+}
+
+// sign makes the link: read only, one blob, HTTPS only, never beyond the key.
+func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration, download string) (signerapi.Link, error) {
+	start, end := window(s.now(), ttl)
+	key, err := s.key.covering(end)
+	if err != nil {
+		return signerapi.Link{}, err
+	}
+	if start.Before(key.start) {
+		start = key.start
+	}
+	values := sas.BlobSignatureValues{
+		Protocol:      sas.ProtocolHTTPS,
+		StartTime:     start,
+		ExpiryTime:    end,
+		Permissions:   (&sas.BlobPermissions{Read: true}).String(),
+		ContainerName: s.opts.Container,
+		BlobName:      s.blobName(user),
+	}
+	kind := "view"
+	if download != "" {
+		kind = "download"
+		values.ContentDisposition = attachment(download)
+	}
+	query, err := values.SignWithUserDelegation(key.credential)
+	if err != nil {
+		return signerapi.Link{}, fmt.Errorf("signing: %w", err)
+	}
+	s.metrics.signed.WithLabelValues(kind).Inc()
+	return signerapi.Link{
+		Info: info,
+		URL: signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
+			url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query.Encode()),
+		ExpiresAt: end,
+	}, nil
+}
+
+// attachment is the Content-Disposition, as RFC 6266 has it, that saves under
+// name, which CheckDownloadName has passed.
+func attachment(name string) string {
+	return mime.FormatMediaType("attachment", map[string]string{"filename": name})
+}

@@ -1,0 +1,233 @@
+// Package identity keeps a token of the workload's identity at hand: it is
+// fetched and renewed in the background, so that no request ever waits for the
+// token exchange, and a failing one is told with what to fix.
+package identity
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/signerapi"
+)
+
+// Kinds of credential.
+const (
+	WorkloadIdentity = "workload-identity"
+	Default          = "default"
+)
+
+// scope is what Blob Storage takes tokens for.
+const scope = "https://storage.azure.com/.default"
+
+const (
+	fetchTimeout = 30 * time.Second // one token exchange, its retries included
+	firstRetry   = time.Second
+	lastRetry    = 30 * time.Second // a new federated credential takes minutes to be known everywhere
+)
+
+// Options say whose token to get, and how.
+type Options struct {
+	Kind                     string // WorkloadIdentity or Default
+	ClientID, TenantID       string
+	TokenFile                string // read anew for each exchange: the kubelet rotates it
+	AuthorityHost            string // "" for the public cloud's
+	DisableInstanceDiscovery bool
+	Transport                policy.Transporter
+}
+
+// Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
+// the token that [Tokens.Run] keeps fresh, or an error when there is none.
+type Tokens struct {
+	fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error)
+	log   *slog.Logger
+	first chan struct{} // closed once there has been a token
+	renew chan struct{}
+
+	acquired *prometheus.CounterVec
+	worked   prometheus.Gauge
+
+	mu    sync.Mutex
+	token azcore.AccessToken
+	err   error // of the last fetch
+}
+
+// New returns Tokens that fetch as opts say. Nothing is fetched before Run.
+func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
+	return newTokens(func(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+		// A new credential each time: the SDK's own would go on using an assertion
+		// that it has read up to ten minutes ago.
+		cred, err := opts.credential()
+		if err != nil {
+			return azcore.AccessToken{}, err
+		}
+		return cred.GetToken(ctx, o)
+	}, log, reg)
+}
+
+func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error), log *slog.Logger, reg prometheus.Registerer) *Tokens {
+	t := &Tokens{
+		fetch: fetch,
+		log:   log,
+		first: make(chan struct{}),
+		renew: make(chan struct{}, 1),
+		acquired: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cats_signer_token_acquire_total", Help: "Token exchanges by outcome.",
+		}, []string{"outcome"}),
+		worked: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
+		}),
+		err: signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no token has been asked for yet")),
+	}
+	reg.MustRegister(t.acquired, t.worked)
+	t.acquired.WithLabelValues("ok")
+	t.acquired.WithLabelValues("error")
+	return t
+}
+
+func (o Options) credential() (azcore.TokenCredential, error) {
+	client := azcore.ClientOptions{
+		Transport: o.Transport,
+		Retry:     policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
+	}
+	if o.AuthorityHost != "" {
+		client.Cloud = cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}
+	}
+	if o.Kind == Default {
+		return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
+			ClientOptions:            client,
+			TenantID:                 o.TenantID,
+			DisableInstanceDiscovery: o.DisableInstanceDiscovery,
+		})
+	}
+	// The SDK hides why it could not read the file behind a long message.
+	f, err := os.Open(o.TokenFile)
+	if err != nil {
+		return nil, err
+	}
+	_ = f.Close()
+	return azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
+		ClientOptions:            client,
+		ClientID:                 o.ClientID,
+		TenantID:                 o.TenantID,
+		TokenFilePath:            o.TokenFile,
+		DisableInstanceDiscovery: o.DisableInstanceDiscovery,
+		EnableAzureProxy:         true, // AKS identity bindings
+	})
+}
+
+// GetToken returns the token at hand. The error is ErrIdentityUnavailable.
+func (t *Tokens) GetToken(ctx context.Context, opts policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	if opts.Claims != "" { // storage challenged the token at hand: only another will do
+		return t.exchange(ctx, opts)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Now().Before(t.token.ExpiresOn) {
+		return t.token, nil
+	}
+	return azcore.AccessToken{}, t.err
+}
+
+// Ready returns nil when there is a valid token, and why not otherwise.
+func (t *Tokens) Ready() error {
+	_, err := t.GetToken(context.Background(), policy.TokenRequestOptions{})
+	return err
+}
+
+// First is closed once there has been a token.
+func (t *Tokens) First() <-chan struct{} { return t.first }
+
+// Renew has the token fetched anew soon, because storage refused it.
+func (t *Tokens) Renew() {
+	select {
+	case t.renew <- struct{}{}:
+	default:
+	}
+}
+
+// Run fetches a token and keeps it fresh until ctx is done; then it returns nil.
+// It renews well before the end and, where that fails, tries again, ever more
+// slowly, while the token at hand goes on being used.
+func (t *Tokens) Run(ctx context.Context) error {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
+	for {
+		token, err := t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{scope}, EnableCAE: true})
+		if ctx.Err() != nil {
+			return nil
+		}
+		var wait time.Duration
+		if err == nil {
+			retry.Reset()
+			wait = renewIn(token, time.Now())
+			t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
+		} else {
+			wait = retry.NextBackOff()
+			t.log.Error("no token", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
+		}
+		if !t.sleep(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// sleep waits for d, or less when Renew is called, but never under firstRetry.
+// It returns false when ctx is done.
+func (t *Tokens) sleep(ctx context.Context, d time.Duration) bool {
+	least := time.After(min(firstRetry, d))
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+	case <-t.renew:
+		select {
+		case <-ctx.Done():
+			return false
+		case <-least:
+		}
+	}
+	return true
+}
+
+// renewIn is half of what is left of the token, with jitter so that replicas do
+// not ask together, and at least a moment.
+func renewIn(token azcore.AccessToken, now time.Time) time.Duration {
+	left := token.ExpiresOn.Sub(now)
+	return max(time.Duration(float64(left)*(0.45+0.1*rand.Float64())), firstRetry) //nolint:gosec // jitter needs no secrecy
+}
+
+func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
+	token, err := t.fetch(ctx, opts)
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.acquired.WithLabelValues("error").Inc()
+		t.err = signerapi.ErrIdentityUnavailable.Wrap(Explain(err))
+		return azcore.AccessToken{}, t.err
+	}
+	t.acquired.WithLabelValues("ok").Inc()
+	t.worked.SetToCurrentTime()
+	t.token = token
+	t.err = signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("the token has expired and was not renewed"))
+	select {
+	case <-t.first:
+	default:
+		close(t.first)
+	}
+	return token, nil
+}

@@ -1,0 +1,197 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/signerapi"
+)
+
+// entra gives tokens that live for life, or fails with err when that is set.
+type entra struct {
+	life time.Duration
+
+	mu    sync.Mutex
+	err   error
+	asked int
+}
+
+func (e *entra) failWith(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.err = err
+}
+
+func (e *entra) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked
+}
+
+func (e *entra) fetch(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	if e.err != nil {
+		return azcore.AccessToken{}, e.err
+	}
+	return azcore.AccessToken{Token: time.Now().String(), ExpiresOn: time.Now().Add(e.life)}, nil
+}
+
+// inBubble runs Tokens over e on a fake clock while body runs.
+func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buffer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		tokens := newTokens(e.fetch, slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- tokens.Run(ctx) }()
+		synctest.Wait()
+		body(t, tokens, &log)
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run returned %v", err)
+		}
+	})
+}
+
+func TestATokenIsAlwaysAtHandAndFarFromItsEnd(t *testing.T) {
+	for _, life := range []time.Duration{10 * time.Second, time.Hour, 24 * time.Hour} {
+		e := &entra{life: life}
+		inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+			for range 200 {
+				time.Sleep(life / 20)
+				token, err := tokens.GetToken(t.Context(), policy.TokenRequestOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if left := time.Until(token.ExpiresOn); left < life*4/10 {
+					t.Fatalf("only %v of %v left", left, life)
+				}
+			}
+		})
+		if n := e.count(); n < 15 || n > 25 {
+			t.Errorf("%d exchanges in ten lifetimes of %v", n, life)
+		}
+	}
+}
+
+func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
+	e := &entra{life: time.Hour}
+	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+		e.failWith(errors.New("down"))
+		time.Sleep(59 * time.Minute)
+		if err := tokens.Ready(); err != nil {
+			t.Errorf("before its end: %v", err)
+		}
+		time.Sleep(2 * time.Minute)
+		if err := tokens.Ready(); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
+			t.Errorf("after its end: %v", err)
+		}
+		e.failWith(nil)
+		time.Sleep(lastRetry * 2)
+		if err := tokens.Ready(); err != nil {
+			t.Errorf("after Entra came back: %v", err)
+		}
+	})
+}
+
+func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
+	e := &entra{life: time.Hour, err: errors.New("AADSTS700213: no matching record")}
+	inBubble(t, e, func(t *testing.T, tokens *Tokens, log *bytes.Buffer) {
+		select {
+		case <-tokens.First():
+			t.Error("First is closed without a token")
+		default:
+		}
+		time.Sleep(10 * time.Minute)
+		if n := e.count(); n < 10 || n > 60 {
+			t.Errorf("%d tries in ten minutes", n)
+		}
+		if got := testutil.ToFloat64(tokens.acquired.WithLabelValues("error")); got != float64(e.count()) {
+			t.Errorf("%v counted of %d", got, e.count())
+		}
+		synctest.Wait()
+		if s := log.String(); !strings.Contains(s, "AADSTS700213") || !strings.Contains(s, "fix: ") || !strings.Contains(s, `"level":"ERROR"`) {
+			t.Errorf("log: %s", s)
+		}
+		e.failWith(nil)
+		time.Sleep(lastRetry * 2)
+		<-tokens.First()
+	})
+}
+
+func TestRenewFetchesSoonButNotInAStorm(t *testing.T) {
+	e := &entra{life: time.Hour}
+	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+		for range 1000 {
+			tokens.Renew()
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := e.count(); n < 5 || n > 12 {
+			t.Errorf("%d exchanges in ten seconds of Renew", n)
+		}
+	})
+}
+
+func TestAChallengeGetsANewToken(t *testing.T) {
+	e := &entra{life: time.Hour}
+	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+		time.Sleep(time.Second)
+		old, _ := tokens.GetToken(t.Context(), policy.TokenRequestOptions{})
+		fresh, err := tokens.GetToken(t.Context(), policy.TokenRequestOptions{Claims: "{}"})
+		if err != nil || fresh.Token == old.Token {
+			t.Errorf("%v, %v", fresh, err)
+		}
+	})
+}
+
+func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
+	answer := "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
+		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
+	for code := range fixes {
+		got := Explain(errors.New(strings.Replace(answer, "%s", code, 1))).Error()
+		if !strings.HasPrefix(got, "AADSTS"+code+": Something is wrong.") || !strings.Contains(got, "; fix: ") || strings.ContainsAny(got, "\n\"") {
+			t.Errorf("%s: %q", code, got)
+		}
+	}
+	if got := Explain(errors.New("a\nb " + strings.Repeat("x", 1000))).Error(); strings.Contains(got, "\n") || len(got) > 410 {
+		t.Errorf("%q", got)
+	}
+	if got := Explain(&fs.PathError{Op: "open", Path: "/t", Err: fs.ErrNotExist}).Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") {
+		t.Errorf("%q", got)
+	}
+	if Explain(nil) != nil {
+		t.Error("no error became one")
+	}
+}
+
+func TestTheTokenFileIsReadAnewEachTime(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	tokens := New(Options{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file, DisableInstanceDiscovery: true}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if _, err := tokens.fetch(t.Context(), policy.TokenRequestOptions{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a file: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (Options{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file}).credential(); err != nil {
+		t.Errorf("with a file: %v", err)
+	}
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+
+	"golang.org/x/sync/errgroup"
+
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/identity"
+)
+
+// run serves the signer until ctx is done.
+func run(ctx context.Context, environ []string, stderr io.Writer) error {
+	cfg, err := parse(environ)
+	if err != nil {
+		return err
+	}
+	log := service.NewLogger(stderr, cfg.LogLevel, name)
+	reg := service.NewRegistry(name)
+	transport := blobstore.NewTransport()
+
+	tokens := identity.New(identity.Options{
+		Kind:                     cfg.Credential,
+		ClientID:                 cfg.ClientID,
+		TenantID:                 cfg.TenantID,
+		TokenFile:                cfg.TokenFile,
+		AuthorityHost:            cfg.AuthorityHost,
+		DisableInstanceDiscovery: cfg.DisableInstanceDiscovery,
+		Transport:                transport,
+	}, log, reg)
+	store, err := blobstore.New(blobstore.Options{
+		AccountURL: cfg.AccountURL,
+		Container:  cfg.Container,
+		BlobName:   cfg.BlobName,
+		LinkBase:   cfg.LinkBase,
+		LinkTTL:    cfg.LinkTTL,
+		LinkMaxTTL: cfg.LinkMaxTTL,
+		Limits:     cfg.Limits,
+		Buffers:    cfg.UploadBuffers,
+		BufferWait: cfg.UploadWait,
+		Credential: tokens,
+		Transport:  transport,
+	}, log, reg)
+	if err != nil {
+		return err
+	}
+
+	requests := service.NewRequests(name, reg, log, cfg.StallTimeout, func(w http.ResponseWriter, r *http.Request) {
+		signerapi.Fail(w, signerapi.ErrInternal)
+	})
+	mux := http.NewServeMux()
+	for _, route := range signerapi.Routes(store, service.Note) {
+		mux.Handle(route.Path, requests.Route(route.Path, route.Handler))
+	}
+	mux.Handle("/", requests.Route("other", http.NotFoundHandler()))
+
+	return service.Service{
+		Settings:   cfg.Settings,
+		Log:        log,
+		Registry:   reg,
+		Name:       "api",
+		Address:    cfg.APIAddress,
+		Handler:    mux,
+		OpsAddress: cfg.OpsAddress,
+		Ready: func(ctx context.Context) error {
+			// Why there is no key is told by what is wrong with the token.
+			if err := store.Ready(ctx); err != nil {
+				return errors.Join(err, tokens.Ready())
+			}
+			return nil
+		},
+		Background: func(ctx context.Context) error {
+			g, ctx := errgroup.WithContext(ctx)
+			g.Go(func() error { return tokens.Run(ctx) })
+			g.Go(func() error { return store.Run(ctx, tokens.First()) })
+			return g.Wait()
+		},
+	}.Run(ctx)
+}
