@@ -1,0 +1,155 @@
+package web
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"cats.example/shared/signerapi"
+)
+
+// owner is whose picture an answer is about.
+type owner struct {
+	Name string `json:"name"`
+}
+
+// stored is the answer to an upload.
+type stored struct {
+	Owner owner `json:"owner"`
+	signerapi.Info
+}
+
+// cat is the answer to GET /cat/{user}.
+type cat struct {
+	Owner      owner               `json:"owner"`
+	PictureURL signerapi.SignedURL `json:"picture_url"`
+	ExpiresAt  time.Time           `json:"expires_at"`
+	signerapi.Info
+}
+
+func (web) getService(w http.ResponseWriter, _ *http.Request) error {
+	writeJSON(w, http.StatusOK, "application/json", map[string]string{"service-name": "cats-api"})
+	return nil
+}
+
+func (s web) getCat(w http.ResponseWriter, r *http.Request) error {
+	user, link, err := s.link(r)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link.URL, link.ExpiresAt, link.Info})
+	return nil
+}
+
+// getPicture redirects to the picture, so that a page can show it. A browser may
+// keep the redirect for half of what is left of the link.
+func (s web) getPicture(w http.ResponseWriter, r *http.Request) error {
+	_, link, err := s.link(r)
+	if err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Location", string(link.URL))
+	h.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", max(0, int(time.Until(link.ExpiresAt)/time.Second)/2)))
+	h.Set("Referrer-Policy", "no-referrer")
+	w.WriteHeader(http.StatusTemporaryRedirect)
+	return nil
+}
+
+// link asks for a link as the path and the query say. Its limits are the
+// signer's to know.
+func (s web) link(r *http.Request) (signerapi.User, signerapi.Link, error) {
+	user, err := userOf(r)
+	if err != nil {
+		return user, signerapi.Link{}, err
+	}
+	var opts signerapi.LinkOptions
+	query := r.URL.Query()
+	if ttl, ok, err := once(query, "ttl"); err != nil {
+		return user, signerapi.Link{}, err
+	} else if ok {
+		if opts.TTL, err = time.ParseDuration(ttl); err != nil || opts.TTL <= 0 || opts.TTL%time.Second != 0 {
+			return user, signerapi.Link{}, signerapi.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
+		}
+	}
+	if download, ok, err := once(query, "download"); err != nil {
+		return user, signerapi.Link{}, err
+	} else if ok {
+		if download == "" {
+			return user, signerapi.Link{}, signerapi.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
+		}
+		if err := signerapi.CheckDownloadName(download); err != nil {
+			return user, signerapi.Link{}, err
+		}
+		opts.Download = download
+	}
+	link, err := s.signer.Link(r.Context(), user, opts)
+	return user, link, err
+}
+
+// once returns the value of a query argument, and whether it is there.
+func once(query map[string][]string, name string) (string, bool, error) {
+	switch values := query[name]; len(values) {
+	case 0:
+		return "", false, nil
+	case 1:
+		return values[0], true, nil
+	}
+	return "", false, signerapi.ErrInvalidArgument.With(name + ": given more than once")
+}
+
+// putCat stores the body as it is.
+func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
+	user, err := userOf(r)
+	if err != nil {
+		return err
+	}
+	return s.store(w, r, user, bodyReader{r.Body}, r.ContentLength)
+}
+
+// postCat stores the field "file" of a form.
+func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
+	user, err := userOf(r)
+	if err != nil {
+		return err
+	}
+	if r.ContentLength > int64(s.limits.MaxSize)+formOverhead {
+		return s.limits.CheckSize(r.ContentLength)
+	}
+	form, err := openForm(r, int64(s.limits.MaxSize))
+	if err != nil {
+		return err
+	}
+	file, err := form.file()
+	if err != nil {
+		return err
+	}
+	return s.store(w, r, user, file, -1)
+}
+
+// store checks and forwards a picture; size is -1 when it is not known.
+func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, body io.Reader, size int64) error {
+	_, whole, err := s.limits.Open(body, size)
+	if err != nil {
+		return err
+	}
+	info, err := s.signer.Put(r.Context(), user, whole, size)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
+	return nil
+}
+
+func (s web) deleteCat(w http.ResponseWriter, r *http.Request) error {
+	user, err := userOf(r)
+	if err != nil {
+		return err
+	}
+	if err := s.signer.Delete(r.Context(), user); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}

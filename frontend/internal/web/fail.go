@@ -1,0 +1,85 @@
+package web
+
+import (
+	"math"
+	"net/http"
+	"strconv"
+
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// The errors of the public API that the contract does not know.
+var (
+	errNoRoute       = &signerapi.Error{Code: "no_such_path", Detail: "there is nothing at this path"}
+	errMethod        = &signerapi.Error{Code: "method_not_allowed", Detail: "this method is not possible here"}
+	errMissingFile   = &signerapi.Error{Code: "missing_file", Detail: `the picture is missing: send multipart/form-data with the picture in the field "file", or PUT the picture itself`}
+	errFileIsText    = &signerapi.Error{Code: "missing_file", Detail: `the field "file" is text: send it as a file, with a file name`}
+	errTwoFiles      = &signerapi.Error{Code: "two_files", Detail: `the form has more than one field "file"; nothing was stored`}
+	errMalformedForm = &signerapi.Error{Code: "malformed_form", Detail: "the form is broken; nothing was stored"}
+)
+
+// status is the one table from errors to what HTTP says of them.
+var status = map[string]int{
+	signerapi.ErrIncomplete.Code: http.StatusBadRequest,
+	errMalformedForm.Code:        http.StatusBadRequest,
+
+	signerapi.ErrNotFound.Code: http.StatusNotFound,
+	errNoRoute.Code:            http.StatusNotFound,
+
+	errMethod.Code:                         http.StatusMethodNotAllowed,
+	signerapi.ErrStalled.Code:              http.StatusRequestTimeout,
+	signerapi.ErrConflict.Code:             http.StatusConflict,
+	signerapi.ErrTooLarge.Code:             http.StatusRequestEntityTooLarge,
+	signerapi.ErrUnsupportedMediaType.Code: http.StatusUnsupportedMediaType,
+
+	signerapi.ErrInvalidUser.Code:     http.StatusUnprocessableEntity,
+	signerapi.ErrInvalidArgument.Code: http.StatusUnprocessableEntity,
+	signerapi.ErrEmpty.Code:           http.StatusUnprocessableEntity,
+	errMissingFile.Code:               http.StatusUnprocessableEntity,
+	errTwoFiles.Code:                  http.StatusUnprocessableEntity,
+
+	signerapi.ErrInternal.Code:            http.StatusInternalServerError,
+	signerapi.ErrIdentityUnavailable.Code: http.StatusBadGateway,
+
+	signerapi.ErrThrottled.Code:          http.StatusServiceUnavailable,
+	signerapi.ErrOverloaded.Code:         http.StatusServiceUnavailable,
+	signerapi.ErrStorageUnavailable.Code: http.StatusServiceUnavailable,
+	signerapi.ErrSignerUnavailable.Code:  http.StatusServiceUnavailable,
+}
+
+// problem is an RFC 9457 problem document. Detail is always there: it is what
+// clients of the tutorial service read.
+type problem struct {
+	Type      string `json:"type"`
+	Title     string `json:"title"`
+	Status    int    `json:"status"`
+	Detail    string `json:"detail"`
+	Code      string `json:"code"`
+	RequestID string `json:"request_id,omitempty"`
+}
+
+// fail answers with err. What is not in the table is a plain 500: its cause goes
+// to the log and nowhere else.
+func fail(w http.ResponseWriter, r *http.Request, err error) {
+	service.Note(r.Context(), err)
+	e := signerapi.AsError(err)
+	code, ok := status[e.Code]
+	if !ok {
+		e, code = signerapi.ErrInternal, http.StatusInternalServerError
+	}
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	writeJSON(w, code, "application/problem+json", problem{
+		Type:      "about:blank",
+		Title:     http.StatusText(code),
+		Status:    code,
+		Detail:    e.Detail,
+		Code:      e.Code,
+		RequestID: service.RequestID(r.Context()),
+	})
+}
+
+// Internal answers for a handler that panicked.
+func Internal(w http.ResponseWriter, r *http.Request) { fail(w, r, signerapi.ErrInternal) }

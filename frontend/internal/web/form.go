@@ -1,0 +1,175 @@
+package web
+
+import (
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	// formOverhead is what a form may hold besides the picture, in bytes.
+	formOverhead = 1 << 20
+	// partHeader is the most that may come between two parts, headers included.
+	partHeader = 16 << 10
+)
+
+// bodyReader is a request's body whose errors say what they mean.
+type bodyReader struct{ r io.Reader }
+
+func (b bodyReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	return n, signerapi.BodyError(err)
+}
+
+// form is a multipart/form-data body on its way: no part of it is ever held
+// whole, in memory or on disk.
+type form struct {
+	parts *multipart.Reader
+	raw   *meter
+	spare int64 // what fields other than the file may still hold, in bytes
+}
+
+// openForm looks at the request's header only. The errors are errMissingFile for
+// a body that is no form, and errMalformedForm.
+func openForm(r *http.Request, maxFile int64) (*form, error) {
+	mediaType, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if mediaType != "multipart/form-data" {
+		return nil, errMissingFile
+	}
+	boundary := params["boundary"]
+	if err != nil || boundary == "" || len(boundary) > 70 { // RFC 2046 section 5.1.1
+		return nil, errMalformedForm.With("the form's boundary is missing or not valid")
+	}
+	raw := &meter{r: bodyReader{r.Body}, left: maxFile + formOverhead}
+	return &form{parts: multipart.NewReader(raw, boundary), raw: raw, spare: formOverhead}, nil
+}
+
+// file goes to the field "file" and returns its content. That ends in io.EOF
+// only once all of the form has been read and found whole, with no second file,
+// so that what comes after the file can still refuse it.
+func (f *form) file() (io.Reader, error) {
+	for {
+		part, err := f.next()
+		switch {
+		case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+			return nil, errMissingFile
+		case err != nil:
+			return nil, err
+		case part.FormName() != "file":
+			if err := f.skip(part); err != nil {
+				return nil, err
+			}
+		case part.FileName() == "":
+			return nil, errFileIsText
+		default:
+			return &fileReader{form: f, part: part}, nil
+		}
+	}
+}
+
+// next returns the next part; io.EOF, bare, is the end of a whole form.
+func (f *form) next() (*multipart.Part, error) {
+	f.raw.allow(partHeader)
+	defer f.raw.allow(-1)
+	part, err := f.parts.NextRawPart()
+	if err == io.EOF {
+		// Behind the last boundary only a clean end of the body may come, or else
+		// the client did not send what it announced.
+		if _, err := io.Copy(io.Discard, f.raw); err != nil {
+			return nil, formError(err)
+		}
+		return nil, io.EOF
+	}
+	if err != nil {
+		return nil, formError(err)
+	}
+	return part, nil
+}
+
+// skip reads to the end of a part that nobody asked for.
+func (f *form) skip(part *multipart.Part) error {
+	n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
+	if err != nil {
+		return formError(err)
+	}
+	if f.spare -= n; f.spare < 0 {
+		return signerapi.ErrTooLarge.With("the fields besides the file are larger than 1 MiB")
+	}
+	return nil
+}
+
+// fileReader is the content of the field "file".
+type fileReader struct {
+	form *form
+	part *multipart.Part
+	err  error // sticky
+}
+
+func (r *fileReader) Read(p []byte) (int, error) {
+	if r.err != nil {
+		return 0, r.err
+	}
+	n, err := r.part.Read(p)
+	switch {
+	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+		r.err = r.rest()
+	case err != nil:
+		r.err = formError(err)
+	}
+	if n > 0 {
+		return n, nil
+	}
+	return 0, r.err
+}
+
+// rest reads what comes after the file and returns io.EOF when all is well.
+func (r *fileReader) rest() error {
+	for {
+		part, err := r.form.next()
+		if err != nil {
+			return err
+		}
+		if part.FormName() == "file" {
+			return errTwoFiles
+		}
+		if err := r.form.skip(part); err != nil {
+			return err
+		}
+	}
+}
+
+// formError keeps what went wrong with the body, and calls everything else a
+// malformed form.
+func formError(err error) error {
+	if e, ok := errors.AsType[*signerapi.Error](err); ok {
+		return e
+	}
+	return errMalformedForm.Wrap(err)
+}
+
+// meter bounds how much of a body is read: in all, and between two parts, where
+// the multipart reader would hold up to 10 MiB of headers in memory.
+type meter struct {
+	r      io.Reader
+	left   int64
+	header int64 // -1 for no limit of its own
+}
+
+func (m *meter) allow(n int64) { m.header = n }
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.r.Read(p)
+	if m.left -= int64(n); m.left < 0 {
+		return 0, signerapi.ErrTooLarge.With("the form is too large")
+	}
+	if m.header >= 0 {
+		if m.header -= int64(n); m.header < 0 {
+			return 0, errMalformedForm.With("the header of a part of the form is too large")
+		}
+	}
+	return n, err
+}

@@ -1,0 +1,90 @@
+package web
+
+import (
+	"context"
+	"io"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/signerapi"
+)
+
+// metrics of the public API that go beyond those of any HTTP server.
+type metrics struct {
+	calls    *prometheus.CounterVec
+	rejected *prometheus.CounterVec
+	stored   prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	const p = "cats_frontend_"
+	m := &metrics{
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: p + "signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
+		}, []string{"op", "outcome"}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: p + "upload_rejected_total", Help: "Uploads that were refused or not stored, by the code of the error.",
+		}, []string{"reason"}),
+		stored: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: p + "upload_bytes_total", Help: "Bytes of pictures stored.",
+		}),
+	}
+	reg.MustRegister(m.calls, m.rejected, m.stored)
+	for _, op := range []string{"put", "link", "delete"} {
+		m.calls.WithLabelValues(op, "ok")
+		m.calls.WithLabelValues(op, signerapi.ErrSignerUnavailable.Code)
+	}
+	for _, e := range []*signerapi.Error{
+		signerapi.ErrIncomplete, signerapi.ErrStalled, signerapi.ErrTooLarge, signerapi.ErrUnsupportedMediaType, signerapi.ErrOverloaded,
+	} {
+		m.rejected.WithLabelValues(e.Code)
+	}
+	return m
+}
+
+// upload counts what becomes of the uploads that h handles.
+func (m *metrics) upload(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		err := h(w, r)
+		if err != nil {
+			m.rejected.WithLabelValues(signerapi.AsError(err).Code).Inc()
+		}
+		return err
+	}
+}
+
+// counted is a signer whose calls are counted.
+type counted struct {
+	signerapi.Signer
+	m *metrics
+}
+
+func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, size int64) (signerapi.Info, error) {
+	info, err := c.Signer.Put(ctx, user, body, size)
+	c.m.count("put", err)
+	if err == nil {
+		c.m.stored.Add(float64(info.Size))
+	}
+	return info, err
+}
+
+func (c counted) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
+	link, err := c.Signer.Link(ctx, user, opts)
+	c.m.count("link", err)
+	return link, err
+}
+
+func (c counted) Delete(ctx context.Context, user signerapi.User) error {
+	err := c.Signer.Delete(ctx, user)
+	c.m.count("delete", err)
+	return err
+}
+
+func (m *metrics) count(op string, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = signerapi.AsError(err).Code
+	}
+	m.calls.WithLabelValues(op, outcome).Inc()
+}

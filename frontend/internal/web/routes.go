@@ -1,0 +1,123 @@
+// Package web is the public API: it checks what strangers send, asks the signer,
+// and says what came of it.
+package web
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+type web struct {
+	signer signerapi.Signer
+	limits picture.Limits
+}
+
+// New returns the public API over signer, with its metrics in reg. Each request
+// passes through requests.
+func New(signer signerapi.Signer, limits picture.Limits, requests *service.Requests, reg prometheus.Registerer) http.Handler {
+	m := newMetrics(reg)
+	s := web{counted{signer, m}, limits}
+	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
+	// to be refused as a name, and "/cat/../x" is no path at all.
+	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	for _, route := range []struct {
+		path string
+		resource
+	}{
+		{"/service", resource{http.MethodGet: s.getService}},
+		{"/cat/{user}", resource{
+			http.MethodGet:    s.getCat,
+			http.MethodPost:   m.upload(s.postCat),
+			http.MethodPut:    m.upload(s.putCat),
+			http.MethodDelete: s.deleteCat,
+		}},
+		{"/cat/{user}/picture", resource{http.MethodGet: s.getPicture}},
+	} {
+		r.Handle(route.path, requests.Route(route.path, route.resource))
+		r.Handle(route.path+"/", requests.Route(route.path, http.HandlerFunc(withoutSlash)))
+	}
+	r.NotFoundHandler = requests.Route("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fail(w, r, errNoRoute)
+	}))
+	return r
+}
+
+// resource is what one path can do, by method. HEAD is wherever GET is.
+type resource map[string]func(http.ResponseWriter, *http.Request) error
+
+func (res resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	method := r.Method
+	if method == http.MethodHead {
+		method = http.MethodGet // net/http leaves the body out
+	}
+	h, ok := res[method]
+	switch {
+	case ok:
+		if err := h(w, r); err != nil {
+			fail(w, r, err)
+		}
+	case method == http.MethodOptions:
+		w.Header().Set("Allow", res.allow())
+		w.WriteHeader(http.StatusNoContent)
+	default:
+		w.Header().Set("Allow", res.allow())
+		fail(w, r, errMethod.With(fmt.Sprintf("this method is not possible here; %s are", res.allow())))
+	}
+}
+
+func (res resource) allow() string {
+	methods := append(slices.Collect(maps.Keys(res)), http.MethodOptions)
+	if res[http.MethodGet] != nil {
+		methods = append(methods, http.MethodHead)
+	}
+	slices.Sort(methods)
+	return strings.Join(methods, ", ")
+}
+
+// withoutSlash sends "/service/" to "/service". The path begins with one of our
+// own routes, so it cannot lead to another host.
+func withoutSlash(w http.ResponseWriter, r *http.Request) {
+	u := url.URL{Path: strings.TrimSuffix(r.URL.Path, "/"), RawPath: strings.TrimSuffix(r.URL.RawPath, "/"), RawQuery: r.URL.RawQuery}
+	w.Header().Set("Location", u.String())
+	w.WriteHeader(http.StatusTemporaryRedirect)
+}
+
+// userOf returns the checked user name in the path.
+func userOf(r *http.Request) (signerapi.User, error) {
+	name, err := url.PathUnescape(mux.Vars(r)["user"])
+	if err != nil {
+		return signerapi.User{}, signerapi.ErrInvalidUser.With("the user name is not well percent-encoded")
+	}
+	return signerapi.ParseUser(name)
+}
+
+// writeJSON answers with v and no line end after it.
+func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // signed URLs are full of ampersands
+	if err := enc.Encode(v); err != nil {
+		panic(err) // our own types
+	}
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("X-Content-Type-Options", "nosniff")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-store")
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(bytes.TrimSuffix(b.Bytes(), []byte("\n"))) // the client is gone, and so is anyone to tell
+}

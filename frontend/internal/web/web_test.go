@@ -1,0 +1,508 @@
+package web
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// memory is a signer that keeps pictures in a map, as the contract has it: a
+// picture counts only after a bare io.EOF.
+type memory struct {
+	mu   sync.Mutex
+	cats map[string]string
+	fail error // every call's answer, when set
+	opts signerapi.LinkOptions
+}
+
+func (m *memory) Put(_ context.Context, u signerapi.User, body io.Reader, _ int64) (signerapi.Info, error) {
+	if m.fail != nil {
+		return signerapi.Info{}, m.fail
+	}
+	var b bytes.Buffer
+	for buf := make([]byte, 1000); ; {
+		n, err := body.Read(buf)
+		b.Write(buf[:n])
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return signerapi.Info{}, err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.cats[u.String()] = b.String()
+	return m.info(b.String()), nil
+}
+
+func (*memory) info(content string) signerapi.Info {
+	return signerapi.Info{ETag: `"1"`, ContentType: "image/png", Size: int64(len(content))}
+}
+
+func (m *memory) Link(_ context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.opts = opts
+	content, ok := m.cats[u.String()]
+	switch {
+	case m.fail != nil:
+		return signerapi.Link{}, m.fail
+	case !ok:
+		return signerapi.Link{}, signerapi.ErrNotFound
+	}
+	return signerapi.Link{
+		Info: m.info(content), URL: signerapi.SignedURL("https://acct.blob/cats/x/cat?sig=a%2Fb&se=2"), ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Second),
+	}, nil
+}
+
+func (m *memory) Delete(_ context.Context, u signerapi.User) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
+	}
+	if _, ok := m.cats[u.String()]; !ok {
+		return signerapi.ErrNotFound
+	}
+	delete(m.cats, u.String())
+	return nil
+}
+
+func (*memory) Ready(context.Context) error { return nil }
+
+// png is a picture as far as its first bytes go.
+var png = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + strings.Repeat("cat", 3000)
+
+const maxSize = 20_000
+
+// newWeb returns the public API over an empty memory, with its registry.
+func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
+	t.Helper()
+	var limits picture.Limits
+	if err := service.Parse(&limits, []string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}); err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	m := &memory{cats: map[string]string{}}
+	return New(m, limits, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), time.Minute, Internal), reg), m, reg
+}
+
+// send answers one request, written as a client sends it.
+func send(t testing.TB, h http.Handler, method, target, contentType string, body io.Reader) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, target, body)
+	if contentType != "" {
+		r.Header.Set("Content-Type", contentType)
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return rec
+}
+
+// wantProblem checks that the answer is a problem document with that status and code.
+func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code string) problem {
+	t.Helper()
+	var p problem
+	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
+		t.Fatalf("%d %q is no problem document: %v", rec.Code, rec.Body, err)
+	}
+	want := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: p.Detail, Code: code, RequestID: rec.Header().Get("X-Request-Id")}
+	if diff := cmp.Diff(want, p); diff != "" || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
+		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
+	}
+	return p
+}
+
+// part is one field of a form; a part with a file name is a file.
+type part struct{ field, file, content string }
+
+func formOf(t testing.TB, parts ...part) (contentType string, body []byte) {
+	t.Helper()
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	for _, p := range parts {
+		var pw io.Writer
+		var err error
+		if p.file != "" {
+			pw, err = w.CreateFormFile(p.field, p.file)
+		} else {
+			pw, err = w.CreateFormField(p.field)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(pw, p.content)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return w.FormDataContentType(), b.Bytes()
+}
+
+func TestServiceIsExactlyTheTutorials(t *testing.T) {
+	h, _, _ := newWeb(t)
+	rec := send(t, h, "GET", "/service", "", nil)
+	if rec.Code != 200 || rec.Body.String() != `{"service-name":"cats-api"}` || rec.Header().Get("Content-Type") != "application/json" {
+		t.Errorf("%d %s %q", rec.Code, rec.Header(), rec.Body)
+	}
+}
+
+func TestPutThenGetThenDelete(t *testing.T) {
+	h, m, _ := newWeb(t)
+	for path, name := range map[string]string{
+		"/cat/Davyd": "Davyd", "/cat/a%20b": "a b", "/cat/a+b": "a+b", "/cat/%F0%9F%90%B1": "🐱", "/cat/Мурчик": "Мурчик", "/cat/picture": "picture", "/cat/%252F": "%2F",
+	} {
+		wantProblem(t, send(t, h, "GET", path, "", nil), 404, "not_found")
+		rec := send(t, h, "PUT", path, "text/plain", strings.NewReader(png))
+		want := fmt.Sprintf(`{"owner":{"name":%q},"etag":"\"1\"","content_type":"image/png","size":%d}`, name, len(png))
+		if rec.Code != 200 || rec.Body.String() != want {
+			t.Errorf("PUT %s: %d %s; want %s", path, rec.Code, rec.Body, want)
+		}
+		if m.cats[name] != png {
+			t.Errorf("PUT %s stored %v", path, m.cats)
+		}
+		rec = send(t, h, "GET", path, "", nil)
+		var got map[string]any
+		if err := json.Unmarshal(rec.Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		expires, _ := got["expires_at"].(string)
+		if _, err := time.Parse(time.RFC3339, expires); err != nil {
+			t.Error(err)
+		}
+		delete(got, "expires_at")
+		if diff := cmp.Diff(map[string]any{
+			"owner": map[string]any{"name": name}, "picture_url": "https://acct.blob/cats/x/cat?sig=a%2Fb&se=2",
+			"etag": `"1"`, "content_type": "image/png", "size": float64(len(png)),
+		}, got); diff != "" || rec.Code != 200 {
+			t.Errorf("GET %s: %d %s", path, rec.Code, diff)
+		}
+		if rec := send(t, h, "DELETE", path, "", nil); rec.Code != 204 || rec.Body.Len() != 0 {
+			t.Errorf("DELETE %s: %d %s", path, rec.Code, rec.Body)
+		}
+		wantProblem(t, send(t, h, "DELETE", path, "", nil), 404, "not_found")
+	}
+}
+
+func TestACatThatIsNotThereIsTheTutorialsAnswer(t *testing.T) {
+	h, _, _ := newWeb(t)
+	if p := wantProblem(t, send(t, h, "GET", "/cat/nobody", "", nil), 404, "not_found"); p.Detail != "Cat not found" {
+		t.Errorf("detail is %q", p.Detail)
+	}
+}
+
+func TestNamesThatAreRefusedReachNoSigner(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.fail = errors.New("the signer was asked")
+	for _, name := range []string{"..%2Fx", "a%2Fb", "a%5Cb", "%00", "a%0Ab", "%2e%2e", "%2E", "..", ".", "a.", "%ff", "%c3", strings.Repeat("x", 200)} {
+		for _, method := range []string{"GET", "PUT", "DELETE", "HEAD"} {
+			wantProblem(t, send(t, h, method, "/cat/"+name, "", strings.NewReader(png)), 422, "invalid_user")
+		}
+		wantProblem(t, send(t, h, "GET", "/cat/"+name+"/picture", "", nil), 422, "invalid_user")
+		contentType, body := formOf(t, part{"file", "cat.png", png})
+		wantProblem(t, send(t, h, "POST", "/cat/"+name, contentType, bytes.NewReader(body)), 422, "invalid_user")
+	}
+}
+
+func TestPathsThatAreNoRouteAre404(t *testing.T) {
+	h, _, _ := newWeb(t)
+	for _, path := range []string{"/", "/cat", "/cat/", "/cat/a/b", "/cat/../service", "/cat/a/../b", "//service", "/cat//picture", "/cat/a/picture/x", "/Service", "/docs"} {
+		wantProblem(t, send(t, h, "GET", path, "", nil), 404, "no_such_path")
+	}
+}
+
+func TestATrailingSlashIsSentOn(t *testing.T) {
+	h, _, _ := newWeb(t)
+	for path, want := range map[string]string{
+		"/service/": "/service", "/cat/Davyd/": "/cat/Davyd", "/cat/a%2Fb/?ttl=1m": "/cat/a%2Fb?ttl=1m", "/cat/a%20b/picture/": "/cat/a%20b/picture",
+	} {
+		if rec := send(t, h, "POST", path, "", nil); rec.Code != 307 || rec.Header().Get("Location") != want {
+			t.Errorf("%s: %d to %q; want %q", path, rec.Code, rec.Header().Get("Location"), want)
+		}
+	}
+}
+
+func TestAWrongMethodIsToldWhichAreRight(t *testing.T) {
+	h, _, _ := newWeb(t)
+	for path, allow := range map[string]string{
+		"/service": "GET, HEAD, OPTIONS", "/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT", "/cat/x/picture": "GET, HEAD, OPTIONS",
+	} {
+		for _, method := range []string{"PATCH", "TRACE", "BREW"} {
+			rec := send(t, h, method, path, "", nil)
+			wantProblem(t, rec, 405, "method_not_allowed")
+			if got := rec.Header().Get("Allow"); got != allow {
+				t.Errorf("%s %s: Allow %q; want %q", method, path, got, allow)
+			}
+		}
+		if rec := send(t, h, "OPTIONS", path, "", nil); rec.Code != 204 || rec.Header().Get("Allow") != allow {
+			t.Errorf("OPTIONS %s: %d, Allow %q", path, rec.Code, rec.Header().Get("Allow"))
+		}
+	}
+}
+
+func TestThePictureRedirectsAndMayBeKeptForLessThanItsLink(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.cats["x"] = png
+	rec := send(t, h, "GET", "/cat/x/picture", "", nil)
+	var age int
+	if _, err := fmt.Sscanf(rec.Header().Get("Cache-Control"), "private, max-age=%d", &age); err != nil || age < 1700 || age > 1800 {
+		t.Errorf("Cache-Control %q", rec.Header().Get("Cache-Control"))
+	}
+	if rec.Code != 307 || rec.Header().Get("Location") != "https://acct.blob/cats/x/cat?sig=a%2Fb&se=2" || rec.Header().Get("Referrer-Policy") != "no-referrer" {
+		t.Errorf("%d %v", rec.Code, rec.Header())
+	}
+}
+
+func TestLinkOptionsReachTheSignerOr422(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.cats["x"] = png
+	for query, want := range map[string]*signerapi.LinkOptions{
+		"":                           {},
+		"ttl=10m":                    {TTL: 10 * time.Minute},
+		"ttl=1h30m&download=cat.jpg": {TTL: 90 * time.Minute, Download: "cat.jpg"},
+		"download=%E7%8C%AB.png":     {Download: "猫.png"},
+		"other=1":                    {},
+		"ttl=":                       nil, "ttl=10": nil, "ttl=-5m": nil, "ttl=0s": nil, "ttl=1500ms": nil, "ttl=1m&ttl=2m": nil, "ttl=99999999h": nil,
+		"download=": nil, "download=a%2Fb": nil, "download=a%0d%0ab": nil, "download=a&download=b": nil, "download=%ff": nil,
+	} {
+		for _, path := range []string{"/cat/x", "/cat/x/picture"} {
+			m.opts = signerapi.LinkOptions{}
+			rec := send(t, h, "GET", path+"?"+query, "", nil)
+			if want == nil {
+				wantProblem(t, rec, 422, "invalid_argument")
+			} else if diff := cmp.Diff(*want, m.opts); diff != "" || rec.Code >= 400 {
+				t.Errorf("?%s: %d %s", query, rec.Code, diff)
+			}
+		}
+	}
+}
+
+func TestAFormMayHaveOtherFieldsAroundTheFile(t *testing.T) {
+	h, m, _ := newWeb(t)
+	contentType, body := formOf(t, part{"a", "", "1"}, part{"other", "x.bin", strings.Repeat("z", 100_000)}, part{"file", "cat.png", png}, part{"z", "", "2"})
+	if rec := send(t, h, "POST", "/cat/x", contentType, bytes.NewReader(body)); rec.Code != 200 || m.cats["x"] != png {
+		t.Errorf("%d %s", rec.Code, rec.Body)
+	}
+}
+
+func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
+	good, goodBody := formOf(t, part{"file", "cat.png", png})
+	boundary := strings.TrimPrefix(good, "multipart/form-data; boundary=")
+	formBody := func(parts ...part) string {
+		contentType, body := formOf(t, parts...)
+		return strings.ReplaceAll(string(body), strings.TrimPrefix(contentType, "multipart/form-data; boundary="), boundary)
+	}
+	whole := string(goodBody)
+	huge := png + strings.Repeat("x", maxSize)
+	for _, c := range []struct {
+		name, method, contentType, body string
+		status                          int
+		code                            string
+	}{
+		{"no form", "POST", "", "", 422, "missing_file"},
+		{"JSON", "POST", "application/json", "{}", 422, "missing_file"},
+		{"an URL-encoded form", "POST", "application/x-www-form-urlencoded", "file=x", 422, "missing_file"},
+		{"no boundary", "POST", "multipart/form-data", whole, 400, "malformed_form"},
+		{"a boundary beyond RFC 2046", "POST", "multipart/form-data; boundary=" + strings.Repeat("x", 71), whole, 400, "malformed_form"},
+		{"garbage", "POST", good, "garbage", 400, "malformed_form"},
+		{"an empty body", "POST", good, "", 400, "malformed_form"},
+		{"an empty form", "POST", good, "--" + boundary + "--\r\n", 422, "missing_file"},
+		{"no file", "POST", good, formBody(part{"a", "", "1"}), 422, "missing_file"},
+		{"file as text", "POST", good, formBody(part{"file", "", png}), 422, "missing_file"},
+		{"two files", "POST", good, formBody(part{"file", "a", png}, part{"file", "b", png}), 422, "two_files"},
+		{"a second file as text", "POST", good, formBody(part{"file", "a", png}, part{"file", "", "x"}), 422, "two_files"},
+		{"an empty file", "POST", good, formBody(part{"file", "a", ""}), 422, "empty"},
+		{"no last boundary", "POST", good, strings.TrimSuffix(whole, "--"+boundary+"--\r\n"), 400, "malformed_form"},
+		{"half a last boundary", "POST", good, strings.TrimSuffix(whole, "--\r\n"), 400, "malformed_form"},
+		{"cut within the file", "POST", good, whole[:len(whole)/2], 400, "malformed_form"},
+		{"cut within a later field", "POST", good, strings.TrimSuffix(formBody(part{"file", "a", png}, part{"z", "", "long value"}), "ue\r\n--"+boundary+"--\r\n"), 400, "malformed_form"},
+		{"a header without end", "POST", good, "--" + boundary + "\r\nX: " + strings.Repeat("x", 100_000), 400, "malformed_form"},
+		{"a preamble without end", "POST", good, strings.Repeat("x\r\n", 50_000) + whole, 400, "malformed_form"},
+		{"a file over the limit", "POST", good, formBody(part{"file", "a", huge}), 413, "too_large"},
+		{"other fields over the limit", "POST", good, formBody(part{"a", "", strings.Repeat("x", formOverhead+1)}, part{"file", "a", png}), 413, "too_large"},
+		{"other fields over the limit behind the file", "POST", good, formBody(part{"file", "a", png}, part{"a", "", strings.Repeat("x", formOverhead+1)}), 413, "too_large"},
+		{"text", "POST", good, formBody(part{"file", "cat.png", "hello"}), 415, "unsupported_media_type"},
+		{"an SVG", "PUT", "image/png", `<svg xmlns="http://www.w3.org/2000/svg"/>`, 415, "unsupported_media_type"},
+		{"nothing", "PUT", "image/png", "", 422, "empty"},
+		{"a body over the limit", "PUT", "image/png", huge, 413, "too_large"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h, m, reg := newWeb(t)
+			m.cats["x"] = "old"
+			for _, known := range []bool{true, false} {
+				var body io.Reader = strings.NewReader(c.body)
+				if !known {
+					body = io.MultiReader(body) // hides the length: chunked
+				}
+				wantProblem(t, send(t, h, c.method, "/cat/x", c.contentType, body), c.status, c.code)
+			}
+			if m.cats["x"] != "old" {
+				t.Errorf("the old picture is gone: %q", m.cats["x"])
+			}
+			if got := rejected(t, reg, c.code); got != 2 {
+				t.Errorf("%v rejections counted as %s; want 2", got, c.code)
+			}
+		})
+	}
+}
+
+func TestABodyThatBreaksOffChangesNothing(t *testing.T) {
+	contentType, whole := formOf(t, part{"file", "cat.png", png})
+	for _, broken := range []error{io.ErrUnexpectedEOF, fmt.Errorf("reading: %w", io.EOF), errors.New("reset by peer")} {
+		for at := 0; at <= len(whole); at += 317 {
+			h, m, _ := newWeb(t)
+			m.cats["x"] = "old"
+			body := io.MultiReader(bytes.NewReader(whole[:at]), failing{broken})
+			wantProblem(t, send(t, h, "POST", "/cat/x", contentType, body), 400, "incomplete")
+			body = io.MultiReader(strings.NewReader(png[:min(at, len(png))]), failing{broken})
+			wantProblem(t, send(t, h, "PUT", "/cat/x", "", body), 400, "incomplete")
+			if m.cats["x"] != "old" {
+				t.Fatalf("cut at %d: the old picture is gone", at)
+			}
+		}
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// rejected returns how many uploads the metrics say were refused for reason.
+func rejected(t *testing.T, reg *prometheus.Registry, reason string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "cats_frontend_upload_rejected_total" && m.GetLabel()[0].GetValue() == reason {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+func TestEveryErrorOfTheContractHasItsStatus(t *testing.T) {
+	for _, c := range []struct {
+		err    *signerapi.Error
+		status int
+		retry  bool
+	}{
+		{signerapi.ErrInvalidUser, 422, false},
+		{signerapi.ErrInvalidArgument, 422, false},
+		{signerapi.ErrNotFound, 404, false},
+		{signerapi.ErrEmpty, 422, false},
+		{signerapi.ErrIncomplete, 400, false},
+		{signerapi.ErrStalled, 408, false},
+		{signerapi.ErrTooLarge, 413, false},
+		{signerapi.ErrUnsupportedMediaType, 415, false},
+		{signerapi.ErrConflict, 409, false},
+		{signerapi.ErrThrottled, 503, true},
+		{signerapi.ErrOverloaded, 503, true},
+		{signerapi.ErrStorageUnavailable, 503, true},
+		{signerapi.ErrSignerUnavailable, 503, true},
+		{signerapi.ErrIdentityUnavailable, 502, false},
+		{signerapi.ErrInternal, 500, false},
+	} {
+		h, m, _ := newWeb(t)
+		m.fail = fmt.Errorf("while testing: %w", c.err.Wrap(errors.New("hunter2")))
+		rec := send(t, h, "DELETE", "/cat/x", "", nil)
+		p := wantProblem(t, rec, c.status, c.err.Code)
+		if strings.Contains(rec.Body.String(), "hunter2") || p.Detail != c.err.Detail {
+			t.Errorf("%s: shown as %s", c.err.Code, rec.Body)
+		}
+		if got := rec.Header().Get("Retry-After") != ""; got != c.retry {
+			t.Errorf("%s: Retry-After %q", c.err.Code, rec.Header().Get("Retry-After"))
+		}
+	}
+}
+
+func TestAnErrorWithoutACaseIsAPlain500(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.fail = errors.New("account key is hunter2")
+	rec := send(t, h, "GET", "/cat/x", "", nil)
+	wantProblem(t, rec, 500, "internal")
+	if strings.Contains(rec.Body.String(), "hunter2") {
+		t.Errorf("shown as %s", rec.Body)
+	}
+}
+
+func TestMetricsPassPromlint(t *testing.T) {
+	_, _, reg := newWeb(t)
+	problems, err := testutil.GatherAndLint(reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// FuzzForm has strangers' forms read: never a 500, and nothing stored but the
+// content of one whole file.
+func FuzzForm(f *testing.F) {
+	contentType, body := formOf(f, part{"a", "", "1"}, part{"file", "cat.png", png}, part{"z", "", "2"})
+	f.Add(contentType, body)
+	f.Add(contentType, body[:len(body)-4])
+	f.Add(contentType, append(bytes.Clone(body), "epilogue"...))
+	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Disposition: form-data; name=\"file\"; filename=a\r\n\r\n"+png+"\r\n--x--"))
+	f.Add("multipart/form-data; boundary=\"\"", []byte("----"))
+	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n=89PNG\r\n--x--\r\n"))
+	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
+		h, m, _ := newWeb(t)
+		rec := send(t, h, "POST", "/cat/x", contentType, bytes.NewReader(body))
+		content, stored := m.cats["x"]
+		if rec.Code >= 500 || stored != (rec.Code == 200) {
+			t.Fatalf("%d %s; stored: %v", rec.Code, rec.Body, stored)
+		}
+		if stored && (!strings.Contains(string(body), content) || content == "" || len(content) > maxSize) {
+			t.Fatalf("stored %q, which was not sent", content)
+		}
+	})
+}
+
+// FuzzPath has strangers' targets routed: never a 500, and a name that reaches
+// the signer has passed ParseUser.
+func FuzzPath(f *testing.F) {
+	for _, s := range []string{"/cat/Davyd", "/cat/%2e%2e", "/cat/a%2Fb/picture", "/service/", "//x", "/cat/%ff", "/cat/a?ttl=1m&download=x", "/cat/;"} {
+		f.Add("GET", s)
+	}
+	f.Fuzz(func(t *testing.T, method, target string) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://cats.test"+target, nil)
+		if err != nil || !strings.HasPrefix(target, "/") {
+			return
+		}
+		r.Method, r.Body = method, io.NopCloser(strings.NewReader(""))
+		h, _, _ := newWeb(t)
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		if rec.Code >= 500 {
+			t.Fatalf("%s %q: %d %s", method, target, rec.Code, rec.Body)
+		}
+		if location := rec.Header().Get("Location"); strings.HasPrefix(location, "//") || strings.Contains(location, `\`) {
+			t.Fatalf("%q is sent to %q", target, location)
+		}
+	})
+}

@@ -1,0 +1,14 @@
+// Command frontend is the public container of the pod: it speaks HTTP with
+// strangers and forwards to the signer over the loopback interface. It holds no
+// credential, links no Azure code, and does not start where it could get a token.
+package main
+
+import (
+	"os"
+
+	"cats.example/shared/service"
+)
+
+func main() {
+	os.Exit(service.Main(service.Program{Name: name, About: about, Settings: &config{}, Run: run}))
+}

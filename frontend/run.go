@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+	"io"
+
+	"cats.example/frontend/internal/web"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// run serves the frontend until ctx is done.
+func run(ctx context.Context, environ []string, stderr io.Writer) error {
+	if err := checkSplit(environ, tokenFiles); err != nil {
+		return err
+	}
+	cfg, err := parse(environ)
+	if err != nil {
+		return err
+	}
+	signer, err := signerapi.NewClient(cfg.SignerURL, service.Propagate(signerapi.NewTransport()))
+	if err != nil {
+		return err
+	}
+	log := service.NewLogger(stderr, cfg.LogLevel, name)
+	reg := service.NewRegistry(name)
+	requests := service.NewRequests(name, reg, log, cfg.StallTimeout, web.Internal)
+	return service.Service{
+		Settings:   cfg.Settings,
+		Log:        log,
+		Registry:   reg,
+		Name:       "public",
+		Address:    cfg.ListenAddress,
+		Handler:    web.New(signer, cfg.Limits, requests, reg),
+		OpsAddress: cfg.OpsAddress,
+		Ready:      signer.Ready,
+	}.Run(ctx)
+}
