@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 
@@ -55,6 +54,10 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	})
 	mux := http.NewServeMux()
 	for _, route := range signerapi.Routes(store, service.Note) {
+		if route.Probe {
+			mux.Handle(route.Path, route.Handler)
+			continue
+		}
 		mux.Handle(route.Path, requests.Route(route.Path, route.Handler))
 	}
 	mux.Handle("/", requests.Route("other", http.NotFoundHandler()))
@@ -68,11 +71,11 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:    mux,
 		OpsAddress: cfg.OpsAddress,
 		Ready: func(ctx context.Context) error {
-			// Why there is no key is told by what is wrong with the token.
-			if err := store.Ready(ctx); err != nil {
-				return errors.Join(err, tokens.Ready())
+			err := store.Ready(ctx)
+			if cause := tokens.Ready(); err != nil && cause != nil {
+				return cause // no token is why there is no key
 			}
-			return nil
+			return err
 		},
 		Background: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)

@@ -66,13 +66,13 @@ var wire = []struct {
 	{ErrStorageUnavailable, http.StatusServiceUnavailable},
 }
 
-// Error returns the code, the detail and, for the log, the cause.
+// Error returns, for the log, the code and the cause, or the detail where there
+// is no cause.
 func (e *Error) Error() string {
-	s := e.Code + ": " + e.Detail
 	if e.cause != nil {
-		s += ": " + e.cause.Error()
+		return e.Code + ": " + e.cause.Error()
 	}
-	return s
+	return e.Code + ": " + e.Detail
 }
 
 // Unwrap returns the cause, which stays inside the process.

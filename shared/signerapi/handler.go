@@ -24,6 +24,7 @@ type wireError struct {
 type Route struct {
 	Path    string
 	Handler http.Handler
+	Probe   bool // asked every few seconds by nobody in particular: not worth a log line
 }
 
 // Routes returns the server's side of the contract over s. It checks again all
@@ -32,9 +33,9 @@ type Route struct {
 func Routes(s Signer, note func(context.Context, error)) []Route {
 	h := handler{s, note}
 	return []Route{
-		{picturePath, h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})},
-		{linkPath, h.by(map[string]call{http.MethodGet: h.link})},
-		{readyPath, h.by(map[string]call{http.MethodGet: h.ready})},
+		{Path: picturePath, Handler: h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})},
+		{Path: linkPath, Handler: h.by(map[string]call{http.MethodGet: h.link})},
+		{Path: readyPath, Handler: h.by(map[string]call{http.MethodGet: h.ready}), Probe: true},
 	}
 }
 
