@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"cats.example/shared/service"
+)
+
+const about = "local runs the whole system on this machine: a token issuer in place of Entra ID, Azurite in place of\n" +
+	"Blob Storage, and the real signer and frontend. Settings of the two are passed on to them:\n" +
+	"try bin/frontend --help and bin/signer --help. With AZURE_STORAGE_ACCOUNT_URL they run on a real account."
+
+type config struct {
+	FrontendPort    int    `env:"FRONTEND_PORT" envDefault:"8080" help:"port of the public API"`
+	FrontendOpsPort int    `env:"FRONTEND_OPS_PORT" envDefault:"8090" help:"port of the frontend's /metrics, /livez and /readyz"`
+	SignerPort      int    `env:"SIGNER_PORT" envDefault:"8081" help:"port of the signer's local API"`
+	SignerOpsPort   int    `env:"SIGNER_OPS_PORT" envDefault:"8091" help:"port of the signer's /metrics, /livez and /readyz"`
+	StoragePort     int    `env:"STORAGE_PORT" envDefault:"8082" help:"port of the storage account in plain HTTP, where signed links lead"`
+	Container       string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures, made when missing"`
+	AccountURL      string `env:"AZURE_STORAGE_ACCOUNT_URL" help:"a real account, https://ACCOUNT.blob.core.windows.net, for whoever is logged in with az"`
+}
+
+// What is passed on to the processes when it is set. A test compares this with
+// the settings that they have.
+var (
+	passedToBoth   = []string{"MAX_PICTURE_SIZE", "PICTURE_TYPES", "STALL_TIMEOUT", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL"}
+	passedToSigner = []string{"BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "UPLOAD_BUFFERS", "UPLOAD_WAIT"}
+	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
+	passedToRealSigner = []string{
+		"STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
+		"HOME", "PATH", "USER", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR",
+		"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy",
+	}
+)
+
+func parse(environ []string) (config, error) {
+	var c config
+	err := service.Parse(&c, environ)
+	return c, err
+}
+
+// frontendEnv is what of environ the frontend gets: never a credential.
+func frontendEnv(environ []string) map[string]string { return pick(environ, passedToBoth) }
+
+// signerEnv is what of environ the signer gets.
+func (c config) signerEnv(environ []string) map[string]string {
+	env := pick(environ, passedToBoth, passedToSigner)
+	if c.AccountURL == "" {
+		return env
+	}
+	env = pick(environ, passedToBoth, passedToSigner, passedToRealSigner)
+	for _, variable := range environ {
+		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "AZURE_") {
+			env[name] = value
+		}
+	}
+	if env["CREDENTIAL"] == "" {
+		env["CREDENTIAL"] = "default"
+	}
+	return env
+}
+
+func pick(environ []string, lists ...[]string) map[string]string {
+	all := map[string]string{}
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		all[name] = value
+	}
+	picked := map[string]string{}
+	for _, list := range lists {
+		for _, name := range list {
+			if all[name] != "" {
+				picked[name] = all[name]
+			}
+		}
+	}
+	return picked
+}
+
+// checkPorts returns an error for each port that is taken, or asked for twice.
+func (c config) checkPorts(ctx context.Context) error {
+	ports := []struct {
+		variable string
+		port     int
+	}{
+		{"FRONTEND_PORT", c.FrontendPort},
+		{"FRONTEND_OPS_PORT", c.FrontendOpsPort},
+		{"SIGNER_PORT", c.SignerPort},
+		{"SIGNER_OPS_PORT", c.SignerOpsPort},
+		{"STORAGE_PORT", c.StoragePort},
+	}
+	if c.AccountURL != "" {
+		ports = ports[:4]
+	}
+	var faults []error
+	by := map[int]string{}
+	for _, p := range ports {
+		if other, ok := by[p.port]; ok {
+			faults = append(faults, fmt.Errorf("%s and %s are both %d: change one", other, p.variable, p.port))
+			continue
+		}
+		by[p.port] = p.variable
+		if err := free(ctx, p.port); err != nil {
+			faults = append(faults, fmt.Errorf("port %d %w: set another, such as %s=%d", p.port, err, p.variable, 10000+p.port%50000))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// free returns nil when nobody listens on port, on any address.
+func free(ctx context.Context, port int) error {
+	for _, host := range []string{"", "127.0.0.1"} {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			return errors.New("is taken")
+		case err != nil:
+			return fmt.Errorf("cannot be used (%w)", err)
+		}
+		_ = l.Close()
+	}
+	return nil
+}

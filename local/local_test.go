@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"image/png"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/local/stand"
+)
+
+// build builds the real signer and frontend and returns the checkout and where they are.
+func build(t *testing.T) (root, bin string) {
+	t.Helper()
+	root, err := stand.FindRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin = t.TempDir()
+	if err := stand.Build(t.Context(), root, bin); err != nil {
+		t.Fatal(err)
+	}
+	return root, bin
+}
+
+func TestEverySettingOfBothIsPassedOnOrMadeHere(t *testing.T) {
+	_, bin := build(t)
+	made := map[string][]string{
+		"frontend": {"LISTEN_ADDRESS", "OPS_ADDRESS", "SIGNER_URL"},
+		"signer": {
+			"API_ADDRESS", "OPS_ADDRESS", "STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
+			"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_AUTHORITY_HOST",
+		},
+	}
+	setting := regexp.MustCompile(`(?m)^  ([A-Z][A-Z0-9_]+)`)
+	for name, want := range map[string][]string{
+		"frontend": passedToBoth,
+		"signer":   slices.Concat(passedToBoth, passedToSigner),
+	} {
+		help, err := exec.CommandContext(t.Context(), filepath.Join(bin, name), "--help").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, m := range setting.FindAllSubmatch(help, -1) {
+			if s := string(m[1]); !slices.Contains(made[name], s) {
+				got = append(got, s)
+			}
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(slices.Sorted(slices.Values(want)), got); diff != "" {
+			t.Errorf("settings of %s passed on (-) and had (+):\n%s", name, diff)
+		}
+	}
+}
+
+func TestFrontendGetsNoCredential(t *testing.T) {
+	environ := []string{"AZURE_CLIENT_SECRET=mew", "HOME=/home/mia", "LOG_LEVEL=debug", "LINK_TTL=10m", "SSL_CERT_FILE="}
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug"}, frontendEnv(environ)); diff != "" {
+		t.Errorf("frontend (-want +got):\n%s", diff)
+	}
+	local := config{}
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m"}, local.signerEnv(environ)); diff != "" {
+		t.Errorf("signer on the emulator (-want +got):\n%s", diff)
+	}
+	realAccount := config{AccountURL: "https://davydscats.blob.core.windows.net"}
+	want := map[string]string{
+		"LOG_LEVEL": "debug", "LINK_TTL": "10m", "HOME": "/home/mia", "AZURE_CLIENT_SECRET": "mew", "CREDENTIAL": "default",
+	}
+	if diff := cmp.Diff(want, realAccount.signerEnv(environ)); diff != "" {
+		t.Errorf("signer on a real account (-want +got):\n%s", diff)
+	}
+}
+
+func listen(t *testing.T, port int) net.Listener {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// freePorts returns settings whose ports nobody listens on.
+func freePorts(t *testing.T) config {
+	t.Helper()
+	var ports [5]int
+	for i := range ports {
+		l := listen(t, 0)
+		defer l.Close() // all at once, so that no two are the same
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return config{ports[0], ports[1], ports[2], ports[3], ports[4], "cats", ""}
+}
+
+func TestTakenPortNamesTheVariable(t *testing.T) {
+	cfg := freePorts(t)
+	if err := cfg.checkPorts(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	taken := listen(t, cfg.SignerOpsPort)
+	defer taken.Close()
+	cfg.FrontendOpsPort = cfg.FrontendPort
+	err := cfg.checkPorts(t.Context())
+	if err == nil {
+		t.Fatal("no error")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "FRONTEND_PORT and FRONTEND_OPS_PORT") || !strings.Contains(lines[1], "SIGNER_OPS_PORT=") {
+		t.Errorf("got %q", lines)
+	}
+}
+
+func TestArguments(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"--help"}, nil, &out); err != nil || !strings.Contains(out.String(), "SIGNER_OPS_PORT") {
+		t.Errorf("--help: %v\n%s", err, out.String())
+	}
+	if err := run(t.Context(), []string{"--fast"}, nil, &out); err == nil {
+		t.Error("--fast was taken")
+	}
+	if err := run(t.Context(), nil, []string{"SIGNER_PORT=mew"}, &out); err == nil || !strings.Contains(err.Error(), "SignerPort") && !strings.Contains(err.Error(), "SIGNER_PORT") {
+		t.Errorf("SIGNER_PORT=mew: %v", err)
+	}
+	t.Chdir(t.TempDir())
+	if err := run(t.Context(), nil, nil, &out); err == nil || !strings.Contains(err.Error(), "checkout") {
+		t.Errorf("elsewhere: %v", err)
+	}
+}
+
+func TestCatIsAPicture(t *testing.T) {
+	img, err := png.Decode(bytes.NewReader(cat()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := img.Bounds().Size(); size.X != 256 || size.Y != 256 {
+		t.Errorf("size %v", size)
+	}
+}
+
+// started is a local that runs in the background.
+type started struct {
+	*local
+	lines *bufio.Scanner
+	ended chan error
+}
+
+// start runs the real thing on free ports and returns when it is ready.
+func start(t *testing.T, ctx context.Context) started { //nolint:revive // t first, as in testing's own
+	t.Helper()
+	if err := stand.CheckNode(ctx); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	root, bin := build(t)
+	r, w := io.Pipe()
+	s := started{
+		local: &local{cfg: freePorts(t), root: root, bin: bin, dir: t.TempDir(), out: w, began: time.Now()},
+		lines: bufio.NewScanner(r),
+		ended: make(chan error, 1),
+	}
+	go func() {
+		s.ended <- s.run(ctx)
+		_ = w.Close()
+	}()
+	for s.lines.Scan() {
+		if strings.HasPrefix(s.lines.Text(), "ready") {
+			go io.Copy(io.Discard, r) //nolint:errcheck // ends with the writer
+			return s
+		}
+	}
+	t.Fatal(<-s.ended)
+	return s
+}
+
+// call returns the body of an answer that must be 200.
+func call(t *testing.T, method, url string, body []byte) []byte {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s %s: %s, %v", method, url, resp.Status, err)
+	}
+	return b
+}
+
+func TestRunsEverythingAndLeavesNothing(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	s := start(t, ctx)
+	url := "http://localhost:" + strconv.Itoa(s.cfg.FrontendPort) + "/cat/Davyd"
+	call(t, http.MethodPut, url, cat())
+	// By way of the redirect, through the front.
+	if got := call(t, http.MethodGet, url+"/picture", nil); !bytes.Equal(got, cat()) {
+		t.Errorf("got %d bytes, want the cat", len(got))
+	}
+	stop()
+	if err := <-s.ended; err != nil {
+		t.Error(err)
+	}
+	for _, p := range []*stand.Process{s.system.Frontend, s.system.Signer, s.stand.Storage.Process} {
+		select {
+		case <-p.Done():
+		default:
+			t.Errorf("process %d is left", p.Pid())
+		}
+	}
+	if err := s.cfg.checkPorts(t.Context()); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestDeathOfAProcessEndsItAll(t *testing.T) {
+	s := start(t, t.Context())
+	s.system.Signer.Kill()
+	if err := <-s.ended; err == nil || !strings.Contains(err.Error(), "signer ended: signal: killed") {
+		t.Errorf("got %v, want which ended, and how", err)
+	}
+	<-s.system.Frontend.Done()
+	<-s.stand.Storage.Process.Done()
+}

@@ -1,0 +1,286 @@
+package stand
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+const (
+	// Account is the name of the storage account.
+	Account = "davydscats"
+
+	accountHost    = Account + ".blob.localhost"
+	storageVersion = "2021-12-02" // x-ms-version of the stand's own calls
+	adminToken     = time.Hour
+)
+
+// Storage is the storage account of a stand: Azurite, and what a test needs to
+// look at it without going through the signer.
+type Storage struct {
+	// URL is the account's, with a host name that only a browser, curl, the signer
+	// and [Stand.Client] resolve, to loopback.
+	URL string
+	// Process is Azurite. It keeps everything in memory and would listen elsewhere
+	// after a restart: for storage that fails, see [SystemOptions].StorageURL.
+	Process *Process
+
+	client *http.Client
+	token  func(time.Duration) (string, error)
+}
+
+var azuriteListens = regexp.MustCompile(`successfully listens on https://(127\.0\.0\.1:\d+)`)
+
+// azurite returns the emulator, not started.
+func (s *Stand) azurite() (*Process, error) {
+	dir := filepath.Join(s.opts.Dir, "azurite")
+	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil { // it wants an empty folder
+		return nil, fmt.Errorf("making Azurite's folder: %w", err)
+	}
+	log, err := newLog("azurite", filepath.Join(s.opts.Dir, "logs", "azurite.log"), nil)
+	if err != nil {
+		return nil, err
+	}
+	var key [64]byte
+	_, _ = rand.Read(key[:]) // never fails
+	return &Process{
+		Log:  log,
+		name: "azurite",
+		path: "node",
+		args: []string{
+			filepath.Join(s.opts.Root, "local", "node_modules", "azurite", "dist", "src", "blob", "main.js"),
+			"--blobHost", "127.0.0.1", "--blobPort", "0",
+			"--cert", s.CA.CertFile, "--key", s.CA.KeyFile,
+			"--oauth", "basic", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent",
+		},
+		dir: dir,
+		env: map[string]string{
+			"PATH":             os.Getenv("PATH"),
+			"HOME":             dir,
+			"AZURITE_ACCOUNTS": Account + ":" + base64.StdEncoding.EncodeToString(key[:]),
+		},
+		addresses: map[string]string{},
+		listeners: map[string]string{"blob": ""},
+		listening: func(line string) (listener, address string, ok bool) {
+			m := azuriteListens.FindStringSubmatch(line)
+			if m == nil {
+				return "", "", false
+			}
+			return "blob", m[1], true
+		},
+	}, nil
+}
+
+// newTransport trusts the stand's authority alone and takes names under
+// .localhost for loopback, as RFC 6761 section 6.3 says and Go's resolver does not.
+func newTransport(ca *CA) *http.Transport {
+	var dialer net.Dialer
+	return &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			host, port, err := net.SplitHostPort(address)
+			if err == nil && strings.HasSuffix(host, ".localhost") {
+				address = net.JoinHostPort("127.0.0.1", port)
+			}
+			return dialer.DialContext(ctx, network, address)
+		},
+		TLSClientConfig:     &tls.Config{RootCAs: ca.Pool, MinVersion: tls.VersionTLS12},
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     2 * time.Second, // Azurite drops idle connections after 5 s
+		DisableCompression:  true,
+	}
+}
+
+// front returns a plain-HTTP handler for the account: it passes requests on as
+// they are, but for the host, so that signatures stay valid and answers stream.
+func (st *Storage) front() (http.Handler, error) {
+	target, err := url.Parse(st.URL)
+	if err != nil {
+		return nil, fmt.Errorf("making the front of the account: %w", err)
+	}
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
+			r.Out.Host = target.Host // its first label is the account
+		},
+		Transport:     st.client.Transport,
+		FlushInterval: -1,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, "the storage emulator does not answer: "+err.Error(), http.StatusBadGateway)
+		},
+	}, nil
+}
+
+// Do calls the account with a token of the stand's own, which may do everything.
+// path is escaped already and may have a query. An answer outside 2xx is a
+// [*StorageError]. The caller closes the body.
+func (st *Storage) Do(ctx context.Context, method, path string, header http.Header, body []byte) (*http.Response, error) {
+	token, err := st.token(adminToken)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, st.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("asking storage: %w", err)
+	}
+	req.Header = header.Clone()
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	req.Header.Set("X-Ms-Version", storageVersion)
+	resp, err := st.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking storage: %w", err)
+	}
+	if resp.StatusCode/100 != 2 {
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // as much of the reason as there is
+		return nil, &StorageError{Status: resp.StatusCode, Code: resp.Header.Get("X-Ms-Error-Code"), Text: string(text)}
+	}
+	return resp, nil
+}
+
+// StorageError is a refusal by storage.
+type StorageError struct {
+	Status int
+	Code   string // such as BlobNotFound
+	Text   string
+}
+
+func (e *StorageError) Error() string { return fmt.Sprintf("storage answered %d %s", e.Status, e.Code) }
+
+// call is Do, with the whole answer read.
+func (st *Storage) call(ctx context.Context, method, path string, header http.Header, body []byte) (http.Header, []byte, error) {
+	resp, err := st.Do(ctx, method, path, header, body)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading storage's answer: %w", err)
+	}
+	return resp.Header, b, nil
+}
+
+// CreateContainer makes a container, unless it is there.
+func (st *Storage) CreateContainer(ctx context.Context, container string) error {
+	_, _, err := st.call(ctx, http.MethodPut, "/"+container+"?restype=container", nil, nil)
+	if refused, ok := errors.AsType[*StorageError](err); ok && refused.Code == "ContainerAlreadyExists" {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("creating container %s: %w", container, err)
+	}
+	return nil
+}
+
+// DeleteContainer deletes a container with all that is in it.
+func (st *Storage) DeleteContainer(ctx context.Context, container string) error {
+	_, _, err := st.call(ctx, http.MethodDelete, "/"+container+"?restype=container", nil, nil)
+	return err
+}
+
+// Containers lists the account's containers.
+func (st *Storage) Containers(ctx context.Context) ([]string, error) {
+	_, b, err := st.call(ctx, http.MethodGet, "/?comp=list", nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	var list struct {
+		Names []string `xml:"Containers>Container>Name"`
+	}
+	if err := xml.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("reading the list of containers: %w", err)
+	}
+	return list.Names, nil
+}
+
+// Blob is one picture as storage has it.
+type Blob struct {
+	Name        string
+	Size        int64
+	ContentType string
+	ETag        string
+}
+
+// Blobs lists what is committed in a container, in the order of names.
+func (st *Storage) Blobs(ctx context.Context, container string) ([]Blob, error) {
+	var blobs []Blob
+	for marker := ""; ; {
+		_, b, err := st.call(ctx, http.MethodGet, "/"+container+"?restype=container&comp=list&marker="+url.QueryEscape(marker), nil, nil)
+		if err != nil {
+			return nil, fmt.Errorf("listing container %s: %w", container, err)
+		}
+		var list struct {
+			Blobs []struct {
+				Name       string
+				Properties struct {
+					Size        int64  `xml:"Content-Length"`
+					ContentType string `xml:"Content-Type"`
+					ETag        string `xml:"Etag"`
+				}
+			} `xml:"Blobs>Blob"`
+			NextMarker string
+		}
+		if err := xml.Unmarshal(b, &list); err != nil {
+			return nil, fmt.Errorf("listing container %s: %w", container, err)
+		}
+		for _, b := range list.Blobs {
+			blobs = append(blobs, Blob{b.Name, b.Properties.Size, b.Properties.ContentType, b.Properties.ETag})
+		}
+		if marker = list.NextMarker; marker == "" {
+			return blobs, nil
+		}
+	}
+}
+
+// Read returns a blob's header and bytes. A missing blob is a [*StorageError]
+// with the code BlobNotFound.
+func (st *Storage) Read(ctx context.Context, container, name string) (http.Header, []byte, error) {
+	header, b, err := st.call(ctx, http.MethodGet, blobPath(container, name), nil, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading blob %s: %w", name, err)
+	}
+	return header, b, nil
+}
+
+// Put stores a blob in one piece.
+func (st *Storage) Put(ctx context.Context, container, name, contentType string, body []byte) error {
+	header := http.Header{"X-Ms-Blob-Type": {"BlockBlob"}, "Content-Type": {contentType}}
+	if _, _, err := st.call(ctx, http.MethodPut, blobPath(container, name), header, body); err != nil {
+		return fmt.Errorf("putting blob %s: %w", name, err)
+	}
+	return nil
+}
+
+// Delete deletes a blob.
+func (st *Storage) Delete(ctx context.Context, container, name string) error {
+	if _, _, err := st.call(ctx, http.MethodDelete, blobPath(container, name), nil, nil); err != nil {
+		return fmt.Errorf("deleting blob %s: %w", name, err)
+	}
+	return nil
+}
+
+func blobPath(container, name string) string {
+	segments := strings.Split(name, "/")
+	for i, s := range segments {
+		segments[i] = url.PathEscape(s)
+	}
+	return "/" + container + "/" + strings.Join(segments, "/")
+}
