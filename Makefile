@@ -1,0 +1,57 @@
+# make help lists the targets.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+MODULES := shared frontend signer local e2e
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+REVISION ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || echo unknown)
+STAMP := -X github.com/prometheus/common/version.Version=$(VERSION) -X github.com/prometheus/common/version.Revision=$(REVISION)
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: build
+build: ## build the programs into bin/
+	@mkdir -p bin
+	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./local
+
+.PHONY: run
+run: ## start the whole system on this machine, until Ctrl-C
+	@mkdir -p bin
+	@go build -ldflags '$(STAMP)' -o bin/ ./local
+	@exec bin/local
+
+.PHONY: test
+test: ## all tests, with the race detector
+	go test -race -timeout 5m work
+
+.PHONY: lint
+lint: .bin/golangci-lint ## everything that is checked without running
+	.bin/golangci-lint run $(MODULES:%=./%/...)
+	@for m in $(MODULES); do echo "$$m: builds by itself, and its go.mod is tidy"; \
+	  (cd $$m && GOWORK=off go vet ./... && GOWORK=off go mod tidy -diff); done
+	@echo "the modules agree on versions"
+	go work sync
+	git diff --exit-code -- '*go.mod' '*go.sum' go.work
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; \
+	  elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing" >&2; exit 1; \
+	  else echo "skipped: shellcheck is not installed"; fi
+
+# Its hundreds of modules stay out of the workspace.
+.bin/golangci-lint: tools/go.mod tools/go.sum
+	@echo "building golangci-lint, once (about two minutes)"
+	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools install tool
+	@touch $@
+
+.PHONY: images
+images: ## build both container images, with docker or buildah
+	@build=$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo "docker build" || echo "buildah bud"); \
+	for c in frontend signer; do \
+	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f Dockerfile.$$c -t cats-api-$$c:$(VERSION) .; \
+	done
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf bin .bin .local local/node_modules
