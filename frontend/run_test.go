@@ -5,10 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
-
-	"cats.example/shared/service"
 )
 
 func TestTheFrontendRefusesToStartBesideACredential(t *testing.T) {
@@ -57,30 +53,5 @@ func TestFaultySettingsAreReportedTogether(t *testing.T) {
 	}
 	if err := run(t.Context(), []string{"SIGNER_URL=https://elsewhere"}, &strings.Builder{}); err == nil || !strings.Contains(err.Error(), "http://HOST:PORT") {
 		t.Errorf("a SIGNER_URL that is none: %v", err)
-	}
-}
-
-// The README's table of settings must be the code's.
-func TestTheReadmeHasEverySetting(t *testing.T) {
-	readme, err := os.ReadFile(filepath.Join("..", "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(readme), "\n### "+name+"\n")
-	_, table, _ := strings.Cut(section, "| --- | --- | --- |\n")
-	table, _, _ = strings.Cut(table, "\n\n")
-	var rows []string
-	for _, s := range service.Describe(&config{}) {
-		value := "–"
-		switch {
-		case s.Required:
-			value = "required"
-		case s.Default != "":
-			value = "`" + s.Default + "`"
-		}
-		rows = append(rows, "| `"+s.Name+"` | "+value+" | "+s.Help+" |")
-	}
-	if diff := cmp.Diff(strings.Join(rows, "\n"), table); diff != "" {
-		t.Errorf("README.md, settings of %s (- code, + README):\n%s", name, diff)
 	}
 }

@@ -1,16 +1,10 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-
-	"cats.example/shared/service"
 )
 
 var good = []string{
@@ -85,30 +79,5 @@ func TestAllFaultsAreReportedTogether(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in: %v", want, err)
 		}
-	}
-}
-
-// The README's table of settings must be the code's.
-func TestTheReadmeHasEverySetting(t *testing.T) {
-	readme, err := os.ReadFile(filepath.Join("..", "README.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(readme), "\n### "+name+"\n")
-	_, table, _ := strings.Cut(section, "| --- | --- | --- |\n")
-	table, _, _ = strings.Cut(table, "\n\n")
-	var rows []string
-	for _, s := range service.Describe(&config{}) {
-		value := "–"
-		switch {
-		case s.Required:
-			value = "required"
-		case s.Default != "":
-			value = "`" + s.Default + "`"
-		}
-		rows = append(rows, "| `"+s.Name+"` | "+value+" | "+s.Help+" |")
-	}
-	if diff := cmp.Diff(strings.Join(rows, "\n"), table); diff != "" {
-		t.Errorf("README.md, settings of %s (- code, + README):\n%s", name, diff)
 	}
 }
