@@ -24,7 +24,18 @@ const (
 
 const (
 	writeTimeout = 30 * time.Second // for a client to accept an answer
-	drainTimeout = 5 * time.Second  // for the rest of a body that was refused
+
+	// Of a body that was refused, so much is still read: many clients look for
+	// the answer only when all is sent, and lose it when the connection is cut.
+	drainTimeout = 5 * time.Second
+	drainBytes   = 64 << 20
+
+	// net/http returns from reading a chunked body only when the buffer is full or
+	// the chunk at its end. So that a slow picture is passed on as it comes, the
+	// reads are small, in bytes, unless they prove to be fast.
+	smallRead = 256
+	largeRead = 4 << 10
+	fastRead  = 10 * time.Millisecond
 )
 
 var (
@@ -137,7 +148,14 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		w.Header().Set(requestIDHeader, rec.requestID)
 		r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
 		conn := http.NewResponseController(w)
-		body := &body{ReadCloser: r.Body, conn: conn, stall: q.stall}
+		watched, _ := r.Context().Value(connKey{}).(*watchedConn)
+		body := &body{ReadCloser: r.Body, conn: watched, stall: q.stall, done: r.Body == http.NoBody}
+		if r.ContentLength < 0 {
+			body.most = smallRead
+		}
+		if !body.done {
+			_ = conn.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
+		}
 		r.Body = body
 		answer := &answer{ResponseWriter: w, conn: conn}
 
@@ -156,8 +174,10 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			if answer.status == 0 {
 				answer.status = http.StatusOK // as net/http will answer
 			}
-			body.finish()
 			q.done(r, route, rec, answer, body.n.Load(), time.Since(start))
+			if cut == nil {
+				body.drain(r.Header.Get("Expect") != "", conn)
+			}
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
 			}
@@ -208,44 +228,66 @@ func methodLabel(m string) string {
 	return "other"
 }
 
-// body gives each read of a request's body a deadline of its own, so that it may
-// be slow but not stalled. A handler that forwards a body may return while the
+// body counts what is read of a request's body, and has the connection watched
+// while that goes on. A handler that forwards a body may return while the
 // forwarding goroutine is still inside a read, hence the lock and the counter.
 type body struct {
 	io.ReadCloser
-	conn  *http.ResponseController
+	conn  *watchedConn // nil in a test without a connection
 	stall time.Duration
 	n     atomic.Int64
+	most  int // bytes to read at once; 0 for as many as are asked for
 
 	mu   sync.Mutex
-	done bool
+	done bool // nothing of it is left to read, or nobody may
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.deadline(time.Now().Add(b.stall), false)
+	b.with(false, func(c *watchedConn) { c.watch(b.stall) })
+	began := time.Now()
+	if b.most > 0 && len(p) > b.most {
+		p = p[:b.most]
+	}
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
+	if took := time.Since(began); b.most > 0 && took < fastRead {
+		b.most = min(2*b.most, largeRead)
+	} else if b.most > 0 {
+		b.most = max(b.most/2, smallRead)
+	}
 	if err == io.EOF {
 		// From here on the server reads to notice a client that leaves. A deadline
-		// left behind would look like one and cancel the request.
-		b.deadline(time.Time{}, true)
+		// would look like one and cancel the request.
+		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
 	}
 	return n, err
 }
 
-// finish bounds what net/http still reads of a body that the handler did not
-// want, and keeps a late read from setting a deadline for the next request.
-func (b *body) finish() { b.deadline(time.Now().Add(drainTimeout), true) }
-
-// deadline sets the connection's read deadline, unless an earlier call was the last.
-func (b *body) deadline(t time.Time, last bool) {
+// with calls f on the connection and returns true, unless an earlier call was
+// the last: a late read must not meddle with the next request on the connection.
+func (b *body) with(last bool, f func(*watchedConn)) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.done {
-		return
+	if b.done || b.conn == nil {
+		return false
 	}
 	b.done = last
-	_ = b.conn.SetReadDeadline(t) // not supported: a test's recorder
+	f(b.conn)
+	return true
+}
+
+// drain sends the answer and then reads, within bounds, what the handler did not
+// want of the body.
+func (b *body) drain(asked bool, w *http.ResponseController) {
+	if !b.with(true, func(c *watchedConn) { c.until(time.Now().Add(drainTimeout)) }) {
+		return
+	}
+	if asked && b.n.Load() == 0 {
+		return // the client has waited to be asked for the body, and was not
+	}
+	if w.Flush() == nil {
+		_, _ = io.CopyN(io.Discard, b.ReadCloser, drainBytes)
+	}
 }
 
 // answer counts what is written, and bounds how long the client may take for it.

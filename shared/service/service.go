@@ -186,7 +186,7 @@ func (s Service) listen(ctx context.Context, name, address string) (net.Listener
 		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
 	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
-	return l, nil
+	return watchedListener{l}, nil
 }
 
 func (s Service) server(h http.Handler) *http.Server {
@@ -195,6 +195,7 @@ func (s Service) server(h http.Handler) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
 	}
 }

@@ -332,32 +332,89 @@ func TestPropagatePassesIDAndTraceOn(t *testing.T) {
 
 func TestABodyMayBeSlowButNotStalled(t *testing.T) {
 	settings := relaxed
-	settings.StallTimeout = 200 * time.Millisecond
+	settings.StallTimeout = time.Second
 	result := make(chan error, 1)
-	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
-		_, err := io.Copy(io.Discard, r.Body)
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) {
+		_, err := io.ReadAll(r.Body)
 		result <- err
 	}})
-	send := func(pieces int, end string) {
+	send := func(header string, pieces int) error {
 		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { c.Close() })
-		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+		defer c.Close()
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\n"+header)
 		for range pieces {
-			time.Sleep(100 * time.Millisecond) // under the limit, many times over
-			_, _ = io.WriteString(c, "1\r\nx\r\n")
+			time.Sleep(200 * time.Millisecond) // well under the limit, and over it together
+			_, _ = io.WriteString(c, "x")
 		}
-		_, _ = io.WriteString(c, end)
+		_, _ = io.WriteString(c, "\r\n0\r\n\r\n")
+		return <-result
 	}
-	send(5, "0\r\n\r\n")
-	if err := <-result; err != nil {
-		t.Errorf("a slow body: %v", err)
+	for name, header := range map[string]string{
+		"of a known length": "Content-Length: 10\r\n\r\n",
+		"in one long chunk": "Transfer-Encoding: chunked\r\n\r\na\r\n",
+	} {
+		if err := send(header, 10); err != nil {
+			t.Errorf("a slow body %s: %v", name, err)
+		}
 	}
-	send(1, "")
-	if err := <-result; !isTimeout(err) {
-		t.Errorf("a stalled body: %v", err)
+	for name, header := range map[string]string{
+		"of a known length": "Content-Length: 100\r\n\r\n",
+		"in one long chunk": "Transfer-Encoding: chunked\r\n\r\n64\r\n",
+	} {
+		if err := send(header, 1); !isTimeout(err) {
+			t.Errorf("a stalled body %s: %v", name, err)
+		}
+	}
+}
+
+// Many clients send all before they look for an answer.
+func TestARefusalReachesAClientThatGoesOnSending(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.CopyN(io.Discard, r.Body, 10)
+		http.Error(w, "no", http.StatusTeapot)
+	}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const size = 20 << 20 // more than sockets hold, more than net/http drains
+	if _, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size)); err != nil {
+		t.Errorf("sending: %v", err)
+	}
+	in := bufio.NewReader(c)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusTeapot {
+		t.Fatalf("%d, %v", resp.StatusCode, err)
+	}
+	resp.Body.Close()
+	// The connection is as good as new.
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if resp, err = http.ReadResponse(in, nil); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+func TestAClientThatWaitsToBeAskedIsNotAskedForWhatIsRefused(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no", http.StatusTeapot)
+	}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+	all, _ := io.ReadAll(c)
+	if !strings.HasPrefix(string(all), "HTTP/1.1 418 ") || strings.Contains(string(all), "100 Continue") {
+		t.Errorf("got %q", all)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/gorilla/mux"
@@ -118,6 +119,8 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	if h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "no-store")
 	}
+	content := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	h.Set("Content-Length", strconv.Itoa(len(content)))
 	w.WriteHeader(status)
-	_, _ = w.Write(bytes.TrimSuffix(b.Bytes(), []byte("\n"))) // the client is gone, and so is anyone to tell
+	_, _ = w.Write(content) // the client is gone, and so is anyone to tell
 }
