@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -134,7 +135,10 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	if err != nil {
 		return err
 	}
-	info, err := s.signer.Put(r.Context(), user, whole, size)
+	// net/http cancels the context a moment before a failing read of the body
+	// returns; the read says why, the context does not. After the end of the body
+	// there is nothing to cancel: the signer stores what it has whole.
+	info, err := s.signer.Put(context.WithoutCancel(r.Context()), user, whole, size)
 	if err != nil {
 		return err
 	}
