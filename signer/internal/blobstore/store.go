@@ -13,6 +13,7 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
@@ -22,6 +23,7 @@ import (
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/identity"
 )
 
 // How long storage may take, retries included.
@@ -72,9 +74,13 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		opts.LinkBase = opts.AccountURL
 	}
 	m := newMetrics(reg)
+	// The token goes in by azcore's own policy. The one that azblob adds for a
+	// credential follows the challenge in a 401, and shares what it learned there
+	// between requests without a lock (1.8.3).
+	bearer := runtime.NewBearerTokenPolicy(opts.Credential, []string{identity.Scope}, nil)
 	client := policy.ClientOptions{
 		Transport:        opts.Transport,
-		PerRetryPolicies: []policy.Policy{m},
+		PerRetryPolicies: []policy.Policy{bearer, m},
 		Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
 		Retry: policy.RetryOptions{
 			MaxRetries:    3,
@@ -83,7 +89,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 			MaxRetryDelay: 2 * time.Second,
 		},
 	}
-	account, err := service.NewClient(opts.AccountURL, opts.Credential, &service.ClientOptions{ClientOptions: client})
+	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{ClientOptions: client})
 	if err != nil {
 		return nil, fmt.Errorf("making a client of %s: %w", opts.AccountURL, err)
 	}

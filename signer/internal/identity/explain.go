@@ -23,6 +23,8 @@ var fixes = map[string]string{
 	"700027":  "the federated token is not signed by the cluster's key that Entra ID knows: did the cluster rotate its keys moments ago, or is the issuer another cluster's",
 	"700016":  "AZURE_CLIENT_ID names no application in AZURE_TENANT_ID: check the ServiceAccount's annotation azure.workload.identity/client-id",
 	"90002":   "AZURE_TENANT_ID names no tenant at AZURE_AUTHORITY_HOST",
+	"50027":   "AZURE_FEDERATED_TOKEN_FILE does not hold a service-account token",
+	"7000218": "AZURE_FEDERATED_TOKEN_FILE does not hold a service-account token",
 	"700082":  "the login has expired: az login",
 }
 
@@ -35,7 +37,7 @@ func Explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
 	}
 	m := aadsts.FindStringSubmatch(err.Error())

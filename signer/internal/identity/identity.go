@@ -4,8 +4,10 @@
 package identity
 
 import (
+	"bytes"
 	"context"
-	"fmt"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -28,8 +30,8 @@ const (
 	Default          = "default"
 )
 
-// scope is what Blob Storage takes tokens for.
-const scope = "https://storage.azure.com/.default"
+// Scope is what Blob Storage takes tokens for.
+const Scope = "https://storage.azure.com/.default"
 
 const (
 	fetchTimeout = 30 * time.Second // one token exchange, its retries included
@@ -88,7 +90,7 @@ func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.A
 		worked: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
 		}),
-		err: signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no token has been asked for yet")),
+		err: signerapi.ErrIdentityUnavailable.Wrap(errors.New("no token has been asked for yet")),
 	}
 	reg.MustRegister(t.acquired, t.worked)
 	t.acquired.WithLabelValues("ok")
@@ -112,11 +114,13 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 		})
 	}
 	// The SDK hides why it could not read the file behind a long message.
-	f, err := os.Open(o.TokenFile)
+	token, err := os.ReadFile(o.TokenFile)
 	if err != nil {
 		return nil, err
 	}
-	_ = f.Close()
+	if len(bytes.TrimSpace(token)) == 0 {
+		return nil, &fs.PathError{Op: "read", Path: o.TokenFile, Err: errors.New("the file is empty")}
+	}
 	return azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
 		ClientOptions:            client,
 		ClientID:                 o.ClientID,
@@ -164,7 +168,7 @@ func (t *Tokens) Run(ctx context.Context) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
 	for {
-		token, err := t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{scope}, EnableCAE: true})
+		token, err := t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}, EnableCAE: true})
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -223,7 +227,7 @@ func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) 
 	t.acquired.WithLabelValues("ok").Inc()
 	t.worked.SetToCurrentTime()
 	t.token = token
-	t.err = signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("the token has expired and was not renewed"))
+	t.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
 	select {
 	case <-t.first:
 	default:
