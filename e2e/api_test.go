@@ -1,0 +1,308 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/local/stand"
+)
+
+// form returns content as the field "file" of a form.
+func form(t *testing.T, content []byte) (contentType string, body []byte) {
+	t.Helper()
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	p, err := w.CreateFormFile("file", "cat.png")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return w.FormDataContentType(), b.Bytes()
+}
+
+// link asks for a link to the picture of user, with a query such as "?ttl=1m".
+func link(t *testing.T, sys *stand.System, user, query string) (picture string, expires time.Time) {
+	t.Helper()
+	a := do(t, http.MethodGet, sys.URL+"/cat/"+user+query, "", nil).want(t, http.StatusOK)
+	picture, _ = a.field(t, "picture_url").(string)
+	at, _ := a.field(t, "expires_at").(string)
+	expires, err := time.Parse(time.RFC3339, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return picture, expires
+}
+
+// names lists the blobs of the system's container.
+func names(t *testing.T, sys *stand.System) []string {
+	t.Helper()
+	blobs, err := sys.Blobs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, b := range blobs {
+		all = append(all, b.Name)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// A newcomer's first minute, as the README has it.
+func TestAPictureIsStoredAndFetchedByItsLink(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	if a := do(t, "GET", sys.URL+"/service", "", nil).want(t, 200); string(a.body) != `{"service-name":"cats-api"}` {
+		t.Errorf("/service is %q", a.body)
+	}
+	do(t, "GET", sys.URL+"/cat/Davyd", "", nil).problem(t, 404, "not_found")
+
+	contentType, body := form(t, cat)
+	a := do(t, "POST", sys.URL+"/cat/Davyd", contentType, body).want(t, 200)
+	if a.field(t, "content_type") != "image/png" || a.field(t, "size") != float64(len(cat)) {
+		t.Errorf("the answer to the upload is %s", a.body)
+	}
+	a = do(t, "GET", sys.URL+"/cat/Davyd", "", nil).want(t, 200)
+	if diff := cmp.Diff(map[string]any{"name": "Davyd"}, a.field(t, "owner")); diff != "" {
+		t.Error(diff)
+	}
+	picture, expires := link(t, sys, "Davyd", "")
+	if left := time.Until(expires); left > time.Hour || left < 54*time.Minute {
+		t.Errorf("the link lives for %v", left)
+	}
+	fetched := do(t, "GET", picture, "", nil).want(t, 200)
+	if !bytes.Equal(fetched.body, cat) || fetched.Header.Get("Content-Type") != "image/png" {
+		t.Errorf("%d bytes of %s came back", len(fetched.body), fetched.Header.Get("Content-Type"))
+	}
+	a = do(t, "GET", sys.URL+"/cat/Davyd/picture", "", nil).want(t, 307)
+	if fetched := do(t, "GET", a.Header.Get("Location"), "", nil).want(t, 200); !bytes.Equal(fetched.body, cat) {
+		t.Error("/picture leads elsewhere")
+	}
+	if maxAge := a.Header.Get("Cache-Control"); !strings.HasPrefix(maxAge, "private, max-age=") {
+		t.Errorf("Cache-Control %q", maxAge)
+	}
+	for path, status := range map[string]int{"/service": 200, "/cat/Davyd": 200, "/cat/Davyd/picture": 307, "/cat/nobody": 404} {
+		if a := do(t, "HEAD", sys.URL+path, "", nil).want(t, status); len(a.body) > 0 {
+			t.Errorf("HEAD %s has a body", path)
+		}
+	}
+	if diff := cmp.Diff([]string{"Davyd/cat"}, names(t, sys)); diff != "" {
+		t.Error(diff)
+	}
+	do(t, "DELETE", sys.URL+"/cat/Davyd", "", nil).want(t, 204)
+	do(t, "DELETE", sys.URL+"/cat/Davyd", "", nil).problem(t, 404, "not_found")
+	do(t, "GET", sys.URL+"/cat/Davyd", "", nil).problem(t, 404, "not_found")
+	if a := do(t, "GET", picture, "", nil); a.StatusCode != 404 {
+		t.Errorf("the picture is still there: %d", a.StatusCode)
+	}
+}
+
+// What the link does not allow is refused by Azurite, which checks signatures.
+func TestALinkReadsOnePictureAndNothingElse(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "Davyd", cat)
+	put(t, sys, "other", cat)
+	picture, _ := link(t, sys, "Davyd", "")
+	u, err := url.Parse(picture)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(name, value string) string {
+		q := u.Query()
+		q.Set(name, value)
+		c := *u
+		c.RawQuery = q.Encode()
+		return c.String()
+	}
+	signature := []byte(u.Query().Get("sig"))
+	signature[3] ^= 1
+	for what, target := range map[string]string{
+		"a changed signature":      with("sig", string(signature)),
+		"another picture":          strings.Replace(picture, "/Davyd/", "/other/", 1),
+		"a later end":              with("se", "2099-01-01T00:00:00Z"),
+		"more permissions":         with("sp", "rwd"),
+		"the container":            with("sr", "c"),
+		"another content type":     with("rsct", "text/html"),
+		"another end of the key":   with("ske", "2099-01-01T00:00:00Z"),
+		"no signature":             strings.Split(picture, "?")[0],
+		"a listing with that link": strings.Replace(picture, "/Davyd/cat?", "?restype=container&comp=list&", 1),
+	} {
+		if a := do(t, "GET", target, "", nil); a.StatusCode != 403 && (what != "no signature" || a.StatusCode/100 == 2) {
+			t.Errorf("%s: %d; want 403", what, a.StatusCode)
+		}
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, picture, bytes.NewReader([]byte("x")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Ms-Blob-Type", "BlockBlob")
+	resp, err := client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 403 {
+		t.Errorf("a write: %d; want 403", resp.StatusCode)
+	}
+	if a := do(t, "DELETE", picture, "", nil); a.StatusCode != 403 {
+		t.Errorf("a delete: %d; want 403", a.StatusCode)
+	}
+	if got := served(t, sys, "Davyd"); !bytes.Equal(got, cat) {
+		t.Error("the picture was changed")
+	}
+}
+
+func TestALinkExpires(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "x", cat)
+	picture, expires := link(t, sys, "x", "?ttl=5s")
+	if left := time.Until(expires); left > 5*time.Second || left < 3*time.Second {
+		t.Errorf("the link lives for %v", left)
+	}
+	do(t, "GET", picture, "", nil).want(t, 200)
+	eventually(t, func() error {
+		if a := do(t, "GET", picture, "", nil); a.StatusCode != 403 {
+			return fmt.Errorf("%d; want 403", a.StatusCode)
+		}
+		return nil
+	})
+	if time.Now().Before(expires.Add(-time.Second)) {
+		t.Error("it was refused before its time")
+	}
+}
+
+func TestALinkIsTheSameForAWhileAndAsLongAsIsAsked(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_MAX_TTL": "2h"}})
+	put(t, sys, "x", cat)
+	first, _ := link(t, sys, "x", "?ttl=2h") // stands still for ten minutes
+	second, _ := link(t, sys, "x", "?ttl=2h")
+	if third, _ := link(t, sys, "x", "?ttl=2h"); first != second && second != third { // ten minutes may end between two
+		t.Error("three links within a moment are all different")
+	}
+	for query, most := range map[string]time.Duration{"": time.Hour, "?ttl=10m": 10 * time.Minute, "?ttl=2h": 2 * time.Hour, "?ttl=90s": 90 * time.Second} {
+		if _, expires := link(t, sys, "x", query); time.Until(expires) > most || time.Until(expires) < most*10/12 {
+			t.Errorf("%q: the link lives for %v", query, time.Until(expires))
+		}
+	}
+	for _, query := range []string{"?ttl=2h1s", "?ttl=4s", "?ttl=0s", "?ttl=-1m", "?ttl=1", "?ttl=soon", "?ttl=1m&ttl=1m", "?download=", "?download=a%2Fb", "?download=%0d%0aX:y"} {
+		do(t, "GET", sys.URL+"/cat/x"+query, "", nil).problem(t, 422, "invalid_argument")
+		do(t, "GET", sys.URL+"/cat/x/picture"+query, "", nil).problem(t, 422, "invalid_argument")
+	}
+}
+
+func TestADownloadHasItsName(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "x", cat)
+	for _, name := range []string{"cat.png", "Мурчик 猫.png", `a "quoted"; name.png`, "100%.png"} {
+		picture, _ := link(t, sys, "x", "?download="+url.QueryEscape(name))
+		a := do(t, "GET", picture, "", nil).want(t, 200)
+		disposition, params, err := mime.ParseMediaType(a.Header.Get("Content-Disposition"))
+		if err != nil || disposition != "attachment" || params["filename"] != name || !bytes.Equal(a.body, cat) {
+			t.Errorf("%q: Content-Disposition %q, %v", name, a.Header.Get("Content-Disposition"), err)
+		}
+	}
+}
+
+func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	for i, c := range []struct{ path, name string }{
+		{"Davyd", "Davyd"},
+		{"%D0%9C%D1%83%D1%80%D1%87%D0%B8%D0%BA", "Мурчик"},
+		{"a%20b", "a b"},
+		{"%F0%9F%90%B1", "🐱"},
+		{"a+b", "a+b"},
+		{"%252F", "%2F"},
+		{"davyd", "davyd"},
+		{".hidden", ".hidden"},
+		{"a..b", "a..b"},
+		{"picture", "picture"},
+		{"%3Fx=1%23y", "?x=1#y"},
+		{"a&b=c", "a&b=c"},
+		{strings.Repeat("x", 128), strings.Repeat("x", 128)},
+	} {
+		content := append(bytes.Clone(cat), byte(i))
+		put(t, sys, c.path, content)
+		if !slices.Contains(names(t, sys), c.name+"/cat") {
+			t.Errorf("%s is not blob %q but one of %q", c.path, c.name+"/cat", names(t, sys))
+		}
+		if got := served(t, sys, c.path); !bytes.Equal(got, content) {
+			t.Errorf("%s: another picture came back", c.path)
+		}
+		if owner, _ := do(t, "GET", sys.URL+"/cat/"+c.path, "", nil).field(t, "owner").(map[string]any); owner["name"] != c.name {
+			t.Errorf("%s: owner %v; want %q", c.path, owner, c.name)
+		}
+	}
+	before := names(t, sys)
+	containers, err := st.Storage.Containers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	contentType, body := form(t, cat)
+	for _, path := range []string{"..%2Fx", "a%5Cb", "%00", "a%2Fb", "%2e%2e", "%2e", "a.", "%ff", "a%0ab", "%7f", strings.Repeat("x", 200), strings.Repeat("%E7%8C%AB", 43)} {
+		do(t, "PUT", sys.URL+"/cat/"+path, "", cat).problem(t, 422, "invalid_user")
+		do(t, "POST", sys.URL+"/cat/"+path, contentType, body).problem(t, 422, "invalid_user")
+		do(t, "GET", sys.URL+"/cat/"+path, "", nil).problem(t, 422, "invalid_user")
+		do(t, "GET", sys.URL+"/cat/"+path+"/picture", "", nil).problem(t, 422, "invalid_user")
+		do(t, "DELETE", sys.URL+"/cat/"+path, "", nil).problem(t, 422, "invalid_user")
+	}
+	if diff := cmp.Diff(before, names(t, sys)); diff != "" {
+		t.Errorf("a refused name stored something: %s", diff)
+	}
+	for _, c := range containers {
+		blobs, err := st.Storage.Blobs(t.Context(), c)
+		if err != nil {
+			continue // another test's container, gone since
+		}
+		for _, b := range blobs {
+			if strings.Count(b.Name, "/") != 1 || strings.ContainsAny(b.Name, "\\\x00\n") || strings.HasPrefix(b.Name, ".") && b.Name != ".hidden/cat" {
+				t.Errorf("something was stored as %s in %s", b.Name, c)
+			}
+		}
+	}
+}
+
+// What the tutorial service answered at the edges, for clients that moved here.
+func TestTheEdgesAreWhatTutorialClientsExpect(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	for path, want := range map[string]string{"/service/": "/service", "/cat/a%20b/": "/cat/a%20b", "/cat/x/?ttl=1m": "/cat/x?ttl=1m"} {
+		if a := do(t, "GET", sys.URL+path, "", nil).want(t, 307); a.Header.Get("Location") != want {
+			t.Errorf("%s leads to %q; want %q", path, a.Header.Get("Location"), want)
+		}
+	}
+	for path, allow := range map[string]string{"/service": "GET, HEAD, OPTIONS", "/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT"} {
+		a := do(t, "PATCH", sys.URL+path, "", nil)
+		a.problem(t, 405, "method_not_allowed")
+		b := do(t, "OPTIONS", sys.URL+path, "", nil).want(t, 204)
+		if a.Header.Get("Allow") != allow || b.Header.Get("Allow") != allow {
+			t.Errorf("%s: Allow %q and %q; want %q", path, a.Header.Get("Allow"), b.Header.Get("Allow"), allow)
+		}
+	}
+	do(t, "GET", sys.URL+"/nothing", "", nil).problem(t, 404, "no_such_path")
+	a := do(t, "GET", sys.URL+"/cat/nobody", "", nil)
+	var tutorial struct{ Detail string }
+	if err := json.Unmarshal(a.body, &tutorial); err != nil || tutorial.Detail != "Cat not found" {
+		t.Errorf("a missing cat is %s", a.body)
+	}
+}

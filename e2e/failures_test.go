@@ -1,0 +1,445 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+// largeSize is above what the signer stores in one piece, and makes two blocks.
+const largeSize = 6 << 20
+
+// picture returns a picture of n bytes that differs from others in all but its type.
+func picture(n int, fill byte) []byte {
+	return append(bytes.Clone(cat[:4<<10]), bytes.Repeat([]byte{fill}, n-(4<<10))...)
+}
+
+// challenge is what storage adds to a 401.
+const challenge = "Bearer authorization_uri=https://login.microsoftonline.com/" + stand.TenantID + "/oauth2/authorize resource_id=https://storage.azure.com"
+
+// fault answers in place of storage; healthy is storage itself.
+type fault func(w http.ResponseWriter, r *http.Request, healthy http.Handler)
+
+// account is the stand's storage account behind a proxy that breaks as told: for
+// one user's blob, so that many tests can share a system, or for everything else.
+type account struct {
+	URL, address string
+
+	healthy http.Handler
+	server  *http.Server
+
+	mu     sync.Mutex
+	faults map[string]fault // by user, "" for what is about no blob
+}
+
+// newAccount returns an account without faults, closed when the test ends.
+func newAccount(t *testing.T) *account {
+	t.Helper()
+	storage, err := url.Parse(st.Storage.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &account{faults: map[string]fault{}, healthy: &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = storage.Scheme, storage.Host
+			r.Out.Host = r.In.Host
+		},
+		Transport: st.Client().Transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			panic(http.ErrAbortHandler) // storage says nothing, so neither do we
+		},
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}}
+	a.up(t, "127.0.0.1:0")
+	t.Cleanup(a.down)
+	return a
+}
+
+// up listens; down closes the port and cuts every connection.
+func (a *account) up(t *testing.T, address string) {
+	t.Helper()
+	l, err := tls.Listen("tcp", address, &tls.Config{Certificates: []tls.Certificate{st.CA.Leaf}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.address = l.Addr().String()
+	a.URL = fmt.Sprintf("https://%s.blob.localhost:%d", stand.Account, l.Addr().(*net.TCPAddr).Port)
+	a.server = &http.Server{Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	go func() { _ = a.server.Serve(l) }() // until it is closed
+}
+
+func (a *account) down() { _ = a.server.Close() }
+
+// set breaks what is about the blob of user, nil mends it.
+func (a *account) set(user string, f fault) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.faults[user] = f
+}
+
+func (a *account) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	user := ""
+	if segments := strings.Split(r.URL.Path, "/"); len(segments) == 4 { // "", container, user, blob
+		user = segments[2]
+	}
+	a.mu.Lock()
+	f := a.faults[user]
+	a.mu.Unlock()
+	if f == nil {
+		a.healthy.ServeHTTP(w, r)
+		return
+	}
+	f(w, r, a.healthy)
+}
+
+// refuse is an answer as Blob Storage words it.
+func refuse(status int, code string, header ...string) fault {
+	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("X-Ms-Error-Code", code)
+		w.Header().Set("X-Ms-Request-Id", "the-request-id")
+		w.Header().Set("Content-Type", "application/xml")
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><Error><Code>%s</Code><Message>Refused.</Message></Error>`, code)
+	}
+}
+
+// reset breaks the connection off with a RST, amid the body where there is one.
+func reset(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	if c, ok := conn.(*tls.Conn).NetConn().(*net.TCPConn); ok {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+}
+
+// loseAnswer has storage do what it is asked, and then resets the connection.
+func loseAnswer(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	healthy.ServeHTTP(httptest.NewRecorder(), r)
+	r.ContentLength = 0
+	reset(w, r, nil)
+}
+
+// slow takes two seconds over each answer.
+func slow(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	select {
+	case <-time.After(2 * time.Second):
+		healthy.ServeHTTP(w, r)
+	case <-r.Context().Done():
+	}
+}
+
+// hang never answers.
+func hang(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.Copy(io.Discard, r.Body) // or else the server does not see the caller leave
+	<-r.Context().Done()
+}
+
+// once lets f have the first request of each kind (HEAD, a block, …) for each
+// blob, and storage the others.
+func once(f fault) fault {
+	var seen sync.Map
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if _, again := seen.LoadOrStore(r.Method+r.URL.Query().Get("comp")+r.URL.Path, true); again {
+			healthy.ServeHTTP(w, r)
+			return
+		}
+		f(w, r, healthy)
+	}
+}
+
+// problem checks that an answer is a problem document of the given status and
+// code that a client can use and that tells a stranger nothing of our insides.
+func (a answer) problem(t *testing.T, status int, code string) {
+	t.Helper()
+	a.want(t, status)
+	if got := a.Header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type %q: %s", got, a.body)
+	}
+	if a.field(t, "code") != code || a.field(t, "status") != float64(status) || a.field(t, "detail") == "" ||
+		a.field(t, "request_id") != a.Header.Get("X-Request-Id") || a.Header.Get("X-Request-Id") == "" {
+		t.Errorf("%s; want a problem document with code %s, and a detail and a request id", a.body, code)
+	}
+	if (status == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
+		t.Errorf("%d with Retry-After %q", status, a.Header.Get("Retry-After"))
+	}
+	for _, secret := range []string{"AADSTS", "localhost", "eyJ", "sig=", "/tmp"} {
+		if bytes.Contains(a.body, []byte(secret)) {
+			t.Errorf("%q is shown to strangers: %s", secret, a.body)
+		}
+	}
+}
+
+// attempt sends a GET, a small PUT and a large one for user, at the same time, and
+// returns the answers.
+func attempt(t *testing.T, sys *stand.System, user string, small, large []byte) (got [3]answer) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for i, body := range [][]byte{nil, small, large} {
+		wg.Go(func() {
+			method := http.MethodPut
+			if body == nil {
+				method = http.MethodGet
+			}
+			a, err := try(t.Context(), method, sys.URL+"/cat/"+user, "", bytes.NewReader(body))
+			if err != nil {
+				t.Error(err)
+			}
+			got[i] = a
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	return got
+}
+
+func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
+	issued := sys.Issuer.Issued()
+	small, large := picture(100<<10, 's'), picture(largeSize, 'l')
+
+	t.Run("faults", func(t *testing.T) {
+		for _, c := range []struct {
+			name       string
+			fault      fault
+			status     int
+			code       string
+			retryAfter string // exactly; "" for any
+			tries      int64  // of the GET, the small PUT and the large one, together; 0 for any
+			says       string // in the signer's log
+		}{
+			{"throttled", refuse(503, "ServerBusy", "Retry-After", "1"), 503, "throttled", "1", 12, "ServerBusy"},
+			{"throttled-for-long", refuse(503, "ServerBusy", "Retry-After", "120"), 503, "throttled", "120", 3, "ServerBusy"},
+			{"too-many-requests", refuse(429, "TooManyRequests"), 503, "throttled", "5", 12, "TooManyRequests"},
+			{"broken", refuse(500, "InternalError"), 503, "storage_unavailable", "5", 12, "the-request-id"},
+			{"resets", reset, 503, "storage_unavailable", "5", 0, "connection reset"},
+			{"role-is-missing", refuse(403, "AuthorizationPermissionMismatch"), 502, "identity_unavailable", "", 3, "Storage Blob Data Contributor"},
+			{"token-is-refused", refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), 502, "identity_unavailable", "", 3, "InvalidAuthenticationInfo"},
+			{"container-is-gone", refuse(404, "ContainerNotFound"), 500, "internal", "", 3, "is gone"},
+			{"answers-are-no-azure", refuse(404, ""), 500, "internal", "", 3, "404"},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				put(t, sys, c.name, cat)
+				var tries atomic.Int64
+				storage.set(c.name, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+					tries.Add(1)
+					c.fault(w, r, healthy)
+				})
+				mark, began := sys.Signer.Log.Mark(), time.Now()
+				for _, a := range attempt(t, sys, c.name, small, large) {
+					a.problem(t, c.status, c.code)
+					if c.retryAfter != "" && a.Header.Get("Retry-After") != c.retryAfter {
+						t.Errorf("Retry-After is %s, want %s", a.Header.Get("Retry-After"), c.retryAfter)
+					}
+					if bytes.Contains(a.body, []byte("Cat not found")) {
+						t.Errorf("a failure is told as a missing picture: %s", a.body)
+					}
+				}
+				if took := time.Since(began); took > 15*time.Second {
+					t.Errorf("it took %v to say so", took)
+				}
+				if c.tries != 0 && tries.Load() != c.tries {
+					t.Errorf("storage was asked %d times, want %d", tries.Load(), c.tries)
+				}
+				logged(t, sys.Signer.Log, mark, c.says)
+				storage.set(c.name, nil)
+				if !bytes.Equal(served(t, sys, c.name), cat) {
+					t.Error("the picture has changed")
+				}
+				put(t, sys, c.name, large)
+				if !bytes.Equal(served(t, sys, c.name), large) {
+					t.Error("after the failure, what is served is not what was stored")
+				}
+			})
+		}
+	})
+	// A key is at hand, so the replica is not taken out because storage hiccups.
+	if ready, says := readyz(t, sys.FrontendOps); !ready {
+		t.Errorf("not ready: %s", says)
+	}
+	eventually(t, func() error {
+		if sys.Issuer.Issued() == issued {
+			return errors.New("storage refused the token, and no other was asked for")
+		}
+		return nil
+	})
+	if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
+		t.Errorf("processes were restarted: %v, then %v", pids, now)
+	}
+	keepsSecrets(t, sys)
+}
+
+func TestAPassingFailureOfStorageIsNotSeenByClients(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	for name, f := range map[string]fault{
+		"slow":        slow,
+		"throttled":   once(refuse(503, "ServerBusy", "Retry-After", "1")),
+		"broken":      once(refuse(500, "InternalError")),
+		"timeout":     once(refuse(408, "OperationTimedOut")),
+		"reset":       once(reset),
+		"answer-lost": once(loseAnswer),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for i, content := range [][]byte{picture(100<<10, 's'), picture(largeSize, 'l')} {
+				user := name + strconv.Itoa(i)
+				var faults atomic.Int64
+				storage.set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+					faults.Add(1)
+					f(w, r, healthy)
+				})
+				put(t, sys, user, content)
+				if !bytes.Equal(served(t, sys, user), content) {
+					t.Error("another picture is served than was stored")
+				}
+				if faults.Load() == 0 {
+					t.Error("no fault happened")
+				}
+			}
+		})
+	}
+}
+
+func TestStorageThatIsDownIsToldAtOnceAndComesBack(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	address := storage.address
+	storage.down()
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, NotReady: true})
+	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
+
+	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "connection refused", "retry_in")
+	notReady(t, sys)
+	do(t, http.MethodGet, sys.URL+"/cat/x", "", nil).problem(t, http.StatusServiceUnavailable, "storage_unavailable")
+	storage.up(t, address)
+	recovers(t, sys)
+
+	storage.down()
+	small, large := picture(100<<10, 's'), picture(largeSize, 'l')
+	began := time.Now()
+	for _, a := range attempt(t, sys, "recovered", small, large) {
+		a.problem(t, http.StatusServiceUnavailable, "storage_unavailable")
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v to say so", took)
+	}
+	if ready, says := readyz(t, sys.SignerOps); !ready {
+		t.Errorf("a key is at hand, but not ready: %s", says)
+	}
+	storage.up(t, address)
+	if !bytes.Equal(served(t, sys, "recovered"), cat) {
+		t.Error("the picture has changed")
+	}
+	recovers(t, sys)
+	if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
+		t.Errorf("processes were restarted: %v, then %v", pids, now)
+	}
+	keepsSecrets(t, sys)
+}
+
+func TestStorageThatNeverAnswersIsGivenUp(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	put(t, sys, "u", cat)
+	storage.set("u", hang)
+	began := time.Now()
+	do(t, http.MethodGet, sys.URL+"/cat/u", "", nil).problem(t, http.StatusServiceUnavailable, "storage_unavailable")
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("the GET took %v", took)
+	}
+	storage.set("u", nil)
+	if !bytes.Equal(served(t, sys, "u"), cat) {
+		t.Error("the picture has changed")
+	}
+}
+
+func TestTheSignerHasALimitOfItsOwn(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "5MiB"}})
+	put(t, sys, "u", cat)
+	a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/u", "", io.MultiReader(bytes.NewReader(picture(largeSize, 'l')))) // of no known length
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.problem(t, http.StatusRequestEntityTooLarge, "too_large")
+	if !bytes.Equal(served(t, sys, "u"), cat) {
+		t.Error("the picture has changed")
+	}
+}
+
+func TestATokenThatStorageRefusesIsReplaced(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	put(t, sys, "u", cat)
+	var revoked atomic.Value
+	refused := refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge)
+	storage.set("u", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		token := r.Header.Get("Authorization")
+		revoked.CompareAndSwap(nil, token)
+		if token == revoked.Load() {
+			refused(w, r, healthy)
+			return
+		}
+		healthy.ServeHTTP(w, r)
+	})
+	do(t, http.MethodGet, sys.URL+"/cat/u", "", nil).problem(t, http.StatusBadGateway, "identity_unavailable")
+	eventually(t, func() error {
+		a := do(t, http.MethodGet, sys.URL+"/cat/u", "", nil)
+		if a.StatusCode != http.StatusOK {
+			return fmt.Errorf("still %d %s", a.StatusCode, a.body)
+		}
+		return nil
+	})
+	if got := sys.Issuer.Issued(); got != 2 {
+		t.Errorf("%d tokens were exchanged, want the first and one more", got)
+	}
+}
+
+func TestAMissingRoleForTheKeyIsNamed(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	storage.set("", refuse(403, "AuthorizationPermissionMismatch"))
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, NotReady: true})
+	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "AuthorizationPermissionMismatch", "Storage Blob Delegator")
+	notReady(t, sys)
+	// Storage lets the identity read, but there is nothing to sign with.
+	if err := st.Storage.Put(t.Context(), sys.Container, "u/cat", "image/png", cat); err != nil {
+		t.Fatal(err)
+	}
+	do(t, http.MethodGet, sys.URL+"/cat/u", "", nil).problem(t, http.StatusBadGateway, "identity_unavailable")
+	storage.set("", nil)
+	recovers(t, sys)
+}

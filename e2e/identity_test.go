@@ -1,0 +1,404 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cats.example/local/issuer"
+	"cats.example/local/stand"
+)
+
+// keepsSecrets checks that no log holds a signed URL or a token.
+func keepsSecrets(t *testing.T, sys *stand.System) {
+	t.Helper()
+	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+		b, err := os.ReadFile(log.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, secret := range []string{"sig=", "sig%3D", "eyJ"} { // every JWT begins so
+			if bytes.Contains(b, []byte(secret)) {
+				t.Errorf("%s is in %s", secret, log.Path())
+			}
+		}
+	}
+}
+
+// logged waits for a line of log after mark that holds all of parts.
+func logged(t *testing.T, log *stand.Log, mark int64, parts ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, fmt.Errorf("no line with %q", parts))
+	defer cancel()
+	line, err := log.Wait(ctx, mark, func(line string) bool {
+		for _, part := range parts {
+			if !strings.Contains(line, part) {
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return line
+}
+
+// eventually calls f until it returns nil.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// readyz asks the ops port at base whether its process is ready.
+func readyz(t *testing.T, base string) (ready bool, says string) {
+	t.Helper()
+	a := do(t, http.MethodGet, base+"/readyz", "", nil)
+	if a.StatusCode != http.StatusOK && a.StatusCode != http.StatusServiceUnavailable {
+		t.Fatalf("%s/readyz: %d %s", base, a.StatusCode, a.body)
+	}
+	return a.StatusCode == http.StatusOK, string(a.body)
+}
+
+// notReady checks that neither is ready, and that both are live all the same.
+func notReady(t *testing.T, sys *stand.System) {
+	t.Helper()
+	for _, base := range []string{sys.SignerOps, sys.FrontendOps} {
+		if ready, _ := readyz(t, base); ready {
+			t.Errorf("%s is ready", base)
+		}
+		do(t, http.MethodGet, base+"/livez", "", nil).want(t, http.StatusOK)
+	}
+}
+
+// recovers waits until both are ready, and shows that uploads and links work.
+func recovers(t *testing.T, sys *stand.System) {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 30*time.Second, errors.New("not ready again"))
+	defer cancel()
+	if err := sys.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	put(t, sys, "recovered", cat)
+	if !bytes.Equal(served(t, sys, "recovered"), cat) {
+		t.Error("another picture is served than was stored")
+	}
+}
+
+// writeToken puts a token in the file at path as the kubelet does, in one step.
+func writeToken(t *testing.T, path, token string) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// federated returns a token of the stand's cluster, right but for what change does.
+func federated(t *testing.T, change func(*issuer.Federated)) string {
+	t.Helper()
+	f := issuer.Federated{Subject: stand.Subject, Audience: issuer.Audience, Lifetime: 10 * time.Minute}
+	if change != nil {
+		change(&f)
+	}
+	token, err := st.Cluster.Token(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// wrong returns a way to write a token that is right but for what change does.
+func wrong(change func(*issuer.Federated)) func(*testing.T, string) {
+	return func(t *testing.T, path string) { writeToken(t, path, federated(t, change)) }
+}
+
+func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
+	t.Parallel()
+	const file, fix = "AZURE_FEDERATED_TOKEN_FILE", "fix: "
+	for _, c := range []struct {
+		name string
+		// spoil makes the file at path wrong.
+		spoil func(t *testing.T, path string)
+		// says is what the log has besides the error.
+		says []string
+	}{
+		{"subject", wrong(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", fix, "serviceaccount:cats:other"}},
+		{"case of the subject", wrong(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stand.Subject) }), []string{"AADSTS7002138:", fix, "upper and lower case"}},
+		{"audience", wrong(func(f *issuer.Federated) { f.Audience = "api://other" }), []string{"AADSTS700212:", fix, issuer.Audience}},
+		{"issuer", wrong(func(f *issuer.Federated) { f.Issuer = "https://elsewhere.example.com" }), []string{"AADSTS700211:", fix, "oidcIssuerProfile"}},
+		{"forged", wrong(func(f *issuer.Federated) { f.Forged = true }), []string{"AADSTS700027:", fix}},
+		{"expired", wrong(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }), []string{"AADSTS700024:", fix, "kubelet"}},
+		{"not yet", wrong(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(time.Hour) }), []string{"AADSTS700024:", fix, "clocks"}},
+		{"missing", func(*testing.T, string) {}, []string{file, fix, "no such file"}},
+		{"empty", func(t *testing.T, path string) { writeToken(t, path, "") }, []string{file, fix, "empty"}},
+		{"garbage", func(t *testing.T, path string) { writeToken(t, path, "a cat walked over the keyboard") }, []string{"AADSTS50027:", fix, file}},
+		{"no file", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{file, fix, "is a directory"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "token")
+			c.spoil(t, path)
+			sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"AZURE_FEDERATED_TOKEN_FILE": path}, NotReady: true})
+			pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
+
+			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+			for _, want := range c.says {
+				if !strings.Contains(line, want) {
+					t.Errorf("%q is not in the log's line %s", want, line)
+				}
+			}
+			refusesAll(t, sys)
+			if got := sys.Issuer.Issued(); got != 0 {
+				t.Errorf("%d tokens were issued", got)
+			}
+			if _, says := readyz(t, sys.SignerOps); !strings.Contains(says, c.says[0]) {
+				t.Errorf("the signer's /readyz says %q, without %q", says, c.says[0])
+			}
+
+			_ = os.Remove(path) // a folder cannot be replaced in one step
+			writeToken(t, path, federated(t, nil))
+			recovers(t, sys)
+			if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
+				t.Errorf("processes were restarted: %v, then %v", pids, now)
+			}
+			keepsSecrets(t, sys)
+		})
+	}
+}
+
+// refusesAll checks that neither is ready, and that a client is told that it is
+// the service's fault.
+func refusesAll(t *testing.T, sys *stand.System) {
+	t.Helper()
+	notReady(t, sys)
+	if _, says := readyz(t, sys.FrontendOps); strings.Contains(says, "AADSTS") {
+		t.Errorf("the frontend knows too much: %s", says)
+	}
+	for _, a := range attempt(t, sys, "x", cat, picture(largeSize, 'l')) {
+		a.problem(t, http.StatusBadGateway, "identity_unavailable")
+	}
+}
+
+// TestARefusalAmidAnUploadReachesTheClient has a signer refuse when it has read a
+// part of a picture, while the frontend goes on sending.
+func TestARefusalAmidAnUploadReachesTheClient(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"AZURE_CLIENT_ID": "unknown"}, NotReady: true})
+	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+	large := picture(largeSize, 'l')
+	for range 30 {
+		do(t, http.MethodPut, sys.URL+"/cat/u", "", large).problem(t, http.StatusBadGateway, "identity_unavailable")
+	}
+}
+
+func TestAWrongIdentityInTheSettingsIsTold(t *testing.T) {
+	t.Parallel()
+	for variable, code := range map[string]string{"AZURE_CLIENT_ID": "AADSTS700016:", "AZURE_TENANT_ID": "AADSTS90002:"} {
+		t.Run(variable, func(t *testing.T) {
+			t.Parallel()
+			right := map[string]string{"AZURE_CLIENT_ID": stand.ClientID, "AZURE_TENANT_ID": stand.TenantID}[variable]
+			sys := start(t, stand.SystemOptions{
+				SignerEnv: map[string]string{variable: "00000000-0000-4000-8000-00000000ffff"}, NotReady: true,
+			})
+			frontend := sys.Frontend.Pid()
+			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+			if !strings.Contains(line, code) || !strings.Contains(line, "fix: "+variable) {
+				t.Errorf("%s and what to do about %s are not in the log's line %s", code, variable, line)
+			}
+			refusesAll(t, sys)
+			if err := sys.Signer.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			sys.Signer.SetEnv(variable, right)
+			if err := sys.Signer.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			recovers(t, sys)
+			if sys.Frontend.Pid() != frontend {
+				t.Error("the frontend was restarted")
+			}
+			keepsSecrets(t, sys)
+		})
+	}
+}
+
+// broken answers 503 in place of the issuer.
+func broken(http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "AADSTS90033: A transient error has occurred. Please try again.", http.StatusServiceUnavailable)
+	})
+}
+
+func TestAnIssuerThatIsDownOrSlowAtTheStart(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	if err := sys.Signer.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sys.Issuer.Use(broken)
+	mark := sys.Signer.Log.Mark()
+	if err := sys.Signer.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	pid := sys.Signer.Pid()
+	logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "no token", "AADSTS90033", "retry_in")
+	refusesAll(t, sys)
+	sys.Issuer.Use(func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			time.Sleep(2 * time.Second)
+			next.ServeHTTP(w, r)
+		})
+	})
+	recovers(t, sys)
+	if sys.Signer.Pid() != pid {
+		t.Error("the signer was restarted")
+	}
+	keepsSecrets(t, sys)
+}
+
+func TestAnIssuerThatGoesDownIsNotMissedWhileTheTokenLives(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 12 * time.Second}) // renewed after about half of it
+	put(t, sys, "u", cat)
+	sys.Issuer.Use(broken)
+	mark := sys.Signer.Log.Mark()
+	logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "no token", "AADSTS90033")
+	for range 10 {
+		if !bytes.Equal(served(t, sys, "u"), cat) {
+			t.Error("another picture is served than was stored")
+		}
+	}
+	put(t, sys, "u", cat)
+	// Then there is nothing to go on, until the issuer is back.
+	eventually(t, func() error {
+		if a := do(t, http.MethodGet, sys.URL+"/cat/u", "", nil); a.StatusCode != http.StatusBadGateway {
+			return fmt.Errorf("without a token, GET is %d", a.StatusCode)
+		}
+		return nil
+	})
+	sys.Issuer.Use(nil)
+	eventually(t, func() error {
+		if a := do(t, http.MethodGet, sys.URL+"/cat/u", "", nil); a.StatusCode != http.StatusOK {
+			return fmt.Errorf("with the issuer back, GET is %d %s", a.StatusCode, a.body)
+		}
+		return nil
+	})
+	keepsSecrets(t, sys)
+}
+
+func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
+	t.Parallel()
+	const rotations, exchanges = 3, 6
+	// The signer is told whole seconds and storage goes by what is in the token,
+	// which lives longer than that by more than the exchange takes: as Entra ID's do.
+	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 4900 * time.Millisecond, FederatedTokenLifetime: 5 * time.Second})
+	put(t, sys, "seen", cat)
+	small := picture(20<<10, 's')
+	first := sys.Issuer.Issued()
+	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	defer cancel()
+
+	var answered, failed atomic.Int64
+	var wg sync.WaitGroup
+	for i, request := range []struct {
+		method, user string
+		body         []byte
+	}{
+		{http.MethodGet, "seen", nil},
+		{http.MethodGet, "seen", nil},
+		{http.MethodPut, "a", small},
+		{http.MethodPut, "b", cat},
+		{http.MethodPut, "c", picture(largeSize, 'l')},
+	} {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				a, err := try(t.Context(), request.method, sys.URL+"/cat/"+request.user, "", bytes.NewReader(request.body))
+				if err != nil || a.StatusCode != http.StatusOK {
+					if failed.Add(1) < 10 {
+						t.Errorf("request of %d, %s: %v %s", i, request.method, err, a.body)
+					}
+				}
+				answered.Add(1)
+				time.Sleep(time.Duration(1+len(request.body)>>16) * time.Millisecond) // leave the machine to others
+			}
+		})
+	}
+	tokens := map[string]bool{}
+	for ctx.Err() == nil && (len(tokens) <= rotations || sys.Issuer.Issued() < first+exchanges) {
+		b, err := os.ReadFile(sys.Token.Path())
+		if err != nil {
+			t.Error(err)
+		}
+		tokens[string(b)] = true
+		time.Sleep(50 * time.Millisecond)
+	}
+	if ctx.Err() != nil {
+		t.Errorf("only %d federated tokens and %d exchanges", len(tokens), sys.Issuer.Issued()-first)
+	}
+	cancel()
+	wg.Wait()
+	t.Logf("%d requests, %d failed, while %d federated tokens were exchanged %d times", answered.Load(), failed.Load(), len(tokens), sys.Issuer.Issued()-first)
+	if answered.Load() < 200 {
+		t.Error("too few requests to show anything")
+	}
+	keepsSecrets(t, sys)
+}
+
+func TestLinksBearClocksThatDifferAndNeverOutliveTheirKey(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "u", cat)
+	for _, ttl := range []string{"", "5s", "10m", "24h"} {
+		query := "?ttl=" + ttl
+		if ttl == "" {
+			query = ""
+		}
+		link, _ := do(t, http.MethodGet, sys.URL+"/cat/u"+query, "", nil).want(t, http.StatusOK).field(t, "picture_url").(string)
+		u, err := url.Parse(link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := map[string]time.Time{}
+		for _, name := range []string{"st", "se", "skt", "ske"} {
+			if at[name], err = time.Parse(time.RFC3339, u.Query().Get(name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		now := time.Now()
+		for _, name := range []string{"st", "skt"} {
+			if ahead := now.Sub(at[name]); ahead < 4*time.Minute {
+				t.Errorf("ttl %q: %s is %v ago; a storage clock that is behind would refuse the link", ttl, name, ahead)
+			}
+		}
+		if at["st"].Before(at["skt"]) || at["se"].After(at["ske"]) {
+			t.Errorf("ttl %q: the link is from %v to %v, its key from %v to %v", ttl, at["st"], at["se"], at["skt"], at["ske"])
+		}
+	}
+}

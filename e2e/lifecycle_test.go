@@ -1,0 +1,442 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+// slowUpload is a PUT whose body is still coming.
+type slowUpload struct {
+	body   *io.PipeWriter
+	answer chan answer // one, or closed when there was none
+}
+
+// begin starts a PUT for user that has sent content and then waits. It returns
+// once the signer has its hands on it: a large one has then a block in storage.
+func begin(t *testing.T, sys *stand.System, user string, content []byte) *slowUpload {
+	t.Helper()
+	r, w := io.Pipe()
+	u := &slowUpload{w, make(chan answer, 1)}
+	blocks := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`)
+	go func() {
+		defer close(u.answer)
+		if a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/"+user, "", r); err == nil {
+			u.answer <- a
+		}
+		_ = r.Close()
+	}()
+	t.Cleanup(func() { _ = w.CloseWithError(errors.New("the test is over")) })
+	if _, err := w.Write(content); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		switch {
+		case metric(t, sys.SignerOps, "cats_signer_upload_buffer_bytes") == 0:
+			return errors.New("the signer never got an upload")
+		case len(content) > 4<<20 && metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`) == blocks:
+			return errors.New("the signer never stored a block")
+		}
+		return nil
+	})
+	return u
+}
+
+// trickle goes on sending, a little at a time, until nobody takes it any more.
+func (u *slowUpload) trickle() {
+	go func() {
+		for piece := make([]byte, 1<<10); ; time.Sleep(10 * time.Millisecond) {
+			if _, err := u.body.Write(piece); err != nil {
+				return
+			}
+		}
+	}()
+}
+
+// metric returns the value of a series, 0 when it is not there.
+func metric(t *testing.T, base, series string) float64 {
+	t.Helper()
+	for line := range strings.Lines(string(do(t, http.MethodGet, base+"/metrics", "", nil).want(t, http.StatusOK).body)) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// ends waits for the end of a process and wants it to be a clean one.
+func ends(t *testing.T, p *stand.Process) {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("it does not end"))
+	defer cancel()
+	if err := p.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// again starts a process that is gone.
+func again(t *testing.T, p *stand.Process) {
+	t.Helper()
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connects reports whether anyone listens at an address such as sys.URL.
+func connects(ctx context.Context, url string) bool {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// underWay are uploads amid which something happens.
+func underWay() map[string][]byte {
+	return map[string][]byte{"small": picture(100<<10, 's'), "large": picture(5<<20, 'l')}
+}
+
+func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
+	t.Parallel()
+	for name, content := range underWay() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sys := start(t, stand.SystemOptions{})
+			frontend := sys.Frontend.Pid()
+			put(t, sys, "u", cat)
+			u := begin(t, sys, "u", content)
+			u.trickle()
+			sys.Signer.Kill()
+			a, ok := <-u.answer
+			if !ok {
+				t.Fatal("the client got no answer")
+			}
+			a.problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+			began := time.Now()
+			for _, method := range []string{http.MethodPut, http.MethodGet, http.MethodDelete} {
+				do(t, method, sys.URL+"/cat/u", "", content).problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+			}
+			do(t, http.MethodGet, sys.URL+"/service", "", nil).want(t, http.StatusOK)
+			if took := time.Since(began); took > 3*time.Second {
+				t.Errorf("it took %v to say so", took)
+			}
+			if ready, _ := readyz(t, sys.FrontendOps); ready {
+				t.Error("the frontend is ready without a signer")
+			}
+			again(t, sys.Signer)
+			recovers(t, sys)
+			if !bytes.Equal(served(t, sys, "u"), cat) {
+				t.Error("the picture has changed")
+			}
+			if sys.Frontend.Pid() != frontend {
+				t.Error("the frontend was restarted")
+			}
+		})
+	}
+}
+
+func TestAFrontendKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
+	t.Parallel()
+	for name, content := range underWay() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sys := start(t, stand.SystemOptions{})
+			signer := sys.Signer.Pid()
+			put(t, sys, "u", cat)
+			u := begin(t, sys, "u", content)
+			u.trickle()
+			mark := sys.Signer.Log.Mark()
+			sys.Frontend.Kill()
+			if a, ok := <-u.answer; ok {
+				t.Errorf("the client got an answer: %d %s", a.StatusCode, a.body)
+			}
+			logged(t, sys.Signer.Log, mark, `"msg":"request"`, `"method":"PUT"`, `"status":400`, `"error":"incomplete: `)
+			again(t, sys.Frontend)
+			recovers(t, sys)
+			if !bytes.Equal(served(t, sys, "u"), cat) {
+				t.Error("the picture has changed")
+			}
+			if sys.Signer.Pid() != signer {
+				t.Error("the signer was restarted")
+			}
+			if held := metric(t, sys.SignerOps, "cats_signer_upload_buffer_bytes"); held != 0 {
+				t.Errorf("the signer still holds %v bytes of the upload", held)
+			}
+		})
+	}
+}
+
+func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"frontend", "signer"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sys := start(t, stand.SystemOptions{})
+			stopped, url, pid := sys.Frontend, sys.URL, sys.Signer.Pid
+			if name == "signer" {
+				stopped, url, pid = sys.Signer, sys.SignerAPI, sys.Frontend.Pid
+			}
+			other := pid()
+			for user, content := range underWay() {
+				put(t, sys, user, cat)
+				u := begin(t, sys, user, content)
+				mark := stopped.Log.Mark()
+				stopped.Signal(syscall.SIGTERM)
+				logged(t, stopped.Log, mark, `"msg":"draining"`)
+				eventually(t, func() error {
+					if connects(t.Context(), url) {
+						return errors.New("new connections are taken while it drains")
+					}
+					return nil
+				})
+				if name == "signer" {
+					do(t, http.MethodGet, sys.URL+"/cat/"+user, "", nil).problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+				}
+				if _, err := u.body.Write([]byte("the end")); err != nil {
+					t.Fatal(err)
+				}
+				_ = u.body.Close()
+				a, ok := <-u.answer
+				if !ok {
+					t.Fatal("the client got no answer")
+				}
+				a.want(t, http.StatusOK)
+				ends(t, stopped)
+				again(t, stopped) // on the same ports, at once
+				recovers(t, sys)
+				if !bytes.Equal(served(t, sys, user), append(bytes.Clone(content), "the end"...)) {
+					t.Error("another picture is served than was stored")
+				}
+			}
+			if pid() != other {
+				t.Error("the other process was restarted")
+			}
+		})
+	}
+}
+
+func TestAProcessThatDrainsIsNotReadyAndServes(t *testing.T) {
+	t.Parallel()
+	delay := map[string]string{"DRAIN_DELAY": "2s"}
+	sys := start(t, stand.SystemOptions{FrontendEnv: delay, SignerEnv: delay})
+	for p, ops := range map[*stand.Process]string{sys.Frontend: sys.FrontendOps, sys.Signer: sys.SignerOps} {
+		put(t, sys, "u", cat)
+		began := time.Now()
+		p.Signal(syscall.SIGTERM)
+		eventually(t, func() error {
+			if ready, _ := readyz(t, ops); ready {
+				return errors.New("it is ready after SIGTERM")
+			}
+			return nil
+		})
+		do(t, http.MethodGet, ops+"/livez", "", nil).want(t, http.StatusOK)
+		if !bytes.Equal(served(t, sys, "u"), cat) {
+			t.Error("another picture is served than was stored")
+		}
+		put(t, sys, "u", cat)
+		ends(t, p)
+		if took := time.Since(began); took < 2*time.Second || took > 6*time.Second {
+			t.Errorf("it ended after %v, want 2s and a little", took)
+		}
+		again(t, p)
+		recovers(t, sys)
+	}
+}
+
+func TestAnUploadThatStallsAmidTheDrainIsCutOff(t *testing.T) {
+	t.Parallel()
+	limit := map[string]string{"DRAIN_TIMEOUT": "1s"}
+	sys := start(t, stand.SystemOptions{FrontendEnv: limit, SignerEnv: limit})
+	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+		put(t, sys, "u", cat)
+		u := begin(t, sys, "u", underWay()["large"])
+		p.Signal(syscall.SIGTERM)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if exit, ok := errors.AsType[*exec.ExitError](p.Wait(ctx)); !ok || exit.ExitCode() != 1 {
+			t.Errorf("it ended with %v, want exit code 1", p.Ended())
+		}
+		logged(t, p.Log, 0, `"level":"ERROR"`, "requests were cut off")
+		u.trickle() // net/http's client sees the end of the connection only when it sends
+		if a, ok := <-u.answer; ok {
+			a.problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+		}
+		again(t, p)
+		recovers(t, sys)
+		if !bytes.Equal(served(t, sys, "u"), cat) {
+			t.Error("the picture has changed")
+		}
+	}
+}
+
+func TestTheFrontendMayStartBeforeTheSigner(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+		p.Signal(os.Interrupt.(syscall.Signal))
+		ends(t, p)
+	}
+	again(t, sys.Frontend)
+	if ready, _ := readyz(t, sys.FrontendOps); ready {
+		t.Error("the frontend is ready without a signer")
+	}
+	do(t, http.MethodGet, sys.FrontendOps+"/livez", "", nil).want(t, http.StatusOK)
+	do(t, http.MethodGet, sys.URL+"/cat/u", "", nil).problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+	again(t, sys.Signer)
+	recovers(t, sys)
+}
+
+// TestNoDiskIsNeeded runs both where nothing can be written: in no folder of
+// theirs, with none for temporary files, and with no byte allowed in any file.
+func TestNoDiskIsNeeded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{"frontend", "signer"} {
+		script := fmt.Sprintf("#!/bin/sh\n{ cd /proc || cd /; } && ulimit -f 0 && exec '%s'\n", filepath.Join(binDir, name))
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nowhere := map[string]string{"TMPDIR": filepath.Join(dir, "nowhere"), "HOME": ""}
+	sys, err := st.StartSystem(t.Context(), stand.SystemOptions{
+		Container: "e2e-no-disk", Frontend: filepath.Join(dir, "frontend"), Signer: filepath.Join(dir, "signer"),
+		FrontendEnv: nowhere, SignerEnv: nowhere,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, content := range underWay() {
+		put(t, sys, "u", content)
+		if !bytes.Equal(served(t, sys, "u"), content) {
+			t.Error("another picture is served than was stored")
+		}
+	}
+}
+
+// run runs a binary to its end, with that environment and no other.
+func run(t *testing.T, name string, env []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(binDir, name), args...)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &errs, append([]string{"TMPDIR=/"}, env...)
+	err := cmd.Run()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || ctx.Err() != nil) {
+		t.Fatalf("%s: %v, %s%s", name, err, &out, &errs)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
+	t.Parallel()
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().String()
+	anywhere := []string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"}
+	signer := []string{
+		"API_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
+		"AZURE_CLIENT_ID=c", "AZURE_TENANT_ID=t", "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
+	}
+	for _, c := range []struct {
+		name  string
+		env   []string
+		lines [][]string // what each line must hold
+	}{
+		{"frontend", append(anywhere, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token"), [][]string{{"AZURE_FEDERATED_TOKEN_FILE", "skip-containers"}}},
+		{"frontend", append(anywhere, "MAX_PICTURE_SIZE=large", "STALL_TIMEOUT=never"), [][]string{{"MAX_PICTURE_SIZE", "large"}, {"STALL_TIMEOUT", "never"}}},
+		{"frontend", append(anywhere, "MAX_PICTURE_SIZE=0", "PICTURE_TYPES=cat"), [][]string{{"MAX_PICTURE_SIZE"}, {"PICTURE_TYPES", "cat"}}},
+		{"frontend", append(anywhere, "LISTEN_ADDRESS="+port), [][]string{{port, "address already in use"}}},
+		{"frontend", append(anywhere, "OPS_ADDRESS="+port), [][]string{{port, "address already in use"}}},
+		{"signer", nil, [][]string{{"AZURE_STORAGE_ACCOUNT_URL"}}},
+		{"signer", signer[:3], [][]string{{"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE", "CREDENTIAL=default"}}},
+		{"signer", append(signer, "API_ADDRESS=0.0.0.0:0"), [][]string{{"API_ADDRESS", "loopback"}}},
+		{"signer", append(signer, "API_ADDRESS=:0", "LINK_TTL=1ms"), [][]string{{"LINK_TTL"}, {"API_ADDRESS", "loopback"}}},
+		{"signer", append(signer, "API_ADDRESS="+port), [][]string{{port, "address already in use"}}},
+	} {
+		code, stdout, stderr := run(t, c.name, c.env)
+		var faults []string
+		for line := range strings.Lines(stderr) {
+			var event struct{ Level, Msg, Error string }
+			if err := json.Unmarshal([]byte(line), &event); err != nil {
+				t.Errorf("%s %v: not a JSON line: %s", c.name, c.env, line)
+			}
+			if event.Level == "ERROR" {
+				faults = append(faults, event.Error)
+			}
+		}
+		if code != 1 || stdout != "" || len(faults) != len(c.lines) {
+			t.Errorf("%s %v: exit code %d, %q, %q; want 1, nothing and %d faults", c.name, c.env, code, stdout, stderr, len(c.lines))
+			continue
+		}
+		for i, want := range c.lines {
+			for _, part := range want {
+				if !strings.Contains(faults[i], part) {
+					t.Errorf("%s %v: %q is not in %q", c.name, c.env, part, faults[i])
+				}
+			}
+		}
+	}
+}
+
+func TestAContainerThatDoesNotExistEndsTheSigner(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"STORAGE_CONTAINER": "no-such-container"}, NotReady: true})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if exit, ok := errors.AsType[*exec.ExitError](sys.Signer.Wait(ctx)); !ok || exit.ExitCode() != 1 {
+		t.Errorf("it ended with %v, want exit code 1", sys.Signer.Ended())
+	}
+	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no-such-container", "does not exist", "STORAGE_CONTAINER")
+}
+
+func TestFlags(t *testing.T) {
+	t.Parallel()
+	for name, setting := range map[string]string{"frontend": "LISTEN_ADDRESS=:8080", "signer": "API_ADDRESS=127.0.0.1:8081"} {
+		for _, c := range []struct {
+			args           []string
+			code           int
+			stdout, stderr string
+		}{
+			{[]string{"--help"}, 0, setting, ""},
+			{[]string{"--version"}, 0, "cats-api " + name, ""},
+			{[]string{"--verbose"}, 2, "", "--help"},
+			{[]string{"serve"}, 2, "", "--help"},
+		} {
+			// Whatever the settings are.
+			code, stdout, stderr := run(t, name, []string{"AZURE_CLIENT_SECRET=x", "STALL_TIMEOUT=never"}, c.args...)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) ||
+				(c.stdout == "") != (stdout == "") || (c.stderr == "") != (stderr == "") {
+				t.Errorf("%s %q: %d, %q, %q; want %d, %q, %q", name, c.args, code, stdout, stderr, c.code, c.stdout, c.stderr)
+			}
+		}
+	}
+}

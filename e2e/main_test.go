@@ -1,0 +1,164 @@
+// Package e2e proves the system from outside: the real binaries as processes,
+// real Azurite, a real token exchange.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+var (
+	st     *stand.Stand
+	binDir string
+	cat    []byte // a real picture
+)
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+// testMain starts what all tests share, and returns the exit code.
+func testMain(m *testing.M) int {
+	if _, err := exec.LookPath("node"); err != nil && os.Getenv("CI") == "" {
+		fmt.Println("skipped: the tests of the whole system need Node.js 20 or newer with npm, for Azurite; there is no node in PATH")
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "cats-e2e-")
+	if err != nil {
+		return fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	root, err := stand.FindRoot()
+	if err != nil {
+		return fatal(err)
+	}
+	if err := stand.Install(ctx, root, filepath.Join(dir, "npm.log")); err != nil {
+		return fatal(err)
+	}
+	binDir = filepath.Join(dir, "bin")
+	if err := stand.Build(ctx, root, binDir, "-race"); err != nil {
+		return fatal(err)
+	}
+	if cat, err = os.ReadFile(filepath.Join(root, "e2e", "testdata", "cat.png")); err != nil {
+		return fatal(err)
+	}
+	if st, err = stand.New(ctx, stand.Options{Root: root, Dir: dir}); err != nil {
+		return fatal(err)
+	}
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set("8") // the tests wait more than they work
+	}
+	code := m.Run()
+	if err := st.Close(context.WithoutCancel(ctx)); err != nil {
+		return fatal(err)
+	}
+	return code
+}
+
+func fatal(err error) int {
+	fmt.Fprintln(os.Stderr, "e2e:", err)
+	return 1
+}
+
+var containers atomic.Int64
+
+// start returns a system of the test's own, with a container of its own, that is
+// ready unless opts say otherwise. It must stop cleanly when the test ends.
+func start(t *testing.T, opts stand.SystemOptions) *stand.System {
+	t.Helper()
+	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
+	opts.Frontend, opts.Signer = filepath.Join(binDir, "frontend"), filepath.Join(binDir, "signer")
+	sys, err := st.StartSystem(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	})
+	return sys
+}
+
+// answer is what came back for a request, read whole.
+type answer struct {
+	*http.Response
+	body []byte
+}
+
+// field returns one field of a JSON answer, nil when it is not there.
+func (a answer) field(t *testing.T, name string) any {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(a.body, &m); err != nil {
+		t.Fatalf("%s %s: %d %q is not JSON: %v", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.body, err)
+	}
+	return m[name]
+}
+
+// client follows no redirects and trusts the stand's CA.
+func client() *http.Client { return st.Client() }
+
+// try sends one request; the body may be nil.
+func try(ctx context.Context, method, url, contentType string, body io.Reader) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return answer{}, err
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	resp, err := client().Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answer{resp, b}, err
+}
+
+// do is try that must get an answer.
+func do(t *testing.T, method, url, contentType string, body []byte) answer {
+	t.Helper()
+	a, err := try(t.Context(), method, url, contentType, bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// want checks the status of an answer.
+func (a answer) want(t *testing.T, status int) answer {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Fatalf("%s %s: %d %s; want %d", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.body, status)
+	}
+	return a
+}
+
+// put stores content as the picture of user, through the public API.
+func put(t *testing.T, sys *stand.System, user string, content []byte) {
+	t.Helper()
+	do(t, http.MethodPut, sys.URL+"/cat/"+user, "", content).want(t, http.StatusOK)
+}
+
+// served returns the picture of user as a browser would get it.
+func served(t *testing.T, sys *stand.System, user string) []byte {
+	t.Helper()
+	url, _ := do(t, http.MethodGet, sys.URL+"/cat/"+user, "", nil).want(t, http.StatusOK).field(t, "picture_url").(string)
+	return do(t, http.MethodGet, url, "", nil).want(t, http.StatusOK).body
+}
