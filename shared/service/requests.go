@@ -255,10 +255,13 @@ func (b *body) Read(p []byte) (int, error) {
 	} else if b.most > 0 {
 		b.most = max(b.most/2, smallRead)
 	}
-	if err == io.EOF {
+	switch {
+	case err == io.EOF:
 		// From here on the server reads to notice a client that leaves. A deadline
 		// would look like one and cancel the request.
 		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
+	case err != nil:
+		b.with(true, func(c *watchedConn) { c.until(time.Now()) }) // there is no more to come
 	}
 	return n, err
 }
@@ -279,13 +282,14 @@ func (b *body) with(last bool, f func(*watchedConn)) bool {
 // drain sends the answer and then reads, within bounds, what the handler did not
 // want of the body.
 func (b *body) drain(asked bool, w *http.ResponseController) {
-	if !b.with(true, func(c *watchedConn) { c.until(time.Now().Add(drainTimeout)) }) {
+	limit := drainTimeout
+	if asked && b.n.Load() == 0 {
+		limit = 0 // the client has waited to be asked for the body, and was not
+	}
+	if !b.with(true, func(c *watchedConn) { c.until(time.Now().Add(limit)) }) {
 		return
 	}
-	if asked && b.n.Load() == 0 {
-		return // the client has waited to be asked for the body, and was not
-	}
-	if w.Flush() == nil {
+	if limit > 0 && w.Flush() == nil {
 		_, _ = io.CopyN(io.Discard, b.ReadCloser, drainBytes)
 	}
 }

@@ -170,9 +170,14 @@ func Fail(w http.ResponseWriter, err error) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
+	content, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // our own types
+	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(content))) // whole before the request is
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the peer is gone, and so is anyone to tell
+	_, _ = w.Write(content) // the peer is gone, and so is anyone to tell
 }
 
 // requestBody says what an error of an HTTP request's body means.
