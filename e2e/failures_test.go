@@ -51,6 +51,7 @@ type account struct {
 // newAccount returns an account without faults, closed when the test ends.
 func newAccount(t *testing.T) *account {
 	t.Helper()
+	needStand(t)
 	storage, err := url.Parse(st.Storage.URL)
 	if err != nil {
 		t.Fatal(err)

@@ -285,7 +285,7 @@ func TestAnIssuerThatIsDownOrSlowAtTheStart(t *testing.T) {
 
 func TestAnIssuerThatGoesDownIsNotMissedWhileTheTokenLives(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 12 * time.Second}) // renewed after about half of it
+	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 24 * time.Second}) // renewed after about half of it
 	put(t, sys, "u", cat)
 	sys.Issuer.Use(broken)
 	mark := sys.Signer.Log.Mark()

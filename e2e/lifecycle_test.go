@@ -354,6 +354,7 @@ func run(t *testing.T, name string, env []string, args ...string) (code int, std
 }
 
 func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
+	needStand(t)
 	t.Parallel()
 	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -408,6 +409,7 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 }
 
 func TestAContainerThatDoesNotExistEndsTheSigner(t *testing.T) {
+	needStand(t)
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"STORAGE_CONTAINER": "no-such-container"}, NotReady: true})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
