@@ -136,6 +136,7 @@ func wrong(change func(*issuer.Federated)) func(*testing.T, string) {
 }
 
 func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
+	needStand(t)
 	t.Parallel()
 	const file, fix = "AZURE_FEDERATED_TOKEN_FILE", "fix: "
 	for _, c := range []struct {

@@ -309,6 +309,7 @@ func TestTheFrontendMayStartBeforeTheSigner(t *testing.T) {
 // TestNoDiskIsNeeded runs both where nothing can be written: in no folder of
 // theirs, with none for temporary files, and with no byte allowed in any file.
 func TestNoDiskIsNeeded(t *testing.T) {
+	needStand(t)
 	t.Parallel()
 	dir := t.TempDir()
 	for _, name := range []string{"frontend", "signer"} {
