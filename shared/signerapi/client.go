@@ -232,10 +232,6 @@ func (b *trackedBody) Read(p []byte) (int, error) {
 		b.mu.Lock()
 		b.e = err
 		b.mu.Unlock()
-		if errors.Is(err, io.EOF) {
-			// net/http must not take it for the end of the body either.
-			err = errors.New(err.Error())
-		}
 	}
 	return n, err
 }
