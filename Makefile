@@ -27,7 +27,7 @@ run: ## start the whole system on this machine, until Ctrl-C
 test: ## all tests, with the race detector
 	@# -count=1: the cache of results sees no file outside a test's own module, so that
 	@# the end-to-end tests would pass unrun when only what they build has changed.
-	go test -race -count=1 -timeout 5m work
+	go test -race -count=1 -timeout 10m work
 
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running

@@ -242,10 +242,6 @@ func (l *local) ready() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.following = true
-	picture := ".local/cat.png"
-	if err := os.WriteFile(filepath.Join(l.dir, "cat.png"), cat(), 0o600); err != nil {
-		picture = "cat.png" // one of the reader's
-	}
 	public := fmt.Sprintf("localhost:%d", l.cfg.FrontendPort)
 	fmt.Fprintf(l.out, "\nready, after %.1f s\n\n", time.Since(l.began).Seconds())
 	fmt.Fprintf(l.out, "  public API       http://%s\n", public)
@@ -258,14 +254,14 @@ func (l *local) ready() {
 	}
 	fmt.Fprintf(l.out, "  logs             .local/logs\n\nTry, in another shell:\n\n")
 	for _, try := range []struct{ command, comment string }{
-		{"curl -s -F 'file=@" + picture + "' " + public + "/cat/Davyd", "store a picture"},
+		{"curl -s -F 'file=@e2e/testdata/cat.png' " + public + "/cat/Davyd", "store a picture"},
 		{"curl -s " + public + "/cat/Davyd", "get a signed link to it"},
 		{"curl -s -L " + public + "/cat/Davyd/picture -o copy.png", "fetch it by such a link; browsers can too"},
 		{"curl -s -X DELETE " + public + "/cat/Davyd", "delete it"},
 		{fmt.Sprintf("curl -s localhost:%d/readyz localhost:%d/readyz", l.cfg.FrontendOpsPort, l.cfg.SignerOpsPort), "is it ready"},
 		{fmt.Sprintf("curl -s localhost:%d/metrics | grep ^cats_", l.cfg.SignerOpsPort), "what it counted"},
 	} {
-		fmt.Fprintf(l.out, "  %-62s # %s\n", try.command, try.comment)
+		fmt.Fprintf(l.out, "  %-68s # %s\n", try.command, try.comment)
 	}
 	fmt.Fprintf(l.out, "\nThe logs follow; Ctrl-C stops everything.\n\n")
 }

@@ -188,14 +188,18 @@ func serve(l net.Listener, h http.Handler) (stop func(context.Context) error) {
 
 // poll calls f until it returns nil, or ctx is done, and then returns its last error.
 func poll(ctx context.Context, f func() error) error {
+	var last error
 	for {
 		err := f()
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil { // a try that was cut off has nothing to say
+			last = err
+		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
