@@ -228,7 +228,7 @@ type trackedBody struct {
 
 func (b *trackedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	if err != nil && err != io.EOF { // a wrapped io.EOF is a broken body, not its end
 		b.mu.Lock()
 		b.e = err
 		b.mu.Unlock()
