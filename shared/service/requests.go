@@ -175,12 +175,10 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 				answer.status = http.StatusOK // as net/http will answer
 			}
 			q.done(r, route, rec, answer, body.n.Load(), time.Since(start))
-			if cut == nil {
-				body.drain(r.Header.Get("Expect") != "", conn)
-			}
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
 			}
+			body.drain(r.Header.Get("Expect") != "", conn)
 		}()
 		h.ServeHTTP(answer, r)
 	})
