@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -131,32 +130,6 @@ func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code 
 		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
 	}
 	return p
-}
-
-// part is one field of a form; a part with a file name is a file.
-type part struct{ field, file, content string }
-
-func formOf(t testing.TB, parts ...part) (contentType string, body []byte) {
-	t.Helper()
-	var b bytes.Buffer
-	w := multipart.NewWriter(&b)
-	for _, p := range parts {
-		var pw io.Writer
-		var err error
-		if p.file != "" {
-			pw, err = w.CreateFormFile(p.field, p.file)
-		} else {
-			pw, err = w.CreateFormField(p.field)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.WriteString(pw, p.content)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return w.FormDataContentType(), b.Bytes()
 }
 
 func TestServiceIsExactlyTheTutorials(t *testing.T) {
@@ -297,113 +270,6 @@ func TestLinkOptionsReachTheSignerOr422(t *testing.T) {
 	}
 }
 
-func TestAFormMayHaveOtherFieldsAroundTheFile(t *testing.T) {
-	h, m, _ := newWeb(t)
-	contentType, body := formOf(t, part{"a", "", "1"}, part{"other", "x.bin", strings.Repeat("z", 100_000)}, part{"file", "cat.png", png}, part{"z", "", "2"})
-	if rec := send(t, h, "POST", "/cat/x", contentType, bytes.NewReader(body)); rec.Code != 200 || m.cats["x"] != png {
-		t.Errorf("%d %s", rec.Code, rec.Body)
-	}
-}
-
-func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
-	good, goodBody := formOf(t, part{"file", "cat.png", png})
-	boundary := strings.TrimPrefix(good, "multipart/form-data; boundary=")
-	formBody := func(parts ...part) string {
-		contentType, body := formOf(t, parts...)
-		return strings.ReplaceAll(string(body), strings.TrimPrefix(contentType, "multipart/form-data; boundary="), boundary)
-	}
-	whole := string(goodBody)
-	huge := png + strings.Repeat("x", maxSize)
-	for _, c := range []struct {
-		name, method, contentType, body string
-		status                          int
-		code                            string
-	}{
-		{"no form", "POST", "", "", 422, "missing_file"},
-		{"JSON", "POST", "application/json", "{}", 422, "missing_file"},
-		{"an URL-encoded form", "POST", "application/x-www-form-urlencoded", "file=x", 422, "missing_file"},
-		{"no boundary", "POST", "multipart/form-data", whole, 400, "malformed_form"},
-		{"a boundary beyond RFC 2046", "POST", "multipart/form-data; boundary=" + strings.Repeat("x", 71), whole, 400, "malformed_form"},
-		{"garbage", "POST", good, "garbage", 400, "malformed_form"},
-		{"an empty body", "POST", good, "", 400, "malformed_form"},
-		{"an empty form", "POST", good, "--" + boundary + "--\r\n", 422, "missing_file"},
-		{"no file", "POST", good, formBody(part{"a", "", "1"}), 422, "missing_file"},
-		{"file as text", "POST", good, formBody(part{"file", "", png}), 422, "missing_file"},
-		{"two files", "POST", good, formBody(part{"file", "a", png}, part{"file", "b", png}), 422, "two_files"},
-		{"a second file as text", "POST", good, formBody(part{"file", "a", png}, part{"file", "", "x"}), 422, "two_files"},
-		{"an empty file", "POST", good, formBody(part{"file", "a", ""}), 422, "empty"},
-		{"no last boundary", "POST", good, strings.TrimSuffix(whole, "--"+boundary+"--\r\n"), 400, "malformed_form"},
-		{"half a last boundary", "POST", good, strings.TrimSuffix(whole, "--\r\n"), 400, "malformed_form"},
-		{"cut within the file", "POST", good, whole[:len(whole)/2], 400, "malformed_form"},
-		{"cut within a later field", "POST", good, strings.TrimSuffix(formBody(part{"file", "a", png}, part{"z", "", "long value"}), "ue\r\n--"+boundary+"--\r\n"), 400, "malformed_form"},
-		{"a header without end", "POST", good, "--" + boundary + "\r\nX: " + strings.Repeat("x", 100_000), 400, "malformed_form"},
-		{"a preamble without end", "POST", good, strings.Repeat("x\r\n", 50_000) + whole, 400, "malformed_form"},
-		{"a file over the limit", "POST", good, formBody(part{"file", "a", huge}), 413, "too_large"},
-		{"other fields over the limit", "POST", good, formBody(part{"a", "", strings.Repeat("x", formOverhead+1)}, part{"file", "a", png}), 413, "too_large"},
-		{"other fields over the limit behind the file", "POST", good, formBody(part{"file", "a", png}, part{"a", "", strings.Repeat("x", formOverhead+1)}), 413, "too_large"},
-		{"text", "POST", good, formBody(part{"file", "cat.png", "hello"}), 415, "unsupported_media_type"},
-		{"an SVG", "PUT", "image/png", `<svg xmlns="http://www.w3.org/2000/svg"/>`, 415, "unsupported_media_type"},
-		{"nothing", "PUT", "image/png", "", 422, "empty"},
-		{"a body over the limit", "PUT", "image/png", huge, 413, "too_large"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			h, m, reg := newWeb(t)
-			m.cats["x"] = "old"
-			for _, known := range []bool{true, false} {
-				var body io.Reader = strings.NewReader(c.body)
-				if !known {
-					body = io.MultiReader(body) // hides the length: chunked
-				}
-				wantProblem(t, send(t, h, c.method, "/cat/x", c.contentType, body), c.status, c.code)
-			}
-			if m.cats["x"] != "old" {
-				t.Errorf("the old picture is gone: %q", m.cats["x"])
-			}
-			if got := rejected(t, reg, c.code); got != 2 {
-				t.Errorf("%v rejections counted as %s; want 2", got, c.code)
-			}
-		})
-	}
-}
-
-func TestABodyThatBreaksOffChangesNothing(t *testing.T) {
-	contentType, whole := formOf(t, part{"file", "cat.png", png})
-	for _, broken := range []error{io.ErrUnexpectedEOF, fmt.Errorf("reading: %w", io.EOF), errors.New("reset by peer")} {
-		for at := 0; at <= len(whole); at += 317 {
-			h, m, _ := newWeb(t)
-			m.cats["x"] = "old"
-			body := io.MultiReader(bytes.NewReader(whole[:at]), failing{broken})
-			wantProblem(t, send(t, h, "POST", "/cat/x", contentType, body), 400, "incomplete")
-			body = io.MultiReader(strings.NewReader(png[:min(at, len(png))]), failing{broken})
-			wantProblem(t, send(t, h, "PUT", "/cat/x", "", body), 400, "incomplete")
-			if m.cats["x"] != "old" {
-				t.Fatalf("cut at %d: the old picture is gone", at)
-			}
-		}
-	}
-}
-
-type failing struct{ err error }
-
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
-
-// rejected returns how many uploads the metrics say were refused for reason.
-func rejected(t *testing.T, reg *prometheus.Registry, reason string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		for _, m := range f.GetMetric() {
-			if f.GetName() == "cats_frontend_upload_rejected_total" && m.GetLabel()[0].GetValue() == reason {
-				return m.GetCounter().GetValue()
-			}
-		}
-	}
-	return 0
-}
-
 func TestEveryErrorOfTheContractHasItsStatus(t *testing.T) {
 	for _, c := range []struct {
 		err    *signerapi.Error
@@ -458,30 +324,6 @@ func TestMetricsPassPromlint(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-}
-
-// FuzzForm has strangers' forms read: never a 500, and nothing stored but the
-// content of one whole file.
-func FuzzForm(f *testing.F) {
-	short := png[:40] // the fuzzer spends minutes on making long inputs shorter
-	contentType, body := formOf(f, part{"a", "", "1"}, part{"file", "cat.png", short}, part{"z", "", "2"})
-	f.Add(contentType, body)
-	f.Add(contentType, body[:len(body)-4])
-	f.Add(contentType, append(bytes.Clone(body), "epilogue"...))
-	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Disposition: form-data; name=\"file\"; filename=a\r\n\r\n"+short+"\r\n--x--"))
-	f.Add("multipart/form-data; boundary=\"\"", []byte("----"))
-	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n=89PNG\r\n--x--\r\n"))
-	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
-		h, m, _ := newWeb(t)
-		rec := send(t, h, "POST", "/cat/x", contentType, bytes.NewReader(body))
-		content, stored := m.cats["x"]
-		if rec.Code >= 500 || stored != (rec.Code == 200) {
-			t.Fatalf("%d %s; stored: %v", rec.Code, rec.Body, stored)
-		}
-		if stored && (!strings.Contains(string(body), content) || content == "" || len(content) > maxSize) {
-			t.Fatalf("stored %q, which was not sent", content)
-		}
-	})
 }
 
 // FuzzPath has strangers' targets routed: never a 500, and a name that reaches

@@ -1,0 +1,266 @@
+package service
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func TestAPanicIsOne500AndALogLine(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{
+		"/panic": func(http.ResponseWriter, *http.Request) { panic("oops") },
+		"/fine":  func(http.ResponseWriter, *http.Request) {},
+	})
+	if code, body := get(t, r.work+"/panic"); code != 500 || strings.Contains(body, "oops") {
+		t.Errorf("got %d %q", code, body)
+	}
+	if code, _ := get(t, r.work+"/fine"); code != 200 {
+		t.Errorf("the process did not live on: %d", code)
+	}
+	if lines := r.log.lines(t, "panic"); len(lines) != 1 || lines[0]["panic"] != "oops" {
+		t.Errorf("log: %v", lines)
+	}
+	if n, err := testutil.GatherAndCount(r.reg, "cats_test_http_panics_total"); n != 1 || err != nil {
+		t.Errorf("metric: %d, %v", n, err)
+	}
+}
+
+func TestAPanicAfterHalfAnAnswerCutsTheConnection(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "100")
+		_, _ = io.WriteString(w, "half")
+		panic("oops")
+	}})
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, r.work, nil)
+	resp, err := http.DefaultClient.Do(req)
+	if err == nil {
+		_, err = io.ReadAll(resp.Body)
+		resp.Body.Close()
+	}
+	if err == nil {
+		t.Error("the client took half an answer for a whole one")
+	}
+}
+
+func TestRequestIDsAndTracesAreHonouredAndLogged(t *testing.T) {
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	var seen string
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/{x}": func(_ http.ResponseWriter, r *http.Request) {
+		seen = RequestID(r.Context())
+		Note(r.Context(), errors.New("why"))
+	}})
+	for _, c := range []struct{ sent, want string }{{"abc-1", "abc-1"}, {"bad id\t", ""}, {strings.Repeat("x", 129), ""}, {"", ""}} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, r.work+"/p?sig=secret", nil)
+		req.Header.Set("X-Request-Id", c.sent)
+		req.Header.Set("Traceparent", trace)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		got := resp.Header.Get("X-Request-Id")
+		if got == "" || got != seen || (c.want != "" && got != c.want) || (c.want == "" && got == c.sent) {
+			t.Errorf("sent %q: answered %q, handler saw %q", c.sent, got, seen)
+		}
+	}
+	eventually(t, "four log lines", func() bool { return len(r.log.lines(t, "request")) == 4 })
+	line := r.log.lines(t, "request")[0]
+	for key, want := range map[string]any{
+		"request_id": "abc-1", "trace_id": trace[3:35], "route": "/{x}", "method": "GET", "status": 200.0, "error": "why", "service": "test", "level": "INFO",
+	} {
+		if line[key] != want {
+			t.Errorf("%s is %v; want %v", key, line[key], want)
+		}
+	}
+	if strings.Contains(r.log.b.String(), "secret") {
+		t.Error("the query string is in the log")
+	}
+}
+
+func TestPropagatePassesIDAndTraceOn(t *testing.T) {
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	next := make(chan http.Header, 1)
+	inner := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) { next <- r.Header }})
+	client := &http.Client{Transport: Propagate(http.DefaultTransport)}
+	outer := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) {
+		req, _ := http.NewRequestWithContext(r.Context(), http.MethodGet, inner.work, nil)
+		if resp, err := client.Do(req); err == nil {
+			resp.Body.Close()
+		}
+	}})
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, outer.work, nil)
+	req.Header.Set("X-Request-Id", "one")
+	req.Header.Set("Traceparent", trace)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if h := <-next; h.Get("X-Request-Id") != "one" || h.Get("Traceparent") != trace {
+		t.Errorf("the second hop got %v", h)
+	}
+}
+
+func TestABodyMayBeSlowButNotStalled(t *testing.T) {
+	t.Parallel()
+	settings := relaxed
+	settings.StallTimeout = time.Second
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
+		var ne net.Error
+		switch _, err := io.ReadAll(r.Body); {
+		case errors.As(err, &ne) && ne.Timeout():
+			w.WriteHeader(http.StatusRequestTimeout)
+		case err != nil:
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	}})
+	var wg sync.WaitGroup
+	for name, c := range map[string]struct {
+		header       string
+		pieces, want int
+	}{
+		"a slow body of a known length":    {"Content-Length: 10\r\n\r\n", 10, 200},
+		"a slow body in one long chunk":    {"Transfer-Encoding: chunked\r\n\r\na\r\n", 10, 200},
+		"a stalled body of a known length": {"Content-Length: 100\r\n\r\n", 1, 408},
+		"a stalled body in one long chunk": {"Transfer-Encoding: chunked\r\n\r\n64\r\n", 1, 408},
+	} {
+		wg.Go(func() {
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\n"+c.header)
+			for range c.pieces {
+				time.Sleep(200 * time.Millisecond) // well under the limit, and over it together
+				_, _ = io.WriteString(conn, "x")
+			}
+			if c.want == http.StatusOK {
+				_, _ = io.WriteString(conn, "\r\n0\r\n\r\n")
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				return
+			}
+			resp.Body.Close()
+			if resp.StatusCode != c.want {
+				t.Errorf("%s: %d; want %d", name, resp.StatusCode, c.want)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Many clients send all before they look for an answer.
+func TestARefusalReachesAClientThatGoesOnSending(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.CopyN(io.Discard, r.Body, 10)
+		http.Error(w, "no", http.StatusTeapot)
+	}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const size = 20 << 20 // more than sockets hold, more than net/http drains
+	if _, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("x", size)); err != nil {
+		t.Errorf("sending: %v", err)
+	}
+	in := bufio.NewReader(c)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusTeapot {
+		t.Fatalf("%d, %v", resp.StatusCode, err)
+	}
+	resp.Body.Close()
+	// The connection is as good as new.
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	if resp, err = http.ReadResponse(in, nil); err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+func TestAClientThatWaitsToBeAskedIsNotAskedForWhatIsRefused(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no", http.StatusTeapot)
+	}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+	all, _ := io.ReadAll(c)
+	if !strings.HasPrefix(string(all), "HTTP/1.1 418 ") || strings.Contains(string(all), "100 Continue") {
+		t.Errorf("got %q", all)
+	}
+}
+
+// A read deadline left behind after the body would, some time later, look like a
+// client that has gone and cancel what is being done for it.
+func TestAHandlerMayTakeLongerThanABodyMayStall(t *testing.T) {
+	settings := relaxed
+	settings.StallTimeout = 50 * time.Millisecond
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		select {
+		case <-r.Context().Done():
+			w.WriteHeader(http.StatusTeapot)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}})
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, r.work, strings.NewReader("body"))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Error("the request was cancelled while its client was waiting")
+	}
+}
+
+func TestMetricsAreCleanAndStrangersMakeNoLabels(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(http.ResponseWriter, *http.Request) {}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = io.WriteString(c, "BREW /pot HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+	if _, err := bufio.NewReader(c).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	want := `
+# HELP cats_test_http_requests_total Requests answered.
+# TYPE cats_test_http_requests_total counter
+cats_test_http_requests_total{code="200",method="other",route="/"} 1
+`
+	eventually(t, "the request's metric", func() bool {
+		return testutil.GatherAndCompare(r.reg, strings.NewReader(want), "cats_test_http_requests_total") == nil
+	})
+	problems, err := testutil.GatherAndLint(r.reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("promlint: %s: %s", p.Metric, p.Text)
+	}
+	if code, body := get(t, r.ops+"/metrics"); code != 200 || !strings.Contains(body, "cats_test_build_info{") || !strings.Contains(body, "process_resident_memory_bytes") {
+		t.Errorf("/metrics: %d, without what is expected", code)
+	}
+}
