@@ -150,6 +150,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		conn := http.NewResponseController(w)
 		watched, _ := r.Context().Value(connKey{}).(*watchedConn)
 		body := &body{ReadCloser: r.Body, conn: watched, stall: q.stall, done: r.Body == http.NoBody}
+		body.whole.Store(body.done)
 		if r.ContentLength < 0 {
 			body.most = smallRead
 		}
@@ -157,7 +158,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			_ = conn.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
 		}
 		r.Body = body
-		answer := &answer{ResponseWriter: w, conn: conn}
+		answer := &answer{ResponseWriter: w, conn: conn, body: body}
 
 		q.inFlight.Inc()
 		defer func() {
@@ -171,8 +172,8 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 					cut = nil
 				}
 			}
-			if answer.status == 0 {
-				answer.status = http.StatusOK // as net/http will answer
+			if answer.status == 0 && cut == nil {
+				answer.WriteHeader(http.StatusOK)
 			}
 			q.done(r, route, rec, answer, body.n.Load(), time.Since(start))
 			if cut != nil {
@@ -234,7 +235,8 @@ type body struct {
 	conn  *watchedConn // nil in a test without a connection
 	stall time.Duration
 	n     atomic.Int64
-	most  int // bytes to read at once; 0 for as many as are asked for
+	whole atomic.Bool // it was read to a clean end: nothing of it is left on the connection
+	most  int         // bytes to read at once; 0 for as many as are asked for
 
 	mu   sync.Mutex
 	done bool // nothing of it is left to read, or nobody may
@@ -255,6 +257,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	switch {
 	case err == io.EOF:
+		b.whole.Store(true)
 		// From here on the server reads to notice a client that leaves. A deadline
 		// would look like one and cancel the request.
 		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
@@ -296,6 +299,7 @@ func (b *body) drain(asked bool, w *http.ResponseController) {
 type answer struct {
 	http.ResponseWriter
 	conn   *http.ResponseController
+	body   *body
 	status int
 	n      int64
 }
@@ -306,6 +310,12 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 && status >= 200 {
 		a.status = status
+		if !a.body.whole.Load() {
+			// What is left of it, or is broken, must not be taken for a request. In
+			// full duplex net/http does not see to that where the framing is broken,
+			// or where less than 256 KiB of it are missing.
+			a.Header().Set("Connection", "close")
+		}
 		_ = a.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // not supported: a test's recorder
 	}
 	a.ResponseWriter.WriteHeader(status)

@@ -44,7 +44,7 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 	if err != nil || boundary == "" || len(boundary) > 70 { // RFC 2046 section 5.1.1
 		return nil, errMalformedForm.With("the form's boundary is missing or not valid")
 	}
-	raw := &meter{r: bodyReader{r.Body}, left: maxFile + formOverhead}
+	raw := &meter{r: bodyReader{r.Body}, left: maxFile + formOverhead, tail: "\r\n"}
 	return &form{parts: multipart.NewReader(raw, boundary), raw: raw, spare: formOverhead}, nil
 }
 
@@ -79,7 +79,7 @@ func (f *form) next() (*multipart.Part, error) {
 	if err == io.EOF {
 		// Behind the last boundary only a clean end of the body may come, or else
 		// the client did not send what it announced.
-		if _, err := io.Copy(io.Discard, f.raw); err != nil {
+		if _, err := io.Copy(io.Discard, f.raw); err != errBodyEnd { //nolint:errorlint // nothing wraps it
 			return nil, formError(err)
 		}
 		return nil, io.EOF
@@ -151,10 +151,18 @@ func formError(err error) error {
 	return errMalformedForm.Wrap(err)
 }
 
+// errBodyEnd is how a meter ends.
+var errBodyEnd = errors.New("the body has ended")
+
 // meter bounds how much of a body is read: in all, and between two parts, where
 // the multipart reader would hold up to 10 MiB of headers in memory.
+//
+// It ends in a line end of its own and then errBodyEnd: the multipart reader takes
+// an io.EOF amid the header of a part for the clean end of the form, and without
+// io.EOF it does not see a last boundary that has no line end behind it.
 type meter struct {
 	r      io.Reader
+	tail   string // to give at the end
 	left   int64
 	header int64 // -1 for no limit of its own
 }
@@ -163,6 +171,17 @@ func (m *meter) allow(n int64) { m.header = n }
 
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
+	if n == 0 && err == io.EOF {
+		n = copy(p, m.tail)
+		m.tail = m.tail[n:]
+		if n > 0 {
+			return n, nil
+		}
+		return 0, errBodyEnd
+	}
+	if err == io.EOF {
+		err = nil
+	}
 	if m.left -= int64(n); m.left < 0 {
 		return 0, signerapi.ErrTooLarge.With("the form is too large")
 	}

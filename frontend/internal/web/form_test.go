@@ -77,6 +77,8 @@ func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
 		{"half a last boundary", "POST", good, strings.TrimSuffix(whole, "--\r\n"), 400, "malformed_form"},
 		{"cut within the file", "POST", good, whole[:len(whole)/2], 400, "malformed_form"},
 		{"cut within a later field", "POST", good, strings.TrimSuffix(formBody(part{"file", "a", png}, part{"z", "", "long value"}), "ue\r\n--"+boundary+"--\r\n"), 400, "malformed_form"},
+		{"cut behind a boundary", "POST", good, strings.TrimSuffix(whole, "--\r\n") + "\r\n", 400, "malformed_form"},
+		{"cut within the header of a further part", "POST", good, strings.TrimSuffix(whole, "--\r\n") + "\r\nContent-Disposition: form-data; na", 400, "malformed_form"},
 		{"a header without end", "POST", good, "--" + boundary + "\r\nX: " + strings.Repeat("x", 100_000), 400, "malformed_form"},
 		{"a preamble without end", "POST", good, strings.Repeat("x\r\n", 50_000) + whole, 400, "malformed_form"},
 		{"a file over the limit", "POST", good, formBody(part{"file", "a", huge}), 413, "too_large"},

@@ -1,0 +1,73 @@
+package e2e
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"cats.example/local/stand"
+)
+
+// A stranger reaches the public API and nothing else; a scraper, no pictures.
+func TestEachPortServesItsOwnAlone(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "x", cat)
+	for _, path := range []string{
+		"/", "/metrics", "/livez", "/readyz", "/healthz", "/debug/pprof/", "/debug/vars", "/v1/ready", "/v1/link?user=x", "/v1/picture?user=x",
+		"/cat", "/cat/", "/cat//", "/cat/x/y", "/cat/x/picture/y", "//cat/x", "/cat/../cat/x", "/CAT/x", "/service/x", "/favicon.ico",
+	} {
+		for _, method := range []string{"GET", "PUT", "DELETE"} {
+			if a := do(t, method, sys.URL+path, "", nil); a.StatusCode != 404 || a.field(t, "code") != "no_such_path" {
+				t.Errorf("%s %s on the public port: %d %s", method, path, a.StatusCode, a.body)
+			}
+		}
+	}
+	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+		for _, path := range []string{"/", "/service", "/cat/x", "/cat/x/picture", "/v1/link?user=x", "/v1/picture?user=x", "/v1/ready", "/debug/pprof/"} {
+			for _, method := range []string{"GET", "PUT", "DELETE"} {
+				do(t, method, base+path, "", nil).want(t, 404)
+			}
+		}
+		for _, path := range []string{"/metrics", "/livez", "/readyz"} {
+			do(t, http.MethodPost, base+path, "", nil).want(t, 405)
+			do(t, http.MethodHead, base+path, "", nil).want(t, 200)
+		}
+	}
+	served(t, sys, "x")
+}
+
+// Strangers choose paths, names, methods and headers; they must not be able to
+// make a metric of each.
+func TestStrangersCannotGrowTheMetrics(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	series := func() (n int) {
+		for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+			for line := range strings.Lines(string(do(t, "GET", base+"/metrics", "", nil).want(t, 200).body)) {
+				if !strings.HasPrefix(line, "#") {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	all := func(suffix string) {
+		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X" + strings.ToUpper(suffix), "PROPFIND"} {
+			for _, path := range []string{"/cat/" + suffix, "/cat/" + suffix + "/picture", "/" + suffix, "/cat/" + suffix + "/", "/cat/a%2F" + suffix, "/service?" + suffix} {
+				ask(t, method, sys.URL+path, "", "User-Agent", suffix, "X-Request-Id", suffix, "X-Forwarded-For", suffix, "Host", suffix)
+			}
+		}
+		do(t, "PUT", sys.URL+"/cat/"+suffix, "", cat).want(t, 200)
+		do(t, "GET", sys.URL+"/cat/"+suffix+"?download="+suffix, "", nil).want(t, 200)
+		do(t, "DELETE", sys.URL+"/cat/"+suffix, "", nil).want(t, 204)
+	}
+	all("first")
+	before := series()
+	for _, suffix := range []string{"second", "third", "fourth"} {
+		all(suffix)
+	}
+	if after := series(); after > before {
+		t.Errorf("%d series became %d", before, after)
+	}
+}
