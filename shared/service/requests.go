@@ -29,6 +29,7 @@ const (
 	// the answer only when all is sent, and lose it when the connection is cut.
 	drainTimeout = 5 * time.Second
 	drainBytes   = 64 << 20
+	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s
 
 	// net/http returns from reading a chunked body only when the buffer is full or
 	// the chunk at its end. So that a slow picture is passed on as it comes, the
@@ -179,7 +180,9 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
 			}
-			body.drain(r.Header.Get("Expect") != "", conn)
+			// A client that waits to be asked for the body soon stops waiting.
+			waits := r.Header.Get("Expect") != "" && body.n.Load() == 0 && time.Since(start) < askTimeout
+			body.drain(waits, conn)
 		}()
 		h.ServeHTTP(answer, r)
 	})
@@ -282,10 +285,10 @@ func (b *body) with(last bool, f func(*watchedConn)) bool {
 
 // drain sends the answer and then reads, within bounds, what the handler did not
 // want of the body.
-func (b *body) drain(asked bool, w *http.ResponseController) {
+func (b *body) drain(waits bool, w *http.ResponseController) {
 	limit := drainTimeout
-	if asked && b.n.Load() == 0 {
-		limit = 0 // the client has waited to be asked for the body, and was not
+	if waits {
+		limit = 0 // it was not asked, and sends nothing
 	}
 	if !b.with(true, func(c *watchedConn) { c.until(time.Now().Add(limit)) }) {
 		return

@@ -192,6 +192,32 @@ func TestARefusalReachesAClientThatGoesOnSending(t *testing.T) {
 	}
 }
 
+// Such a client sends at last what it was not asked for, after a second or so.
+func TestARefusalThatTookItsTimeReachesAClientThatIsSending(t *testing.T) {
+	t.Parallel()
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(askTimeout + 300*time.Millisecond)
+		http.Error(w, "no", http.StatusTeapot)
+	}})
+	c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const size = 20 << 20
+	if _, err := fmt.Fprintf(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n%s", size, strings.Repeat("x", size)); err != nil {
+		t.Errorf("sending: %v", err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusTeapot {
+		t.Errorf("got %d", resp.StatusCode)
+	}
+}
+
 func TestAClientThatWaitsToBeAskedIsNotAskedForWhatIsRefused(t *testing.T) {
 	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no", http.StatusTeapot)

@@ -142,6 +142,7 @@ func (s Service) Run(ctx context.Context) error {
 
 	var draining atomic.Bool
 	workServer, opsServer := s.server(s.Handler), s.server(s.opsHandler(&draining))
+	opsServer.WriteTimeout = writeTimeout // the work server's answers have theirs, behind bodies of any length
 
 	// Background work outlives ctx: requests that are being drained need it.
 	bg, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
