@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"sync/atomic"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/cenkalti/backoff/v5"
@@ -40,6 +42,7 @@ type delegationKey struct {
 // alone, replaces it, well before its end.
 type delegation struct {
 	account  *service.Client
+	renew    func() // has the token fetched anew
 	lifetime time.Duration
 	log      *slog.Logger
 	metrics  *metrics
@@ -124,6 +127,9 @@ func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {
 	}, nil)
 	if err != nil {
 		d.metrics.keyRefresh.WithLabelValues("error").Inc()
+		if resp, ok := errors.AsType[*azcore.ResponseError](err); ok && resp.StatusCode == http.StatusUnauthorized {
+			d.renew()
+		}
 		return nil, explainKey(fmt.Errorf("getting a user delegation key: %w", err))
 	}
 	d.metrics.keyRefresh.WithLabelValues("ok").Inc()

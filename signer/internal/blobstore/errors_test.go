@@ -131,6 +131,17 @@ func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 	}
 }
 
+func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
+	s, back, creds := newStore(t, nil)
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		refuse(w, 401, "InvalidAuthenticationInfo")
+		return true
+	}
+	if _, err := s.key.fetch(t.Context()); err == nil || creds.renewed != 1 {
+		t.Errorf("%v; the token was asked for anew %d times", err, creds.renewed)
+	}
+}
+
 func TestRunRefusesAContainerThatDoesNotExist(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	back.fault = func(w http.ResponseWriter, r *http.Request) bool {

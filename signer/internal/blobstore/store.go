@@ -101,7 +101,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		metrics:   m,
 		now:       time.Now,
 	}
-	s.key = &delegation{account: account, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now}
+	s.key = &delegation{account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now}
 	m.watch(reg, s.buffers)
 	return s, nil
 }

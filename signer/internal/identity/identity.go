@@ -173,29 +173,30 @@ func (t *Tokens) Run(ctx context.Context) error {
 			return nil
 		}
 		var wait time.Duration
+		renew := t.renew
 		if err == nil {
 			retry.Reset()
 			wait = renewIn(token, time.Now())
 			t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
 		} else {
-			wait = retry.NextBackOff()
+			wait, renew = retry.NextBackOff(), nil // it is being fetched anew already
 			t.log.Error("no token", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
 		}
-		if !t.sleep(ctx, wait) {
+		if !sleep(ctx, wait, renew) {
 			return nil
 		}
 	}
 }
 
-// sleep waits for d, or less when Renew is called, but never under firstRetry.
-// It returns false when ctx is done.
-func (t *Tokens) sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, or less when something is in renew, but never under
+// firstRetry. It returns false when ctx is done.
+func sleep(ctx context.Context, d time.Duration, renew <-chan struct{}) bool {
 	least := time.After(min(firstRetry, d))
 	select {
 	case <-ctx.Done():
 		return false
 	case <-time.After(d):
-	case <-t.renew:
+	case <-renew:
 		select {
 		case <-ctx.Done():
 			return false

@@ -150,6 +150,19 @@ func TestRenewFetchesSoonButNotInAStorm(t *testing.T) {
 	})
 }
 
+func TestRenewDoesNotHurryTriesThatFail(t *testing.T) {
+	e := &entra{life: time.Hour, err: errors.New("down")}
+	inBubble(t, e, func(_ *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+		for range 600 {
+			tokens.Renew()
+			time.Sleep(time.Second)
+		}
+	})
+	if n := e.count(); n > 60 {
+		t.Errorf("%d tries in ten minutes of Renew", n)
+	}
+}
+
 func TestAChallengeGetsANewToken(t *testing.T) {
 	e := &entra{life: time.Hour}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
