@@ -45,7 +45,7 @@ func NewTransport() *http.Transport {
 		MaxIdleConns:          1024,
 		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
 		IdleConnTimeout:       30 * time.Second,
-		ResponseHeaderTimeout: 2 * time.Minute, // above the signer's own limit for a commit
+		ResponseHeaderTimeout: 4 * time.Minute, // above the signer's own limits for what it still has to store
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true,
 		ReadBufferSize:        4 << 10,

@@ -33,8 +33,10 @@ import (
 type Signer interface {
 	// Put stores body as the picture of user, in place of what was there. It
 	// returns only once storage has acknowledged the whole of it; on any error
-	// the picture that was there is still there, except that after
-	// ErrStorageUnavailable the new one may have been stored as well.
+	// the picture that was there is still there, except that the answer of storage
+	// or of the signer may have been lost: after ErrStorageUnavailable,
+	// ErrThrottled, ErrIdentityUnavailable, ErrSignerUnavailable or ErrInternal the
+	// new one may have been stored all the same.
 	//
 	// size is the length of body in bytes, or -1 when it is not known; a body of
 	// another length is ErrIncomplete or ErrTooLarge. The end
