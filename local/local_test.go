@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -198,7 +200,7 @@ func call(t *testing.T, method, url string, body []byte) []byte {
 }
 
 func TestRunsEverythingAndLeavesNothing(t *testing.T) {
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := signal.NotifyContext(t.Context(), stopSignals...)
 	defer stop()
 	s := start(t, ctx)
 	url := "http://localhost:" + strconv.Itoa(s.cfg.FrontendPort) + "/cat/Davyd"
@@ -211,7 +213,13 @@ func TestRunsEverythingAndLeavesNothing(t *testing.T) {
 	if got := call(t, http.MethodGet, url+"/picture", nil); !bytes.Equal(got, cat) {
 		t.Errorf("got %d bytes, want the cat", len(got))
 	}
-	stop()
+	// As with a signal to the process group under make: they are one.
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		if err := syscall.Kill(os.Getpid(), sig); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
 	if err := <-s.ended; err != nil {
 		t.Error(err)
 	}

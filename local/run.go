@@ -151,13 +151,29 @@ func (l *local) start(ctx context.Context) error {
 	})
 }
 
-// stop ends everything, in at most 10 s a process; another signal ends the waiting.
+// sameEnd is within what time several signals are one: the terminal's or the
+// process group's own, and the one that make passes on.
+const sameEnd = time.Second
+
+// stop ends everything, in at most 10 s a process; another signal, later than
+// sameEnd, ends the waiting.
 func (l *local) stop() error {
 	l.mu.Lock()
 	l.following = false
 	l.mu.Unlock()
-	ctx, cancel := signal.NotifyContext(context.Background(), stopSignals...)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	again := make(chan os.Signal, 1)
+	defer signal.Stop(again)
+	listen := time.AfterFunc(sameEnd, func() { signal.Notify(again, stopSignals...) })
+	defer listen.Stop()
+	go func() {
+		select {
+		case <-again:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	return l.step(ctx, "stopping", func() error {
 		var errs []error
 		if l.system != nil {
