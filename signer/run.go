@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -12,6 +13,22 @@ import (
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/identity"
 )
+
+// settleTime is how long after its start the signer lets requests wait for its
+// first token and key. They may be there before them: the frontend goes on sending
+// while the signer restarts.
+const settleTime = 5 * time.Second
+
+// settled returns h, which gets no request before ready returns nil or the time
+// until has come.
+func settled(h http.Handler, ready func(context.Context) error, until time.Time) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for time.Now().Before(until) && ready(r.Context()) != nil && r.Context().Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+		}
+		h.ServeHTTP(w, r)
+	})
+}
 
 // run serves the signer until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
@@ -58,7 +75,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 			mux.Handle(route.Path, route.Handler)
 			continue
 		}
-		mux.Handle(route.Path, requests.Route(route.Path, route.Handler))
+		mux.Handle(route.Path, requests.Route(route.Path, settled(route.Handler, store.Ready, time.Now().Add(settleTime))))
 	}
 	mux.Handle("/", requests.Route("other", http.NotFoundHandler()))
 

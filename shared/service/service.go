@@ -141,7 +141,7 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	workServer, opsServer := s.server(s.Handler), s.server(s.opsHandler(&draining))
+	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining)), s.server(s.opsHandler(&draining))
 	opsServer.WriteTimeout = writeTimeout // the work server's answers have theirs, behind bodies of any length
 
 	// Background work outlives ctx: requests that are being drained need it.
@@ -160,7 +160,6 @@ func (s Service) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		s.Log.Info("draining", "delay", s.Settings.DrainDelay.String(), "timeout", s.Settings.DrainTimeout.String())
 		draining.Store(true)
-		workServer.SetKeepAlivesEnabled(false)
 		select {
 		case <-time.After(s.Settings.DrainDelay):
 		case <-broken.Done():
@@ -179,6 +178,18 @@ func (s Service) Run(ctx context.Context) error {
 		s.Log.Info("stopped")
 	}
 	return err
+}
+
+// lastAnswers has each answer close its connection once draining is set. The
+// server's own way to end keep-alive would close idle connections at once, under
+// the requests that are on their way in them.
+func lastAnswers(h http.Handler, draining *atomic.Bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {

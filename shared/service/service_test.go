@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -190,6 +191,38 @@ func TestStopDrainsWhatIsUnderWayAndLetsNothingNewIn(t *testing.T) {
 		t.Errorf("Run returned %v; want nil", err)
 	}
 	<-background
+}
+
+// A request may be on its way in an idle connection when the drain begins.
+func TestAnIdleConnectionIsServedOnceMoreInTheDrain(t *testing.T) {
+	settings := relaxed
+	settings.DrainDelay = time.Minute
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(http.ResponseWriter, *http.Request) {}})
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	answers := bufio.NewReader(conn)
+	ask := func() (closes bool, err error) {
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			return false, err
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			return false, err
+		}
+		resp.Body.Close()
+		return resp.Close, nil
+	}
+	if closes, err := ask(); err != nil || closes {
+		t.Fatalf("before the drain: closes %v, %v", closes, err)
+	}
+	r.stop()
+	eventually(t, "the drain", func() bool { return len(r.log.lines(t, "draining")) == 1 })
+	if closes, err := ask(); err != nil || !closes {
+		t.Errorf("in the drain: closes %v, %v; want an answer, and the end", closes, err)
+	}
 }
 
 func TestARequestThatOutlastsTheDrainIsCutAndTold(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -28,6 +29,7 @@ const (
 	linkTimeout   = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second
+	dialPatience  = 5 * time.Second // a container that has crashed is back in one or two
 )
 
 // maxAnswer bounds what the client reads of an answer, in bytes.
@@ -40,7 +42,7 @@ func NewTransport() *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		DialContext:           dial,
 		Protocols:             protocols,
 		MaxIdleConns:          1024,
 		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
@@ -50,6 +52,26 @@ func NewTransport() *http.Transport {
 		DisableCompression:    true,
 		ReadBufferSize:        4 << 10,
 		WriteBufferSize:       64 << 10,
+	}
+}
+
+// dial waits up to dialPatience for a signer that refuses connections, because it
+// is being restarted: nothing has been sent yet, and so nothing needs to fail.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: 2 * time.Second}
+	patience := time.After(dialPatience)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return conn, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-patience:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
 }
 

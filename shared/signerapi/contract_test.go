@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -215,6 +216,44 @@ func TestASignerThatDiesIsUnavailable(t *testing.T) {
 	}
 	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
 		t.Errorf("Link: %v", err)
+	}
+}
+
+func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	c, davyd := clientOf(t, "http://"+address), user(t, "Davyd")
+	results := make(chan error, 2)
+	go func() {
+		_, err := c.Put(t.Context(), davyd, strings.NewReader("picture"), -1)
+		results <- err
+	}()
+	go func() { results <- c.Delete(t.Context(), davyd) }()
+	select {
+	case err := <-results:
+		t.Fatalf("a call did not wait: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	if l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: NewHandler(stub{
+		put: func(_ User, body io.Reader, _ int64) (Info, error) {
+			_, err := io.Copy(io.Discard, body)
+			return Info{}, err
+		},
+		delete: func(User) error { return nil },
+	}, ignore), ReadHeaderTimeout: time.Second}
+	go func() { _ = server.Serve(l) }()
+	defer server.Close()
+	for range 2 {
+		if err := <-results; err != nil {
+			t.Errorf("a call that waited: %v", err)
+		}
 	}
 }
 
