@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+
 	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
@@ -54,14 +56,54 @@ var (
 
 // parse reads the settings and returns all their faults, joined.
 func parse(environ []string) (config, error) {
-	var c config
-	if err := service.Parse(&c, environ); err != nil {
+	c, err := read(environ)
+	if err != nil {
 		return c, err
 	}
+	return c, c.faults()
+}
+
+// read reads the settings without a look at what they say. After an error, the
+// settings that could be read are there.
+func read(environ []string) (config, error) {
+	var c config
+	err := service.Parse(&c, environ)
 	c.AccountURL = strings.TrimSuffix(c.AccountURL, "/")
 	c.LinkBase = strings.TrimSuffix(c.LinkBase, "/")
-	return c, errors.Join(c.Limits.Validate(), c.Settings.Validate(),
+	return c, err
+}
+
+func (c config) faults() error {
+	return errors.Join(c.Limits.Validate(), c.Settings.Validate(),
 		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults())
+}
+
+func (c config) identityOptions(transport policy.Transporter) identity.Options {
+	return identity.Options{
+		Kind:                     c.Credential,
+		ClientID:                 c.ClientID,
+		TenantID:                 c.TenantID,
+		TokenFile:                c.TokenFile,
+		AuthorityHost:            c.AuthorityHost,
+		DisableInstanceDiscovery: c.DisableInstanceDiscovery,
+		Transport:                transport,
+	}
+}
+
+func (c config) storageOptions(transport policy.Transporter, credential blobstore.Credential) blobstore.Options {
+	return blobstore.Options{
+		AccountURL: c.AccountURL,
+		Container:  c.Container,
+		BlobName:   c.BlobName,
+		LinkBase:   c.LinkBase,
+		LinkTTL:    c.LinkTTL,
+		LinkMaxTTL: c.LinkMaxTTL,
+		Limits:     c.Limits,
+		Buffers:    c.UploadBuffers,
+		BufferWait: c.UploadWait,
+		Credential: credential,
+		Transport:  transport,
+	}
 }
 
 func (c config) storageFaults() error {

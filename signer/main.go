@@ -10,5 +10,8 @@ import (
 )
 
 func main() {
-	os.Exit(service.Main(service.Program{Name: name, About: about, Settings: &config{}, Run: run}))
+	os.Exit(service.Main(service.Program{
+		Name: name, About: about, Settings: &config{}, Run: run,
+		Commands: []service.Command{doctorCommand},
+	}))
 }

@@ -40,28 +40,8 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	reg := service.NewRegistry(name)
 	transport := blobstore.NewTransport()
 
-	tokens := identity.New(identity.Options{
-		Kind:                     cfg.Credential,
-		ClientID:                 cfg.ClientID,
-		TenantID:                 cfg.TenantID,
-		TokenFile:                cfg.TokenFile,
-		AuthorityHost:            cfg.AuthorityHost,
-		DisableInstanceDiscovery: cfg.DisableInstanceDiscovery,
-		Transport:                transport,
-	}, log, reg)
-	store, err := blobstore.New(blobstore.Options{
-		AccountURL: cfg.AccountURL,
-		Container:  cfg.Container,
-		BlobName:   cfg.BlobName,
-		LinkBase:   cfg.LinkBase,
-		LinkTTL:    cfg.LinkTTL,
-		LinkMaxTTL: cfg.LinkMaxTTL,
-		Limits:     cfg.Limits,
-		Buffers:    cfg.UploadBuffers,
-		BufferWait: cfg.UploadWait,
-		Credential: tokens,
-		Transport:  transport,
-	}, log, reg)
+	tokens := identity.New(cfg.identityOptions(transport), log, reg)
+	store, err := blobstore.New(cfg.storageOptions(transport, tokens), log, reg)
 	if err != nil {
 		return err
 	}

@@ -36,51 +36,76 @@ type Program struct {
 	Settings any    // pointer to a zero settings struct, for --help
 	// Run runs it until ctx is done and returns nil after a clean stop.
 	Run func(ctx context.Context, environ []string, stderr io.Writer) error
+	// Commands are what it can do instead, when the first argument names one.
+	Commands []Command
+}
+
+// Command is something else that a program's binary does, and then ends.
+type Command struct {
+	Name  string
+	About string // one line for the program's --help
+	Help  string // what the command's own --help says
+	// Run does it and returns the exit code. ctx is done on SIGTERM and Interrupt.
+	Run func(ctx context.Context, environ []string, stdout io.Writer) int
 }
 
 // Main runs p with the process's own arguments and environment until SIGTERM or
 // Interrupt, and returns the exit code: 0 after a clean stop, 1 after an error,
-// each logged on a line of its own, 2 on arguments it does not know. A second
-// signal ends the process at once.
+// each logged on a line of its own, 2 on arguments it does not know, and what a
+// command returns. A second signal ends the process at once.
 func Main(p Program) int {
-	if len(os.Args) > 1 {
-		return p.flag(os.Args[1:])
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	if len(os.Args) > 1 {
+		return p.arguments(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	}
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
 		return 0
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
-	for _, fault := range split(err) {
+	for _, fault := range Faults(err) {
 		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
 	}
 	return 1
 }
 
-func (p Program) flag(args []string) int {
+func (p Program) arguments(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
+	help := func(args []string) bool { return len(args) == 1 && (args[0] == "--help" || args[0] == "-h") }
 	switch {
-	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
-		if Help(os.Stdout, p.About, p.Settings) != nil {
+	case help(args):
+		if Help(stdout, p.About, p.Settings, p.Commands...) != nil {
 			return 1
 		}
 		return 0
 	case len(args) == 1 && args[0] == "--version":
-		fmt.Println(version.Print("cats-api " + p.Name))
+		fmt.Fprintln(stdout, version.Print("cats-api "+p.Name))
 		return 0
 	}
-	fmt.Fprintf(os.Stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
+	for _, c := range p.Commands {
+		switch {
+		case args[0] != c.Name:
+		case len(args) == 1:
+			return c.Run(ctx, environ, stdout)
+		case help(args[1:]):
+			fmt.Fprintln(stdout, c.Help)
+			return 0
+		}
+	}
+	fmt.Fprintf(stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
 	return 2
 }
 
-// split returns the errors that were joined, or err alone.
-func split(err error) []error {
+// Faults returns the errors that were joined, or err alone; none for nil.
+func Faults(err error) []error {
+	if err == nil {
+		return nil
+	}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var all []error
 		for _, e := range joined.Unwrap() {
-			all = append(all, split(e)...)
+			all = append(all, Faults(e)...)
 		}
 		return all
 	}

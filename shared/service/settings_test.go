@@ -36,7 +36,7 @@ func TestParseReportsAllFaultsByVariable(t *testing.T) {
 			t.Errorf("%q is not in: %v", want, err)
 		}
 	}
-	if n := len(split(err)); n != 4 {
+	if n := len(Faults(err)); n != 4 {
 		t.Errorf("%d faults; want 4", n)
 	}
 }

@@ -14,10 +14,51 @@ import (
 	"cats.example/shared/signerapi"
 )
 
+// The roles that the identity needs, and where.
 const (
-	delegatorRole   = "give the identity the role Storage Blob Delegator on the storage account"
-	contributorRole = "give the identity the role Storage Blob Data Contributor on the container"
+	delegatorRole   = "Storage Blob Delegator on the storage account"
+	contributorRole = "Storage Blob Data Contributor on the container"
 )
+
+// Refusal is an answer of storage other than the one that was hoped for. It
+// prints as one line for the log; the SDK prints the whole exchange, URL included,
+// over many lines.
+type Refusal struct {
+	Status    int
+	Code      string // "" when storage gave none
+	RequestID string
+	Fix       string // what to do about it; "" when that is not known
+}
+
+// Error returns what storage answered and, behind "; fix: ", what to do.
+func (r *Refusal) Error() string {
+	code := r.Code
+	if code == "" {
+		code = "no error code"
+	}
+	said := fmt.Sprintf("storage answered %d %s (x-ms-request-id %q)", r.Status, code, r.RequestID)
+	if r.Fix != "" {
+		said += "; fix: " + r.Fix
+	}
+	return said
+}
+
+// fix says what to do about an answer of storage to a call that needs role.
+func fix(resp *azcore.ResponseError, role string) string {
+	switch {
+	case bloberror.HasCode(resp, bloberror.AuthorizationFailure):
+		return "the account's network rules refuse where this comes from: allow the cluster's subnet or outbound address (az storage account show --query networkRuleSet), or use a private endpoint"
+	case bloberror.HasCode(resp, bloberror.AccountIsDisabled):
+		return "the storage account is disabled"
+	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
+		return "create the container (az storage container create --auth-mode login), or set STORAGE_CONTAINER"
+	case resp.StatusCode == http.StatusUnauthorized:
+		return "storage does not take the identity's token: AZURE_TENANT_ID must be the tenant of the storage account"
+	case resp.StatusCode == http.StatusForbidden:
+		return "give the identity the role " + role + "; a new one takes minutes to be known"
+	}
+	return ""
+}
 
 // storageError is the only place that says what an error of storage means to a
 // caller. ctx is that of the call to storage, doing what we were about.
@@ -32,7 +73,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		}
 		return signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, err))
 	}
-	err = fmt.Errorf("%s: %w", doing, brief(err))
+	err = fmt.Errorf("%s: %w", doing, brief(err, contributorRole))
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
@@ -48,7 +89,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
 	case http.StatusForbidden:
-		return signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("%w; fix: %s", err, contributorRole))
+		return signerapi.ErrIdentityUnavailable.Wrap(err)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		e := signerapi.ErrThrottled.Wrap(err)
 		if after := retryAfter(resp.RawResponse); after > 0 {
@@ -74,28 +115,21 @@ func explainKey(err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](err); ok && e.Unwrap() != nil {
 		return e.Unwrap()
 	}
-	if resp, ok := errors.AsType[*azcore.ResponseError](err); ok && resp.StatusCode == http.StatusForbidden {
-		return fmt.Errorf("%w; fix: %s", brief(err), delegatorRole)
-	}
-	return brief(err)
+	return brief(err, delegatorRole)
 }
 
-// brief keeps of an SDK error what a log line needs. The SDK prints the whole
-// exchange, URL included, over many lines.
-func brief(err error) error {
+// brief keeps of an SDK error what a log line needs, as a *Refusal, where storage
+// answered; other errors stay as they are. role is what the call needs.
+func brief(err error, role string) error {
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
 	if !ok {
 		return err
 	}
-	code := resp.ErrorCode
-	if code == "" {
-		code = "no error code"
-	}
-	id := ""
+	r := &Refusal{Status: resp.StatusCode, Code: resp.ErrorCode, Fix: fix(resp, role)}
 	if resp.RawResponse != nil {
-		id = resp.RawResponse.Header.Get("X-Ms-Request-Id")
+		r.RequestID = resp.RawResponse.Header.Get("X-Ms-Request-Id")
 	}
-	return fmt.Errorf("storage answered %d %s (x-ms-request-id %q)", resp.StatusCode, code, id)
+	return r
 }
 
 // retryAfter returns what the answer asks to wait, 0 when it does not.

@@ -17,8 +17,9 @@ const (
 	// MaxLinkTTL is the longest that LINK_MAX_TTL can be: less than half of the
 	// 7 days that a user delegation key can live.
 	MaxLinkTTL = 72 * time.Hour
-	// linkSkew is how far our clock may be ahead of storage's.
-	linkSkew = 5 * time.Minute
+	// LinkSkew is how far our clock may be ahead of storage's: links start so much
+	// in the past.
+	LinkSkew = 5 * time.Minute
 )
 
 // window returns the times of a link with lifetime ttl that is signed at now.
@@ -28,15 +29,35 @@ const (
 func window(now time.Time, ttl time.Duration) (start, end time.Time) {
 	step := max((ttl / 12).Truncate(time.Second), time.Second)
 	base := now.UTC().Truncate(step)
-	return base.Add(-linkSkew), base.Add(ttl).Truncate(time.Second)
+	return base.Add(-LinkSkew), base.Add(ttl).Truncate(time.Second)
 }
 
 // sign makes the link: read only, one blob, HTTPS only, never beyond the key.
 func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration, download string) (signerapi.Link, error) {
+	query, end, err := s.signature(s.blobName(user), ttl, download)
+	if err != nil {
+		return signerapi.Link{}, err
+	}
+	kind := "view"
+	if download != "" {
+		kind = "download"
+	}
+	s.metrics.signed.WithLabelValues(kind).Inc()
+	return signerapi.Link{
+		Info: info,
+		URL: signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
+			url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query),
+		ExpiresAt: end,
+	}, nil
+}
+
+// signature returns the query that makes a link of the URL of the blob name, and
+// when it ends.
+func (s *Store) signature(name string, ttl time.Duration, download string) (query string, end time.Time, err error) {
 	start, end := window(s.now(), ttl)
 	key, err := s.key.covering(end)
 	if err != nil {
-		return signerapi.Link{}, err
+		return "", time.Time{}, err
 	}
 	if start.Before(key.start) {
 		start = key.start
@@ -47,24 +68,16 @@ func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration
 		ExpiryTime:    end,
 		Permissions:   (&sas.BlobPermissions{Read: true}).String(),
 		ContainerName: s.opts.Container,
-		BlobName:      s.blobName(user),
+		BlobName:      name,
 	}
-	kind := "view"
 	if download != "" {
-		kind = "download"
 		values.ContentDisposition = attachment(download)
 	}
-	query, err := values.SignWithUserDelegation(key.credential)
+	signed, err := values.SignWithUserDelegation(key.credential)
 	if err != nil {
-		return signerapi.Link{}, fmt.Errorf("signing: %w", err)
+		return "", time.Time{}, fmt.Errorf("signing: %w", err)
 	}
-	s.metrics.signed.WithLabelValues(kind).Inc()
-	return signerapi.Link{
-		Info: info,
-		URL: signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
-			url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query.Encode()),
-		ExpiresAt: end,
-	}, nil
+	return signed.Encode(), end, nil
 }
 
 // attachment is the Content-Disposition, as RFC 6266 has it, that saves under

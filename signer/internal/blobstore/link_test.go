@@ -95,7 +95,7 @@ func FuzzWindow(f *testing.F) {
 		if end.After(now.Add(ttl)) || end.Before(now.Add(ttl-ttl/12-time.Second)) {
 			t.Fatalf("ttl %v at %v: ends %v", ttl, now, end)
 		}
-		if start.After(now.Add(-linkSkew)) || start.Nanosecond() != 0 || end.Nanosecond() != 0 {
+		if start.After(now.Add(-LinkSkew)) || start.Nanosecond() != 0 || end.Nanosecond() != 0 {
 			t.Fatalf("ttl %v at %v: starts %v", ttl, now, start)
 		}
 		start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)

@@ -168,7 +168,7 @@ func (t *Tokens) Run(ctx context.Context) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
 	for {
-		token, err := t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}, EnableCAE: true})
+		token, err := t.Fetch(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -211,6 +211,12 @@ func sleep(ctx context.Context, d time.Duration, renew <-chan struct{}) bool {
 func renewIn(token azcore.AccessToken, now time.Time) time.Duration {
 	left := token.ExpiresOn.Sub(now)
 	return max(time.Duration(float64(left)*(0.45+0.1*rand.Float64())), firstRetry) //nolint:gosec // jitter needs no secrecy
+}
+
+// Fetch gets a token once, has GetToken return it, and returns it. Run does so
+// by itself. The error is ErrIdentityUnavailable around what [Explain] says.
+func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
+	return t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}, EnableCAE: true})
 }
 
 func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) (azcore.AccessToken, error) {

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"cats.example/shared/service"
+	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/doctor"
+)
+
+var doctorCommand = service.Command{
+	Name:  "doctor",
+	About: "checks settings, token, exchange, key, put, link and clock, and says what to do about what does not work",
+	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
+settings, the federated token, its exchange, the user delegation key, a put and a
+link on a scratch blob, which it deletes again, and the clock. It listens on
+nothing, so that it runs beside the signer:
+
+  kubectl exec deploy/cats-api -c signer -- /signer doctor
+
+Each check is a line that begins with ok, warn, fail or skip; what to do stands
+below. It takes about a minute at most. The exit code is 0 when nothing failed, 1
+otherwise. Neither a token nor the signature of a link is printed.`,
+	Run: runDoctor,
+}
+
+func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
+	// A terminal or a pipe that goes away must not leave a scratch blob behind.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
+	signal.Ignore(syscall.SIGPIPE)
+	if doctor.Run(ctx, doctorOptions(environ), stdout) {
+		return 0
+	}
+	return 1
+}
+
+// doctorOptions reads the settings as far as they can be used.
+func doctorOptions(environ []string) doctor.Options {
+	c, err := read(environ)
+	faults := service.Faults(err)
+	for _, fault := range service.Faults(c.faults()) {
+		// What could not be read is there as its zero value, which is another fault.
+		variable, _, _ := strings.Cut(strings.ReplaceAll(fault.Error(), ",", " "), " ")
+		if !slices.ContainsFunc(faults, func(f error) bool { return strings.Contains(f.Error(), variable) }) {
+			faults = append(faults, fault)
+		}
+	}
+	noStorage := c.storageFaults() != nil
+	if c.linkFaults() != nil {
+		c.LinkTTL, c.LinkMaxTTL, c.LinkBase = time.Hour, 24*time.Hour, ""
+	}
+	transport := blobstore.NewTransport()
+	return doctor.Options{
+		Faults:     faults,
+		NoIdentity: c.identityFaults() != nil,
+		NoStorage:  noStorage,
+		Identity:   c.identityOptions(transport),
+		Storage:    c.storageOptions(transport, nil),
+		TokenProxy: slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "AZURE_KUBERNETES_TOKEN_PROXY=") }),
+		Transport:  transport,
+	}
+}

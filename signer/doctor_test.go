@@ -1,0 +1,44 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestTheDoctorReadsWhatCanBeUsedOfFaultySettings(t *testing.T) {
+	for _, c := range []struct {
+		environ               []string
+		faults                []string // the variable of each
+		noIdentity, noStorage bool
+		linkBase              string
+	}{
+		{good, nil, false, false, ""},
+		{append([]string{"LINK_BASE_URL=https://cdn.example.com/"}, good...), nil, false, false, "https://cdn.example.com"},
+		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID"}, true, true, ""},
+		{good[:1], []string{"AZURE_CLIENT_ID"}, true, false, ""},
+		{good[1:], []string{"AZURE_STORAGE_ACCOUNT_URL"}, false, true, ""},
+		{append([]string{"LINK_TTL=soon", "LINK_BASE_URL=cdn"}, good...), []string{"LINK_TTL", "LINK_BASE_URL"}, false, false, ""},
+		{append([]string{"LOG_LEVEL=loud", "API_ADDRESS=:1", "STORAGE_CONTAINER=A"}, good...), []string{"LOG_LEVEL", "STORAGE_CONTAINER", "API_ADDRESS"}, false, true, ""},
+	} {
+		got := doctorOptions(c.environ)
+		if got.NoIdentity != c.noIdentity || got.NoStorage != c.noStorage || got.Storage.LinkBase != c.linkBase || len(got.Faults) != len(c.faults) {
+			t.Errorf("%q: %+v", c.environ, got)
+			continue
+		}
+		for i, variable := range c.faults {
+			if !strings.Contains(got.Faults[i].Error(), variable) {
+				t.Errorf("%q: fault %d is %v; want %s", c.environ, i, got.Faults[i], variable)
+			}
+		}
+	}
+}
+
+// What the doctor takes for a fault, the signer stops at, and the other way round.
+func TestTheDoctorAndTheSignerAgreeOnTheSettings(t *testing.T) {
+	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, append([]string{"UPLOAD_BUFFERS=0"}, good...)} {
+		_, err := parse(environ)
+		if faults := doctorOptions(environ).Faults; (err == nil) != (len(faults) == 0) {
+			t.Errorf("%q: the signer says %v, the doctor %v", environ, err, faults)
+		}
+	}
+}

@@ -1,0 +1,94 @@
+package blobstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	// ScratchPrefix begins the name of every scratch blob.
+	ScratchPrefix = "cats-api-doctor-"
+	// scratchTTL is the life of a link to one.
+	scratchTTL = 5 * time.Minute
+)
+
+// FetchKey gets a user delegation key once, has the store sign with it, and
+// returns when it ends. It is for a store that does not Run. The error is, or
+// wraps, a *Refusal where storage answered.
+func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
+	k, err := s.key.fetch(impatient(ctx))
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.key.key.Store(k)
+	return k.end, nil
+}
+
+// Scratch is one blob in the container of the pictures, to try storage out with.
+// Its name is random and has no slash; a picture's has one always, so that none
+// is ever touched. Its errors are, or wrap, a *Refusal where storage answered.
+type Scratch struct {
+	store  *Store
+	name   string
+	client *blockblob.Client
+}
+
+// NewScratch names a scratch blob. It calls nobody.
+func (s *Store) NewScratch() *Scratch {
+	name := ScratchPrefix + rand.Text()
+	return &Scratch{s, name, s.container.NewBlockBlobClient(name)}
+}
+
+// Name returns the name of the blob.
+func (c *Scratch) Name() string { return c.name }
+
+// Put stores content, a small one, as a picture of contentType is stored. Unlike
+// a picture's, it ends with ctx. After an error that is not a *Refusal it may
+// have been stored all the same.
+func (c *Scratch) Put(ctx context.Context, content []byte, contentType string) error {
+	_, err := c.client.Upload(impatient(withOp(ctx, opPut)), streaming.NopCloser(bytes.NewReader(content)), &blockblob.UploadOptions{
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &contentType},
+	})
+	return brief(err, contributorRole)
+}
+
+// Delete removes the blob. That it was not there is no error.
+func (c *Scratch) Delete(ctx context.Context) error {
+	_, err := c.client.Delete(impatient(withOp(ctx, opDelete)), &blob.DeleteOptions{
+		DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude),
+	})
+	if bloberror.HasCode(err, bloberror.BlobNotFound) {
+		return nil
+	}
+	return brief(err, contributorRole)
+}
+
+// Links returns a link to the blob, signed as a picture's is: at the account, and
+// at LinkBase.
+func (c *Scratch) Links() (account, base signerapi.SignedURL, err error) {
+	query, _, err := c.store.signature(c.name, scratchTTL, "")
+	if err != nil {
+		return "", "", err
+	}
+	path := "/" + c.store.opts.Container + "/" + c.name + "?" + query
+	return signerapi.SignedURL(c.store.opts.AccountURL + path), signerapi.SignedURL(c.store.opts.LinkBase + path), nil
+}
+
+// impatient has the SDK try twice, each for less than half of what a person
+// waits for, so that the error is the network's and not that time ran out.
+func impatient(ctx context.Context) context.Context {
+	return policy.WithRetryOptions(ctx, policy.RetryOptions{
+		MaxRetries: 1, TryTimeout: 6 * time.Second, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: time.Second,
+	})
+}

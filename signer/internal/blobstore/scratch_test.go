@@ -1,0 +1,63 @@
+package blobstore
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"cats.example/shared/signerapi"
+)
+
+func TestAScratchBlobIsNobodysPicture(t *testing.T) {
+	s, back, _ := withKey(t, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	one, other := s.NewScratch(), s.NewScratch()
+	if one.Name() == other.Name() || !strings.HasPrefix(one.Name(), ScratchPrefix) || strings.Contains(one.Name(), "/") {
+		t.Errorf("the names are %q and %q", one.Name(), other.Name())
+	}
+	if err := one.Put(t.Context(), []byte("x"), "image/png"); err != nil || back.blobs["/cats/"+one.Name()] != "x" {
+		t.Errorf("%v; storage has %v", err, back.blobs)
+	}
+	account, base, err := one.Links()
+	if err != nil || !strings.HasPrefix(string(account), s.opts.AccountURL+"/cats/"+one.Name()+"?") || !strings.HasPrefix(string(base), "https://cdn.example.com/cats/"+one.Name()+"?") {
+		t.Errorf("%v; the links are %q and %q", err, string(account), string(base))
+	}
+	for range 2 { // that it is gone already is no error
+		if err := one.Delete(t.Context()); err != nil || len(back.blobs) > 0 {
+			t.Errorf("%v; storage has %v", err, back.blobs)
+		}
+	}
+}
+
+func TestFetchKeyMakesTheStoreReady(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	if end, err := s.FetchKey(t.Context()); err != nil || s.Ready(t.Context()) != nil || !end.After(s.now()) {
+		t.Errorf("%v until %v", err, end)
+	}
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		refuse(w, 403, "AuthorizationPermissionMismatch")
+		return true
+	}
+	_, err := s.FetchKey(t.Context())
+	if r, ok := errors.AsType[*Refusal](err); !ok || r.Status != 403 || !strings.Contains(r.Fix, "Storage Blob Delegator") {
+		t.Errorf("refused: %v", err)
+	}
+}
+
+// The role is the wrong thing to look at when the network rules refuse.
+func TestARefusalByTheNetworkRulesIsNoMissingRole(t *testing.T) {
+	s, back, _ := withKey(t, nil)
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		refuse(w, 403, "AuthorizationFailure")
+		return true
+	}
+	_, key := s.FetchKey(t.Context())
+	for _, err := range []error{key, s.Delete(t.Context(), user(t, "x"))} {
+		if err == nil || !strings.Contains(err.Error(), "; fix: the account's network rules") || strings.Contains(err.Error(), "role") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := s.Delete(t.Context(), user(t, "x")); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+		t.Errorf("got %v", err)
+	}
+}
