@@ -67,7 +67,7 @@ func names(t *testing.T, sys *stand.System) []string {
 // A newcomer's first minute, as the README has it.
 func TestAPictureIsStoredAndFetchedByItsLink(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	if a := do(t, "GET", sys.URL+"/service", "", nil).want(t, 200); string(a.body) != `{"service-name":"cats-api"}` {
 		t.Errorf("/service is %q", a.body)
 	}
@@ -116,7 +116,7 @@ func TestAPictureIsStoredAndFetchedByItsLink(t *testing.T) {
 // What the link does not allow is refused by Azurite, which checks signatures.
 func TestALinkReadsOnePictureAndNothingElse(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	put(t, sys, "Davyd", cat)
 	put(t, sys, "other", cat)
 	picture, _ := link(t, sys, "Davyd", "")
@@ -171,7 +171,7 @@ func TestALinkReadsOnePictureAndNothingElse(t *testing.T) {
 
 func TestALinkExpires(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	put(t, sys, "x", cat)
 	picture, expires := link(t, sys, "x", "?ttl=5s")
 	if left := time.Until(expires); left > 5*time.Second || left < 3*time.Second {
@@ -211,7 +211,7 @@ func TestALinkIsTheSameForAWhileAndAsLongAsIsAsked(t *testing.T) {
 
 func TestADownloadHasItsName(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	put(t, sys, "x", cat)
 	for _, name := range []string{"cat.png", "Мурчик 猫.png", `a "quoted"; name.png`, "100%.png"} {
 		picture, _ := link(t, sys, "x", "?download="+url.QueryEscape(name))
@@ -225,7 +225,7 @@ func TestADownloadHasItsName(t *testing.T) {
 
 func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	for i, c := range []struct{ path, name string }{
 		{"Davyd", "Davyd"},
 		{"%D0%9C%D1%83%D1%80%D1%87%D0%B8%D0%BA", "Мурчик"},
@@ -254,7 +254,7 @@ func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 		}
 	}
 	before := names(t, sys)
-	containers, err := st.Storage.Containers(t.Context())
+	containers, err := sys.Storage.Containers(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 		t.Errorf("a refused name stored something: %s", diff)
 	}
 	for _, c := range containers {
-		blobs, err := st.Storage.Blobs(t.Context(), c)
+		blobs, err := sys.Storage.Blobs(t.Context(), c)
 		if err != nil {
 			continue // another test's container, gone since
 		}
@@ -285,7 +285,7 @@ func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 // What the tutorial service answered at the edges, for clients that moved here.
 func TestTheEdgesAreWhatTutorialClientsExpect(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	for path, want := range map[string]string{"/service/": "/service", "/cat/a%20b/": "/cat/a%20b", "/cat/x/?ttl=1m": "/cat/x?ttl=1m"} {
 		if a := do(t, "GET", sys.URL+path, "", nil).want(t, 307); a.Header.Get("Location") != want {
 			t.Errorf("%s leads to %q; want %q", path, a.Header.Get("Location"), want)

@@ -173,6 +173,7 @@ func ignored(t *testing.T, path string) bool {
 // There is not a container engine everywhere the tests run, so they take the
 // Dockerfiles at their word.
 func TestImagesBuildFromWhatTheirDockerfilesCopy(t *testing.T) {
+	own(t)
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

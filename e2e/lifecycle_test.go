@@ -117,6 +117,7 @@ func underWay() map[string][]byte {
 }
 
 func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
+	own(t)
 	t.Parallel()
 	for name, content := range underWay() {
 		t.Run(name, func(t *testing.T) {
@@ -156,6 +157,7 @@ func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 }
 
 func TestAFrontendKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
+	own(t)
 	t.Parallel()
 	for name, content := range underWay() {
 		t.Run(name, func(t *testing.T) {
@@ -187,6 +189,7 @@ func TestAFrontendKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 }
 
 func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
+	own(t)
 	t.Parallel()
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
@@ -422,6 +425,7 @@ func TestAContainerThatDoesNotExistEndsTheSigner(t *testing.T) {
 }
 
 func TestFlags(t *testing.T) {
+	own(t)
 	t.Parallel()
 	for name, setting := range map[string]string{"frontend": "LISTEN_ADDRESS=:8080", "signer": "API_ADDRESS=127.0.0.1:8081"} {
 		for _, c := range []struct {

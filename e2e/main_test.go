@@ -21,9 +21,10 @@ import (
 )
 
 var (
-	st     *stand.Stand // nil where there is no Node.js, see needStand
-	binDir string
-	cat    []byte // a real picture
+	st        *stand.Stand  // nil where there is no Node.js, see needStand
+	elsewhere *stand.System // one that runs already, see public; nil for systems of the tests' own
+	binDir    string
+	cat       []byte // a real picture
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -41,11 +42,19 @@ func testMain(m *testing.M) int {
 	if err != nil {
 		return fatal(err)
 	}
-	binDir = filepath.Join(dir, "bin")
-	if err := stand.Build(ctx, root, binDir, "-race"); err != nil {
+	if cat, err = os.ReadFile(filepath.Join(root, "e2e", "testdata", "cat.png")); err != nil {
 		return fatal(err)
 	}
-	if cat, err = os.ReadFile(filepath.Join(root, "e2e", "testdata", "cat.png")); err != nil {
+	if url := os.Getenv("CATS_API_URL"); url != "" {
+		if elsewhere, err = stand.Elsewhere(url, os.Getenv("CATS_STORAGE_URL")); err != nil {
+			return fatal(err)
+		}
+		flag.Parse()
+		_ = flag.Set("test.parallel", "1") // they all share its one container
+		return m.Run()
+	}
+	binDir = filepath.Join(dir, "bin")
+	if err := stand.Build(ctx, root, binDir, "-race"); err != nil {
 		return fatal(err)
 	}
 	if _, err := exec.LookPath("node"); err != nil && os.Getenv("CI") == "" {
@@ -75,9 +84,34 @@ func fatal(err error) int {
 
 var containers atomic.Int64
 
-// needStand skips a test of the whole system on a laptop that has no Node.js.
+// own skips a test that needs processes or files of its own when the suite runs
+// against a system elsewhere.
+func own(t *testing.T) {
+	t.Helper()
+	if elsewhere != nil {
+		t.Skip("looks beyond the public API, which is all that there is of a system elsewhere")
+	}
+}
+
+// public returns a system that has stored nothing yet, of which the test uses the
+// public API, the links, and what is in its container: one of its own, or the one
+// at CATS_API_URL, whose account CATS_STORAGE_URL serves in plain HTTP.
+func public(t *testing.T) *stand.System {
+	t.Helper()
+	if elsewhere == nil {
+		return start(t, stand.SystemOptions{})
+	}
+	if err := elsewhere.Empty(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return elsewhere
+}
+
+// needStand skips a test of a whole system of its own on a laptop that has no
+// Node.js, and where the suite runs against one elsewhere.
 func needStand(t *testing.T) {
 	t.Helper()
+	own(t)
 	if st == nil {
 		t.Skip("needs Node.js 20 or newer with npm, for Azurite: there is no node in PATH")
 	}
@@ -119,7 +153,12 @@ func (a answer) field(t *testing.T, name string) any {
 }
 
 // client follows no redirects and trusts the stand's CA.
-func client() *http.Client { return st.Client() }
+func client() *http.Client {
+	if elsewhere != nil {
+		return elsewhere.Client()
+	}
+	return st.Client()
+}
 
 // try sends one request; the body may be nil.
 func try(ctx context.Context, method, url, contentType string, body io.Reader) (answer, error) {

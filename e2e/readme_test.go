@@ -46,6 +46,7 @@ func rows(text string) []string {
 }
 
 func TestTheReadmesSettingsAreThoseOfHelp(t *testing.T) {
+	own(t)
 	entry := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+)| \((required)\))?\n      (.+)$`)
 	for _, name := range []string{"frontend", "signer"} {
 		out, err := exec.CommandContext(t.Context(), filepath.Join(binDir, name), "--help").Output()

@@ -34,6 +34,7 @@ func azure(packages []string) []string {
 }
 
 func TestNothingThatFacesTheInternetLinksAzure(t *testing.T) {
+	own(t)
 	for _, dir := range []string{"frontend", "shared", "local"} {
 		if found := azure(deps(t, dir)); len(found) > 0 {
 			t.Errorf("%s links %v: only the signer may, so that no bug in the public container can use an identity", dir, found)
@@ -45,6 +46,7 @@ func TestNothingThatFacesTheInternetLinksAzure(t *testing.T) {
 }
 
 func TestTheContractIsStandardLibraryOnly(t *testing.T) {
+	own(t)
 	for _, p := range deps(t, "shared/signerapi") {
 		if first, _, _ := strings.Cut(p, "/"); strings.Contains(first, ".") && p != "cats.example/shared/signerapi" {
 			t.Errorf("shared/signerapi links %s: what both processes trust should be small enough to read", p)
@@ -53,6 +55,7 @@ func TestTheContractIsStandardLibraryOnly(t *testing.T) {
 }
 
 func TestTheFrontendBinaryHoldsNoAzureCode(t *testing.T) {
+	own(t)
 	for name, want := range map[string]bool{"frontend": false, "signer": true} {
 		binary, err := os.ReadFile(filepath.Join(binDir, name))
 		if err != nil {

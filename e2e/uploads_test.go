@@ -34,7 +34,7 @@ type chunked struct{ io.Reader }
 
 func TestPicturesOfEverySizeComeBackByteForByte(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	for i, size := range []int{65, 3071, 3072, 3073, 100_000, oneBlob - 1, oneBlob, oneBlob + 1, oneBlob + 2, 2*oneBlob + 2, 2*oneBlob + 3, 20 << 20, 32 << 20} {
 		content := random(size, uint64(i))
 		user := fmt.Sprintf("%s/cat/size-%d", sys.URL, size)
@@ -297,7 +297,7 @@ func TestAStalledClientIsCutOffAndASlowOneIsNot(t *testing.T) {
 // that were told that they are stored.
 func TestOfManyUploadsToOneNameOneWinsWhole(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	for _, size := range []int{100_000, oneBlob + 1_000_000} {
 		user := fmt.Sprintf("at-once-%d", size)
 		var mu sync.Mutex

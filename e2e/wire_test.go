@@ -95,7 +95,7 @@ func TestTheRestOfARefusedRequestIsNeverARequest(t *testing.T) {
 // HTTP ends a picture where its length says; what comes then is no part of it.
 func TestAPictureEndsWhereItsLengthSays(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	for _, size := range sizes {
 		content := random(size, 1)
 		got := answersTo(t, sys, "more than announced", fmt.Sprintf("PUT /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%sand more\r\n\r\n", size, content))
@@ -112,7 +112,7 @@ func TestAPictureEndsWhereItsLengthSays(t *testing.T) {
 // and whoever reads gets one of them whole, at any time.
 func TestReadersSeeWholePicturesWhileManyWrite(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := public(t)
 	const writers, rounds = 6, 2
 	put(t, sys, "x", random(1000, 999))
 	mine := func(i, round int) []byte {

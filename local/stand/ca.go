@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -23,24 +24,65 @@ const caLifetime = 7 * 24 * time.Hour
 // while the certificates are made.
 type CA struct {
 	Pool *x509.CertPool  // trusts the authority alone
-	Leaf tls.Certificate // for localhost, the loopback addresses and *.blob.localhost
+	Leaf tls.Certificate // for the loopback addresses and the names asked for
 
 	File              string // PEM of the authority's certificate
 	CertFile, KeyFile string // PEM of the leaf, its key readable by the owner alone
 }
 
-// newCA makes an authority and its leaf certificate, and writes them to dir:
-// ca.pem, localhost.pem and localhost-key.pem.
-func newCA(dir string) (*CA, error) {
-	ca, err := makeCA(dir)
-	if err != nil {
+// OpenCA returns the authority and the leaf certificate for names that are in
+// dir: ca.pem, leaf.pem and leaf-key.pem. It makes them when they are missing or
+// no longer good.
+func OpenCA(dir string, names ...string) (*CA, error) {
+	ca := &CA{
+		File:     filepath.Join(dir, "ca.pem"),
+		CertFile: filepath.Join(dir, "leaf.pem"),
+		KeyFile:  filepath.Join(dir, "leaf-key.pem"),
+	}
+	if ca.load(names) == nil {
+		return ca, nil
+	}
+	if err := ca.make(names); err != nil {
 		return nil, fmt.Errorf("making the local certificates: %w", err)
+	}
+	if err := ca.load(names); err != nil {
+		return nil, fmt.Errorf("reading the local certificates: %w", err)
 	}
 	return ca, nil
 }
 
-func makeCA(dir string) (*CA, error) {
+// load reads the files, and returns an error unless they hold for names, and for
+// some time to come.
+func (ca *CA) load(names []string) error {
+	root, err := os.ReadFile(ca.File)
+	if err != nil {
+		return err
+	}
+	if ca.Leaf, err = tls.LoadX509KeyPair(ca.CertFile, ca.KeyFile); err != nil {
+		return err
+	}
+	ca.Pool = x509.NewCertPool()
+	ca.Pool.AppendCertsFromPEM(root)
+	for _, name := range names {
+		if _, err := ca.Leaf.Leaf.Verify(x509.VerifyOptions{
+			DNSName: strings.Replace(name, "*", "any", 1), Roots: ca.Pool, CurrentTime: time.Now().Add(caLifetime / 2),
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// local reports whether a name is one of the certificate's: all of them are
+// this machine's own.
+func (ca *CA) local(host string) bool { return ca.Leaf.Leaf.VerifyHostname(host) == nil }
+
+func (ca *CA) make(names []string) error {
 	now := time.Now()
+	var permitted []string
+	for _, name := range names {
+		permitted = append(permitted, strings.TrimPrefix(name, "*."))
+	}
 	root := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "cats-api local CA, made " + now.UTC().Format(time.RFC3339)},
 		NotBefore:             now.Add(-time.Hour),
@@ -51,55 +93,45 @@ func makeCA(dir string) (*CA, error) {
 		KeyUsage:              x509.KeyUsageCertSign,
 		// Whoever trusts this authority trusts it for this machine only.
 		PermittedDNSDomainsCritical: true,
-		PermittedDNSDomains:         []string{"localhost"},
+		PermittedDNSDomains:         permitted,
 		PermittedIPRanges:           loopback(),
 	}
 	leaf := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: "localhost"},
+		Subject:     pkix.Name{CommonName: names[0]},
 		NotBefore:   now.Add(-time.Hour),
 		NotAfter:    now.Add(caLifetime),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{"localhost", "*.blob.localhost", accountHost},
+		DNSNames:    names,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
 	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	root.SerialNumber, leaf.SerialNumber = serial(), serial()
 	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if root, err = x509.ParseCertificate(rootDER); err != nil {
-		return nil, err
+		return err
 	}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(leafKey)
 	if err != nil {
-		return nil, err
+		return err
 	}
 
-	ca := &CA{
-		Pool:     x509.NewCertPool(),
-		File:     filepath.Join(dir, "ca.pem"),
-		CertFile: filepath.Join(dir, "localhost.pem"),
-		KeyFile:  filepath.Join(dir, "localhost-key.pem"),
-	}
-	ca.Pool.AddCert(root)
 	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leafDER})
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	if ca.Leaf, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
-		return nil, err
-	}
 	for _, f := range []struct {
 		path string
 		pem  []byte
@@ -110,10 +142,10 @@ func makeCA(dir string) (*CA, error) {
 		{ca.KeyFile, keyPEM, 0o600},
 	} {
 		if err := os.WriteFile(f.path, f.pem, f.mode); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return ca, nil
+	return nil
 }
 
 // secure returns l with TLS, under the leaf certificate.

@@ -13,7 +13,7 @@ import (
 )
 
 func TestLeafIsTrustedUnderEachName(t *testing.T) {
-	ca, err := newCA(t.TempDir())
+	ca, err := OpenCA(t.TempDir(), "localhost", "*.blob.localhost", accountHost)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func TestLeafIsTrustedUnderEachName(t *testing.T) {
 
 func TestKeyOfTheAuthorityIsNowhere(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := newCA(dir)
+	ca, err := OpenCA(dir, "localhost")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,11 +21,11 @@ import (
 	"cats.example/local/issuer"
 )
 
-// Of the one workload that the token issuers know.
+// The one workload that the token issuers know.
 const (
 	TenantID = "00000000-0000-4000-8000-00000000ca75"
 	ClientID = "00000000-0000-4000-8000-0000000000a9"
-	objectID = "00000000-0000-4000-8000-0000000000b0"
+	ObjectID = "00000000-0000-4000-8000-0000000000b0"
 
 	// Subject is the workload's, in its federated tokens.
 	Subject = "system:serviceaccount:cats:cats-api"
@@ -72,10 +72,10 @@ func New(ctx context.Context, opts Options) (_ *Stand, err error) {
 	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the stand's folder: %w", err)
 	}
-	if s.CA, err = newCA(opts.Dir); err != nil {
+	if s.CA, err = OpenCA(opts.Dir, "localhost", "*.blob.localhost", accountHost); err != nil {
 		return nil, err
 	}
-	if s.admin, err = issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: objectID}); err != nil {
+	if s.admin, err = issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID}); err != nil {
 		return nil, err
 	}
 	if err := s.startStorage(ctx); err != nil {
@@ -102,19 +102,15 @@ func (s *Stand) startStorage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading Azurite's address: %w", err)
 	}
-	s.Storage = &Storage{
-		URL:     "https://" + net.JoinHostPort(accountHost, port),
-		Process: azurite,
-		client:  s.Client(),
-		token:   s.admin.AccessToken,
-	}
+	s.Storage = NewStorage("https://"+net.JoinHostPort(accountHost, port), s.CA, s.admin.AccessToken)
+	s.Storage.Process = azurite
 	if err := poll(ctx, func() error {
 		_, err := s.Storage.Containers(ctx)
 		return err
 	}); err != nil {
 		return fmt.Errorf("waiting for Azurite: %w%s", err, azurite.Log.tail(10))
 	}
-	front, err := s.Storage.front()
+	front, err := s.Storage.Front()
 	if err != nil {
 		return err
 	}
@@ -143,9 +139,11 @@ func (s *Stand) startCluster(ctx context.Context) error {
 
 // Client returns an HTTP client that trusts the stand's certificates and takes
 // names under .localhost for loopback. It follows no redirects.
-func (s *Stand) Client() *http.Client {
+func (s *Stand) Client() *http.Client { return newClient(newTransport(s.CA)) }
+
+func newClient(transport http.RoundTripper) *http.Client {
 	return &http.Client{
-		Transport:     newTransport(s.CA),
+		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

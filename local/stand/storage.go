@@ -86,14 +86,14 @@ func (s *Stand) azurite() (*Process, error) {
 	}, nil
 }
 
-// newTransport trusts the stand's authority alone and takes names under
-// .localhost for loopback, as RFC 6761 section 6.3 says and Go's resolver does not.
+// newTransport trusts the stand's authority alone and takes the names of its
+// certificate for loopback.
 func newTransport(ca *CA) *http.Transport {
 	var dialer net.Dialer
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			host, port, err := net.SplitHostPort(address)
-			if err == nil && strings.HasSuffix(host, ".localhost") {
+			if err == nil && ca.local(host) {
 				address = net.JoinHostPort("127.0.0.1", port)
 			}
 			return dialer.DialContext(ctx, network, address)
@@ -105,9 +105,15 @@ func newTransport(ca *CA) *http.Transport {
 	}
 }
 
-// front returns a plain-HTTP handler for the account: it passes requests on as
+// NewStorage returns the account at url, which is on this machine under a name of
+// ca's certificate. token makes access tokens.
+func NewStorage(url string, ca *CA, token func(time.Duration) (string, error)) *Storage {
+	return &Storage{URL: url, client: newClient(newTransport(ca)), token: token}
+}
+
+// Front returns a plain-HTTP handler for the account: it passes requests on as
 // they are, but for the host, so that signatures stay valid and answers stream.
-func (st *Storage) front() (http.Handler, error) {
+func (st *Storage) Front() (http.Handler, error) {
 	target, err := url.Parse(st.URL)
 	if err != nil {
 		return nil, fmt.Errorf("making the front of the account: %w", err)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -67,8 +68,9 @@ type System struct {
 	Token     *issuer.TokenFile // the signer's federated token
 	Container string
 
-	opts    SystemOptions
-	storage *Storage
+	opts SystemOptions
+	// Storage is the account, to look at without going through the signer.
+	Storage *Storage
 
 	closing sync.Once
 	closers []func(context.Context) error // run last to first
@@ -96,7 +98,7 @@ func (s *Stand) StartSystem(ctx context.Context, opts SystemOptions) (_ *System,
 	if opts.FederatedTokenLifetime == 0 {
 		opts.FederatedTokenLifetime = federatedLifetime
 	}
-	sys := &System{Container: opts.Container, opts: opts, storage: s.Storage}
+	sys := &System{Container: opts.Container, opts: opts, Storage: s.Storage}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, sys.Close(context.WithoutCancel(ctx)))
@@ -143,6 +145,44 @@ func StartReal(ctx context.Context, opts SystemOptions) (_ *System, err error) {
 	return sys, sys.start(ctx, nil)
 }
 
+// Elsewhere returns a system that runs already, on the emulator, and is only
+// looked at: its public API is at api, and its account at account in plain HTTP.
+// Links that lead to the account's port lead to account, whatever their host: they
+// may be for who sits at a node of the cluster. Of the fields, only URL,
+// Container and Storage are set.
+func Elsewhere(api, account string) (*System, error) {
+	to, err := url.Parse(account)
+	if err != nil {
+		return nil, fmt.Errorf("the account's URL: %w", err)
+	}
+	var dialer net.Dialer
+	transport := &http.Transport{MaxIdleConnsPerHost: 64, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if _, port, err := net.SplitHostPort(address); err == nil && port == to.Port() {
+			address = to.Host
+		}
+		return dialer.DialContext(ctx, network, address)
+	}}
+	admin, err := issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID})
+	if err != nil {
+		return nil, err
+	}
+	storage := &Storage{URL: account, client: newClient(transport), token: admin.AccessToken}
+	return &System{URL: api, Container: "cats", Storage: storage}, nil
+}
+
+// Client returns an HTTP client that reaches the system's links and follows no
+// redirects.
+func (s *System) Client() *http.Client { return newClient(s.Storage.client.Transport) }
+
+// Empty deletes all that is stored in the container.
+func (s *System) Empty(ctx context.Context) error {
+	blobs, err := s.Blobs(ctx)
+	for _, b := range blobs {
+		err = errors.Join(err, s.Storage.Delete(ctx, s.Container, b.Name))
+	}
+	return err
+}
+
 // startIdentity starts the token file's rotation and the issuer, and returns the
 // issuer's URL.
 func (s *System) startIdentity(ctx context.Context, stand *Stand) (authority string, err error) {
@@ -168,7 +208,7 @@ func (s *System) startIdentity(ctx context.Context, stand *Stand) (authority str
 	})
 
 	s.Issuer, err = issuer.New(issuer.Config{
-		Tenant: TenantID, ClientID: ClientID, ObjectID: objectID,
+		Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID,
 		Issuer: stand.Cluster.URL(), Subject: Subject,
 		Client:   stand.Client(),
 		Lifetime: s.opts.AccessTokenLifetime,
@@ -292,7 +332,7 @@ func probe(ctx context.Context, url string) error {
 
 // Blobs lists what is committed in the system's container.
 func (s *System) Blobs(ctx context.Context) ([]Blob, error) {
-	return s.storage.Blobs(ctx, s.Container)
+	return s.Storage.Blobs(ctx, s.Container)
 }
 
 // Close stops the frontend, then the signer, then the token services. It returns
