@@ -3,8 +3,9 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-MODULES := shared frontend signer local e2e
+MODULES := shared frontend signer local k8s e2e
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+IMAGE_TAG ?= dev
 REVISION ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || echo unknown)
 STAMP := -X github.com/prometheus/common/version.Version=$(VERSION) -X github.com/prometheus/common/version.Revision=$(REVISION)
 
@@ -37,7 +38,7 @@ lint: .bin/golangci-lint ## everything that is checked without running
 	@# go work sync would add lines that go mod tidy takes out again.
 	@differ=$$(awk '$$1 == "require" {$$1 = ""; $$0 = $$0} $$2 ~ /^v/ {print $$1, $$2}' $(MODULES:%=%/go.mod) | grep -v '^cats' | sort -u | awk '{print $$1}' | uniq -d); \
 	  [ -z "$$differ" ] || { echo "the modules differ in their versions of: $$differ; mend it with go get" >&2; exit 1; }
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $$(git ls-files '*.sh'); \
 	  elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing" >&2; exit 1; \
 	  else echo "skipped: shellcheck is not installed"; fi
 
@@ -48,11 +49,19 @@ lint: .bin/golangci-lint ## everything that is checked without running
 	@touch $@
 
 .PHONY: images
-images: ## build both container images, with docker or buildah
+images: ## build the container images, with docker or buildah
 	@build=$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo "docker build" || echo "buildah bud --layers"); \
-	for c in frontend signer; do \
-	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f Dockerfile.$$c -t cats-api-$$c:$(VERSION) .; \
+	for image in frontend=Dockerfile.frontend signer=Dockerfile.signer emulator=local/emulator/Dockerfile; do \
+	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f $${image#*=} -t cats-api-$${image%%=*}:$(IMAGE_TAG) .; \
 	done
+
+# How an image gets into the cluster that KUBECONFIG names.
+LOAD_IMAGE ?= kind load docker-image
+
+.PHONY: cluster-test
+cluster-test: images ## prove the manifests on the cluster that KUBECONFIG names, from nothing (some eight minutes)
+	@for c in frontend signer emulator; do echo "loading cats-api-$$c:$(IMAGE_TAG)"; $(LOAD_IMAGE) cats-api-$$c:$(IMAGE_TAG); done
+	go test -tags cluster -count=1 -timeout 30m -v ./e2e/cluster
 
 .PHONY: clean
 clean: ## remove what the other targets made

@@ -16,10 +16,10 @@ import (
 )
 
 const (
-	podSecrets = "/var/run/secrets/kubernetes.io/serviceaccount"
-	apiServer  = "https://kubernetes.default.svc"
-	discovery  = "/.well-known/openid-configuration"
-	keys       = "/openid/v1/jwks"
+	podFiles  = "/var/run/secrets/kubernetes.io/serviceaccount"
+	apiServer = "https://kubernetes.default.svc"
+	discovery = "/.well-known/openid-configuration"
+	keys      = "/openid/v1/jwks"
 )
 
 // cluster is where the federated tokens come from.
@@ -28,10 +28,10 @@ type cluster struct {
 	client *http.Client // gets the OpenID configuration and keys of issuer
 }
 
-// newCluster asks the API server, as the pod's own service account, whose secrets
+// newCluster asks the API server, as the pod's own service account, whose files
 // are in dir, who it says it is. It tries until that works or ctx is done.
 func newCluster(ctx context.Context, dir string, log *slog.Logger) (*cluster, error) {
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt")) //nolint:gosec // the pod's own
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
 	}

@@ -80,7 +80,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	cluster, err := newCluster(ctx, podSecrets, log)
+	cluster, err := newCluster(ctx, podFiles, log)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,112 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+const tokenFile = "/var/run/secrets/azure/tokens/azure-identity-token"
+
+func TestTheFrontendHasNoCredential(t *testing.T) {
+	p := settled(t)[0]
+	frontend, _ := p.container(t, "frontend")
+	for _, e := range frontend.Env {
+		if strings.HasPrefix(e.Name, "AZURE_") {
+			t.Errorf("the pod gives the frontend %s", e.Name)
+		}
+	}
+	for _, m := range frontend.VolumeMounts {
+		t.Errorf("the pod gives the frontend the volume %s at %s", m.Name, m.MountPath)
+	}
+
+	saw := inside(t, p, "frontend", `
+tr '\0' '\n' </proc/1/environ | sed 's/^/environ /'
+cut -d' ' -f2 /proc/1/mounts | sed 's/^/mount /'
+for place in /var/run/secrets /run/secrets; do [ ! -e "/proc/1/root$place" ] || echo "found $place"; done
+find /proc/1/root -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceaccount' | sed 's/^/found /'
+`)
+	t.Logf("the frontend's own view\n%s", saw)
+	if len(lines(saw, "environ DRAIN_DELAY")) != 1 || len(lines(saw, "mount /proc")) == 0 {
+		t.Fatal("this is not the frontend's view")
+	}
+	for _, bad := range append(lines(saw, "environ AZURE_"), append(lines(saw, "mount ", "secrets"), lines(saw, "found ")...)...) {
+		t.Errorf("the frontend has %s", bad)
+	}
+}
+
+func TestTheSignerAloneHasTheProjectedToken(t *testing.T) {
+	p := settled(t)[0]
+	saw := inside(t, p, "signer", `
+tr '\0' '\n' </proc/1/environ | sed 's/^/environ /'
+[ ! -e /proc/1/root/var/run/secrets/kubernetes.io ] || echo "found a service-account token"
+stat -L -c 'token %a %u' /proc/1/root`+tokenFile+`
+cut -d. -f2 /proc/1/root`+tokenFile+` | tr '_-' '/+' | base64 -d 2>/dev/null | sed 's/^/claims /'
+`)
+	t.Logf("the signer's own view\n%s", strings.ReplaceAll(saw, "claims", "\nclaims"))
+	for _, want := range [][]string{
+		{"environ AZURE_FEDERATED_TOKEN_FILE=" + tokenFile},
+		{"claims ", "system:serviceaccount:" + namespace + ":cats-api-sa", "api://AzureADTokenExchange"},
+		{"token "},
+	} {
+		if len(lines(saw, want...)) == 0 {
+			t.Errorf("the signer has no %q", want)
+		}
+	}
+	if len(lines(saw, "found ")) > 0 {
+		t.Error("the signer has a token for the Kubernetes API too")
+	}
+}
+
+func TestTheIssuerExchangedTheClustersOwnToken(t *testing.T) {
+	log := do(t, "logs", "deployment/azure", "-c", "issuer")
+	issued := lines(log, "token exchange", "system:serviceaccount:"+namespace+":cats-api-sa", `"issued"`)
+	if len(issued) == 0 {
+		t.Fatalf("no exchange in the issuer's log:\n%s", log)
+	}
+	t.Logf("issuer: %s\nissuer: %s", lines(log, `"ready"`), issued[0])
+}
+
+// The same pod with another service account gets no further than its sidecar.
+func TestAnotherServiceAccountIsRefused(t *testing.T) {
+	var deployment struct {
+		Spec struct{ Template map[string]any }
+	}
+	if err := json.Unmarshal([]byte(do(t, "get", "deployment", "cats-api", "-o", "json")), &deployment); err != nil {
+		t.Fatal(err)
+	}
+	other := deployment.Spec.Template
+	other["apiVersion"], other["kind"] = "v1", "Pod"
+	other["metadata"] = map[string]any{"name": "other"}
+	other["spec"].(map[string]any)["serviceAccountName"] = "default"
+	other["spec"].(map[string]any)["serviceAccount"] = "default"
+	manifest, err := json.Marshal(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kubectl(t.Context(), strings.NewReader(string(manifest)), "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	defer do(t, "delete", "pod", "other", "--grace-period", "1")
+	var said []string
+	eventually(t, func() error {
+		log, err := kubectl(t.Context(), nil, "logs", "other", "-c", "signer")
+		if said = lines(log, "AADSTS700213", `"no token"`); err == nil && len(said) == 0 {
+			err = fmt.Errorf("the signer's log has no AADSTS700213:\n%s", log)
+		}
+		return err
+	})
+	t.Logf("signer: %s", said[0])
+	refused := lines(do(t, "logs", "deployment/azure", "-c", "issuer"), "system:serviceaccount:"+namespace+":default", "refused")
+	if len(refused) == 0 {
+		t.Error("the issuer's log has no refusal")
+	} else {
+		t.Logf("issuer: %s", refused[0])
+	}
+	if shown := do(t, "get", "pod", "other"); len(lines(shown, "Init:")) != 1 {
+		t.Errorf("the pod got further:\n%s", shown)
+	}
+}

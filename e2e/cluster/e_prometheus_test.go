@@ -1,0 +1,89 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	monitoring = "monitoring"
+	prometheus = "prometheus"
+)
+
+// TestPrometheusScrapesBothContainers runs a Prometheus in the cluster with the
+// scrape configuration that is shipped.
+func TestPrometheusScrapesBothContainers(t *testing.T) {
+	settled(t)
+	shipped, err := os.ReadFile(filepath.Join(root, "k8s/components/monitoring/scrape_configs.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := os.Getenv("PROMETHEUS_IMAGE")
+	if image == "" {
+		image = "docker.io/prom/prometheus:v3.5.0"
+	}
+	config := "global: {scrape_interval: 2s}\n" + string(shipped)
+	manifest, err := os.ReadFile("testdata/prometheus.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer("IMAGE", image, "CONFIG", strings.ReplaceAll(config, "\n", "\n    ")).Replace(string(manifest))
+	if said, err := kubectl(t.Context(), strings.NewReader(text), "apply", "-f", "-"); err != nil {
+		t.Fatal(err, said)
+	}
+	do(t, "--namespace", monitoring, "rollout", "status", "deployment/prometheus", "--timeout", ready.String())
+
+	var up []string
+	eventually(t, func() error {
+		up = nil
+		for _, series := range query(t, `up{namespace="cats-api"} == 1`) {
+			up = append(up, series["pod"]+" "+series["container"])
+		}
+		if len(up) != 4 {
+			return fmt.Errorf("%d targets are up: %q; want both containers of two pods", len(up), up)
+		}
+		return nil
+	})
+	t.Logf("up: %q", up)
+	for _, p := range pods(t, ourPods) {
+		for _, container := range []string{"frontend", "signer"} {
+			q := fmt.Sprintf(`cats_%s_build_info{namespace="cats-api",pod=%q,container=%q}`, container, p.Metadata.Name, container)
+			eventually(t, func() error {
+				if n := len(query(t, q)); n != 1 {
+					return fmt.Errorf("%s: %d series", q, n)
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// query asks the Prometheus in the cluster and returns the labels of each series.
+func query(t *testing.T, promql string) []map[string]string {
+	t.Helper()
+	said, err := kubectl(t.Context(), nil, "get", "--raw",
+		"/api/v1/namespaces/"+monitoring+"/services/prometheus:9090/proxy/api/v1/query?query="+url.QueryEscape(promql))
+	if err != nil {
+		return nil // it has just started
+	}
+	var answer struct {
+		Data struct {
+			Result []struct{ Metric map[string]string }
+		}
+	}
+	if err := json.Unmarshal([]byte(said), &answer); err != nil {
+		t.Fatal(err)
+	}
+	var series []map[string]string
+	for _, r := range answer.Data.Result {
+		series = append(series, r.Metric)
+	}
+	return series
+}

@@ -1,0 +1,190 @@
+//go:build cluster
+
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+)
+
+// load is a constant load of uploads and reads on the public API.
+type load struct {
+	mu       sync.Mutex
+	answered int
+	failures []failure
+
+	stop   context.CancelFunc
+	users  sync.WaitGroup
+	stored sync.Map // user → the picture of the last upload that was acknowledged
+}
+
+// failure is a request that did not get what it should have.
+type failure struct {
+	what       string
+	began      time.Time
+	took       time.Duration
+	status     int // 0 for no answer
+	retryAfter string
+	body       string
+	err        error
+}
+
+func (f failure) String() string {
+	return fmt.Sprintf("%s at %s, after %v: %d, Retry-After %q, %s %v",
+		f.what, f.began.Format("15:04:05.000"), f.took.Round(time.Millisecond), f.status, f.retryAfter, f.body, f.err)
+}
+
+// startLoad has users upload and read until finish. Half of them keep their
+// connection, half take a new one each time; slow ones send each picture over
+// some eight seconds.
+func startLoad(t *testing.T, users, slow int) *load {
+	ctx, cancel := context.WithCancel(t.Context())
+	l := &load{stop: cancel}
+	for i := range users + slow {
+		client := &http.Client{
+			Transport: &http.Transport{DisableKeepAlives: i%2 == 1, MaxIdleConnsPerHost: 1},
+			Timeout:   time.Minute,
+		}
+		l.users.Go(func() {
+			user := fmt.Sprintf("load-%d", i)
+			for n := 0; ctx.Err() == nil; n++ {
+				l.turn(client, user, i >= users, n)
+			}
+		})
+	}
+	return l
+}
+
+// turn is one upload, and some reads that must find it.
+func (l *load) turn(client *http.Client, user string, slow bool, n int) {
+	size := 10_000 + rand.IntN(200_000)
+	if n%20 == 19 {
+		size = 5 << 20 // in blocks
+	}
+	content := picture(size)
+	var body io.Reader = bytes.NewReader(content)
+	if slow {
+		body = &trickle{content: content, piece: len(content)/80 + 1, every: 100 * time.Millisecond}
+	}
+	put, ok := l.ask(client, http.MethodPut, user, body)
+	if !ok {
+		return
+	}
+	l.stored.Store(user, content)
+	for range 4 {
+		got, ok := l.ask(client, http.MethodGet, user, nil)
+		if ok && got["etag"] != put["etag"] {
+			l.fail(failure{what: "GET " + user, began: time.Now(), body: fmt.Sprintf("etag %v, but %v was stored", got["etag"], put["etag"])})
+		}
+	}
+}
+
+// ask sends one request for the picture of user; false when it failed.
+func (l *load) ask(client *http.Client, method, user string, body io.Reader) (answer map[string]any, ok bool) {
+	f := failure{what: method + " " + user, began: time.Now()}
+	// The load ends between requests: none is cancelled.
+	req, err := http.NewRequestWithContext(context.Background(), method, api+"/cat/"+user, body)
+	if err != nil {
+		panic(err)
+	}
+	resp, err := client.Do(req)
+	f.took, f.err = time.Since(f.began), err
+	if err == nil {
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		f.status, f.retryAfter, f.body, f.err = resp.StatusCode, resp.Header.Get("Retry-After"), string(b), err
+		if err == nil && resp.StatusCode == http.StatusOK {
+			f.err = json.Unmarshal(b, &answer)
+		}
+	}
+	if f.err != nil || f.status != http.StatusOK {
+		l.fail(f)
+		return nil, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answered++
+	return answer, true
+}
+
+func (l *load) fail(f failure) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failures = append(l.failures, f)
+}
+
+// finish ends the load, and checks that every picture that was acknowledged last
+// is the one that is there.
+func (l *load) finish(t *testing.T) (answered int, failures []failure) {
+	t.Helper()
+	l.stop()
+	l.users.Wait()
+	l.stored.Range(func(user, content any) bool {
+		got, err := fetch(user.(string))
+		if err != nil || !bytes.Equal(got, content.([]byte)) {
+			t.Errorf("the picture of %v is not the last that was acknowledged: %d bytes of %d, %v", user, len(got), len(content.([]byte)), err)
+		}
+		return true
+	})
+	t.Logf("%d requests answered, %d failed", l.answered, len(l.failures))
+	return l.answered, l.failures
+}
+
+// fetch returns the picture of user, by a link to it, wherever that leads: it may
+// be for who sits at a node.
+func fetch(user string) ([]byte, error) {
+	a := new(load)
+	link, ok := a.ask(http.DefaultClient, http.MethodGet, user, nil)
+	if !ok {
+		return nil, fmt.Errorf("no link: %v", a.failures)
+	}
+	u, err := url.Parse(fmt.Sprint(link["picture_url"]))
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
+}
+
+// picture is n bytes that begin like a PNG, and are random besides.
+func picture(n int) []byte {
+	b := make([]byte, n)
+	random := rand.NewChaCha8([32]byte{byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256))})
+	_, _ = random.Read(b)
+	copy(b, "\x89PNG\r\n\x1a\n")
+	return b
+}
+
+// trickle gives a piece of content at each read, after a pause.
+type trickle struct {
+	content []byte
+	piece   int
+	every   time.Duration
+}
+
+func (r *trickle) Read(p []byte) (int, error) {
+	if len(r.content) == 0 {
+		return 0, io.EOF
+	}
+	time.Sleep(r.every)
+	n := copy(p[:min(len(p), r.piece)], r.content)
+	r.content = r.content[n:]
+	return n, nil
+}

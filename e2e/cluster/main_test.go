@@ -1,0 +1,305 @@
+//go:build cluster
+
+// Package cluster proves the manifests on a real cluster, with no Azure: make
+// cluster-test applies k8s/overlays/emulator to the one that KUBECONFIG names,
+// from nothing, and takes it away again. The tests run in the order of the files
+// and disturb each other: none runs in parallel.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+const (
+	namespace = "cats-api"
+	overlay   = "k8s/overlays/emulator"
+	ourPods   = "app.kubernetes.io/name=cats-api"
+	ready     = 3 * time.Minute // for what is started to be ready
+)
+
+var (
+	root    string // of the checkout
+	applied string // what kubectl apply said
+	api     string // the public API, through the Service's node port
+	account string // the storage account in plain HTTP, through its
+)
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if err := up(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		return 1
+	}
+	code := m.Run()
+	if os.Getenv("KEEP") != "" {
+		log.Printf("left in place: %s", api)
+		return code
+	}
+	if err := down(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		return 1
+	}
+	return code
+}
+
+// up applies the overlay to a cluster that holds nothing of it, and waits.
+func up(ctx context.Context) (err error) {
+	if root, err = stand.FindRoot(); err != nil {
+		return err
+	}
+	if err := down(ctx); err != nil {
+		return err
+	}
+	log.Printf("kubectl apply -k %s", overlay)
+	if applied, err = kubectl(ctx, nil, "apply", "-k", filepath.Join(root, overlay)); err != nil {
+		return err
+	}
+	for _, deployment := range []string{"azure", "cats-api"} {
+		log.Printf("waiting for %s", deployment)
+		if _, err := kubectl(ctx, nil, "rollout", "status", "deployment/"+deployment, "--timeout", ready.String()); err != nil {
+			pods, _ := kubectl(ctx, nil, "get", "pods")
+			return fmt.Errorf("%w\n%s", err, pods)
+		}
+	}
+	node := os.Getenv("NODE_ADDRESS")
+	if node == "" {
+		if node, err = kubectl(ctx, nil, "get", "nodes", "-o", `jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}`); err != nil {
+			return err
+		}
+	}
+	if api, err = nodePort(ctx, node, "cats-api"); err != nil {
+		return err
+	}
+	account, err = nodePort(ctx, node, "azure-front")
+	return err
+}
+
+func nodePort(ctx context.Context, node, service string) (string, error) {
+	port, err := kubectl(ctx, nil, "get", "service", service, "-o", "jsonpath={.spec.ports[0].nodePort}")
+	return "http://" + node + ":" + port, err
+}
+
+// down takes away all that the tests leave in the cluster.
+func down(ctx context.Context) error {
+	log.Print("deleting what is in the cluster")
+	var errs []error
+	for _, args := range [][]string{
+		// Pods first: a namespace that is deleted with pods in it looks again only
+		// after half of their grace period.
+		{"delete", "deployments", "--all"},
+		{"wait", "--for", "delete", "pods", "--all"},
+		{"delete", "namespace", namespace, monitoring, "--ignore-not-found"},
+	} {
+		_, err := kubectl(ctx, nil, append(args, "--timeout", "5m")...)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// kubectl runs kubectl in the namespace and returns all that it says.
+func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"--namespace=" + namespace}, args...)...)
+	cmd.Stdin = stdin
+	out, err := cmd.CombinedOutput()
+	said := strings.TrimSpace(string(out))
+	if err != nil {
+		return said, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, said)
+	}
+	return said, nil
+}
+
+// do is kubectl that must work.
+func do(t *testing.T, args ...string) string {
+	t.Helper()
+	said, err := kubectl(t.Context(), nil, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return said
+}
+
+// pod is what the tests look at of one.
+type pod struct {
+	Metadata struct {
+		Name              string
+		DeletionTimestamp *time.Time
+	}
+	Spec struct {
+		ServiceAccountName string
+		Volumes            []map[string]any
+		InitContainers     []container
+		Containers         []container
+	}
+	Status struct {
+		Phase                 string
+		Conditions            []struct{ Type, Status string }
+		InitContainerStatuses []status
+		ContainerStatuses     []status
+	}
+}
+
+type container struct {
+	Name         string
+	Env          []struct{ Name string }
+	VolumeMounts []struct{ Name, MountPath string }
+	Resources    struct{ Limits struct{ Memory string } }
+	Security     struct{ RunAsUser int } `json:"securityContext"`
+}
+
+type status struct {
+	Name         string
+	Ready        bool
+	RestartCount int
+	LastState    struct {
+		Terminated *struct {
+			Reason   string
+			ExitCode int
+		}
+	}
+}
+
+// container returns the container or sidecar of that name, and its status.
+func (p pod) container(t *testing.T, name string) (container, status) {
+	t.Helper()
+	var c container
+	var s status
+	for _, each := range append(p.Spec.InitContainers, p.Spec.Containers...) {
+		if each.Name == name {
+			c = each
+		}
+	}
+	for _, each := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
+		if each.Name == name {
+			s = each
+		}
+	}
+	if c.Name == "" || s.Name == "" {
+		t.Fatalf("pod %s has no container %s", p.Metadata.Name, name)
+	}
+	return c, s
+}
+
+func (p pod) ready() bool {
+	for _, c := range p.Status.Conditions {
+		if c.Type == "Ready" {
+			return c.Status == "True" && p.Metadata.DeletionTimestamp == nil
+		}
+	}
+	return false
+}
+
+// pods returns those with the label.
+func pods(t *testing.T, label string) []pod {
+	t.Helper()
+	var list struct{ Items []pod }
+	if err := json.Unmarshal([]byte(do(t, "get", "pods", "-l", label, "-o", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+// settled waits until two pods are ready and no other is there.
+func settled(t *testing.T) []pod {
+	t.Helper()
+	var all []pod
+	eventually(t, func() error {
+		all = pods(t, ourPods)
+		for _, p := range all {
+			if !p.ready() {
+				return fmt.Errorf("pod %s is not ready", p.Metadata.Name)
+			}
+		}
+		if len(all) != 2 {
+			return fmt.Errorf("%d pods; want 2", len(all))
+		}
+		return nil
+	})
+	return all
+}
+
+// eventually waits until f returns nil.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(ready)
+	for err := f(); err != nil; err = f() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v: %v", ready, err)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
+
+// inside runs a shell script beside a container of p, as its user and with its
+// processes in view, so that /proc/1/root is its file system: our images have
+// no shell. The script runs in Azurite's image, which is in the cluster anyway.
+func inside(t *testing.T, p pod, name, script string) string {
+	t.Helper()
+	c, _ := p.container(t, name)
+	file := filepath.Join(t.TempDir(), "security.json")
+	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%d,"runAsGroup":%d,"runAsNonRoot":true,"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`,
+		c.Security.RunAsUser, c.Security.RunAsUser)
+	if err := os.WriteFile(file, []byte(security), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	debugger := fmt.Sprintf("debug-%d", time.Now().UnixNano())
+	do(t, "debug", p.Metadata.Name, "--quiet", "--image", image(t, "azure", "azurite"), "--image-pull-policy", "IfNotPresent",
+		"--target", name, "--profile", "restricted", "--custom", file, "--container", debugger, "--", "sh", "-c", script+"\necho end of script")
+	var said string
+	eventually(t, func() error {
+		var err error
+		said, err = kubectl(t.Context(), nil, "logs", p.Metadata.Name, "-c", debugger)
+		if err == nil && !strings.HasSuffix(said, "end of script") {
+			err = fmt.Errorf("the script beside %s of %s has not ended: %s", name, p.Metadata.Name, said)
+		}
+		return err
+	})
+	return strings.TrimSuffix(said, "end of script")
+}
+
+// image is that of a container of a deployment.
+func image(t *testing.T, deployment, name string) string {
+	t.Helper()
+	return do(t, "get", "deployment", deployment, "-o", `jsonpath={.spec.template.spec.containers[?(@.name=="`+name+`")].image}`)
+}
+
+// lines returns those of text that hold all of parts.
+func lines(text string, parts ...string) []string {
+	var found []string
+	for line := range strings.Lines(text) {
+		all := true
+		for _, part := range parts {
+			all = all && strings.Contains(line, part)
+		}
+		if all {
+			found = append(found, strings.TrimSpace(line))
+		}
+	}
+	return found
+}
+
+// run runs a command of the checkout and shows what it says.
+func run(t *testing.T, environ []string, name string, args ...string) error {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir, cmd.Env = root, append(os.Environ(), environ...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	t.Logf("%s %s\n%s", name, strings.Join(args, " "), out.String())
+	return err
+}
