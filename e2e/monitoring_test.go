@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"cats.example/local/stand"
+)
+
+const monitoringDir = "../k8s/components/monitoring"
+
+// startPrometheus runs a Prometheus on the ops ports of sys, with the rules that
+// are shipped and the labels that they have in a cluster, and returns its URL.
+func startPrometheus(t *testing.T, sys *stand.System) string {
+	t.Helper()
+	if _, err := exec.LookPath("prometheus"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("prometheus is missing: it is Debian's package of that name")
+		}
+		t.Skip("prometheus is missing: it is Debian's package of that name")
+	}
+	dir := t.TempDir()
+	text, err := os.ReadFile(filepath.Join(monitoringDir, "prometheusrule.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var resource struct {
+		Spec any `json:"spec"`
+	}
+	if err := yaml.Unmarshal(text, &resource); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := yaml.Marshal(resource.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target := func(container, ops string) string {
+		return fmt.Sprintf("      - {targets: [%s], labels: {namespace: cats-api, pod: a, container: %s}}\n", strings.TrimPrefix(ops, "http://"), container)
+	}
+	config := "global: {scrape_interval: 250ms, evaluation_interval: 500ms}\nrule_files: [rules.yaml]\n" +
+		"scrape_configs:\n  - job_name: cats-api/cats-api\n    static_configs:\n" +
+		target("frontend", sys.FrontendOps) + target("signer", sys.SignerOps)
+	for name, content := range map[string]string{"prometheus.yaml": config, "rules.yaml": string(rules)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0") // for a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	cmd := exec.CommandContext(t.Context(), "prometheus", "--config.file=prometheus.yaml",
+		"--storage.tsdb.path=data", "--web.listen-address="+address)
+	cmd.Dir = dir
+	log := &strings.Builder{}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // its context is done by now, which ends it
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("prometheus\n%s", log)
+		}
+	})
+	return "http://" + address
+}
+
+// promAsk asks the API of a Prometheus, and fills in the data of its answer.
+func promAsk(ctx context.Context, base, path string, query url.Values, data any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path+"?"+query.Encode(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	answer := struct {
+		Status, Error string
+		Data          any
+	}{Data: data}
+	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+		return err
+	}
+	if answer.Status != "success" {
+		return errors.New(answer.Error)
+	}
+	return nil
+}
+
+// Every query of the dashboard and every recording rule has something to show, of
+// a system that has seen all kinds of requests.
+func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	prometheus := startPrometheus(t, sys)
+	requests := func() {
+		put(t, sys, "Davyd", cat)
+		link(t, sys, "Davyd", "")
+		link(t, sys, "Davyd", "?download=cat.png")
+		do(t, http.MethodPut, sys.URL+"/cat/Davyd", "", []byte("text")).want(t, 415)
+		do(t, http.MethodGet, sys.URL+"/nothing", "", nil).want(t, 404)
+	}
+	fails := func() { // one answer with 5xx, for the queries that are about them
+		api := sys.Signer
+		api.Kill()
+		do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).want(t, 503)
+		again(t, api)
+		recovers(t, sys)
+	}
+	requests()
+	fails()
+
+	queries := map[string]string{}
+	text, err := os.ReadFile(filepath.Join(monitoringDir, "dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+	}
+	if err := json.Unmarshal(text, &board); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range board.Panels {
+		for i, target := range p.Targets {
+			queries[fmt.Sprintf("%s %d", p.Title, i)] = strings.NewReplacer("$namespace", "cats-api", "$__rate_interval", "1m").Replace(target.Expr)
+		}
+	}
+	var rules struct {
+		Groups []struct {
+			Rules []struct{ Name, Type, Health, LastError string }
+		}
+	}
+	eventually(t, func() error {
+		if err := promAsk(t.Context(), prometheus, "/api/v1/rules", nil, &rules); err != nil {
+			return err
+		}
+		for _, g := range rules.Groups {
+			for _, r := range g.Rules {
+				if r.Health != "ok" {
+					return fmt.Errorf("rule %s is %s: %s", r.Name, r.Health, r.LastError)
+				}
+			}
+		}
+		if len(rules.Groups) != 2 {
+			return fmt.Errorf("%d groups of rules", len(rules.Groups))
+		}
+		return nil
+	})
+	for _, g := range rules.Groups {
+		for _, r := range g.Rules {
+			if r.Type == "recording" {
+				queries["rule "+r.Name] = r.Name
+			}
+		}
+	}
+	if len(queries) < 30 {
+		t.Fatalf("%d queries", len(queries))
+	}
+	requests() // a rate needs something that changes
+	for where, q := range queries {
+		eventually(t, func() error {
+			var data struct{ Result []struct{ Value [2]any } }
+			if err := promAsk(t.Context(), prometheus, "/api/v1/query", url.Values{"query": {q}}, &data); err != nil {
+				return fmt.Errorf("%s: %s: %w", where, q, err)
+			}
+			if len(data.Result) == 0 {
+				return fmt.Errorf("%s: %s finds nothing", where, q)
+			}
+			return nil
+		})
+	}
+}
