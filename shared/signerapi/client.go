@@ -42,7 +42,7 @@ func NewTransport() *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		DialContext:           dial,
+		DialContext:           new(patience).dial,
 		Protocols:             protocols,
 		MaxIdleConns:          1024,
 		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
@@ -55,24 +55,50 @@ func NewTransport() *http.Transport {
 	}
 }
 
-// dial waits up to dialPatience for a signer that refuses connections, because it
-// is being restarted: nothing has been sent yet, and so nothing needs to fail.
-func dial(ctx context.Context, network, address string) (net.Conn, error) {
+// patience lets dialling wait for a signer that refuses connections, because it is
+// being restarted: nothing has been sent yet, and so nothing needs to fail. It ends
+// dialPatience after the first refusal, for all, so that nobody waits for a signer
+// that does not come back.
+type patience struct {
+	mu          sync.Mutex
+	first, last time.Time // refusals of the outage
+}
+
+func (p *patience) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: 2 * time.Second}
-	patience := time.After(dialPatience)
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		conn, err := dialer.DialContext(ctx, network, address)
 		if !errors.Is(err, syscall.ECONNREFUSED) {
+			p.reset()
 			return conn, err
+		}
+		if p.over(time.Now()) {
+			return nil, err
 		}
 		select {
 		case <-time.After(wait):
-		case <-patience:
-			return nil, err
 		case <-ctx.Done():
 			return nil, err
 		}
 	}
+}
+
+// reset ends an outage.
+func (p *patience) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = time.Time{}
+}
+
+// over reports whether a refusal at now comes too long after the first.
+func (p *patience) over(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.last) > dialPatience {
+		p.first = now // of another outage
+	}
+	p.last = now
+	return now.Sub(p.first) >= dialPatience
 }
 
 // Client is the Signer on the other side of the loopback interface. It never

@@ -257,6 +257,32 @@ func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
 	}
 }
 
+func TestPatienceEndsForAllAtOnceAndBeginsAnewWithTheNextOutage(t *testing.T) {
+	var p patience
+	began := time.Now()
+	for _, step := range []struct {
+		after time.Duration
+		over  bool
+	}{
+		{0, false},
+		{dialPatience - time.Second, false},
+		{dialPatience, true},
+		{2*dialPatience - time.Second, true},
+		{2 * dialPatience, true},
+		{3*dialPatience + time.Second, false},
+		{3*dialPatience + 2*time.Second, false},
+		{4*dialPatience + time.Second, true},
+	} {
+		if over := p.over(began.Add(step.after)); over != step.over {
+			t.Errorf("%v after the first refusal: over is %v", step.after, over)
+		}
+	}
+	p.reset()
+	if p.over(began.Add(4*dialPatience + 2*time.Second)) {
+		t.Error("the signer came back, and there is no patience with it any more")
+	}
+}
+
 func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `{"code":"signer_unavailable"}`, `[]`, strings.Repeat("x", maxAnswer*2)} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
