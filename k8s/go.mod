@@ -4,6 +4,8 @@ module cats.example/k8s
 go 1.26.0
 
 require (
+	github.com/google/go-cmp v0.7.0
+	github.com/jmespath/go-jmespath v0.4.0
 	k8s.io/api v0.36.4
 	k8s.io/apimachinery v0.36.4
 	k8s.io/client-go v0.36.4

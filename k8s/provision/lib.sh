@@ -1,0 +1,115 @@
+# shellcheck shell=bash
+# What provision.sh and teardown.sh have in common: settings, and how commands are
+# run and told. Sourced by both, and nothing by itself.
+# shellcheck disable=SC2034 # used by those who source this
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+overlay=${OVERLAY:-$here/../overlays/aks}
+namespace=cats-api
+subject=system:serviceaccount:cats-api:cats-api-sa
+tag=managed-by=cats-api
+delegator='Storage Blob Delegator'
+contributor='Storage Blob Data Contributor'
+
+RESOURCE_GROUP=${RESOURCE_GROUP:-cats-api}
+LOCATION=${LOCATION:-westeurope}
+STORAGE_ACCOUNT=${STORAGE_ACCOUNT:-}
+STORAGE_CONTAINER=${STORAGE_CONTAINER:-cats}
+IDENTITY=${IDENTITY:-cats-api}
+FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-cats-api}
+CLUSTER=${CLUSTER:-cats-api}
+CLUSTER_RESOURCE_GROUP=${CLUSTER_RESOURCE_GROUP:-$RESOURCE_GROUP}
+
+dry_run=false
+faults=()
+
+fault() { faults+=("$*"); }
+
+# stop_on_faults ends the script when there are faults, and tells them all.
+stop_on_faults() {
+  [ ${#faults[@]} -gt 0 ] || return 0
+  printf 'Nothing was changed. To be put right first:\n' >&2
+  printf '  * %s\n' "${faults[@]}" >&2
+  exit 1
+}
+
+die() {
+  printf '%s\n' "$*" >&2
+  exit 1
+}
+
+# say tells of a thing what became of it.
+say() { printf '%-58s %s\n' "$1" "$2"; }
+
+# change runs a command that changes something, or only shows it. What it prints is
+# of no interest; what it complains of is.
+change() {
+  if $dry_run; then
+    printf '    %s\n' "$(printf '%q ' "$@")"
+    return 0
+  fi
+  "$@" >/dev/null
+}
+
+# make runs a change and tells how it went: make WHAT OUTCOME COMMAND...
+make() {
+  local what=$1 outcome=$2 began=$SECONDS
+  shift 2
+  if $dry_run; then
+    say "$what" "would be $outcome by"
+    change "$@"
+    return 0
+  fi
+  printf '%-58s ' "$what"
+  "$@" >/dev/null || die "failed: $(printf '%q ' "$@")"
+  printf '%s (%d s)\n' "$outcome" $((SECONDS - began))
+}
+
+# look runs a command of az that reads, and prints one value on each line. It
+# returns 1 when there is no such thing; any other error ends the script.
+look() {
+  local status=0
+  az "$@" --output tsv --only-show-errors 2>"$work/complaint" || status=$?
+  case $status in
+  0) return 0 ;;
+  3) return 1 ;; # what az says when a resource is not there
+  esac
+  printf 'az %s: %s\n' "$(printf '%q ' "$@")" "$(cat "$work/complaint")" >&2
+  kill -TERM $$ # also from within $(…)
+  exit 1
+}
+
+# at_least A B: version A is B or newer.
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# programs checks what both scripts run, and who is logged in.
+programs() {
+  local version missing=false
+  if ! command -v az >/dev/null; then
+    fault 'the Azure CLI (az) is missing: https://aka.ms/install-azure-cli'
+    missing=true
+  elif version=$(az version --query '"azure-cli"' --output tsv) && ! at_least "$version" 2.47.0; then
+    fault "the Azure CLI is $version: 2.47.0 or newer is needed (az upgrade)"
+  fi
+  if ! command -v kubectl >/dev/null; then
+    fault 'kubectl is missing: az aks install-cli'
+  elif version=$(kubectl version --client --output json | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p' | head -n 1) && ! at_least "$version" 1.27; then
+    fault "kubectl is $version: 1.27 or newer is needed, for its kustomize"
+  fi
+  $missing && return
+  if ! subscription=$(az account show --query id --output tsv 2>/dev/null); then
+    fault 'nobody is logged in: az login, and az account set --subscription … to choose'
+  fi
+}
+
+# credentials gets those of the cluster into a file of its own: the user's
+# kubeconfig stays as it is.
+credentials() {
+  export KUBECONFIG=$work/kubeconfig
+  az aks get-credentials --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" \
+    --file "$KUBECONFIG" --only-show-errors >/dev/null
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' TERM INT HUP
