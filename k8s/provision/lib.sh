@@ -88,8 +88,8 @@ programs() {
   if ! command -v az >/dev/null; then
     fault 'the Azure CLI (az) is missing: https://aka.ms/install-azure-cli'
     missing=true
-  elif version=$(az version --query '"azure-cli"' --output tsv) && ! at_least "$version" 2.47.0; then
-    fault "the Azure CLI is $version: 2.47.0 or newer is needed (az upgrade)"
+  elif version=$(az version --query '"azure-cli"' --output tsv) && ! at_least "$version" 2.60.0; then
+    fault "the Azure CLI is $version: 2.60.0 or newer is needed (az upgrade)"
   fi
   if ! command -v kubectl >/dev/null; then
     fault 'kubectl is missing: az aks install-cli'

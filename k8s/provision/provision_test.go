@@ -17,7 +17,7 @@ import (
 // newWorld is an Azure with nothing in it, and a copy of the overlay to fill in.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{Dir: filepath.Join(t.TempDir(), "a folder with spaces"), Things: map[string]map[string]any{}, Version: "2.47.0"}
+	w := &world{Dir: filepath.Join(t.TempDir(), "a folder with spaces"), Things: map[string]map[string]any{}, Version: "2.60.0"}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
