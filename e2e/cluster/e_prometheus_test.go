@@ -35,7 +35,7 @@ func TestPrometheusScrapesBothContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.NewReplacer("IMAGE", image, "CONFIG", strings.ReplaceAll(config, "\n", "\n    ")).Replace(string(manifest))
-	if said, err := kubectl(t.Context(), strings.NewReader(text), "apply", "-f", "-"); err != nil {
+	if said, err := kubectl(t.Context(), strings.NewReader(text), "apply", "--namespace=", "-f", "-"); err != nil {
 		t.Fatal(err, said)
 	}
 	do(t, "--namespace", monitoring, "rollout", "status", "deployment/prometheus", "--timeout", ready.String())
