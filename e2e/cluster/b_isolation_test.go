@@ -26,8 +26,9 @@ func TestTheFrontendHasNoCredential(t *testing.T) {
 	saw := inside(t, p, "frontend", `
 tr '\0' '\n' </proc/1/environ | sed 's/^/environ /'
 cut -d' ' -f2 /proc/1/mounts | sed 's/^/mount /'
-for place in /var/run/secrets /run/secrets; do [ ! -e "/proc/1/root$place" ] || echo "found $place"; done
-find /proc/1/root -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceaccount' | sed 's/^/found /'
+root=/proc/1/root
+for place in /var/run/secrets /run/secrets; do [ ! -e "$root$place" ] || echo "found $place"; done
+find "$root/" -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceaccount' | sed 's/^/found /'
 `)
 	t.Logf("the frontend's own view\n%s", saw)
 	if len(lines(saw, "environ DRAIN_DELAY")) != 1 || len(lines(saw, "mount /proc")) == 0 {
@@ -41,10 +42,11 @@ find /proc/1/root -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceacco
 func TestTheSignerAloneHasTheProjectedToken(t *testing.T) {
 	p := settled(t)[0]
 	saw := inside(t, p, "signer", `
+root=/proc/1/root
 tr '\0' '\n' </proc/1/environ | sed 's/^/environ /'
-[ ! -e /proc/1/root/var/run/secrets/kubernetes.io ] || echo "found a service-account token"
-stat -L -c 'token %a %u' /proc/1/root`+tokenFile+`
-cut -d. -f2 /proc/1/root`+tokenFile+` | tr '_-' '/+' | base64 -d 2>/dev/null | sed 's/^/claims /'
+[ ! -e "$root/var/run/secrets/kubernetes.io" ] || echo "found a service-account token"
+stat -L -c 'token %a %u' "$root`+tokenFile+`"
+cut -d. -f2 "$root`+tokenFile+`" | tr '_-' '/+' | base64 -d 2>/dev/null | sed 's/^/claims /'
 `)
 	t.Logf("the signer's own view\n%s", strings.ReplaceAll(saw, "claims", "\nclaims"))
 	for _, want := range [][]string{
