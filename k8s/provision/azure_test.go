@@ -281,7 +281,7 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 		all := []any{}
 		for k := range w.Things {
 			if strings.HasPrefix(k, key("credential", "--resource-group", "--identity-name")+"|") {
-				all = append(all, k)
+				all = append(all, map[string]string{"name": k[strings.LastIndex(k, "|")+1:]})
 			}
 		}
 		return all, 0

@@ -10,11 +10,11 @@ subject=system:serviceaccount:cats-api:cats-api-sa
 tag=managed-by=cats-api
 delegator='Storage Blob Delegator'
 contributor='Storage Blob Data Contributor'
+container=cats # as the signer's STORAGE_CONTAINER
 
 RESOURCE_GROUP=${RESOURCE_GROUP:-cats-api}
 LOCATION=${LOCATION:-westeurope}
 STORAGE_ACCOUNT=${STORAGE_ACCOUNT:-}
-STORAGE_CONTAINER=${STORAGE_CONTAINER:-cats}
 IDENTITY=${IDENTITY:-cats-api}
 FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-cats-api}
 CLUSTER=${CLUSTER:-cats-api}
@@ -80,7 +80,7 @@ look() {
 }
 
 # at_least A B: version A is B or newer.
-at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+at_least() { [[ $1 =~ ^[0-9] ]] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
 # programs checks what both scripts run, and who is logged in.
 programs() {
@@ -88,13 +88,15 @@ programs() {
   if ! command -v az >/dev/null; then
     fault 'the Azure CLI (az) is missing: https://aka.ms/install-azure-cli'
     missing=true
-  elif version=$(az version --query '"azure-cli"' --output tsv) && ! at_least "$version" 2.60.0; then
-    fault "the Azure CLI is $version: 2.60.0 or newer is needed (az upgrade)"
+  else
+    version=$(az version --query '"azure-cli"' --output tsv) || version=broken
+    at_least "$version" 2.60.0 || fault "the Azure CLI is $version: 2.60.0 or newer is needed (az upgrade)"
   fi
   if ! command -v kubectl >/dev/null; then
     fault 'kubectl is missing: az aks install-cli'
-  elif version=$(kubectl version --client --output json | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p' | head -n 1) && ! at_least "$version" 1.27; then
-    fault "kubectl is $version: 1.27 or newer is needed, for its kustomize"
+  else
+    version=$(kubectl version --client --output json | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p') || version=
+    at_least "${version:-broken}" 1.27 || fault "kubectl is ${version:-broken}: 1.27 or newer is needed, for its kustomize"
   fi
   $missing && return
   if ! subscription=$(az account show --query id --output tsv 2>/dev/null); then

@@ -29,7 +29,7 @@ Settings, from the environment:
   SIGNER_IMAGE             required
   RESOURCE_GROUP           cats-api
   LOCATION                 westeurope
-  STORAGE_CONTAINER        cats
+  STORAGE_SKU              Standard_ZRS, of a new account; Standard_LRS where there are no zones
   IDENTITY                 cats-api
   FEDERATED_CREDENTIAL     cats-api
   CLUSTER                  cats-api; an existing one is taken, 1.29 or newer
@@ -58,6 +58,7 @@ done
 FRONTEND_IMAGE=${FRONTEND_IMAGE:-}
 SIGNER_IMAGE=${SIGNER_IMAGE:-}
 NODE_COUNT=${NODE_COUNT:-2}
+STORAGE_SKU=${STORAGE_SKU:-Standard_ZRS}
 REGISTRY_SERVER=${REGISTRY_SERVER:-}
 REGISTRY_USERNAME=${REGISTRY_USERNAME:-}
 REGISTRY_PASSWORD_FILE=${REGISTRY_PASSWORD_FILE:-}
@@ -90,7 +91,7 @@ preflight() {
     state=$(look provider show --namespace "$provider" --query registrationState) || state=NotRegistered
     [ "$state" = Registered ] || fault "the provider $provider is $state: az provider register --namespace $provider --wait"
   done
-  local scope=/subscriptions/$subscription may
+  local scope=/subscriptions/$subscription may version credentials
   [ "$(look group exists --name "$RESOURCE_GROUP")" = true ] && scope+=/resourceGroups/$RESOURCE_GROUP
   # Owner has the action *, and Contributor as well, but not to write these.
   may=$(az rest --method get --url "$scope/providers/Microsoft.Authorization/permissions?api-version=2022-04-01" --output tsv --query \
@@ -103,6 +104,14 @@ preflight() {
     [ "$(look storage account check-name --name "$STORAGE_ACCOUNT" --query nameAvailable)" != true ]; then
     fault "the storage account name $STORAGE_ACCOUNT is taken, and not in the resource group $RESOURCE_GROUP: choose another, or set RESOURCE_GROUP"
   fi
+  if version=$(look aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" --query currentKubernetesVersion); then
+    at_least "$version" 1.29 || fault "the cluster $CLUSTER is Kubernetes $version: 1.29 or newer is needed, for native sidecars"
+  elif [ "$CLUSTER_RESOURCE_GROUP" != "$RESOURCE_GROUP" ] && [ "$(look group exists --name "$CLUSTER_RESOURCE_GROUP")" != true ]; then
+    fault "there is no resource group $CLUSTER_RESOURCE_GROUP for the cluster: make it, or leave CLUSTER_RESOURCE_GROUP out"
+  fi
+  # Of those of other names, of which one more must fit.
+  credentials=$(look identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --query "length([?name != '$FEDERATED_CREDENTIAL'])") || credentials=0
+  [ "$credentials" -lt 20 ] || fault "the identity $IDENTITY has 20 federated credentials, which is the limit: set IDENTITY to another one, or use AKS identity bindings (docs/operations.md)"
 }
 
 resource_group() {
@@ -122,7 +131,7 @@ storage_account() {
     say "$what" exists
   else
     make "$what" created az storage account create --name "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" --location "$LOCATION" \
-      --kind StorageV2 --sku Standard_ZRS --https-only true --min-tls-version TLS1_2 \
+      --kind StorageV2 --sku "$STORAGE_SKU" --https-only true --min-tls-version TLS1_2 \
       --allow-blob-public-access false --allow-shared-key-access false --tags "$tag"
     got=$(look "${query[@]}") || got=$(printf '%s\n' "/subscriptions/$subscription/resourceGroups/$RESOURCE_GROUP/providers/Microsoft.Storage/storageAccounts/$STORAGE_ACCOUNT" "https://$STORAGE_ACCOUNT.blob.core.windows.net/" false false)
   fi
@@ -133,13 +142,13 @@ storage_account() {
   [ "${fields[2]}" = false ] || printf '    it allows public access: az storage account update --name %s --allow-blob-public-access false\n' "$STORAGE_ACCOUNT"
   [ "${fields[3]}" = false ] || printf '    it allows shared keys: az storage account update --name %s --allow-shared-key-access false\n' "$STORAGE_ACCOUNT"
 
-  what="container $STORAGE_CONTAINER"
+  what="container $container"
   # Through the control plane: the shared keys are off.
-  if [ "$(look storage container-rm exists --storage-account "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" --name "$STORAGE_CONTAINER" --query exists)" = true ]; then
+  if [ "$(look storage container-rm exists --storage-account "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" --name "$container" --query exists)" = true ]; then
     say "$what" exists
   else
     make "$what" created az storage container-rm create --storage-account "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" \
-      --name "$STORAGE_CONTAINER" --public-access off
+      --name "$container" --public-access off
   fi
 }
 
@@ -162,7 +171,7 @@ role() {
   local what="role $1" scope=$2 count=0
   case $principal_id in
   *-OF-THE-NEW-IDENTITY) ;;
-  *) count=$(look role assignment list --assignee "$principal_id" --role "$1" --scope "$scope" --query 'length(@)') ;;
+  *) count=$(look role assignment list --assignee "$principal_id" --role "$1" --scope "$scope" --query 'length(@)') || count=0 ;;
   esac
   if [ "$count" != 0 ]; then
     say "$what" exists
@@ -175,11 +184,10 @@ role() {
 cluster() {
   local what="cluster $CLUSTER" got
   local -a query=(aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP"
-    --query '[oidcIssuerProfile.enabled, securityProfile.workloadIdentity.enabled, oidcIssuerProfile.issuerUrl, currentKubernetesVersion]')
+    --query '[oidcIssuerProfile.enabled, securityProfile.workloadIdentity.enabled, oidcIssuerProfile.issuerUrl]')
   local -a fields
   if got=$(look "${query[@]}"); then
     mapfile -t fields <<<"$got"
-    at_least "${fields[3]}" 1.29 || die "the cluster $CLUSTER is Kubernetes ${fields[3]}: 1.29 or newer is needed, for native sidecars"
     if [ "${fields[0]},${fields[1]}" = true,true ]; then
       say "$what" exists
     else
@@ -193,7 +201,7 @@ cluster() {
       --node-count "$NODE_COUNT" --enable-oidc-issuer --enable-workload-identity --no-ssh-key \
       --network-plugin azure --network-plugin-mode overlay --network-dataplane cilium --tags "$tag"
   fi
-  got=$(look "${query[@]}") || got=$(printf '%s\n' true true ISSUER-OF-THE-NEW-CLUSTER 1.33)
+  got=$(look "${query[@]}") || got=$(printf '%s\n' true true ISSUER-OF-THE-NEW-CLUSTER)
   mapfile -t fields <<<"$got"
   issuer=${fields[2]}
 }
@@ -210,8 +218,6 @@ federated_credential() {
     fi
     return
   fi
-  got=$(look identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --query 'length(@)') || got=0
-  [ "$got" -lt 20 ] || die "the identity $IDENTITY has 20 federated credentials, which is the limit: set IDENTITY to another one, or use AKS identity bindings (docs/operations.md)"
   make "$what" created az identity federated-credential create "${arguments[@]}" "${wanted[@]}"
 }
 
@@ -339,7 +345,7 @@ resource_group
 storage_account
 identity
 role "$delegator" "$account_id"
-role "$contributor" "$account_id/blobServices/default/containers/$STORAGE_CONTAINER"
+role "$contributor" "$account_id/blobServices/default/containers/$container"
 cluster
 federated_credential
 settings

@@ -10,8 +10,9 @@ usage() {
 teardown.sh takes away what provision.sh has made, with the same settings (see
 provision.sh --help): the namespace, the federated credential, the two roles, the
 identity, the cluster, and the resource group if nothing is left in it. Identity,
-cluster, account and group are deleted only with the tag managed-by=cats-api. The
-storage account holds the pictures, and stays unless you say otherwise.
+cluster, account and group are deleted only with the tag managed-by=cats-api; of an
+identity or a cluster of your own, only the credential, the roles and the namespace
+go. The storage account holds the pictures, and stays unless you say otherwise.
 
   --delete-pictures   delete the storage account too, with all that is in it
   --yes               do not ask
@@ -61,7 +62,11 @@ workload() {
 programs
 [ -n "$STORAGE_ACCOUNT" ] || fault 'STORAGE_ACCOUNT is not set'
 stop_on_faults
-if [ "$(look group exists --name "$RESOURCE_GROUP")" != true ]; then
+there=false
+for group in "$RESOURCE_GROUP" "$CLUSTER_RESOURCE_GROUP"; do
+  [ "$(look group exists --name "$group")" != true ] || there=true
+done
+if ! $there; then
   say "resource group $RESOURCE_GROUP" 'is not there: nothing to do'
   exit
 fi
@@ -85,7 +90,7 @@ if found=$(look identity show --name "$IDENTITY" --resource-group "$RESOURCE_GRO
       --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --yes
   fi
   if [ -n "$account_id" ]; then
-    for assignment in "$delegator|$account_id" "$contributor|$account_id/blobServices/default/containers/$STORAGE_CONTAINER"; do
+    for assignment in "$delegator|$account_id" "$contributor|$account_id/blobServices/default/containers/$container"; do
       role=${assignment%%|*} scope=${assignment#*|}
       [ "$(look role assignment list --assignee "${fields[0]}" --role "$role" --scope "$scope" --query 'length(@)')" != 0 ] || continue
       make "role $role" 'taken away' az role assignment delete --assignee "${fields[0]}" --role "$role" --scope "$scope"
@@ -105,7 +110,7 @@ if [ -n "$account_id" ]; then
     make "storage account $STORAGE_ACCOUNT" deleted az storage account delete --name "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" --yes
   fi
 fi
-if ours "resource group $RESOURCE_GROUP" "$(look group show --name "$RESOURCE_GROUP" --query 'tags."managed-by"')"; then
+if group_tag=$(look group show --name "$RESOURCE_GROUP" --query 'tags."managed-by"') && ours "resource group $RESOURCE_GROUP" "$group_tag"; then
   if [ "$(look resource list --resource-group "$RESOURCE_GROUP" --query 'length(@)')" = 0 ]; then
     make "resource group $RESOURCE_GROUP" deleted az group delete --name "$RESOURCE_GROUP" --yes
   else
