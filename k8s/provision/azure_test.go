@@ -13,7 +13,7 @@ import (
 	"github.com/jmespath/go-jmespath"
 )
 
-// TestMain is also az and kubectl, which the tests put into PATH under these
+// TestMain is also az, kubectl and kubelogin, which the tests put into PATH under these
 // names: stand-ins that keep what was made in a file, and write down what is asked
 // of them.
 func TestMain(m *testing.M) {
@@ -22,6 +22,8 @@ func TestMain(m *testing.M) {
 		os.Exit(az(os.Args[1:]))
 	case "kubectl":
 		os.Exit(kubectl(os.Args[1:]))
+	case "kubelogin":
+		os.Exit(kubelogin(os.Args[1:]))
 	}
 	os.Exit(m.Run())
 }
@@ -34,6 +36,7 @@ type world struct {
 	Calls  []call
 
 	LoggedOut    bool
+	EntraLogin   bool   // to the cluster, which needs kubelogin
 	Version      string // of az
 	NameTaken    bool   // the storage account's, by somebody else
 	NotActions   []string
@@ -96,12 +99,10 @@ var options = map[string]string{
 	"identity show":                        "--name --resource-group",
 	"identity create":                      "--name --resource-group --location --tags",
 	"identity delete":                      "--name --resource-group",
-	"identity federated-credential show":   "--name --identity-name --resource-group",
 	"identity federated-credential list":   "--identity-name --resource-group",
 	"identity federated-credential create": "--name --identity-name --resource-group --issuer --subject --audiences",
-	"identity federated-credential update": "--name --identity-name --resource-group --issuer --subject --audiences",
 	"identity federated-credential delete": "--name --identity-name --resource-group --yes!",
-	"role assignment list":                 "--assignee --role --scope",
+	"role assignment list":                 "--assignee --role --scope --include-inherited!",
 	"role assignment create":               "--assignee-object-id --assignee-principal-type --role --scope",
 	"role assignment delete":               "--assignee --role --scope",
 	"aks show":                             "--name --resource-group",
@@ -176,17 +177,31 @@ func plain(v any) (out any) {
 	return out
 }
 
-// tsv prints as the CLI's --output tsv does: a line for each of a list.
+// tsv prints as the CLI's --output tsv does: a line for each of a list, with tabs in
+// it if that is a list itself; and nothing at all for null.
 func tsv(out io.Writer, v any) {
+	if v == nil {
+		return
+	}
 	list, ok := v.([]any)
 	if !ok {
 		list = []any{v}
 	}
-	for _, each := range list {
-		if each == nil {
-			each = "None"
+	for _, row := range list {
+		cells, ok := row.([]any)
+		if !ok {
+			cells = []any{row}
 		}
-		fmt.Fprintln(out, each)
+		for i, cell := range cells {
+			if cell == nil {
+				cell = "None"
+			}
+			if i > 0 {
+				fmt.Fprint(out, "\t")
+			}
+			fmt.Fprint(out, cell)
+		}
+		fmt.Fprintln(out)
 	}
 }
 
@@ -227,7 +242,7 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 		if w.LoggedOut {
 			return nil, 1
 		}
-		return map[string]string{"id": strings.TrimPrefix(subscription, "/subscriptions/")}, 0
+		return map[string]string{"id": strings.TrimPrefix(subscription, "/subscriptions/"), "name": "Cats and more"}, 0
 	case "provider show":
 		if o["--namespace"] == w.Unregistered {
 			return map[string]string{"registrationState": "NotRegistered"}, 0
@@ -261,6 +276,7 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 			"id":                    subscription + "/resourceGroups/" + in + "/providers/Microsoft.Storage/storageAccounts/" + o["--name"],
 			"primaryEndpoints":      map[string]string{"blob": "https://" + o["--name"] + ".blob.core.windows.net/"},
 			"allowBlobPublicAccess": o["--allow-blob-public-access"] == "true", "allowSharedKeyAccess": o["--allow-shared-key-access"] == "true",
+			"enableHttpsTrafficOnly": o["--https-only"] == "true", "minimumTlsVersion": o["--min-tls-version"],
 		})
 	case "storage account delete":
 		return remove(key("account", "--resource-group", "--name"))
@@ -275,26 +291,27 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 		return create(key("identity", "--resource-group", "--name"), map[string]any{"clientId": "the-client", "principalId": "the-principal", "tenantId": "the-tenant"})
 	case "identity delete":
 		return remove(key("identity", "--resource-group", "--name"))
-	case "identity federated-credential show":
-		return show(key("credential", "--resource-group", "--identity-name", "--name"))
 	case "identity federated-credential list":
 		all := []any{}
-		for k := range w.Things {
+		for k, thing := range w.Things {
 			if strings.HasPrefix(k, key("credential", "--resource-group", "--identity-name")+"|") {
-				all = append(all, map[string]string{"name": k[strings.LastIndex(k, "|")+1:]})
+				all = append(all, thing)
 			}
 		}
 		return all, 0
-	case "identity federated-credential create", "identity federated-credential update":
+	case "identity federated-credential create":
 		return create(key("credential", "--resource-group", "--identity-name", "--name"), map[string]any{
-			"id": "x", "issuer": o["--issuer"], "subject": o["--subject"], "audiences": []string{o["--audiences"]},
+			"name": o["--name"], "issuer": o["--issuer"], "subject": o["--subject"], "audiences": []string{o["--audiences"]},
 		})
 	case "identity federated-credential delete":
 		return remove(key("credential", "--resource-group", "--identity-name", "--name"))
 	case "role assignment list":
 		all := []any{}
-		if _, ok := w.Things[key("role", "--assignee", "--role", "--scope")]; ok {
-			all = append(all, 1)
+		for k := range w.Things {
+			scope, ok := strings.CutPrefix(k, key("role", "--assignee", "--role")+"|")
+			if ok && (scope == o["--scope"] || o["--include-inherited"] != "" && strings.HasPrefix(o["--scope"], scope+"/")) {
+				all = append(all, map[string]string{"scope": scope})
+			}
 		}
 		return all, 0
 	case "role assignment create":
@@ -304,7 +321,10 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 	case "aks show":
 		return show(key("cluster", "--resource-group", "--name"))
 	case "aks create", "aks update":
-		thing := map[string]any{"currentKubernetesVersion": "1.33.2"}
+		thing := map[string]any{"currentKubernetesVersion": "1.33.2", "networkProfile": map[string]any{"networkPolicy": nil}}
+		if o["--network-dataplane"] == "cilium" {
+			thing["networkProfile"] = map[string]any{"networkPolicy": "cilium"}
+		}
 		if o["--enable-oidc-issuer"] != "" && o["--enable-workload-identity"] != "" {
 			thing["oidcIssuerProfile"] = map[string]any{"enabled": true, "issuerUrl": "https://issuer.example/" + o["--name"] + "/"}
 			thing["securityProfile"] = map[string]any{"workloadIdentity": map[string]any{"enabled": true}}
@@ -313,7 +333,11 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 	case "aks delete":
 		return remove(key("cluster", "--resource-group", "--name"))
 	case "aks get-credentials":
-		if err := os.WriteFile(o["--file"], []byte("kubeconfig"), 0o600); err != nil {
+		content := "kubeconfig"
+		if w.EntraLogin {
+			content = "command: kubelogin"
+		}
+		if err := os.WriteFile(o["--file"], []byte(content), 0o600); err != nil {
 			panic(err)
 		}
 		return nil, 0
@@ -362,6 +386,18 @@ func kubectl(args []string) (code int) {
 		fmt.Print("192.0.2.7")
 	default:
 		return unknown(w, "kubectl", args)
+	}
+	return 0
+}
+
+// kubelogin makes a kubeconfig use the login of az.
+func kubelogin(args []string) (code int) {
+	file := os.Getenv("KUBECONFIG")
+	if strings.Join(args, " ") != "convert-kubeconfig --login azurecli --kubeconfig "+file {
+		return 2
+	}
+	if err := os.WriteFile(file, []byte("kubeconfig"), 0o600); err != nil {
+		panic(err)
 	}
 	return 0
 }

@@ -7,6 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 overlay=${OVERLAY:-$here/../overlays/aks}
 namespace=cats-api
 subject=system:serviceaccount:cats-api:cats-api-sa
+audience=api://AzureADTokenExchange
 tag=managed-by=cats-api
 delegator='Storage Blob Delegator'
 contributor='Storage Blob Data Contributor'
@@ -16,9 +17,9 @@ RESOURCE_GROUP=${RESOURCE_GROUP:-cats-api}
 LOCATION=${LOCATION:-westeurope}
 STORAGE_ACCOUNT=${STORAGE_ACCOUNT:-}
 IDENTITY=${IDENTITY:-cats-api}
-FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-cats-api}
 CLUSTER=${CLUSTER:-cats-api}
 CLUSTER_RESOURCE_GROUP=${CLUSTER_RESOURCE_GROUP:-$RESOURCE_GROUP}
+FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-$CLUSTER}
 
 dry_run=false
 faults=()
@@ -99,9 +100,38 @@ programs() {
     at_least "${version:-broken}" 1.27 || fault "kubectl is ${version:-broken}: 1.27 or newer is needed, for its kustomize"
   fi
   $missing && return
-  if ! subscription=$(az account show --query id --output tsv 2>/dev/null); then
+  local got
+  local -a fields
+  if got=$(az account show --query '[id, name]' --output tsv 2>/dev/null); then
+    mapfile -t fields <<<"$got"
+    subscription=${fields[0]} subscription_name=${fields[1]}
+  else
     fault 'nobody is logged in: az login, and az account set --subscription … to choose'
   fi
+}
+
+# find_issuer looks for the cluster's OIDC issuer, and returns 1 without a cluster.
+find_issuer() {
+  issuer=$(look aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" --query "oidcIssuerProfile.issuerUrl || 'none'")
+}
+
+# find_credential looks at the federated credentials of the identity: the one, under
+# whatever name, that is for the issuer and the service account; for whom the one is
+# that has the name but is not for them; how many others there are.
+find_credential() {
+  local got name from whom to
+  credential='' taken_by='' other_credentials=0
+  got=$(look identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" \
+    --query '[].[name, issuer, subject, audiences[0]]') || return 0
+  while IFS=$'\t' read -r name from whom to; do
+    [ -n "$name" ] || continue
+    if [ "$from,$whom,$to" = "$issuer,$subject,$audience" ]; then
+      credential=$name
+      continue
+    fi
+    other_credentials=$((other_credentials + 1))
+    [ "$name" != "$FEDERATED_CREDENTIAL" ] || taken_by="$whom of $from"
+  done <<<"$got"
 }
 
 # credentials gets those of the cluster into a file of its own: the user's
@@ -110,6 +140,10 @@ credentials() {
   export KUBECONFIG=$work/kubeconfig
   az aks get-credentials --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" \
     --file "$KUBECONFIG" --only-show-errors >/dev/null
+  if grep -q kubelogin "$KUBECONFIG"; then # a cluster that people log in to by Entra ID
+    command -v kubelogin >/dev/null || die "the cluster $CLUSTER wants a login by Entra ID, and kubelogin is missing: az aks install-cli, then run this again"
+    kubelogin convert-kubeconfig --login azurecli --kubeconfig "$KUBECONFIG"
+  fi
 }
 
 work=$(mktemp -d)

@@ -16,10 +16,13 @@ deploys it:
   issuer, workload identity and enforced network policies, the federated credential;
   then k8s/overlays/aks is filled in and applied, and signer doctor must find nothing.
 
-It can be run again at any time: what is there as it should be is left alone. What
-it makes has the tag managed-by=cats-api, and teardown.sh deletes nothing else.
+It can be run again at any time: what is there as it should be is left alone, and of
+what was there it tells what is not as safe as it could be, with the command that
+mends it. What it makes has the tag managed-by=cats-api, and teardown.sh deletes
+nothing else.
 
-  --dry-run   show what would be done; only asks Azure, changes nothing
+  --dry-run   show what would be done; changes nothing, but asks Azure, so that a
+              login is needed
   --help      this
 
 Settings, from the environment:
@@ -31,9 +34,9 @@ Settings, from the environment:
   LOCATION                 westeurope
   STORAGE_SKU              Standard_ZRS, of a new account; Standard_LRS where there are no zones
   IDENTITY                 cats-api
-  FEDERATED_CREDENTIAL     cats-api
   CLUSTER                  cats-api; an existing one is taken, 1.29 or newer
   CLUSTER_RESOURCE_GROUP   RESOURCE_GROUP
+  FEDERATED_CREDENTIAL     CLUSTER; clusters that share an identity need a name each
   NODE_COUNT               2, of a new cluster
   REGISTRY_SERVER          for a private registry that the nodes cannot pull from by
   REGISTRY_USERNAME        themselves: all three, the password in a file
@@ -91,7 +94,7 @@ preflight() {
     state=$(look provider show --namespace "$provider" --query registrationState) || state=NotRegistered
     [ "$state" = Registered ] || fault "the provider $provider is $state: az provider register --namespace $provider --wait"
   done
-  local scope=/subscriptions/$subscription may version credentials
+  local scope=/subscriptions/$subscription may version
   [ "$(look group exists --name "$RESOURCE_GROUP")" = true ] && scope+=/resourceGroups/$RESOURCE_GROUP
   # Owner has the action *, and Contributor as well, but not to write these.
   may=$(az rest --method get --url "$scope/providers/Microsoft.Authorization/permissions?api-version=2022-04-01" --output tsv --query \
@@ -109,9 +112,12 @@ preflight() {
   elif [ "$CLUSTER_RESOURCE_GROUP" != "$RESOURCE_GROUP" ] && [ "$(look group exists --name "$CLUSTER_RESOURCE_GROUP")" != true ]; then
     fault "there is no resource group $CLUSTER_RESOURCE_GROUP for the cluster: make it, or leave CLUSTER_RESOURCE_GROUP out"
   fi
-  # Of those of other names, of which one more must fit.
-  credentials=$(look identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --query "length([?name != '$FEDERATED_CREDENTIAL'])") || credentials=0
-  [ "$credentials" -lt 20 ] || fault "the identity $IDENTITY has 20 federated credentials, which is the limit: set IDENTITY to another one, or use AKS identity bindings (docs/operations.md)"
+  find_issuer || issuer=none
+  find_credential
+  [ -z "$credential" ] || return 0
+  # To change it would cut off whom it is for.
+  [ -z "$taken_by" ] || fault "the federated credential $FEDERATED_CREDENTIAL of the identity $IDENTITY is for $taken_by: set FEDERATED_CREDENTIAL to another name, or, if that cluster is gone, $(printf '%q ' az identity federated-credential delete --name "$FEDERATED_CREDENTIAL" --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP")"
+  [ "$other_credentials" -lt 20 ] || fault "the identity $IDENTITY has 20 federated credentials, which is the limit: set IDENTITY to another one, or use AKS identity bindings (docs/operations.md)"
 }
 
 resource_group() {
@@ -126,21 +132,22 @@ resource_group() {
 storage_account() {
   local what="storage account $STORAGE_ACCOUNT" got
   local -a query=(storage account show --name "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP"
-    --query '[id, primaryEndpoints.blob, allowBlobPublicAccess, allowSharedKeyAccess]')
+    --query '[id, primaryEndpoints.blob, allowBlobPublicAccess, allowSharedKeyAccess, enableHttpsTrafficOnly, minimumTlsVersion]')
   if got=$(look "${query[@]}"); then
     say "$what" exists
   else
     make "$what" created az storage account create --name "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" --location "$LOCATION" \
       --kind StorageV2 --sku "$STORAGE_SKU" --https-only true --min-tls-version TLS1_2 \
       --allow-blob-public-access false --allow-shared-key-access false --tags "$tag"
-    got=$(look "${query[@]}") || got=$(printf '%s\n' "/subscriptions/$subscription/resourceGroups/$RESOURCE_GROUP/providers/Microsoft.Storage/storageAccounts/$STORAGE_ACCOUNT" "https://$STORAGE_ACCOUNT.blob.core.windows.net/" false false)
+    got=$(look "${query[@]}") || got=$(printf '%s\n' "/subscriptions/$subscription/resourceGroups/$RESOURCE_GROUP/providers/Microsoft.Storage/storageAccounts/$STORAGE_ACCOUNT" "https://$STORAGE_ACCOUNT.blob.core.windows.net/" false false true TLS1_2)
   fi
   local -a fields
   mapfile -t fields <<<"$got"
   account_id=${fields[0]} account_url=${fields[1]%/}
-  # Somebody else may rely on it: said, and not changed.
-  [ "${fields[2]}" = false ] || printf '    it allows public access: az storage account update --name %s --allow-blob-public-access false\n' "$STORAGE_ACCOUNT"
-  [ "${fields[3]}" = false ] || printf '    it allows shared keys: az storage account update --name %s --allow-shared-key-access false\n' "$STORAGE_ACCOUNT"
+  [ "${fields[2]}" = false ] || account_should 'it allows public access' --allow-blob-public-access false
+  [ "${fields[3]}" = false ] || account_should 'it allows shared keys' --allow-shared-key-access false
+  [ "${fields[4]}" = true ] || account_should 'it allows HTTP without TLS' --https-only true
+  [[ ${fields[5]} =~ ^TLS1_[23]$ ]] || account_should 'it allows TLS older than 1.2' --min-tls-version TLS1_2
 
   what="container $container"
   # Through the control plane: the shared keys are off.
@@ -150,6 +157,12 @@ storage_account() {
     make "$what" created az storage container-rm create --storage-account "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" \
       --name "$container" --public-access off
   fi
+}
+
+# account_should tells what is not safe about the account. It does not change it,
+# since somebody else may rely on it.
+account_should() {
+  printf '    %s: %s\n' "$1" "$(printf '%q ' az storage account update --name "$STORAGE_ACCOUNT" --resource-group "$RESOURCE_GROUP" "${@:2}")"
 }
 
 identity() {
@@ -181,10 +194,23 @@ role() {
     --role "$1" --scope "$scope"
 }
 
+# wider_roles tells of grants by which the identity can write to more than the
+# container.
+wider_roles() {
+  local scope
+  while IFS= read -r scope; do
+    printf '    the identity can write to all of %s: %s\n' "$scope" \
+      "$(printf '%q ' az role assignment delete --assignee "$principal_id" --role "$contributor" --scope "$scope")"
+  done < <(case $principal_id in
+    *-OF-THE-NEW-IDENTITY) ;;
+    *) look role assignment list --assignee "$principal_id" --role "$contributor" --scope "$account_id" --include-inherited --query '[].scope' ;;
+    esac)
+}
+
 cluster() {
   local what="cluster $CLUSTER" got
   local -a query=(aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP"
-    --query '[oidcIssuerProfile.enabled, securityProfile.workloadIdentity.enabled, oidcIssuerProfile.issuerUrl]')
+    --query "[oidcIssuerProfile.enabled, securityProfile.workloadIdentity.enabled, networkProfile.networkPolicy || 'none']")
   local -a fields
   if got=$(look "${query[@]}"); then
     mapfile -t fields <<<"$got"
@@ -194,6 +220,7 @@ cluster() {
       make "$what, OIDC issuer and workload identity" 'switched on' az aks update --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" \
         --enable-oidc-issuer --enable-workload-identity
     fi
+    [ "${fields[2]}" != none ] || printf '    it enforces no NetworkPolicy, so that pods reach the metadata service: https://learn.microsoft.com/azure/aks/use-network-policies\n'
   else
     $dry_run || printf 'this takes some five to ten minutes:\n'
     # Cilium, so that the NetworkPolicy is enforced.
@@ -201,24 +228,21 @@ cluster() {
       --node-count "$NODE_COUNT" --enable-oidc-issuer --enable-workload-identity --no-ssh-key \
       --network-plugin azure --network-plugin-mode overlay --network-dataplane cilium --tags "$tag"
   fi
-  got=$(look "${query[@]}") || got=$(printf '%s\n' true true ISSUER-OF-THE-NEW-CLUSTER)
-  mapfile -t fields <<<"$got"
-  issuer=${fields[2]}
+  find_issuer || issuer=none
+  if [ "$issuer" = none ]; then
+    $dry_run || die "the cluster $CLUSTER has no OIDC issuer yet: run this again"
+    issuer=ISSUER-OF-THE-CLUSTER
+  fi
 }
 
 federated_credential() {
-  local what="federated credential $FEDERATED_CREDENTIAL" got
-  local -a arguments=(--name "$FEDERATED_CREDENTIAL" --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP")
-  local -a wanted=(--issuer "$issuer" --subject "$subject" --audiences api://AzureADTokenExchange)
-  if got=$(look identity federated-credential show "${arguments[@]}" --query '[issuer, subject, audiences[0]]'); then
-    if [ "$got" = "$(printf '%s\n' "$issuer" "$subject" api://AzureADTokenExchange)" ]; then
-      say "$what" exists
-    else
-      make "$what" updated az identity federated-credential update "${arguments[@]}" "${wanted[@]}"
-    fi
+  find_credential
+  if [ -n "$credential" ]; then
+    say "federated credential $credential" exists
     return
   fi
-  make "$what" created az identity federated-credential create "${arguments[@]}" "${wanted[@]}"
+  make "federated credential $FEDERATED_CREDENTIAL" created az identity federated-credential create --name "$FEDERATED_CREDENTIAL" \
+    --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --issuer "$issuer" --subject "$subject" --audiences "$audience"
 }
 
 # settings fills in the overlay, as a person would by hand, and keeps all else.
@@ -341,11 +365,13 @@ TRY
 
 preflight
 stop_on_faults
+say "subscription $subscription_name" "$subscription"
 resource_group
 storage_account
 identity
 role "$delegator" "$account_id"
 role "$contributor" "$account_id/blobServices/default/containers/$container"
+wider_roles
 cluster
 federated_credential
 settings

@@ -48,7 +48,7 @@ func newWorld(t *testing.T) *world {
 func (w *world) overlay(file string) string { return filepath.Join(w.Dir, "overlays", "aks", file) }
 
 var good = []string{
-	"STORAGE_ACCOUNT=davydscats", "RESOURCE_GROUP=my group",
+	"STORAGE_ACCOUNT=davydscats", "RESOURCE_GROUP=my(group)",
 	"FRONTEND_IMAGE=r.example:5000/cats/frontend:v1", "SIGNER_IMAGE=r.example/cats/signer@sha256:0123abc",
 }
 
@@ -120,25 +120,25 @@ func TestEverythingIsMadeInOrderWithTheLeastPrivilege(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	said, changes := w.provision(t, good)
-	account := subscription + "/resourceGroups/my group/providers/Microsoft.Storage/storageAccounts/davydscats"
+	account := subscription + "/resourceGroups/my(group)/providers/Microsoft.Storage/storageAccounts/davydscats"
 	want := [][]string{
-		{"group", "create", "--name", "my group", "--location", "westeurope", "--tags", "managed-by=cats-api"},
+		{"group", "create", "--name", "my(group)", "--location", "westeurope", "--tags", "managed-by=cats-api"},
 		{
-			"storage", "account", "create", "--name", "davydscats", "--resource-group", "my group", "--location", "westeurope",
+			"storage", "account", "create", "--name", "davydscats", "--resource-group", "my(group)", "--location", "westeurope",
 			"--kind", "StorageV2", "--sku", "Standard_ZRS", "--https-only", "true", "--min-tls-version", "TLS1_2",
 			"--allow-blob-public-access", "false", "--allow-shared-key-access", "false", "--tags", "managed-by=cats-api",
 		},
-		{"storage", "container-rm", "create", "--storage-account", "davydscats", "--resource-group", "my group", "--name", "cats", "--public-access", "off"},
-		{"identity", "create", "--name", "cats-api", "--resource-group", "my group", "--location", "westeurope", "--tags", "managed-by=cats-api"},
+		{"storage", "container-rm", "create", "--storage-account", "davydscats", "--resource-group", "my(group)", "--name", "cats", "--public-access", "off"},
+		{"identity", "create", "--name", "cats-api", "--resource-group", "my(group)", "--location", "westeurope", "--tags", "managed-by=cats-api"},
 		{"role", "assignment", "create", "--assignee-object-id", "the-principal", "--assignee-principal-type", "ServicePrincipal", "--role", "Storage Blob Delegator", "--scope", account},
 		{"role", "assignment", "create", "--assignee-object-id", "the-principal", "--assignee-principal-type", "ServicePrincipal", "--role", "Storage Blob Data Contributor", "--scope", account + "/blobServices/default/containers/cats"},
 		{
-			"aks", "create", "--name", "cats-api", "--resource-group", "my group", "--location", "westeurope", "--node-count", "2",
+			"aks", "create", "--name", "cats-api", "--resource-group", "my(group)", "--location", "westeurope", "--node-count", "2",
 			"--enable-oidc-issuer", "--enable-workload-identity", "--no-ssh-key",
 			"--network-plugin", "azure", "--network-plugin-mode", "overlay", "--network-dataplane", "cilium", "--tags", "managed-by=cats-api",
 		},
 		{
-			"identity", "federated-credential", "create", "--name", "cats-api", "--identity-name", "cats-api", "--resource-group", "my group",
+			"identity", "federated-credential", "create", "--name", "cats-api", "--identity-name", "cats-api", "--resource-group", "my(group)",
 			"--issuer", "https://issuer.example/cats-api/", "--subject", "system:serviceaccount:cats-api:cats-api-sa", "--audiences", "api://AzureADTokenExchange",
 		},
 		{"kubectl", "apply", "-k", filepath.Join(w.Dir, "overlays", "aks")},
@@ -196,7 +196,7 @@ func TestADryRunChangesNothingAndShowsEverything(t *testing.T) {
 		t.Errorf("it changed: %q", changes)
 	}
 	for _, part := range []string{
-		`az group create --name my\ group`, "az storage account create", "az storage container-rm create", "az identity create", "Storage\\ Blob\\ Delegator",
+		`az group create --name my\(group\)`, "az storage account create", "az storage container-rm create", "az identity create", "Storage\\ Blob\\ Delegator",
 		"/blobServices/default/containers/cats", "az aks create", "az identity federated-credential create", "kubectl apply -k", "AZURE_CLIENT_ID=",
 	} {
 		if !strings.Contains(said, part) {
@@ -233,14 +233,14 @@ func TestFaultsAreToldTogetherBeforeAnythingIsChanged(t *testing.T) {
 		"what is there": {
 			environ: append([]string{"CLUSTER_RESOURCE_GROUP=elsewhere"}, good...), change: func(w *world) {
 				for i := range 20 {
-					w.Things["credential|my group|cats-api|"+strings.Repeat("x", i+1)] = map[string]any{}
+					w.others(strings.Repeat("x", i+1))
 				}
 			},
 			says: []string{"20 federated credentials", "no resource group elsewhere"},
 		},
 		"an old cluster": {
 			environ: good, change: func(w *world) {
-				w.Things["cluster|my group|cats-api"] = map[string]any{"currentKubernetesVersion": "1.28.9"}
+				w.Things["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.28.9"}
 			},
 			says: []string{"Kubernetes 1.28.9: 1.29 or newer"},
 		},
@@ -272,20 +272,82 @@ func TestWhatIsThereIsTakenAndOnlyWhatMustChangeIsChanged(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.provision(t, good)
-	w.Things["cluster|my group|cats-api"] = map[string]any{"currentKubernetesVersion": "1.30.1"}
-	w.Things["account|my group|davydscats"]["allowSharedKeyAccess"] = nil // which allows it
-	w.Things["credential|my group|cats-api|cats-api"]["issuer"] = "https://another.example/"
+	w.Things["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.30.1", "oidcIssuerProfile": map[string]any{
+		"enabled": true, "issuerUrl": "https://issuer.example/cats-api/",
+	}}
+	account := w.Things["account|my(group)|davydscats"]
+	account["allowSharedKeyAccess"], account["minimumTlsVersion"] = nil, "TLS1_0" // null allows them
+	for _, wide := range []string{account["id"].(string), subscription} {
+		w.Things["role|the-principal|Storage Blob Data Contributor|"+wide] = map[string]any{}
+	}
 	said, changes := w.provision(t, good)
-	if diff := cmp.Diff([]string{"aks update", "identity federated-credential update", "kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}, kinds(changes)); diff != "" {
+	if diff := cmp.Diff([]string{"aks update", "kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}, kinds(changes)); diff != "" {
 		t.Errorf("%s\n%s", diff, said)
 	}
-	if !strings.Contains(said, "--allow-shared-key-access false") {
-		t.Errorf("shared keys are on, and that is not said:\n%s", said)
+	for _, part := range []string{
+		`az storage account update --name davydscats --resource-group my\(group\) --allow-shared-key-access false`, "--min-tls-version TLS1_2",
+		"it enforces no NetworkPolicy", `Storage\ Blob\ Data\ Contributor --scope ` + subscription + " \n", "write to all of " + account["id"].(string),
+	} {
+		if !strings.Contains(said, part) {
+			t.Errorf("%q is not said:\n%s", part, said)
+		}
+	}
+	for _, part := range []string{"it allows public access", "it allows HTTP"} {
+		if strings.Contains(said, part) {
+			t.Errorf("%q is said:\n%s", part, said)
+		}
 	}
 
 	// The credential that is there already counts for nothing.
 	for i := range 19 {
-		w.Things["credential|my group|cats-api|"+strings.Repeat("x", i+1)] = map[string]any{}
+		w.others(strings.Repeat("x", i+1))
+	}
+	w.provision(t, good)
+}
+
+// others gives the identity a federated credential of another cluster.
+func (w *world) others(name string) {
+	w.Things["credential|my(group)|cats-api|"+name] = map[string]any{
+		"name": name, "issuer": "https://another.example/", "subject": "system:serviceaccount:cats-api:cats-api-sa", "audiences": []string{"api://AzureADTokenExchange"},
+	}
+}
+
+func TestTheCredentialOfAnotherClusterIsNotTakenOver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.provision(t, good)
+	second := append([]string{"CLUSTER_RESOURCE_GROUP=north", "FEDERATED_CREDENTIAL=cats-api"}, good...)
+	w.Things["group|north"] = map[string]any{}
+	code, said, changes := w.run(t, "", "provision.sh", append([]string{"CLUSTER=another"}, second...))
+	if code != 1 || len(changes) > 0 || !strings.Contains(said, "is for system:serviceaccount:cats-api:cats-api-sa of https://issuer.example/cats-api/") {
+		t.Errorf("exit code %d, %q\n%s", code, changes, said)
+	}
+	// By default each cluster has its own.
+	said, changes = w.provision(t, append([]string{"CLUSTER=another", "CLUSTER_RESOURCE_GROUP=north"}, good...))
+	want := []string{"aks create", "identity federated-credential create", "kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}
+	if diff := cmp.Diff(want, kinds(changes)); diff != "" {
+		t.Errorf("%s\n%s", diff, said)
+	}
+	// One that was made by hand is taken, whatever its name.
+	w.Things["credential|my(group)|cats-api|another"]["name"] = "by-hand"
+	said, changes = w.provision(t, append([]string{"CLUSTER=another", "CLUSTER_RESOURCE_GROUP=north"}, good...))
+	if len(changes) != 1 || !strings.Contains(said, "federated credential by-hand") {
+		t.Errorf("%q\n%s", changes, said)
+	}
+}
+
+func TestAClusterWithLoginsByEntraNeedsKubelogin(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.EntraLogin = true
+	kubelogin := filepath.Join(w.Dir, "bin", "kubelogin")
+	if _, err := exec.LookPath("kubelogin"); err != nil {
+		if code, said, _ := w.run(t, "", "provision.sh", good); code != 1 || !strings.Contains(said, "kubelogin is missing: az aks install-cli") {
+			t.Errorf("without it, exit code %d\n%s", code, said)
+		}
+	}
+	if err := os.Symlink(filepath.Join(w.Dir, "bin", "az"), kubelogin); err != nil {
+		t.Fatal(err)
 	}
 	w.provision(t, good)
 }
@@ -341,50 +403,6 @@ func TestThePasswordOfTheRegistryIsOnNoCommandLine(t *testing.T) {
 	}
 	if k := read(t, w.overlay("kustomization.yaml")); !strings.Contains(k, "\n  - ../../components/image-pull-secret") || !strings.Contains(k, "\n  # - ../../components/monitoring") {
 		t.Errorf("the component is not on, or others are:\n%s", k)
-	}
-}
-
-func TestTeardownTakesAwayWhatWasMade(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.provision(t, good)
-	if code, said, changes := w.run(t, "n\n", "teardown.sh", good); code != 1 || len(changes) > 0 || !strings.Contains(said, "Go on?") {
-		t.Errorf("not wanted: %d, %q\n%s", code, changes, said)
-	}
-	if code, said, changes := w.run(t, "", "teardown.sh", good, "--dry-run"); code != 0 || len(changes) > 0 || !strings.Contains(said, "az aks delete") {
-		t.Errorf("dry: %d, %q\n%s", code, changes, said)
-	}
-	_, said, changes := w.run(t, "y\n", "teardown.sh", good)
-	want := []string{"identity federated-credential delete", "role assignment delete", "role assignment delete", "identity delete", "aks delete"}
-	if diff := cmp.Diff(want, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
-	}
-	if !strings.Contains(said, "--delete-pictures") {
-		t.Errorf("the pictures:\n%s", said)
-	}
-	_, said, changes = w.run(t, "", "teardown.sh", good, "--yes", "--delete-pictures")
-	if diff := cmp.Diff([]string{"storage account delete", "group delete"}, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
-	}
-	if code, said, changes := w.run(t, "", "teardown.sh", good, "--yes", "--delete-pictures"); code != 0 || len(changes) > 0 || !strings.Contains(said, "nothing to do") {
-		t.Errorf("again: %d, %q\n%s", code, changes, said)
-	}
-}
-
-func TestTeardownLeavesWhatWasThereBefore(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.provision(t, good)
-	for _, kind := range []string{"group|my group", "identity|my group|cats-api", "cluster|my group|cats-api", "account|my group|davydscats"} {
-		w.Things[kind]["tags"] = nil
-	}
-	_, said, changes := w.run(t, "", "teardown.sh", good, "--yes", "--delete-pictures")
-	want := []string{
-		"kubectl --namespace cats-api delete deployment cats-api --ignore-not-found", "kubectl delete namespace cats-api --ignore-not-found",
-		"identity federated-credential delete", "role assignment delete", "role assignment delete",
-	}
-	if diff := cmp.Diff(want, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
 	}
 }
 

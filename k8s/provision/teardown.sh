@@ -12,7 +12,8 @@ provision.sh --help): the namespace, the federated credential, the two roles, th
 identity, the cluster, and the resource group if nothing is left in it. Identity,
 cluster, account and group are deleted only with the tag managed-by=cats-api; of an
 identity or a cluster of your own, only the credential, the roles and the namespace
-go. The storage account holds the pictures, and stays unless you say otherwise.
+go. While the identity has other federated credentials, it stays with its roles. The
+storage account holds the pictures, and stays unless you say otherwise.
 
   --delete-pictures   delete the storage account too, with all that is in it
   --yes               do not ask
@@ -59,6 +60,21 @@ workload() {
   make "$what" deleted kubectl delete namespace $namespace --ignore-not-found
 }
 
+# no_identity PRINCIPAL TAG takes the roles away, and the identity if it is ours.
+no_identity() {
+  local assignment role scope
+  if [ -n "$account_id" ]; then
+    for assignment in "$delegator|$account_id" "$contributor|$account_id/blobServices/default/containers/$container"; do
+      role=${assignment%%|*} scope=${assignment#*|}
+      [ "$(look role assignment list --assignee "$1" --role "$role" --scope "$scope" --query 'length(@)')" != 0 ] || continue
+      make "role $role" 'taken away' az role assignment delete --assignee "$1" --role "$role" --scope "$scope"
+    done
+  fi
+  if ours "identity $IDENTITY" "$2"; then
+    make "identity $IDENTITY" deleted az identity delete --name "$IDENTITY" --resource-group "$RESOURCE_GROUP"
+  fi
+}
+
 programs
 [ -n "$STORAGE_ACCOUNT" ] || fault 'STORAGE_ACCOUNT is not set'
 stop_on_faults
@@ -85,19 +101,20 @@ cluster_tag=$(look aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURC
 [ "$cluster_tag" = none ] || workload "$cluster_tag"
 if found=$(look identity show --name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --query '[principalId, tags."managed-by"]'); then
   mapfile -t fields <<<"$found"
-  if look identity federated-credential show --name "$FEDERATED_CREDENTIAL" --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --query id >/dev/null; then
-    make "federated credential $FEDERATED_CREDENTIAL" deleted az identity federated-credential delete --name "$FEDERATED_CREDENTIAL" \
+  find_issuer || issuer=none
+  find_credential
+  # Without the cluster, its name is all that is left to know it by.
+  if [ "$cluster_tag" = none ] && [[ $taken_by == "$subject of "* ]]; then
+    credential=$FEDERATED_CREDENTIAL other_credentials=$((other_credentials - 1))
+  fi
+  if [ "$credential" = "$FEDERATED_CREDENTIAL" ]; then
+    make "federated credential $credential" deleted az identity federated-credential delete --name "$credential" \
       --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" --yes
   fi
-  if [ -n "$account_id" ]; then
-    for assignment in "$delegator|$account_id" "$contributor|$account_id/blobServices/default/containers/$container"; do
-      role=${assignment%%|*} scope=${assignment#*|}
-      [ "$(look role assignment list --assignee "${fields[0]}" --role "$role" --scope "$scope" --query 'length(@)')" != 0 ] || continue
-      make "role $role" 'taken away' az role assignment delete --assignee "${fields[0]}" --role "$role" --scope "$scope"
-    done
-  fi
-  if ours "identity $IDENTITY" "${fields[1]}"; then
-    make "identity $IDENTITY" deleted az identity delete --name "$IDENTITY" --resource-group "$RESOURCE_GROUP"
+  if [ "$other_credentials" -gt 0 ]; then
+    say "identity $IDENTITY, and its roles" "left alone: it has $other_credentials other federated credentials"
+  else
+    no_identity "${fields[@]}"
   fi
 fi
 if [ "$cluster_tag" != none ] && ours "cluster $CLUSTER" "$cluster_tag"; then
