@@ -144,6 +144,28 @@ func TestAlertsFireWhenTheyShouldAndNotElse(t *testing.T) {
 	}
 }
 
+// The windows of one objective differ in their length, and in nothing else.
+func TestTheWindowsOfAnObjectiveAreOfOneKind(t *testing.T) {
+	all, _ := rules(t)
+	kinds := map[string]string{}
+	windows := 0
+	for _, r := range all {
+		name := regexp.MustCompile(`^(.*_rate)(\d+[mhd])$`).FindStringSubmatch(r.Record)
+		if name == nil {
+			continue
+		}
+		windows++
+		kind := strings.ReplaceAll(r.Expr, "["+name[2]+"]", "[WINDOW]")
+		if first, ok := kinds[name[1]]; ok && first != kind {
+			t.Errorf("%s is\n%s\nand another window\n%s", r.Record, kind, first)
+		}
+		kinds[name[1]] = kind
+	}
+	if windows != 14 || len(kinds) != 2 {
+		t.Errorf("%d windows of %d objectives", windows, len(kinds))
+	}
+}
+
 func TestEachAlertLeadsToWhatToDo(t *testing.T) {
 	guide := string(read(t, "../../../docs/operations.md"))
 	all, _ := rules(t)
