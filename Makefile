@@ -59,7 +59,7 @@ images: ## build the container images, with docker or buildah
 LOAD_IMAGE ?= kind load docker-image
 
 .PHONY: cluster-test
-cluster-test: images ## prove the manifests on the cluster that KUBECONFIG names, from nothing (some eight minutes)
+cluster-test: images ## prove the manifests on the cluster that KUBECONFIG names, from nothing (some six minutes)
 	@for c in frontend signer emulator; do echo "loading cats-api-$$c:$(IMAGE_TAG)"; $(LOAD_IMAGE) cats-api-$$c:$(IMAGE_TAG); done
 	go test -tags cluster -count=1 -timeout 30m -v ./e2e/cluster
 
