@@ -24,7 +24,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	reg := service.NewRegistry(name)
-	requests := service.NewRequests(name, reg, log, cfg.StallTimeout, web.Internal)
+	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Internal)
 	return service.Service{
 		Settings:   cfg.Settings,
 		Log:        log,

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -40,10 +41,11 @@ type config struct {
 	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
 	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 
-	APIAddress    string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
-	OpsAddress    string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
-	UploadBuffers int           `env:"UPLOAD_BUFFERS" envDefault:"8" help:"uploads handled at once, each with a buffer of 4 MiB; more wait their turn"`
-	UploadWait    time.Duration `env:"UPLOAD_WAIT" envDefault:"10s" help:"how long an upload waits for its turn before it is refused"`
+	APIAddress   string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
+	OpsAddress   string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
+	UploadMemory picture.Size  `env:"UPLOAD_MEMORY" help:"memory that uploads share, such as 24MiB; 40 % of GOMEMLIMIT unless set, but at most 64MiB"`
+	UploadWait   time.Duration `env:"UPLOAD_WAIT" envDefault:"30s" help:"how long an upload waits for some of it before it is refused"`
+	ExistenceTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
 
 	picture.Limits
 	service.Settings
@@ -99,11 +101,27 @@ func (c config) storageOptions(transport policy.Transporter, credential blobstor
 		LinkTTL:    c.LinkTTL,
 		LinkMaxTTL: c.LinkMaxTTL,
 		Limits:     c.Limits,
-		Buffers:    c.UploadBuffers,
-		BufferWait: c.UploadWait,
+		Memory:     c.uploadMemory(),
+		MemoryWait: c.UploadWait,
+		KnownTTL:   c.ExistenceTTL,
 		Credential: credential,
 		Transport:  transport,
 	}
+}
+
+// The memory that uploads share: its share of the Go runtime's limit, which
+// follows the container's, and its bounds.
+const (
+	uploadShare     = 0.4
+	minUploadMemory = picture.Size(8 << 20) // two blocks
+	maxUploadMemory = 64 << 20
+)
+
+func (c config) uploadMemory() int64 {
+	if c.UploadMemory != 0 {
+		return int64(c.UploadMemory)
+	}
+	return int64(max(float64(minUploadMemory), min(maxUploadMemory, uploadShare*float64(debug.SetMemoryLimit(-1)))))
 }
 
 func (c config) storageFaults() error {
@@ -172,8 +190,11 @@ func (c config) apiFaults() error {
 	if err != nil || (host != "localhost" && (ipErr != nil || !ip.IsLoopback())) {
 		faults = append(faults, fmt.Errorf("API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress))
 	}
-	if c.UploadBuffers < 1 || c.UploadWait <= 0 {
-		faults = append(faults, errors.New("UPLOAD_BUFFERS must be at least 1, UPLOAD_WAIT above zero"))
+	if c.UploadMemory != 0 && c.UploadMemory < minUploadMemory {
+		faults = append(faults, fmt.Errorf("UPLOAD_MEMORY is %v: it must be at least %v", c.UploadMemory, minUploadMemory))
+	}
+	if c.UploadWait <= 0 || c.ExistenceTTL < 0 {
+		faults = append(faults, errors.New("UPLOAD_WAIT must be above zero, EXISTENCE_TTL not below"))
 	}
 	return errors.Join(faults...)
 }

@@ -53,7 +53,9 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"LINK_MAX_TTL=1m":                "LINK_TTL",
 		"LINK_BASE_URL=cdn.example.com":  "want a URL",
 		"LINK_BASE_URL=https://c.com?a=": "want a URL",
-		"UPLOAD_BUFFERS=0":               "at least 1",
+		"UPLOAD_MEMORY=1MiB":             "at least 8MiB",
+		"UPLOAD_WAIT=0s":                 "above zero",
+		"EXISTENCE_TTL=-1s":              "not below",
 		"MAX_PICTURE_SIZE=0":             "above zero",
 		"DRAIN_TIMEOUT=0s":               "above zero",
 	} {

@@ -35,7 +35,7 @@ func TestTheDoctorReadsWhatCanBeUsedOfFaultySettings(t *testing.T) {
 
 // What the doctor takes for a fault, the signer stops at, and the other way round.
 func TestTheDoctorAndTheSignerAgreeOnTheSettings(t *testing.T) {
-	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, append([]string{"UPLOAD_BUFFERS=0"}, good...)} {
+	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, append([]string{"UPLOAD_MEMORY=1"}, good...)} {
 		_, err := parse(environ)
 		if faults := doctorOptions(environ).Faults; (err == nil) != (len(faults) == 0) {
 			t.Errorf("%q: the signer says %v, the doctor %v", environ, err, faults)

@@ -46,7 +46,12 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return err
 	}
 
-	requests := service.NewRequests(name, reg, log, cfg.StallTimeout, func(w http.ResponseWriter, r *http.Request) {
+	// The frontend is the one that judges the public's patience. It holds back some
+	// of a body that comes in pieces, and what comes behind the file in a form.
+	settings := cfg.Settings
+	settings.StallTimeout *= 3
+	settings.MaxUploads *= 2 // one whose body has ended there may be under way here
+	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, r *http.Request) {
 		signerapi.Fail(w, signerapi.ErrInternal)
 	})
 	mux := http.NewServeMux()

@@ -7,33 +7,68 @@ import (
 	"time"
 )
 
-// watchedConn gives each read from the network a deadline of its own while it is
-// watched, so that a body may be slow but not stalled. A deadline for each read
-// of the body would not do: net/http fills the reader's whole buffer before it
-// returns from a chunked body, however long that takes.
+// patience is how little a body may bring: at least bytes in each window of the
+// time that the server waits for it. Time in which the server does something else,
+// such as waiting for memory, does not count.
+type patience struct {
+	window time.Duration
+	bytes  int64
+}
+
+// watchedConn ends a read from the network with [os.ErrDeadlineExceeded] when the
+// connection, while it is watched, brings less than it must. A deadline for each
+// read of the body would not do: net/http fills the reader's whole buffer before
+// it returns from a chunked body, however long that takes.
 type watchedConn struct {
 	net.Conn
-	mu   sync.Mutex
-	time time.Duration // for each read; 0 when not watched
+	mu       sync.Mutex
+	patience patience      // the zero value when not watched
+	got      int64         // in this window
+	waited   time.Duration // in this window, without the read under way
+	began    time.Time     // of the watched read under way; zero for none
+	total    time.Duration // waited ever, without the read under way
 }
 
 func (c *watchedConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
-	if c.time > 0 {
-		_ = c.SetReadDeadline(time.Now().Add(c.time)) // a connection that is closed says so itself
+	if c.patience.window > 0 {
+		c.began = time.Now()
+		_ = c.SetReadDeadline(c.began.Add(c.patience.window - c.waited)) // a closed connection says so itself
 	}
 	c.mu.Unlock()
-	return c.Conn.Read(p)
-}
-
-// watch gives each read from now on the time d, the one under way included.
-func (c *watchedConn) watch(d time.Duration) {
+	n, err := c.Conn.Read(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.time != d {
-		c.time = d
-		_ = c.SetReadDeadline(time.Now().Add(d))
+	if !c.began.IsZero() {
+		took := time.Since(c.began)
+		c.began = time.Time{}
+		c.total += took
+		c.waited += took
+		c.got += int64(n)
+		if c.got >= c.patience.bytes {
+			c.got, c.waited = 0, 0
+		}
 	}
+	return n, err
+}
+
+// watch has what is read from now on watched, the read under way apart.
+func (c *watchedConn) watch(p patience) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.patience != p {
+		c.patience, c.got, c.waited = p, 0, 0
+	}
+}
+
+// waitedFor returns how long the connection was waited for while it was watched.
+func (c *watchedConn) waitedFor() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.began.IsZero() {
+		return c.total
+	}
+	return c.total + time.Since(c.began)
 }
 
 // until gives all reads from now on the time until t together, the zero time for
@@ -41,9 +76,15 @@ func (c *watchedConn) watch(d time.Duration) {
 func (c *watchedConn) until(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.time = 0
+	c.patience, c.began = patience{}, time.Time{}
 	_ = c.SetReadDeadline(t)
 }
+
+// receiveBuffer is what the kernel may hold of a connection that nobody has read,
+// in bytes. By itself it would hold megabytes, which count as the container's
+// memory, and which a goroutine reads without ever having to wait: as long as some
+// do, Go looks for other requests every 10 ms only.
+const receiveBuffer = 256 << 10
 
 // watchedListener makes the connections of a server such that they can be watched.
 type watchedListener struct{ net.Listener }
@@ -52,6 +93,9 @@ func (l watchedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetReadBuffer(receiveBuffer) // gone already: the first read says so
 	}
 	return &watchedConn{Conn: c}, nil
 }

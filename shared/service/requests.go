@@ -5,15 +5,19 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"regexp"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/signerapi"
 )
 
 // Headers that make a request known in both containers.
@@ -35,20 +39,19 @@ const (
 	// the chunk at its end. So that a slow picture is passed on as it comes, the
 	// reads are small, in bytes, unless they prove to be fast.
 	smallRead = 256
-	largeRead = 4 << 10
+	largeRead = 16 << 10
 	fastRead  = 10 * time.Millisecond
 )
 
-var (
-	requestIDForm   = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,128}$`)
-	traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
-)
+var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// Requests gives each request an id, a log line, metrics, a limit on how long
-// its body may stall, and an end to its panics.
+// Requests gives each request an id, a log line, metrics, a limit on how slow
+// its body may be, a place among the bodies that are read at once, and an end to
+// its panics.
 type Requests struct {
 	log      *slog.Logger
-	stall    time.Duration
+	patience patience
+	bodies   *bodies
 	internal http.HandlerFunc
 
 	total    *prometheus.CounterVec
@@ -60,12 +63,15 @@ type Requests struct {
 }
 
 // NewRequests returns a Requests whose metrics are in reg, named
-// cats_NAME_http_…. A body that sends nothing for stall ends in
-// [os.ErrDeadlineExceeded]. internal answers for a handler that panicked.
-func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, stall time.Duration, internal http.HandlerFunc) *Requests {
+// cats_NAME_http_…. A body that brings less than the settings say ends in
+// [os.ErrDeadlineExceeded], one that gets no place in ErrOverloaded, and one that
+// had to give its place away in ErrStalled. internal answers for a handler that
+// panicked.
+func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, internal http.HandlerFunc) *Requests {
 	prefix := "cats_" + name + "_http_"
 	q := &Requests{
-		log: log, stall: stall, internal: internal,
+		log: log, internal: internal, bodies: newBodies(settings.MaxUploads),
+		patience: patience{settings.StallTimeout, int64(float64(settings.MinRate) * settings.StallTimeout.Seconds())},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
 		}, []string{"route", "method", "code"}),
@@ -119,7 +125,8 @@ func Note(ctx context.Context, err error) { recordOf(ctx).err = err }
 func Propagate(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		rec := recordOf(r.Context())
-		r = r.Clone(r.Context())
+		r = r.WithContext(r.Context())
+		r.Header = maps.Clone(r.Header)
 		if rec.requestID != "" {
 			r.Header.Set(requestIDHeader, rec.requestID)
 		}
@@ -140,7 +147,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &record{requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
-		if !requestIDForm.MatchString(rec.requestID) {
+		if !isRequestID(rec.requestID) {
 			rec.requestID = rand.Text()
 		}
 		if !traceParentForm.MatchString(rec.traceParent) {
@@ -150,7 +157,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
 		conn := http.NewResponseController(w)
 		watched, _ := r.Context().Value(connKey{}).(*watchedConn)
-		body := &body{ReadCloser: r.Body, conn: watched, stall: q.stall, done: r.Body == http.NoBody}
+		body := &body{ReadCloser: r.Body, ctx: r.Context(), conn: watched, requests: q, done: r.Body == http.NoBody}
 		body.whole.Store(body.done)
 		if r.ContentLength < 0 {
 			body.most = smallRead
@@ -164,6 +171,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		q.inFlight.Inc()
 		defer func() {
 			q.inFlight.Dec()
+			q.bodies.leave(body)
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
@@ -221,6 +229,18 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 	q.log.LogAttrs(r.Context(), level, "request", attrs...)
 }
 
+// isRequestID reports whether a stranger's id can go into a log and a header.
+func isRequestID(id string) bool {
+	for i := range len(id) {
+		c := id[i]
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !letter && strings.IndexByte("._~+/=-", c) < 0 {
+			return false
+		}
+	}
+	return 0 < len(id) && len(id) <= 128
+}
+
 // methodLabel keeps strangers' methods out of the labels.
 func methodLabel(m string) string {
 	switch m {
@@ -235,18 +255,28 @@ func methodLabel(m string) string {
 // forwarding goroutine is still inside a read, hence the lock and the counter.
 type body struct {
 	io.ReadCloser
-	conn  *watchedConn // nil in a test without a connection
-	stall time.Duration
-	n     atomic.Int64
-	whole atomic.Bool // it was read to a clean end: nothing of it is left on the connection
-	most  int         // bytes to read at once; 0 for as many as are asked for
+	ctx      context.Context //nolint:containedctx // the request's, which a Read cannot be given
+	requests *Requests
+	conn     *watchedConn // nil in a test without a connection
+	n        atomic.Int64
+	whole    atomic.Bool // it was read to a clean end: nothing of it is left on the connection
+	gaveUp   atomic.Bool // its place was needed
+	most     int         // bytes to read at once; 0 for as many as are asked for
+	entered  bool        // it has a place; the reader's own
+	left     bool        // of bodies
 
 	mu   sync.Mutex
 	done bool // nothing of it is left to read, or nobody may
 }
 
 func (b *body) Read(p []byte) (int, error) {
-	b.with(false, func(c *watchedConn) { c.watch(b.stall) })
+	if !b.entered && !b.whole.Load() {
+		if err := b.requests.bodies.enter(b.ctx, b); err != nil {
+			return 0, err
+		}
+		b.entered = true
+	}
+	b.with(false, func(c *watchedConn) { c.watch(b.requests.patience) })
 	began := time.Now()
 	if b.most > 0 && len(p) > b.most {
 		p = p[:b.most]
@@ -259,15 +289,37 @@ func (b *body) Read(p []byte) (int, error) {
 		b.most = max(b.most/2, smallRead)
 	}
 	switch {
-	case err == io.EOF:
+	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 		b.whole.Store(true)
 		// From here on the server reads to notice a client that leaves. A deadline
 		// would look like one and cancel the request.
 		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
 	case err != nil:
 		b.with(true, func(c *watchedConn) { c.until(time.Now()) }) // there is no more to come
+		if b.gaveUp.Load() {
+			err = errGaveUp.Wrap(err)
+		}
+	}
+	if err != nil {
+		b.requests.bodies.leave(b)
 	}
 	return n, err
+}
+
+var errGaveUp = signerapi.ErrStalled.With("the picture came so slowly that it had to make way for others; nothing was stored")
+
+// giveUp ends the body, the read under way included.
+func (b *body) giveUp() {
+	b.gaveUp.Store(true)
+	b.with(true, func(c *watchedConn) { c.until(time.Now()) })
+}
+
+// waitedFor returns how long the peer was waited for.
+func (b *body) waitedFor() time.Duration {
+	if b.conn == nil {
+		return 0
+	}
+	return b.conn.waitedFor()
 }
 
 // with calls f on the connection and returns true, unless an earlier call was

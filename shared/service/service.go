@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
@@ -27,6 +31,12 @@ const (
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 75 * time.Second
 	maxHeaderBytes = 16 << 10
+
+	memoryRatio = 0.7 // of the container's memory limit, for the Go runtime
+
+	// The heaps are so small that the garbage collector would run hundreds of times
+	// a second. The memory limit bounds what it may leave.
+	gcPercent = 400
 )
 
 // Program is one of the two processes, as [Main] runs it.
@@ -60,15 +70,32 @@ func Main(p Program) int {
 	if len(os.Args) > 1 {
 		return p.arguments(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	}
+	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
+	limitMemory(log)
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
 		return 0
 	}
-	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	for _, fault := range Faults(err) {
 		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
 	}
 	return 1
+}
+
+// limitMemory has the Go runtime keep within the container's limit, whose other
+// part is for what the runtime does not count: the binary's pages, and what the
+// kernel holds for connections. GOMEMLIMIT goes before it.
+func limitMemory(log *slog.Logger) {
+	_, err := memlimit.Set(memlimit.WithProvider(memlimit.FromCgroup), memlimit.WithRatio(memoryRatio))
+	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
+		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 70 % of it", "error", err.Error())
+	}
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		log.Info("memory limit", "go_memory_limit_bytes", limit)
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcPercent)
+		}
+	}
 }
 
 func (p Program) arguments(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
@@ -264,5 +291,9 @@ func (s Service) opsHandler(draining *atomic.Bool) http.Handler {
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
+	if s.Settings.Profile {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	}
 	return mux
 }

@@ -63,7 +63,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	t.Helper()
 	r := &running{log: &logBuffer{}, reg: NewRegistry("test"), done: make(chan error, 1)}
 	log := NewLogger(r.log, slog.LevelDebug, "test")
-	requests := NewRequests("test", r.reg, log, settings.StallTimeout, func(w http.ResponseWriter, _ *http.Request) {
+	requests := NewRequests("test", r.reg, log, settings, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "sorry", http.StatusInternalServerError)
 	})
 	mux := http.NewServeMux()
@@ -100,7 +100,7 @@ func (r *running) wait(t *testing.T) error {
 	}
 }
 
-var relaxed = Settings{StallTimeout: time.Minute, DrainTimeout: 5 * time.Second}
+var relaxed = Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16, DrainTimeout: 5 * time.Second}
 
 func alwaysReady(context.Context) error { return nil }
 

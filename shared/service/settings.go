@@ -18,7 +18,10 @@ import (
 // Settings are those that every process of the pod has. Embed them in the
 // process's own settings, for [Parse].
 type Settings struct {
-	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that sends nothing for this long is given up"`
+	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that brings less than MIN_UPLOAD_RATE over this long is given up"`
+	MinRate      int64         `env:"MIN_UPLOAD_RATE" envDefault:"240" help:"what a request body must bring at least, in bytes per second, averaged over STALL_TIMEOUT"`
+	MaxUploads   int           `env:"MAX_UPLOADS" envDefault:"128" help:"request bodies that are read at once; more wait up to 10s, and the slowest makes way"`
+	Profile      bool          `env:"PROFILE" envDefault:"false" help:"true serves Go profiles at /debug/pprof/ on the ops listener"`
 	DrainDelay   time.Duration `env:"DRAIN_DELAY" envDefault:"0s" help:"after SIGTERM, how long to go on serving while not ready, so that load balancers notice"`
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"60s" help:"how long requests under way may then take before they are cut off"`
 	LogLevel     slog.Level    `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error"`
@@ -29,6 +32,9 @@ func (s Settings) Validate() error {
 	var faults []error
 	if s.StallTimeout <= 0 {
 		faults = append(faults, fmt.Errorf("STALL_TIMEOUT is %v: it must be above zero", s.StallTimeout))
+	}
+	if s.MinRate <= 0 || s.MaxUploads <= 0 {
+		faults = append(faults, errors.New("MIN_UPLOAD_RATE and MAX_UPLOADS must be above zero"))
 	}
 	if s.DrainDelay < 0 || s.DrainTimeout <= 0 {
 		faults = append(faults, errors.New("DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"))

@@ -20,7 +20,7 @@ func TestParseReadsEmbeddedSettingsAndDefaults(t *testing.T) {
 	if err := Parse(&got, []string{"EXAMPLE_URL=x", "EXAMPLE_COUNT=", "STALL_TIMEOUT=5s", "OTHER=1"}); err != nil {
 		t.Fatal(err)
 	}
-	want := example{URL: "x", Count: 3, Settings: Settings{StallTimeout: 5 * time.Second, DrainTimeout: time.Minute}}
+	want := example{URL: "x", Count: 3, Settings: Settings{StallTimeout: 5 * time.Second, MinRate: 240, MaxUploads: 128, DrainTimeout: time.Minute}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

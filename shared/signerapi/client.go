@@ -1,6 +1,7 @@
 package signerapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,10 @@ const (
 	dialPatience  = 5 * time.Second // a container that has crashed is back in one or two
 )
 
+// sendBuffer is what the kernel may hold of a picture on its way to the signer, in
+// bytes. By itself it would hold megabytes for each.
+const sendBuffer = 64 << 10
+
 // maxAnswer bounds what the client reads of an answer, in bytes.
 const maxAnswer = 64 << 10
 
@@ -51,7 +56,9 @@ func NewTransport() *http.Transport {
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true,
 		ReadBufferSize:        4 << 10,
-		WriteBufferSize:       64 << 10,
+		// A slow picture waits in it until it is full, so that it must not be more
+		// than the least that a body must bring in a while. Fast ones pass it by.
+		WriteBufferSize: 4 << 10,
 	}
 }
 
@@ -68,6 +75,9 @@ func (p *patience) dial(ctx context.Context, network, address string) (net.Conn,
 	dialer := net.Dialer{Timeout: 2 * time.Second}
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		conn, err := dialer.DialContext(ctx, network, address)
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetWriteBuffer(sendBuffer) // gone already: the first write says so
+		}
 		if !errors.Is(err, syscall.ECONNREFUSED) {
 			p.reset()
 			return conn, err
@@ -128,19 +138,19 @@ func NewClient(base string, transport http.RoundTripper) (*Client, error) {
 
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
 // signer as a broken request, never as a short one.
-func (c *Client) Put(ctx context.Context, user User, body io.Reader, size int64) (Info, error) {
+func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {
 	tracked := &trackedBody{r: body}
 	query := url.Values{}
-	if size >= 0 {
-		query.Set("size", strconv.FormatInt(size, 10))
+	if opts.Size >= 0 {
+		query.Set("size", strconv.FormatInt(opts.Size, 10))
 	}
+	opts.Conditions.query(query)
+	opts.Digests.query(query)
 	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, tracked)
 	if err != nil {
 		return Info{}, err
 	}
-	// Always chunked: net/http then passes on each piece as it comes, so that the
-	// signer sees a slow picture and not a stalled one.
-	req.ContentLength = -1
+	req.ContentLength = opts.Size // chunked where it is not known
 	// The signer may refuse before a byte of the picture is sent.
 	req.Header.Set("Expect", "100-continue")
 	var info Info
@@ -176,10 +186,12 @@ func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, e
 }
 
 // Delete implements [Signer].
-func (c *Client) Delete(ctx context.Context, user User) error {
+func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	req, err := c.request(ctx, http.MethodDelete, picturePath, user, nil, nil)
+	query := url.Values{}
+	conditions.query(query)
+	req, err := c.request(ctx, http.MethodDelete, picturePath, user, query, nil)
 	if err != nil {
 		return err
 	}
@@ -195,6 +207,16 @@ func (c *Client) Ready(ctx context.Context) error {
 		return fmt.Errorf("asking the signer: %w", err)
 	}
 	return c.do(req, nil)
+}
+
+// query adds the conditions to the arguments of a call.
+func (c Conditions) query(query url.Values) {
+	if c.IfMatch != "" {
+		query.Set("if_match", c.IfMatch)
+	}
+	if c.IfNoneMatch != "" {
+		query.Set("if_none_match", c.IfNoneMatch)
+	}
 }
 
 func (c *Client) request(ctx context.Context, method, path string, user User, query url.Values, body io.Reader) (*http.Request, error) {
@@ -223,17 +245,18 @@ func (c *Client) do(req *http.Request, out any) error {
 		return unreachable(req.Context(), err)
 	}
 	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
+	var answer bytes.Buffer
+	answer.Grow(int(min(max(resp.ContentLength, 0), maxAnswer)) + bytes.MinRead)
+	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, maxAnswer)); err != nil {
 		return unreachable(req.Context(), err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return decodeError(resp, answer)
+		return decodeError(resp, answer.Bytes())
 	}
 	if out == nil {
 		return nil
 	}
-	if err := json.Unmarshal(answer, out); err != nil {
+	if err := json.Unmarshal(answer.Bytes(), out); err != nil {
 		return ErrInternal.Wrap(fmt.Errorf("reading the signer's answer: %w", err))
 	}
 	return nil

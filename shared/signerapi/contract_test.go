@@ -21,18 +21,21 @@ import (
 
 // stub is the signer behind the handler; each test sets what it needs.
 type stub struct {
-	put    func(User, io.Reader, int64) (Info, error)
+	put    func(User, io.Reader, PutOptions) (Info, error)
 	link   func(User, LinkOptions) (Link, error)
-	delete func(User) error
+	delete func(User, Conditions) error
 	ready  error
 }
 
-func (s stub) Put(_ context.Context, u User, body io.Reader, size int64) (Info, error) {
-	return s.put(u, body, size)
+func (s stub) Put(_ context.Context, u User, body io.Reader, opts PutOptions) (Info, error) {
+	return s.put(u, body, opts)
 }
 func (s stub) Link(_ context.Context, u User, o LinkOptions) (Link, error) { return s.link(u, o) }
-func (s stub) Delete(_ context.Context, u User) error                      { return s.delete(u) }
+func (s stub) Delete(_ context.Context, u User, c Conditions) error        { return s.delete(u, c) }
 func (s stub) Ready(context.Context) error                                 { return s.ready }
+
+// unknown is all that is known of a picture in most tests.
+var unknown = PutOptions{Size: -1}
 
 func ignore(context.Context, error) {}
 
@@ -66,19 +69,23 @@ func user(t testing.TB, name string) User {
 
 func TestPutCarriesNameSizeAndEveryByte(t *testing.T) {
 	content := bytes.Repeat([]byte("cat"), 100_000)
-	want := Info{ETag: `"0x8D"`, ContentType: "image/png", Size: int64(len(content))}
+	want := Info{ETag: `"0x8D"`, ContentType: "image/png", Size: int64(len(content)), MD5: []byte("sixteen bytes...")}
 	for _, name := range []string{"Davyd", "a b", "Мурчик", "a+b&user=x", "%2F", "a;b"} {
 		for _, size := range []int64{-1, int64(len(content))} {
 			var got []byte
-			c := across(t, stub{put: func(u User, body io.Reader, n int64) (Info, error) {
-				if u.String() != name || n != size {
-					t.Errorf("the signer was told user %q, size %d; want %q, %d", u, n, name, size)
+			opts := PutOptions{
+				Size: size, Conditions: Conditions{IfMatch: `"0x1"`, IfNoneMatch: "*"},
+				Digests: Digests{MD5: make([]byte, 16), SHA256: make([]byte, 32), SHA512: make([]byte, 64)},
+			}
+			c := across(t, stub{put: func(u User, body io.Reader, told PutOptions) (Info, error) {
+				if diff := cmp.Diff(opts, told); diff != "" || u.String() != name {
+					t.Errorf("the signer was told user %q; want %q; %s", u, name, diff)
 				}
 				var err error
 				got, err = io.ReadAll(body)
 				return want, err
 			}})
-			info, err := c.Put(t.Context(), user(t, name), bytes.NewReader(content), size)
+			info, err := c.Put(t.Context(), user(t, name), bytes.NewReader(content), opts)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,10 +122,10 @@ func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
 
 func TestEveryErrorOfTheTableCrossesTheWire(t *testing.T) {
 	for _, w := range wire {
-		c := across(t, stub{delete: func(User) error {
+		c := across(t, stub{delete: func(User, Conditions) error {
 			return fmt.Errorf("deleting: %w", w.err.With("why").After(7*time.Second).Wrap(errors.New("secret")))
 		}})
-		err := c.Delete(t.Context(), user(t, "x"))
+		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
 		if !errors.Is(err, w.err) {
 			t.Errorf("%s arrived as %v", w.err.Code, err)
 			continue
@@ -130,8 +137,8 @@ func TestEveryErrorOfTheTableCrossesTheWire(t *testing.T) {
 }
 
 func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
-	c := across(t, stub{delete: func(User) error { return errors.New("account key is hunter2") }})
-	err := c.Delete(t.Context(), user(t, "x"))
+	c := across(t, stub{delete: func(User, Conditions) error { return errors.New("account key is hunter2") }})
+	err := c.Delete(t.Context(), user(t, "x"), Conditions{})
 	if !errors.Is(err, ErrInternal) || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v; want a bare ErrInternal", err)
 	}
@@ -161,13 +168,13 @@ func TestABrokenBodyIsNeverTheEndOfAPicture(t *testing.T) {
 		for _, sent := range []int{0, 1, 5_000, 300_000} {
 			t.Run(fmt.Sprintf("%s after %d bytes", name, sent), func(t *testing.T) {
 				seen := make(chan error, 1)
-				c := across(t, stub{put: func(_ User, body io.Reader, _ int64) (Info, error) {
+				c := across(t, stub{put: func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 					_, err := io.Copy(io.Discard, body)
 					seen <- err
 					return Info{}, err
 				}})
 				body := io.MultiReader(strings.NewReader(strings.Repeat("x", sent)), failing{cause})
-				if _, err := c.Put(t.Context(), user(t, "x"), body, -1); !errors.Is(err, cause) || errors.Is(err, ErrSignerUnavailable) {
+				if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, cause) || errors.Is(err, ErrSignerUnavailable) {
 					t.Errorf("Put returned %v; want %v", err, cause)
 				}
 				select {
@@ -191,9 +198,9 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 func TestARefusalBeforeTheBodyIsHeard(t *testing.T) {
-	c := across(t, stub{put: func(User, io.Reader, int64) (Info, error) { return Info{}, ErrOverloaded }})
+	c := across(t, stub{put: func(User, io.Reader, PutOptions) (Info, error) { return Info{}, ErrOverloaded }})
 	body := &counting{}
-	_, err := c.Put(t.Context(), user(t, "x"), body, 1<<30)
+	_, err := c.Put(t.Context(), user(t, "x"), body, PutOptions{Size: 1 << 30})
 	if !errors.Is(err, ErrOverloaded) {
 		t.Fatalf("Put returned %v; want ErrOverloaded", err)
 	}
@@ -211,7 +218,7 @@ func TestASignerThatDiesIsUnavailable(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	defer srv.Close()
 	c := clientOf(t, srv.URL)
-	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), 3); !errors.Is(err, ErrSignerUnavailable) {
+	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), PutOptions{Size: 3}); !errors.Is(err, ErrSignerUnavailable) {
 		t.Errorf("Put: %v", err)
 	}
 	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
@@ -229,10 +236,10 @@ func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
 	c, davyd := clientOf(t, "http://"+address), user(t, "Davyd")
 	results := make(chan error, 2)
 	go func() {
-		_, err := c.Put(t.Context(), davyd, strings.NewReader("picture"), -1)
+		_, err := c.Put(t.Context(), davyd, strings.NewReader("picture"), unknown)
 		results <- err
 	}()
-	go func() { results <- c.Delete(t.Context(), davyd) }()
+	go func() { results <- c.Delete(t.Context(), davyd, Conditions{}) }()
 	select {
 	case err := <-results:
 		t.Fatalf("a call did not wait: %v", err)
@@ -242,11 +249,11 @@ func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: NewHandler(stub{
-		put: func(_ User, body io.Reader, _ int64) (Info, error) {
+		put: func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 			_, err := io.Copy(io.Discard, body)
 			return Info{}, err
 		},
-		delete: func(User) error { return nil },
+		delete: func(User, Conditions) error { return nil },
 	}, ignore), ReadHeaderTimeout: time.Second}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
@@ -289,7 +296,7 @@ func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 			_, _ = io.WriteString(w, answer)
 		}))
-		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x")); !errors.Is(err, ErrInternal) {
+		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Conditions{}); !errors.Is(err, ErrInternal) {
 			t.Errorf("%.20q: %v; want ErrInternal", answer, err)
 		}
 		srv.Close()
@@ -298,9 +305,9 @@ func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 
 func TestTheHandlerTrustsNothing(t *testing.T) {
 	h := NewHandler(stub{
-		put:    func(User, io.Reader, int64) (Info, error) { t.Error("put was called"); return Info{}, nil },
+		put:    func(User, io.Reader, PutOptions) (Info, error) { t.Error("put was called"); return Info{}, nil },
 		link:   func(User, LinkOptions) (Link, error) { t.Error("link was called"); return Link{}, nil },
-		delete: func(User) error { t.Error("delete was called"); return nil },
+		delete: func(User, Conditions) error { t.Error("delete was called"); return nil },
 	}, ignore)
 	for _, c := range []struct {
 		method, target string
@@ -348,7 +355,7 @@ func FuzzHandler(f *testing.F) {
 			}
 		}
 		h := NewHandler(stub{
-			put: func(u User, _ io.Reader, n int64) (Info, error) { check(u); return Info{Size: n}, nil },
+			put: func(u User, _ io.Reader, o PutOptions) (Info, error) { check(u); return Info{Size: o.Size}, nil },
 			link: func(u User, o LinkOptions) (Link, error) {
 				check(u)
 				if o.TTL < 0 || CheckDownloadName(o.Download) != nil {
@@ -356,7 +363,7 @@ func FuzzHandler(f *testing.F) {
 				}
 				return Link{}, nil
 			},
-			delete: func(u User) error { check(u); return nil },
+			delete: func(u User, _ Conditions) error { check(u); return nil },
 		}, ignore)
 		for _, path := range []string{picturePath, linkPath} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
@@ -423,7 +430,7 @@ func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
 }
 
 func TestTheUserNameStaysOutOfErrors(t *testing.T) {
-	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"))
+	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"), Conditions{})
 	if err == nil || strings.Contains(err.Error(), url.QueryEscape("Davyd")) {
 		t.Errorf("got %v", err)
 	}

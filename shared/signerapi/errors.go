@@ -30,11 +30,13 @@ var (
 	ErrEmpty                = &Error{Code: "empty", Detail: "the picture is empty"}
 	ErrIncomplete           = &Error{Code: "incomplete", Detail: "the picture broke off before its end; nothing was stored"}
 	ErrStalled              = &Error{Code: "stalled", Detail: "the picture stopped coming; nothing was stored"}
+	ErrDigestMismatch       = &Error{Code: "digest_mismatch", Detail: "the picture is not the one that its digest announced; nothing was stored"}
+	ErrPreconditionFailed   = &Error{Code: "precondition_failed", Detail: "the picture that is there is not as the condition says; nothing was changed"}
 	ErrTooLarge             = &Error{Code: "too_large", Detail: "the picture is too large"}
 	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
 	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
 	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
-	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too many uploads at once; try again later", RetryAfter: 2 * time.Second}
+	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too much at once; try again later", RetryAfter: 2 * time.Second}
 	ErrStorageUnavailable   = &Error{Code: "storage_unavailable", Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second}
 	ErrIdentityUnavailable  = &Error{Code: "identity_unavailable", Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"}
 	ErrInternal             = &Error{Code: "internal", Detail: "something went wrong here"}
@@ -51,9 +53,11 @@ var wire = []struct {
 	status int
 }{
 	{ErrIncomplete, http.StatusBadRequest},
+	{ErrDigestMismatch, http.StatusBadRequest},
 	{ErrNotFound, http.StatusNotFound},
 	{ErrStalled, http.StatusRequestTimeout},
 	{ErrConflict, http.StatusConflict},
+	{ErrPreconditionFailed, http.StatusPreconditionFailed},
 	{ErrTooLarge, http.StatusRequestEntityTooLarge},
 	{ErrUnsupportedMediaType, http.StatusUnsupportedMediaType},
 	{ErrInvalidUser, http.StatusUnprocessableEntity},

@@ -80,17 +80,28 @@ func (h handler) put(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := int64(-1)
+	opts := PutOptions{Size: -1}
 	if s := query.Get("size"); s != "" {
-		if size, err = strconv.ParseInt(s, 10, 64); err != nil || size < 0 {
+		if opts.Size, err = strconv.ParseInt(s, 10, 64); err != nil || opts.Size < 0 {
 			return nil, ErrInvalidArgument.With("size: not a number of bytes")
 		}
 	}
-	info, err := h.signer.Put(r.Context(), user, requestBody{r.Body}, size)
+	if opts.Conditions, err = conditionsOf(query); err != nil {
+		return nil, err
+	}
+	if opts.Digests, err = digestsOf(query); err != nil {
+		return nil, err
+	}
+	info, err := h.signer.Put(r.Context(), user, requestBody{r.Body}, opts)
 	if err != nil {
 		return nil, err
 	}
 	return info, nil
+}
+
+func conditionsOf(query url.Values) (Conditions, error) {
+	c := Conditions{IfMatch: query.Get("if_match"), IfNoneMatch: query.Get("if_none_match")}
+	return c, c.Check()
 }
 
 func (h handler) link(r *http.Request) (any, error) {
@@ -118,11 +129,15 @@ func (h handler) link(r *http.Request) (any, error) {
 }
 
 func (h handler) delete(r *http.Request) (any, error) {
-	_, user, err := arguments(r)
+	query, user, err := arguments(r)
 	if err != nil {
 		return nil, err
 	}
-	return nil, h.signer.Delete(r.Context(), user)
+	conditions, err := conditionsOf(query)
+	if err != nil {
+		return nil, err
+	}
+	return nil, h.signer.Delete(r.Context(), user, conditions)
 }
 
 func (h handler) ready(r *http.Request) (any, error) {

@@ -10,10 +10,13 @@
 //
 // On the wire it is HTTP/1.1 on the loopback interface:
 //
-//	PUT    /v1/picture?user=U[&size=N]                    body: the picture → 200 Info
-//	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]   → 200 Link
-//	DELETE /v1/picture?user=U                             → 204
-//	GET    /v1/ready                                      → 204
+//	PUT    /v1/picture?user=U[&size=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
+//	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
+//	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
+//	GET    /v1/ready                                            → 204
+//
+// CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
+// sha512=H, in hexadecimal.
 //
 // Every refusal is a JSON object {"code": …, "detail": …}; see errors.go.
 // The user name travels in the query, never in the path, so that no path
@@ -24,6 +27,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -38,21 +42,20 @@ type Signer interface {
 	// ErrThrottled, ErrIdentityUnavailable, ErrSignerUnavailable or ErrInternal the
 	// new one may have been stored all the same.
 	//
-	// size is the length of body in bytes, or -1 when it is not known; a body of
-	// another length is ErrIncomplete or ErrTooLarge. The end
-	// of the picture is io.EOF, exactly; any other error from body, io.EOF
+	// The end of the picture is io.EOF, exactly; any other error from body, io.EOF
 	// wrapped in another error included, is a broken picture and stores nothing.
 	// Put does not close body. body is not read after Put has returned, except
 	// that an HTTP client may still be inside one Read.
-	Put(ctx context.Context, user User, body io.Reader, size int64) (Info, error)
+	Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error)
 
 	// Link returns a signed URL that reads the picture of user, and nothing
 	// else, until it expires. ErrNotFound means that storage said that there is
 	// no such picture, and nothing less.
 	Link(ctx context.Context, user User, opts LinkOptions) (Link, error)
 
-	// Delete removes the picture of user, or returns ErrNotFound.
-	Delete(ctx context.Context, user User) error
+	// Delete removes the picture of user, or returns ErrNotFound, or
+	// ErrPreconditionFailed when the picture is not as the conditions say.
+	Delete(ctx context.Context, user User, conditions Conditions) error
 
 	// Ready returns nil when links can be signed now. It makes no call to Azure.
 	Ready(ctx context.Context) error
@@ -63,7 +66,60 @@ type Info struct {
 	ETag        string `json:"etag"`         // as storage gives it, quotes included
 	ContentType string `json:"content_type"` // decided by the signer from the first bytes
 	Size        int64  `json:"size"`         // in bytes
+	// MD5 of the picture, in base64 on the wire, as storage sends it along in
+	// Content-MD5; nil where storage has none.
+	MD5 []byte `json:"content_md5,omitempty"`
 }
+
+// PutOptions say what is known of a picture before it comes. There is no good
+// zero value: Size is -1 where it is not known.
+type PutOptions struct {
+	// Size of the picture in bytes, -1 when it is not known. A body of another
+	// length is ErrIncomplete or ErrTooLarge.
+	Size int64
+	// Conditions on the picture that is there; ErrPreconditionFailed otherwise.
+	Conditions
+	// Digests of the picture; ErrDigestMismatch when one is not its own.
+	Digests
+}
+
+// Conditions are those of RFC 9110 section 13.1, on the picture that is there; the
+// zero value is no condition. Each is an entity tag with its quotes, or "*" for
+// any picture at all. Lists and weak tags are ErrInvalidArgument.
+type Conditions struct {
+	IfMatch     string // only if this picture is there
+	IfNoneMatch string // only if it is not; "*" creates and never replaces
+}
+
+// Hold returns ErrPreconditionFailed unless the conditions hold for the picture
+// with the entity tag etag, "" for none.
+func (c Conditions) Hold(etag string) error {
+	is := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
+	if c.IfMatch != "" && !is(c.IfMatch) || c.IfNoneMatch != "" && is(c.IfNoneMatch) {
+		return ErrPreconditionFailed
+	}
+	return nil
+}
+
+// Check returns ErrInvalidArgument for conditions that cannot be asked.
+func (c Conditions) Check() error {
+	for _, condition := range []struct{ name, value string }{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
+		v := condition.value
+		switch {
+		case v == "" || v == "*":
+		case len(v) > maxETag || len(v) < 2 || v[0] != '"' || v[len(v)-1] != '"' || strings.ContainsFunc(v[1:len(v)-1], notInETag):
+			return ErrInvalidArgument.With(condition.name + `: want * or one entity tag in quotes, such as "0x8DC"`)
+		}
+	}
+	return nil
+}
+
+// maxETag is far more than storage's own have, in bytes.
+const maxETag = 128
+
+// notInETag reports what an entity tag cannot hold, RFC 9110 section 8.8.3, and
+// what is not ASCII.
+func notInETag(r rune) bool { return r < 0x21 || r > 0x7e || r == '"' }
 
 // LinkOptions are the wishes of the caller for one link; the zero value asks for
 // the signer's defaults.

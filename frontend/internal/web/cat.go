@@ -39,6 +39,11 @@ func (s web) getCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	w.Header().Set("ETag", link.ETag)
+	if matches(r.Header.Values("If-None-Match"), link.ETag) {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
 	writeJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link.URL, link.ExpiresAt, link.Info})
 	return nil
 }
@@ -106,10 +111,15 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.store(w, r, user, bodyReader{r.Body}, r.ContentLength)
+	digests, err := digestsOf(r.Header)
+	if err != nil {
+		return err
+	}
+	return s.store(w, r, user, bodyReader{r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
 }
 
-// postCat stores the field "file" of a form.
+// postCat stores the field "file" of a form. Digests in the request's header are of
+// the whole form, those in the header of the part are of the picture.
 func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	user, err := userOf(r)
 	if err != nil {
@@ -122,26 +132,35 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	file, err := form.file()
+	file, header, err := form.file()
 	if err != nil {
 		return err
 	}
-	return s.store(w, r, user, file, -1)
+	digests, err := digestsOf(http.Header(header))
+	if err != nil {
+		return err
+	}
+	return s.store(w, r, user, file, signerapi.PutOptions{Size: -1, Digests: digests})
 }
 
-// store checks and forwards a picture; size is -1 when it is not known.
-func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, body io.Reader, size int64) error {
-	_, whole, err := s.limits.Open(body, size)
+// store checks and forwards a picture.
+func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, body io.Reader, opts signerapi.PutOptions) error {
+	var err error
+	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
+		return err
+	}
+	_, whole, err := s.limits.Open(body, opts.Size)
 	if err != nil {
 		return err
 	}
 	// net/http cancels the context a moment before a failing read of the body
 	// returns; the read says why, the context does not. After the end of the body
 	// there is nothing to cancel: the signer stores what it has whole.
-	info, err := s.signer.Put(context.WithoutCancel(r.Context()), user, whole, size)
+	info, err := s.signer.Put(context.WithoutCancel(r.Context()), user, whole, opts)
 	if err != nil {
 		return err
 	}
+	w.Header().Set("ETag", info.ETag)
 	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
 	return nil
 }
@@ -151,7 +170,11 @@ func (s web) deleteCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.signer.Delete(r.Context(), user); err != nil {
+	conditions, err := conditionsOf(r.Header)
+	if err != nil {
+		return err
+	}
+	if err := s.signer.Delete(r.Context(), user, conditions); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

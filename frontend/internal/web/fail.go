@@ -21,8 +21,9 @@ var (
 
 // status is the one table from errors to what HTTP says of them.
 var status = map[string]int{
-	signerapi.ErrIncomplete.Code: http.StatusBadRequest,
-	errMalformedForm.Code:        http.StatusBadRequest,
+	signerapi.ErrIncomplete.Code:     http.StatusBadRequest,
+	signerapi.ErrDigestMismatch.Code: http.StatusBadRequest,
+	errMalformedForm.Code:            http.StatusBadRequest,
 
 	signerapi.ErrNotFound.Code: http.StatusNotFound,
 	errNoRoute.Code:            http.StatusNotFound,
@@ -30,6 +31,7 @@ var status = map[string]int{
 	errMethod.Code:                         http.StatusMethodNotAllowed,
 	signerapi.ErrStalled.Code:              http.StatusRequestTimeout,
 	signerapi.ErrConflict.Code:             http.StatusConflict,
+	signerapi.ErrPreconditionFailed.Code:   http.StatusPreconditionFailed,
 	signerapi.ErrTooLarge.Code:             http.StatusRequestEntityTooLarge,
 	signerapi.ErrUnsupportedMediaType.Code: http.StatusUnsupportedMediaType,
 

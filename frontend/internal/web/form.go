@@ -1,11 +1,13 @@
 package web
 
 import (
+	"bufio"
 	"errors"
 	"io"
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"net/textproto"
 
 	"cats.example/shared/signerapi"
 )
@@ -15,6 +17,9 @@ const (
 	formOverhead = 1 << 20
 	// partHeader is the most that may come between two parts, headers included.
 	partHeader = 16 << 10
+	// formRead is how much of a form is read at once, in bytes. The multipart reader
+	// by itself asks for 4 KiB at a time.
+	formRead = 32 << 10
 )
 
 // bodyReader is a request's body whose errors say what they mean.
@@ -29,6 +34,7 @@ func (b bodyReader) Read(p []byte) (int, error) {
 // whole, in memory or on disk.
 type form struct {
 	parts *multipart.Reader
+	in    *bufio.Reader // what was read of the body and not yet looked at
 	raw   *meter
 	spare int64 // what fields other than the file may still hold, in bytes
 }
@@ -44,29 +50,34 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 	if err != nil || boundary == "" || len(boundary) > 70 { // RFC 2046 section 5.1.1
 		return nil, errMalformedForm.With("the form's boundary is missing or not valid")
 	}
-	raw := &meter{r: bodyReader{r.Body}, left: maxFile + formOverhead, tail: "\r\n"}
-	return &form{parts: multipart.NewReader(raw, boundary), raw: raw, spare: formOverhead}, nil
+	digests, err := digestsOf(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	in := bufio.NewReaderSize(digests.Reader(bodyReader{r.Body}), formRead)
+	raw := &meter{r: in, left: maxFile + formOverhead, tail: "\r\n"}
+	return &form{parts: multipart.NewReader(raw, boundary), in: in, raw: raw, spare: formOverhead}, nil
 }
 
-// file goes to the field "file" and returns its content. That ends in io.EOF
-// only once all of the form has been read and found whole, with no second file,
-// so that what comes after the file can still refuse it.
-func (f *form) file() (io.Reader, error) {
+// file goes to the field "file" and returns its content and header. That ends in
+// io.EOF only once all of the form has been read and found whole, with no second
+// file, so that what comes after the file can still refuse it.
+func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 	for {
 		part, err := f.next()
 		switch {
 		case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-			return nil, errMissingFile
+			return nil, nil, errMissingFile
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case part.FormName() != "file":
 			if err := f.skip(part); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 		case part.FileName() == "":
-			return nil, errFileIsText
+			return nil, nil, errFileIsText
 		default:
-			return &fileReader{form: f, part: part}, nil
+			return &fileReader{form: f, part: part}, part.Header, nil
 		}
 	}
 }
@@ -113,7 +124,14 @@ func (r *fileReader) Read(p []byte) (int, error) {
 	if r.err != nil {
 		return 0, r.err
 	}
+	// The multipart reader gives 4 KiB at a time, each of which would be a chunk and
+	// a write of its own.
 	n, err := r.part.Read(p)
+	for err == nil && n < len(p) && r.form.in.Buffered() > 0 {
+		var k int
+		k, err = r.part.Read(p[n:])
+		n += k
+	}
 	switch {
 	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
 		r.err = r.rest()

@@ -37,6 +37,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	for _, e := range []*signerapi.Error{
 		signerapi.ErrIncomplete, signerapi.ErrStalled, signerapi.ErrTooLarge, signerapi.ErrUnsupportedMediaType, signerapi.ErrOverloaded,
+		signerapi.ErrDigestMismatch, signerapi.ErrPreconditionFailed,
 	} {
 		m.rejected.WithLabelValues(e.Code)
 	}
@@ -60,8 +61,8 @@ type counted struct {
 	m *metrics
 }
 
-func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, size int64) (signerapi.Info, error) {
-	info, err := c.Signer.Put(ctx, user, body, size)
+func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+	info, err := c.Signer.Put(ctx, user, body, opts)
 	c.m.count("put", err)
 	if err == nil {
 		c.m.stored.Add(float64(info.Size))
@@ -75,8 +76,8 @@ func (c counted) Link(ctx context.Context, user signerapi.User, opts signerapi.L
 	return link, err
 }
 
-func (c counted) Delete(ctx context.Context, user signerapi.User) error {
-	err := c.Signer.Delete(ctx, user)
+func (c counted) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+	err := c.Signer.Delete(ctx, user, conditions)
 	c.m.count("delete", err)
 	return err
 }

@@ -31,9 +31,10 @@ type memory struct {
 	cats map[string]string
 	fail error // every call's answer, when set
 	opts signerapi.LinkOptions
+	put  signerapi.PutOptions // of the last picture
 }
 
-func (m *memory) Put(_ context.Context, u signerapi.User, body io.Reader, _ int64) (signerapi.Info, error) {
+func (m *memory) Put(_ context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	if m.fail != nil {
 		return signerapi.Info{}, m.fail
 	}
@@ -50,6 +51,7 @@ func (m *memory) Put(_ context.Context, u signerapi.User, body io.Reader, _ int6
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.put = opts
 	m.cats[u.String()] = b.String()
 	return m.info(b.String()), nil
 }
@@ -74,7 +76,7 @@ func (m *memory) Link(_ context.Context, u signerapi.User, opts signerapi.LinkOp
 	}, nil
 }
 
-func (m *memory) Delete(_ context.Context, u signerapi.User) error {
+func (m *memory) Delete(_ context.Context, u signerapi.User, c signerapi.Conditions) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.fail != nil {
@@ -82,6 +84,9 @@ func (m *memory) Delete(_ context.Context, u signerapi.User) error {
 	}
 	if _, ok := m.cats[u.String()]; !ok {
 		return signerapi.ErrNotFound
+	}
+	if err := c.Hold(`"1"`); err != nil {
+		return err
 	}
 	delete(m.cats, u.String())
 	return nil
@@ -103,7 +108,7 @@ func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
 	}
 	reg := prometheus.NewRegistry()
 	m := &memory{cats: map[string]string{}}
-	return New(m, limits, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), time.Minute, Internal), reg), m, reg
+	return New(m, limits, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Internal), reg), m, reg
 }
 
 // send answers one request, written as a client sends it.

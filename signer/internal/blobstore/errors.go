@@ -79,12 +79,16 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		return signerapi.ErrNotFound
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
 		return signerapi.ErrInternal.Wrap(fmt.Errorf("the container %q is gone: %w", s.opts.Container, err))
+	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists): // to If-None-Match: *
+		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock):
 		// Another commit to the same name dropped our uncommitted blocks.
 		s.metrics.conflicts.Inc()
 		return signerapi.ErrConflict.Wrap(err)
 	}
 	switch resp.StatusCode {
+	case http.StatusPreconditionFailed:
+		return signerapi.ErrPreconditionFailed
 	case http.StatusUnauthorized:
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)

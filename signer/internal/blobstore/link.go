@@ -22,27 +22,52 @@ const (
 	LinkSkew = 5 * time.Minute
 )
 
-// window returns the times of a link with lifetime ttl that is signed at now.
-// They stand still for a twelfth of ttl, so that the same picture has the same
-// URL and caches can do their work; what is left of the link is then between
-// eleven twelfths of ttl and all of it, never more.
-func window(now time.Time, ttl time.Duration) (start, end time.Time) {
+// window returns when the window began that now is in, and the times of a link
+// with lifetime ttl that is signed in it. They stand still for a twelfth of ttl, so
+// that the same picture has the same URL and caches can do their work; what is left
+// of the link is then between eleven twelfths of ttl and all of it, never more.
+func window(now time.Time, ttl time.Duration) (began, start, end time.Time) {
 	step := max((ttl / 12).Truncate(time.Second), time.Second)
-	base := now.UTC().Truncate(step)
-	return base.Add(-LinkSkew), base.Add(ttl).Truncate(time.Second)
+	began = now.UTC().Truncate(step)
+	return began, began.Add(-LinkSkew), began.Add(ttl).Truncate(time.Second)
 }
 
-// sign makes the link: read only, one blob, HTTPS only, never beyond the key.
+// signedLink is the link of a picture to look at, as it was signed last.
+type signedLink struct {
+	link  signerapi.Link
+	ttl   time.Duration
+	began time.Time // of its window
+	key   *delegationKey
+}
+
+// link makes the link: read only, one blob, HTTPS only, never beyond the key. The
+// same link is signed once in a window.
+func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, download string) (signerapi.Link, error) {
+	began, _, end := window(s.now(), ttl)
+	key, err := s.key.covering(began, end)
+	if err != nil {
+		return signerapi.Link{}, err
+	}
+	if download != "" {
+		s.metrics.downloads.Inc()
+		return s.sign(user, there.info, ttl, download)
+	}
+	s.metrics.views.Inc()
+	if last := there.link.Load(); last != nil && last.ttl == ttl && last.key == key && last.began.Equal(began) {
+		return last.link, nil
+	}
+	link, err := s.sign(user, there.info, ttl, "")
+	if err == nil {
+		there.link.Store(&signedLink{link, ttl, began, key})
+	}
+	return link, err
+}
+
 func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration, download string) (signerapi.Link, error) {
 	query, end, err := s.signature(s.blobName(user), ttl, download)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
-	kind := "view"
-	if download != "" {
-		kind = "download"
-	}
-	s.metrics.signed.WithLabelValues(kind).Inc()
 	return signerapi.Link{
 		Info: info,
 		URL: signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
@@ -54,8 +79,8 @@ func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration
 // signature returns the query that makes a link of the URL of the blob name, and
 // when it ends.
 func (s *Store) signature(name string, ttl time.Duration, download string) (query string, end time.Time, err error) {
-	start, end := window(s.now(), ttl)
-	key, err := s.key.covering(end)
+	began, start, end := window(s.now(), ttl)
+	key, err := s.key.covering(began, end)
 	if err != nil {
 		return "", time.Time{}, err
 	}

@@ -91,14 +91,17 @@ func FuzzWindow(f *testing.F) {
 			return
 		}
 		now := time.Unix(unix, 0)
-		start, end := window(now, ttl)
+		began, start, end := window(now, ttl)
+		if began.After(now) || now.Sub(began) >= max(ttl/12, time.Second) {
+			t.Fatalf("ttl %v at %v: its window began %v", ttl, now, began)
+		}
 		if end.After(now.Add(ttl)) || end.Before(now.Add(ttl-ttl/12-time.Second)) {
 			t.Fatalf("ttl %v at %v: ends %v", ttl, now, end)
 		}
 		if start.After(now.Add(-LinkSkew)) || start.Nanosecond() != 0 || end.Nanosecond() != 0 {
 			t.Fatalf("ttl %v at %v: starts %v", ttl, now, start)
 		}
-		start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)
+		_, start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)
 		if end2.Before(end) || start2.Before(start) || (end2.Equal(end) && later > int64(ttl/12/time.Second)+1) {
 			t.Fatalf("ttl %v: %v later it ends %v after %v", ttl, later, end2, end)
 		}

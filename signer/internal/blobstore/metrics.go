@@ -1,12 +1,6 @@
 package blobstore
 
 import (
-	"context"
-	"net/http"
-	"strconv"
-	"time"
-
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -21,22 +15,17 @@ const (
 	opContainer = "head_container"
 )
 
-type opKeyType struct{}
-
-// withOp names the operation that the calls under ctx are part of.
-func withOp(ctx context.Context, op string) context.Context {
-	return context.WithValue(ctx, opKeyType{}, op)
-}
-
 // metrics of the store. It is a policy of the SDK's pipeline, behind the retries,
 // so that each round trip counts.
 type metrics struct {
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
-	signed     *prometheus.CounterVec
+	views      prometheus.Counter
+	downloads  prometheus.Counter
 	keyExpiry  prometheus.Gauge
 	keyRefresh *prometheus.CounterVec
 	conflicts  prometheus.Counter
+	circuit    prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -49,9 +38,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: p + "storage_request_duration_seconds", Help: "Duration of round trips to storage, up to the header of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"op"}),
-		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: p + "signed_urls_total", Help: "Links signed: view shows the picture in place, download saves it under a name.",
-		}, []string{"kind"}),
 		keyExpiry: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: p + "user_delegation_key_expiry_timestamp_seconds", Help: "When the user delegation key at hand ends, in Unix time; 0 for none.",
 		}),
@@ -62,13 +48,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: p + "upload_conflicts_total", Help: "Uploads that lost against another one to the same name.",
 		}),
 	}
-	reg.MustRegister(m.requests, m.duration, m.signed, m.keyExpiry, m.keyRefresh, m.conflicts)
+	signed := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: p + "signed_urls_total", Help: "Links given out: view shows the picture in place, download saves it under a name.",
+	}, []string{"kind"})
+	m.views, m.downloads = signed.WithLabelValues("view"), signed.WithLabelValues("download")
+	m.circuit = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: p + "storage_circuit_open", Help: "1 while storage is asked nothing because it did not answer, 0 otherwise.",
+	})
+	reg.MustRegister(m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.conflicts)
 	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer} {
 		m.duration.WithLabelValues(op)
 		m.requests.WithLabelValues(op, "error")
-	}
-	for _, kind := range []string{"view", "download"} {
-		m.signed.WithLabelValues(kind)
 	}
 	for _, outcome := range []string{"ok", "error"} {
 		m.keyRefresh.WithLabelValues(outcome)
@@ -76,28 +66,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// watch adds the gauges of what b holds.
-func (m *metrics) watch(reg prometheus.Registerer, b *buffers) {
+// watch adds the gauges of what memory holds.
+func (m *metrics) watch(reg prometheus.Registerer, memory *memory) {
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "cats_signer_upload_buffer_bytes", Help: "Upload buffer memory in use.",
-		}, func() float64 { return float64(b.inUse.Load()) }),
+			Name: "cats_signer_upload_buffer_bytes", Help: "Upload memory in use.",
+		}, func() float64 { return float64(memory.inUse()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "cats_signer_upload_buffer_limit_bytes", Help: "Upload buffer memory that can be in use at most.",
-		}, func() float64 { return float64(cap(b.free)) * bufferBytes }),
+			Name: "cats_signer_upload_buffer_limit_bytes", Help: "Upload memory that can be in use at most.",
+		}, func() float64 { return float64(memory.limit) * pageBytes }),
 	)
-}
-
-// Do implements [policy.Policy].
-func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
-	op, _ := req.Raw().Context().Value(opKeyType{}).(string)
-	start := time.Now()
-	resp, err := req.Next()
-	code := "error"
-	if err == nil {
-		code = strconv.Itoa(resp.StatusCode)
-	}
-	m.duration.WithLabelValues(op).Observe(time.Since(start).Seconds())
-	m.requests.WithLabelValues(op, code).Inc()
-	return resp, err
 }

@@ -52,12 +52,12 @@ func TestARefusalByTheNetworkRulesIsNoMissingRole(t *testing.T) {
 		return true
 	}
 	_, key := s.FetchKey(t.Context())
-	for _, err := range []error{key, s.Delete(t.Context(), user(t, "x"))} {
+	for _, err := range []error{key, s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})} {
 		if err == nil || !strings.Contains(err.Error(), "; fix: the account's network rules") || strings.Contains(err.Error(), "role") {
 			t.Errorf("got %v", err)
 		}
 	}
-	if err := s.Delete(t.Context(), user(t, "x")); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -5,6 +5,7 @@ package blobstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,20 +17,14 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sony/gobreaker/v2"
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/identity"
-)
-
-// How long storage may take, retries included.
-const (
-	lookTimeout  = 10 * time.Second // one HEAD or DELETE
-	writeTimeout = 60 * time.Second // one Put Blob, block or commit
 )
 
 // Credential is what the store needs of the identity.
@@ -49,8 +44,9 @@ type Options struct {
 	LinkTTL    time.Duration
 	LinkMaxTTL time.Duration
 	Limits     picture.Limits
-	Buffers    int           // uploads at once
-	BufferWait time.Duration // how long another waits for one of them
+	Memory     int64         // for uploads, in bytes
+	MemoryWait time.Duration // how long an upload waits for some of it
+	KnownTTL   time.Duration // how long a picture is known to be there; 0 to ask always
 	Credential Credential
 	Transport  policy.Transporter
 }
@@ -60,9 +56,12 @@ type Store struct {
 	opts      Options
 	log       *slog.Logger
 	container *container.Client
-	buffers   *buffers
+	memory    *memory
+	known     *known
+	circuit   *gobreaker.CircuitBreaker[struct{}]
 	key       *delegation
 	metrics   *metrics
+	retries   int32 // of a call, after its first try; -1 for none
 	now       func() time.Time
 }
 
@@ -82,12 +81,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		Transport:        opts.Transport,
 		PerRetryPolicies: []policy.Policy{bearer, m},
 		Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
-		Retry: policy.RetryOptions{
-			MaxRetries:    3,
-			TryTimeout:    30 * time.Second, // the SDK sets none of its own
-			RetryDelay:    200 * time.Millisecond,
-			MaxRetryDelay: 2 * time.Second,
-		},
+		Retry:            retries(maxRetries, lookTry),
 	}
 	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{ClientOptions: client})
 	if err != nil {
@@ -97,12 +91,22 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		opts:      opts,
 		log:       log,
 		container: account.NewContainerClient(opts.Container),
-		buffers:   newBuffers(opts.Buffers, opts.BufferWait),
+		memory:    newMemory(opts.Memory, opts.MemoryWait),
 		metrics:   m,
+		retries:   maxRetries,
 		now:       time.Now,
 	}
+	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
+	s.circuit = newCircuit(func(open bool) {
+		if open {
+			log.Warn("storage does not answer: asking it nothing for a while", "for", openTime.String())
+			m.circuit.Set(1)
+			return
+		}
+		m.circuit.Set(0)
+	})
 	s.key = &delegation{account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now}
-	m.watch(reg, s.buffers)
+	m.watch(reg, s.memory)
 	return s, nil
 }
 
@@ -112,31 +116,38 @@ func (s *Store) blobName(user signerapi.User) string {
 	return user.String() + "/" + s.opts.BlobName
 }
 
-// Put implements [signerapi.Signer]. A picture that fits in a buffer goes up as
-// one atomic Put Blob; a larger one as blocks that are committed together, after
-// the body has come to a clean end.
-func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, size int64) (signerapi.Info, error) {
-	if err := s.opts.Limits.CheckSize(size); err != nil {
-		return signerapi.Info{}, err // before a byte of it is asked for
+// Put implements [signerapi.Signer]. A picture of up to 4 MiB goes up as one
+// atomic Put Blob; a larger one, and one that has to make room for others, as
+// blocks that are committed together, after the body has come to a clean end.
+func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+	// Before a byte of it is asked for:
+	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), opts.Conditions.Check(), opts.Digests.Check(), s.available()); err != nil {
+		return signerapi.Info{}, err
 	}
-	buf, err := s.buffers.take(ctx)
+	if opts.Conditions != (signerapi.Conditions{}) && (opts.Size < 0 || opts.Size > blockPages*pageBytes) {
+		if err := s.hold(ctx, user, opts.Conditions); err != nil { // storage would only say so at the end
+			return signerapi.Info{}, err
+		}
+	}
+	others := opts.Digests
+	others.MD5 = nil // every picture's is taken anyway
+	contentType, whole, err := s.opts.Limits.Open(others.Reader(body), opts.Size)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	defer s.buffers.give(buf)
-	contentType, whole, err := s.opts.Limits.Open(body, size)
-	if err != nil {
-		return signerapi.Info{}, err
+	s.known.forget(user)
+	defer s.known.forget(user)
+	return s.newUpload(ctx, user, contentType, opts).run(ctx, whole)
+}
+
+// hold returns ErrPreconditionFailed when storage says that the conditions do not
+// hold for the picture of user now.
+func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+	info, err := s.look(ctx, user)
+	if err != nil && !errors.Is(err, signerapi.ErrNotFound) {
+		return err
 	}
-	n, err := fill(whole, buf)
-	up := upload{store: s, user: user, client: s.container.NewBlockBlobClient(s.blobName(user)), contentType: contentType}
-	switch {
-	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return up.small(ctx, buf[:n])
-	case err != nil:
-		return signerapi.Info{}, err
-	}
-	return up.large(ctx, buf, whole)
+	return conditions.Hold(info.ETag)
 }
 
 // Link implements [signerapi.Signer].
@@ -152,41 +163,53 @@ func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.Li
 	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
 		return signerapi.Link{}, err
 	}
-	info, err := s.look(ctx, user)
+	there, err := s.known.of(ctx, user)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
-	return s.sign(user, info, ttl, opts.Download)
+	return s.link(user, there, ttl, opts.Download)
 }
 
 // look asks storage for the picture of user.
 func (s *Store) look(ctx context.Context, user signerapi.User) (signerapi.Info, error) {
-	ctx, cancel := context.WithTimeout(withOp(ctx, opHead), lookTimeout)
-	defer cancel()
-	p, err := s.container.NewBlobClient(s.blobName(user)).GetProperties(ctx, nil)
-	if err != nil {
-		return signerapi.Info{}, s.storageError(ctx, "looking for the picture", err)
-	}
-	return signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength)}, nil
+	return s.head(ctx, s.container.NewBlobClient(s.blobName(user)))
+}
+
+func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, err error) {
+	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := client.GetProperties(ctx, nil)
+		info = signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+		return err
+	})
+	return info, err
 }
 
 // Delete implements [signerapi.Signer].
-func (s *Store) Delete(ctx context.Context, user signerapi.User) error {
-	ctx, cancel := context.WithTimeout(withOp(ctx, opDelete), lookTimeout)
-	defer cancel()
-	_, err := s.container.NewBlobClient(s.blobName(user)).Delete(ctx, &blob.DeleteOptions{
-		DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), // or a blob with snapshots stays
-	})
-	if err != nil {
-		return s.storageError(ctx, "deleting the picture", err)
+func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+	if err := conditions.Check(); err != nil {
+		return err
 	}
-	return nil
+	s.known.forget(user)
+	defer s.known.forget(user)
+	op := &operation{name: opDelete}
+	err := s.call(ctx, op, "deleting the picture", func(ctx context.Context) error {
+		_, err := s.container.NewBlobClient(s.blobName(user)).Delete(ctx, &blob.DeleteOptions{
+			DeleteSnapshots:  to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), // or a blob with snapshots stays
+			AccessConditions: accessConditions(conditions),
+		})
+		return err
+	})
+	if op.unclear > 0 && errors.Is(err, signerapi.ErrNotFound) {
+		return nil // an earlier try of ours has deleted it, or another did: it is gone
+	}
+	return err
 }
 
 // Ready implements [signerapi.Signer]: a key is at hand that covers a link of
 // the default lifetime.
 func (s *Store) Ready(context.Context) error {
-	_, err := s.key.covering(s.now().Add(s.opts.LinkTTL))
+	now := s.now()
+	_, err := s.key.covering(now, now.Add(s.opts.LinkTTL))
 	return err
 }
 
@@ -216,21 +239,4 @@ func (s *Store) checkContainer(ctx context.Context) error {
 			errNoContainer, s.opts.Container, account.Host, s.opts.Container)
 	}
 	return s.storageError(ctx, "looking for the container", err)
-}
-
-func etag(e *azcore.ETag) string { return string(value(e)) }
-
-func value[T any](p *T) T {
-	if p == nil {
-		return *new(T)
-	}
-	return *p
-}
-
-// upload is one Put on its way.
-type upload struct {
-	store       *Store
-	user        signerapi.User
-	client      *blockblob.Client
-	contentType string
 }

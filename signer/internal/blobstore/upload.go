@@ -3,179 +3,345 @@ package blobstore
 import (
 	"bytes"
 	"context"
+	"crypto/md5" //nolint:gosec // it is what storage keeps of a blob, against faults and not against people
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
+	"hash"
 	"io"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/minio/crc64nvme"
 
 	"cats.example/shared/signerapi"
 )
 
-// bufferBytes is a byte more than the largest picture that goes up in one Put
-// Blob, 4 MiB, so that one pass sees the end of it.
-const bufferBytes = 4<<20 + 1
+const (
+	// blockPages is the size of a block, and of the largest picture that goes up in
+	// one Put Blob: 4 MiB.
+	blockPages = 4 << 20 / pageBytes
+	// maxBlocks is how many blocks storage takes for one blob.
+	maxBlocks = 50_000
+	// parallel is how many blocks of one picture are on their way at once.
+	parallel = 4
+)
 
-// buffers are the upload buffers of the process. There are never more than the
-// number it was made with, and that number bounds the uploads under way. They
-// are plain heap memory, which the Go runtime counts and may give back.
-type buffers struct {
-	free  chan []byte // nil stands for one that is not made yet
-	wait  time.Duration
-	inUse atomic.Int64
+// upload is one Put on its way.
+type upload struct {
+	store       *Store
+	client      *blockblob.Client
+	contentType string
+	opts        signerapi.PutOptions
+	fewest      int       // pages in a block at least, or a picture of the largest size would have too many blocks
+	md5         hash.Hash // of what was read
+
+	// For the blocks on their way. The first that fails ends it all.
+	ctx  context.Context //nolint:containedctx // theirs, who may be sent by another's wait for memory
+	fail context.CancelCauseFunc
+
+	// Guarded by store.memory.mu:
+
+	pages   [][]byte  // full, or the last, and on no way yet
+	size    int64     // of what was read, in bytes
+	filling time.Time // since when a page is; zero when none is
+	prefix  [16]byte  // of the block's names: another upload's must not be taken for ours
+	blocks  []string  // names, in the picture's order
+	under   int       // blocks on their way
+	ended   sync.Cond // of under
+	closed  bool      // no more blocks
 }
 
-func newBuffers(n int, wait time.Duration) *buffers {
-	b := &buffers{free: make(chan []byte, n), wait: wait}
-	for range n {
-		b.free <- nil
+func (s *Store) newUpload(ctx context.Context, user signerapi.User, contentType string, opts signerapi.PutOptions) *upload {
+	up := &upload{
+		store: s, client: s.container.NewBlockBlobClient(s.blobName(user)), contentType: contentType, opts: opts,
+		fewest: int(int64(s.opts.Limits.MaxSize)/(maxBlocks-1)/pageBytes) + 1,
+		md5:    md5.New(), //nolint:gosec // see the import
+		ended:  sync.Cond{L: &s.memory.mu},
 	}
-	return b
+	// Once the body has ended, a client that leaves has no say in what is stored.
+	up.ctx, up.fail = context.WithCancelCause(context.WithoutCancel(ctx))
+	_, _ = rand.Read(up.prefix[:]) // never fails
+	return up
 }
 
-// take returns a buffer, or ErrOverloaded when none was given back in time.
-func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	timeout := time.NewTimer(b.wait)
-	defer timeout.Stop()
-	select {
-	case buf := <-b.free:
-		if buf == nil {
-			buf = make([]byte, bufferBytes)
+// run reads body to its end and stores it. Blocks that are never committed do not
+// change the blob; storage drops them after a week.
+func (up *upload) run(ctx context.Context, body io.Reader) (signerapi.Info, error) {
+	m := up.store.memory
+	m.enter(up)
+	defer up.end()
+	if err := up.read(ctx, body); err != nil {
+		return signerapi.Info{}, err
+	}
+	sum := up.md5.Sum(nil)
+	if want := up.opts.MD5; want != nil && !bytes.Equal(want, sum) {
+		return signerapi.Info{}, signerapi.ErrDigestMismatch
+	}
+	m.mu.Lock()
+	small := len(up.blocks) == 0
+	up.closed = small // its pages are the picture now
+	m.mu.Unlock()
+	if small {
+		return up.put(ctx, sum)
+	}
+	return up.commit(ctx, sum)
+}
+
+// read reads body to its end, and has each block stored as soon as it is whole and
+// not the last.
+func (up *upload) read(ctx context.Context, body io.Reader) error {
+	m := up.store.memory
+	for {
+		page, err := m.take(ctx, up)
+		if err != nil {
+			return up.cause(err)
 		}
-		b.inUse.Add(bufferBytes)
-		return buf, nil
-	case <-timeout.C:
-		return nil, signerapi.ErrOverloaded
-	case <-ctx.Done():
-		return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		n, err := up.fill(body, page)
+		if n > 0 {
+			up.md5.Write(page[:n])
+			if werr := up.add(page[:n]); werr != nil {
+				return werr
+			}
+		} else {
+			m.give(page)
+		}
+		if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+			return nil
+		}
+		if err != nil {
+			return up.cause(err)
+		}
 	}
 }
 
-func (b *buffers) give(buf []byte) {
-	b.inUse.Add(-bufferBytes)
-	b.free <- buf
-}
-
-// fill reads until buf is full, and then returns nil, or until r ends. Unlike
+// fill reads until page is full, and then returns nil, or until r ends. Unlike
 // io.ReadFull it returns the error of r as it came: io.EOF, bare, is the end of
 // the picture and nothing else is.
-func fill(r io.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) && err == nil {
+func (up *upload) fill(r io.Reader, page []byte) (n int, err error) {
+	up.fills(time.Now())
+	for n < len(page) && err == nil {
 		var k int
-		k, err = r.Read(buf[n:])
+		k, err = r.Read(page[n:])
 		n += k
 	}
+	up.fills(time.Time{})
 	return n, err
 }
 
-// lent is a body over a buffer that will be used again. An HTTP transport may go
-// on reading the body of a request that was cancelled or answered early; once
-// takeBack has returned, it reads nothing of the buffer any more.
-type lent struct {
-	mu sync.Mutex
-	r  *bytes.Reader // nil once it is back
+func (up *upload) fills(since time.Time) {
+	up.store.memory.mu.Lock()
+	up.filling = since
+	up.store.memory.mu.Unlock()
 }
 
-func lend(buf []byte) *lent { return &lent{r: bytes.NewReader(buf)} }
-
-func (l *lent) Read(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.r == nil {
-		return 0, io.ErrClosedPipe
-	}
-	return l.r.Read(p)
+// slow reports whether the client fills no page in due time. store.memory.mu is held.
+func (up *upload) slow(now time.Time) bool {
+	return !up.filling.IsZero() && now.Sub(up.filling) > slowPage
 }
 
-func (l *lent) Seek(offset int64, whence int) (int64, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.r == nil {
-		return 0, io.ErrClosedPipe
-	}
-	return l.r.Seek(offset, whence)
-}
-
-// takeBack ends every use of the buffer.
-func (l *lent) takeBack() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.r = nil
-}
-
-// small stores a picture that is in memory whole: one round trip, which storage
-// does wholly or not at all, and which the SDK can repeat.
-func (u upload) small(ctx context.Context, content []byte) (signerapi.Info, error) {
-	ctx, cancel := u.deadline(ctx, opPut)
-	defer cancel()
-	body := lend(content)
-	defer body.takeBack()
-	done, err := u.client.Upload(ctx, streaming.NopCloser(body), &blockblob.UploadOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &u.contentType},
-	})
-	if err != nil {
-		return signerapi.Info{}, u.store.storageError(ctx, "storing the picture", err)
-	}
-	return signerapi.Info{ETag: etag(done.ETag), ContentType: u.contentType, Size: int64(len(content))}, nil
-}
-
-// large stages buf, which is full, and then what rest still gives, block after
-// block, and commits them once rest has come to its end. Blocks that are never
-// committed do not change the blob; storage drops them after a week.
-func (u upload) large(ctx context.Context, buf []byte, rest io.Reader) (signerapi.Info, error) {
-	var (
-		prefix [16]byte // of this upload: another's blocks must not be taken for ours
-		ids    []string
-		size   int64
-		n      = len(buf)
-		end    error
-	)
-	_, _ = rand.Read(prefix[:]) // never fails
-	for n > 0 {
-		id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(prefix[:], uint32(len(ids)))) //nolint:gosec // storage takes 50,000 blocks
-		if err := u.stage(ctx, id, buf[:n]); err != nil {
-			return signerapi.Info{}, err
+// add keeps a page that has something in it. When a whole block is there already,
+// that is stored first, which waits while parallel others are on their way.
+func (up *upload) add(page []byte) error {
+	m := up.store.memory
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(up.pages) >= blockPages {
+		for up.under >= parallel && up.ctx.Err() == nil {
+			up.ended.Wait()
 		}
-		ids, size, n = append(ids, id), size+int64(n), 0
-		if end == nil {
-			n, end = fill(rest, buf)
-		}
-		if end != nil && end != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-			return signerapi.Info{}, end
+		if len(up.pages) >= blockPages && up.ctx.Err() == nil {
+			up.storeBlock()
 		}
 	}
-	ctx, cancel := u.deadline(ctx, opCommit)
-	defer cancel()
-	done, err := u.client.CommitBlockList(ctx, ids, &blockblob.CommitBlockListOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &u.contentType},
-	})
-	if err != nil {
-		return signerapi.Info{}, u.store.storageError(ctx, "committing the blocks", err)
-	}
-	return signerapi.Info{ETag: etag(done.ETag), ContentType: u.contentType, Size: size}, nil
-}
-
-func (u upload) stage(ctx context.Context, id string, block []byte) error {
-	ctx, cancel := context.WithTimeout(withOp(ctx, opBlock), writeTimeout)
-	defer cancel()
-	body := lend(block)
-	defer body.takeBack()
-	_, err := u.client.StageBlock(ctx, id, streaming.NopCloser(body), nil)
-	if err != nil {
-		return u.store.storageError(ctx, "staging a block", err)
+	up.pages = append(up.pages, page)
+	up.size += int64(len(page))
+	if up.ctx.Err() != nil {
+		return up.cause(up.ctx.Err())
 	}
 	return nil
 }
 
-// deadline returns the context of the call that makes the picture visible. It
-// does not end with the request: the picture is here whole by then, and a client
-// that leaves now has no say in whether it is stored.
-func (u upload) deadline(ctx context.Context, op string) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(withOp(context.WithoutCancel(ctx), op), writeTimeout)
+// cause is why the upload failed, if it did before err.
+func (up *upload) cause(err error) error {
+	if up.ctx.Err() != nil {
+		if e, ok := errors.AsType[*signerapi.Error](context.Cause(up.ctx)); ok {
+			return e
+		}
+	}
+	return err
+}
+
+// missing is how many pages it takes at least until those of the upload can be
+// stored and come back. store.memory.mu is held.
+func (up *upload) missing() int {
+	missing := blockPages - len(up.pages)
+	if up.opts.Size >= 0 {
+		missing = min(missing, int((up.opts.Size-up.size+pageBytes-1)/pageBytes))
+	}
+	return missing
+}
+
+// comesAlong reports whether the upload will have a block, or the picture, whole
+// soon, if it gets the pages. store.memory.mu is held.
+func (up *upload) comesAlong(now time.Time) bool {
+	return !up.closed && up.under < parallel && up.ctx.Err() == nil && !up.slow(now)
+}
+
+// canStore reports whether the pages at hand can be stored as a block now.
+// store.memory.mu is held.
+func (up *upload) canStore() bool {
+	return !up.closed && len(up.pages) >= up.fewest && up.under < parallel && up.ctx.Err() == nil
+}
+
+// storeBlock sends all pages at hand on their way as the next block.
+// store.memory.mu is held.
+func (up *upload) storeBlock() {
+	m := up.store.memory
+	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(up.prefix[:], uint32(len(up.blocks)))) //nolint:gosec // at most maxBlocks
+	pages := up.pages
+	up.pages = nil
+	up.blocks = append(up.blocks, id)
+	up.under++
+	m.storing++
+	go func() {
+		if err := up.stage(id, pages); err != nil {
+			up.fail(err)
+		}
+		m.give(pages...)
+		m.mu.Lock()
+		up.under--
+		up.ended.Broadcast()
+		m.mu.Unlock()
+		m.stored()
+	}()
+}
+
+func (up *upload) stage(id string, pages [][]byte) error {
+	crc := crc64nvme.New() // the polynomial of x-ms-content-crc64
+	for _, page := range pages {
+		_, _ = crc.Write(page) // never fails
+	}
+	op := &operation{name: opBlock, body: pages}
+	return up.store.call(up.ctx, op, "staging a block", func(ctx context.Context) error {
+		_, err := up.client.StageBlock(ctx, id, lend(pages), &blockblob.StageBlockOptions{
+			TransactionalValidation: blob.TransferValidationTypeCRC64(crc.Sum64()),
+		})
+		return err
+	})
+}
+
+// put stores a picture that is in memory whole: one round trip, which storage
+// does wholly or not at all, and which the SDK can repeat.
+func (up *upload) put(ctx context.Context, sum []byte) (signerapi.Info, error) {
+	m := up.store.memory
+	m.mu.Lock()
+	m.storing++
+	m.mu.Unlock()
+	defer func() {
+		up.end()
+		m.stored()
+	}()
+	op := &operation{name: opPut, body: up.pages}
+	return up.visible(ctx, sum, op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+		done, err := up.client.Upload(ctx, lend(up.pages), &blockblob.UploadOptions{
+			HTTPHeaders:             up.headers(sum),
+			AccessConditions:        accessConditions(up.opts.Conditions),
+			TransactionalValidation: blob.TransferValidationTypeMD5(sum),
+		})
+		return done.ETag, err
+	})
+}
+
+// commit stores what is left, waits for all blocks, and makes them the picture.
+func (up *upload) commit(ctx context.Context, sum []byte) (signerapi.Info, error) {
+	m := up.store.memory
+	m.mu.Lock()
+	if len(up.pages) > 0 && up.ctx.Err() == nil {
+		up.storeBlock()
+	}
+	up.closed = true
+	for up.under > 0 {
+		up.ended.Wait()
+	}
+	m.mu.Unlock()
+	if err := up.ctx.Err(); err != nil {
+		return signerapi.Info{}, up.cause(signerapi.ErrIncomplete.Wrap(err))
+	}
+	return up.visible(ctx, sum, &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
+		done, err := up.client.CommitBlockList(ctx, up.blocks, &blockblob.CommitBlockListOptions{
+			HTTPHeaders:      up.headers(sum),
+			AccessConditions: accessConditions(up.opts.Conditions),
+		})
+		return done.ETag, err
+	})
+}
+
+// visible is the call that makes the picture visible. It does not end with the
+// request: the picture is here whole by then, and a client that leaves now has no
+// say in whether it is stored.
+//
+// Where storage did not say what became of it, or refused a repetition because of
+// what our own first try had stored, the picture that is there is looked at: if it
+// has our MD5, it is ours, or is the same.
+func (up *upload) visible(ctx context.Context, sum []byte, op *operation, doing string, do func(context.Context) (*azcore.ETag, error)) (signerapi.Info, error) {
+	ctx = context.WithoutCancel(ctx)
+	info := signerapi.Info{ContentType: up.contentType, Size: up.size, MD5: sum}
+	err := up.store.call(ctx, op, doing, func(ctx context.Context) error {
+		tag, err := do(ctx)
+		info.ETag = etag(tag)
+		return err
+	})
+	if err == nil {
+		return info, nil
+	}
+	if op.unclear == 0 {
+		return signerapi.Info{}, err
+	}
+	there, lookErr := up.store.head(ctx, up.client.BlobClient())
+	if lookErr == nil && bytes.Equal(there.MD5, sum) && there.Size == up.size {
+		return there, nil
+	}
+	if e := signerapi.AsError(err); e.RetryAfter > 0 {
+		err = e.With(e.Detail + "; the picture may have been stored all the same")
+	}
+	return signerapi.Info{}, err
+}
+
+func (up *upload) headers(sum []byte) *blob.HTTPHeaders {
+	return &blob.HTTPHeaders{BlobContentType: &up.contentType, BlobContentMD5: sum}
+}
+
+// end gives back what the upload still holds, once no block of it is on its way.
+func (up *upload) end() {
+	m := up.store.memory
+	m.leave(up)
+	up.fail(context.Canceled)
+	m.mu.Lock()
+	up.closed = true
+	for up.under > 0 {
+		up.ended.Wait()
+	}
+	pages := up.pages
+	up.pages = nil
+	m.mu.Unlock()
+	m.give(pages...)
+}
+
+func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
+	if c == (signerapi.Conditions{}) {
+		return nil
+	}
+	conditions := &blob.ModifiedAccessConditions{}
+	if c.IfMatch != "" {
+		conditions.IfMatch = new(azcore.ETag(c.IfMatch))
+	}
+	if c.IfNoneMatch != "" {
+		conditions.IfNoneMatch = new(azcore.ETag(c.IfNoneMatch))
+	}
+	return &blob.AccessConditions{ModifiedAccessConditions: conditions}
 }

@@ -1,0 +1,104 @@
+package service
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	bodyWait = 10 * time.Second // for a place among the bodies that are read
+	// When all places are taken, the slowest body makes way, provided that for a
+	// second at least it kept us waiting most of the time and brought less than
+	// this, in bytes per second.
+	slowRate = 16 << 10
+	lookBack = time.Second
+)
+
+// bodies bounds how many request bodies are read at once, and so the memory that
+// they take. Slow ones do not keep fast ones out.
+type bodies struct {
+	places *semaphore.Weighted
+	mu     sync.Mutex
+	open   map[*body]*pace
+}
+
+// pace is what a body had brought when it was last looked at.
+type pace struct {
+	at     time.Time
+	n      int64
+	waited time.Duration
+}
+
+func newBodies(limit int) *bodies {
+	return &bodies{places: semaphore.NewWeighted(int64(limit)), open: map[*body]*pace{}}
+}
+
+// enter waits for a place. The error is ErrOverloaded, or ErrIncomplete when ctx
+// is done first.
+func (s *bodies) enter(ctx context.Context, b *body) error {
+	for until := time.Now().Add(bodyWait); !s.places.TryAcquire(1); {
+		s.makeRoom(time.Now())
+		limit, cancel := context.WithTimeout(ctx, lookBack)
+		err := s.places.Acquire(limit, 1)
+		cancel()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		}
+		if time.Now().After(until) {
+			return signerapi.ErrOverloaded
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b.left {
+		s.places.Release(1)
+		return signerapi.ErrIncomplete
+	}
+	s.open[b] = &pace{at: time.Now(), n: b.n.Load(), waited: b.waitedFor()}
+	return nil
+}
+
+// leave gives the place of b back, if it has one. It gets no other.
+func (s *bodies) leave(b *body) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.left = true
+	if _, ok := s.open[b]; ok {
+		delete(s.open, b)
+		s.places.Release(1)
+	}
+}
+
+// makeRoom gives up the slowest body, if one is slow.
+func (s *bodies) makeRoom(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var slowest *body
+	least := float64(slowRate)
+	for b, p := range s.open {
+		passed := now.Sub(p.at)
+		if passed < lookBack {
+			continue
+		}
+		n, waited := b.n.Load(), b.waitedFor()
+		rate := float64(n-p.n) / passed.Seconds()
+		ours := waited-p.waited < passed/2 // it is we who are slow
+		if !ours && rate < least && !b.gaveUp.Load() {
+			slowest, least = b, rate
+		}
+		if passed > 5*lookBack || ours { // look at what comes from now on
+			*p = pace{now, n, waited}
+		}
+	}
+	if slowest != nil {
+		slowest.giveUp()
+	}
+}

@@ -1,0 +1,91 @@
+// Command straight asks storage with azblob alone, from one process, as the
+// yardstick of make bench: HEADs, or uploads as the SDK makes them. It is told
+// where by the signer's own environment.
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"cats.example/signer/internal/blobstore"
+)
+
+func main() {
+	head := flag.Bool("head", false, "HEADs instead of uploads")
+	stream := flag.Bool("stream", false, "uploads of a stream, in blocks, and not of what is in memory whole")
+	users := flag.Int("users", 1, "over how many pictures, USER-0/cat and on")
+	conns := flag.Int("conns", 8, "at once")
+	size := flag.Int("size", 10<<20, "of an upload, in bytes")
+	duration := flag.Duration("duration", time.Second, "for how long")
+	flag.Parse()
+	if err := measure(*head, *stream, *users, *conns, *size, *duration); err != nil {
+		fmt.Fprintln(os.Stderr, "straight:", err)
+		os.Exit(1)
+	}
+}
+
+func measure(head, stream bool, users, conns, size int, duration time.Duration) error {
+	transport := blobstore.NewTransport()
+	options := azcore.ClientOptions{Transport: transport}
+	identity, err := azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
+		ClientOptions: options, DisableInstanceDiscovery: os.Getenv("DISABLE_INSTANCE_DISCOVERY") == "true",
+	})
+	if err != nil {
+		return err
+	}
+	url := os.Getenv("AZURE_STORAGE_ACCOUNT_URL") + "/" + os.Getenv("STORAGE_CONTAINER")
+	client, err := container.NewClient(url, identity, &container.ClientOptions{ClientOptions: options})
+	if err != nil {
+		return err
+	}
+	content := make([]byte, size)
+	one := func(ctx context.Context, i int64) error {
+		if head {
+			_, err := client.NewBlobClient(fmt.Sprintf("user-%d/cat", i%int64(users))).GetProperties(ctx, nil)
+			return err
+		}
+		blob := client.NewBlockBlobClient(fmt.Sprintf("user-%d/cat", i%int64(users)))
+		if stream {
+			_, err := blob.UploadStream(ctx, bytes.NewReader(content), &blockblob.UploadStreamOptions{BlockSize: 4 << 20, Concurrency: 4})
+			return err
+		}
+		_, err := blob.UploadBuffer(ctx, content, nil)
+		return err
+	}
+	ctx := context.Background()
+	if err := one(ctx, 0); err != nil { // the token, and the first connection
+		return err
+	}
+	var (
+		running sync.WaitGroup
+		n       atomic.Int64
+		failed  atomic.Pointer[error]
+		began   = time.Now()
+	)
+	for range conns {
+		running.Go(func() {
+			for time.Since(began) < duration && failed.Load() == nil {
+				if err := one(ctx, n.Add(1)); err != nil {
+					failed.Store(&err)
+				}
+			}
+		})
+	}
+	running.Wait()
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	return json.NewEncoder(os.Stdout).Encode(map[string]float64{"n": float64(n.Load()), "seconds": time.Since(began).Seconds()})
+}
