@@ -57,10 +57,7 @@ func (p *Process) Start(ctx context.Context) error {
 	mark := p.Log.Mark()
 	cmd := exec.Command(p.path, p.args...) //nolint:noctx,gosec // it outlives ctx, which bounds its start; running programs is what this is for
 	cmd.Dir = p.dir
-	cmd.Env = make([]string, 0, len(p.env))
-	for _, name := range slices.Sorted(maps.Keys(p.env)) {
-		cmd.Env = append(cmd.Env, name+"="+p.env[name])
-	}
+	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log
 	cmd.SysProcAttr = group()
 	cmd.WaitDelay = time.Second // for output that a grandchild holds open
@@ -139,6 +136,21 @@ func (p *Process) SetEnv(name, value string) {
 		return
 	}
 	p.env[name] = value
+}
+
+// Environ returns the environment that it is started with, as "NAME=value" each.
+func (p *Process) Environ() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.environ()
+}
+
+func (p *Process) environ() []string {
+	environ := make([]string, 0, len(p.env))
+	for _, name := range slices.Sorted(maps.Keys(p.env)) {
+		environ = append(environ, name+"="+p.env[name])
+	}
+	return environ
 }
 
 // Pid is the process's id, 0 before the first start.
