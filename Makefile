@@ -48,6 +48,12 @@ lint: .bin/golangci-lint ## everything that is checked without running
 	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools install tool
 	@touch $@
 
+.PHONY: bench
+bench: ## measure against bare yardsticks, on Linux (some eight minutes); BENCH="-only known,sink" and more: BENCH=--help
+	@mkdir -p bin
+	@go build -o bin/bench ./e2e/bench
+	@exec bin/bench $(BENCH)
+
 .PHONY: images
 images: ## build the container images, with docker or buildah
 	@build=$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo "docker build" || echo "buildah bud --layers"); \

@@ -234,18 +234,18 @@ func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
 			status     int
 			code       string
 			retryAfter string // exactly; "" for any
-			tries      int64  // of the GET, the small PUT and the large one, together; 0 for any
+			tries      int64  // at most, of the GET, the small PUT, the two blocks and a look at what became of it; 0 for any
 			says       string // in the signer's log
 		}{
-			{"throttled", refuse(503, "ServerBusy", "Retry-After", "1"), 503, "throttled", "1", 12, "ServerBusy"},
-			{"throttled-for-long", refuse(503, "ServerBusy", "Retry-After", "120"), 503, "throttled", "120", 3, "ServerBusy"},
-			{"too-many-requests", refuse(429, "TooManyRequests"), 503, "throttled", "5", 12, "TooManyRequests"},
-			{"broken", refuse(500, "InternalError"), 503, "storage_unavailable", "5", 12, "the-request-id"},
+			{"throttled", refuse(503, "ServerBusy", "Retry-After", "1"), 503, "throttled", "1", 16, "ServerBusy"},
+			{"throttled-for-long", refuse(503, "ServerBusy", "Retry-After", "120"), 503, "throttled", "120", 4, "ServerBusy"},
+			{"too-many-requests", refuse(429, "TooManyRequests"), 503, "throttled", "5", 16, "TooManyRequests"},
+			{"broken", refuse(500, "InternalError"), 503, "storage_unavailable", "5", 20, "the-request-id"},
 			{"resets", reset, 503, "storage_unavailable", "5", 0, "connection reset"},
-			{"role-is-missing", refuse(403, "AuthorizationPermissionMismatch"), 502, "identity_unavailable", "", 3, "Storage Blob Data Contributor"},
-			{"token-is-refused", refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), 502, "identity_unavailable", "", 3, "InvalidAuthenticationInfo"},
-			{"container-is-gone", refuse(404, "ContainerNotFound"), 500, "internal", "", 3, "is gone"},
-			{"answers-are-no-azure", refuse(404, ""), 500, "internal", "", 3, "404"},
+			{"role-is-missing", refuse(403, "AuthorizationPermissionMismatch"), 502, "identity_unavailable", "", 4, "Storage Blob Data Contributor"},
+			{"token-is-refused", refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), 502, "identity_unavailable", "", 4, "InvalidAuthenticationInfo"},
+			{"container-is-gone", refuse(404, "ContainerNotFound"), 500, "internal", "", 4, "is gone"},
+			{"answers-are-no-azure", refuse(404, ""), 500, "internal", "", 4, "404"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
@@ -268,8 +268,8 @@ func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
 				if took := time.Since(began); took > 15*time.Second {
 					t.Errorf("it took %v to say so", took)
 				}
-				if c.tries != 0 && tries.Load() != c.tries {
-					t.Errorf("storage was asked %d times, want %d", tries.Load(), c.tries)
+				if n := tries.Load(); c.tries != 0 && (n < c.tries*3/5 || n > c.tries) {
+					t.Errorf("storage was asked %d times, want at most %d", n, c.tries)
 				}
 				logged(t, sys.Signer.Log, mark, c.says)
 				storage.set(c.name, nil)

@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -123,6 +124,13 @@ func start(t *testing.T, opts stand.SystemOptions) *stand.System {
 	t.Helper()
 	needStand(t)
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
+	if _, ok := opts.SignerEnv["EXISTENCE_TTL"]; !ok { // most tests are about what storage says now
+		opts.SignerEnv = maps.Clone(opts.SignerEnv)
+		if opts.SignerEnv == nil {
+			opts.SignerEnv = map[string]string{}
+		}
+		opts.SignerEnv["EXISTENCE_TTL"] = "0s"
+	}
 	opts.Frontend, opts.Signer = filepath.Join(binDir, "frontend"), filepath.Join(binDir, "signer")
 	sys, err := st.StartSystem(t.Context(), opts)
 	if err != nil {

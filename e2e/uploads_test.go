@@ -253,7 +253,7 @@ func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 
 func TestAStalledClientIsCutOffAndASlowOneIsNot(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "700ms"}})
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "700ms", "MIN_UPLOAD_RATE": "2"}})
 	old, content := random(5000, 1), random(2000, 2)
 	for _, user := range []string{"PUT", "POST"} {
 		put(t, sys, user, old)
