@@ -261,9 +261,8 @@ func TestMemoryIsThatOfTheTutorialsContainer(t *testing.T) {
 				continue // gone before the others start
 			}
 			total.Add(*limit)
-			soft, err := resource.ParseQuantity(strings.TrimSuffix(variable(c, "GOMEMLIMIT"), "B"))
-			if err != nil || float64(soft.Value()) > 0.9*float64(limit.Value()) {
-				t.Errorf("%s: %s: GOMEMLIMIT %v, %v; want at most 90 %% of %v", name, c.Name, &soft, err, limit)
+			if variable(c, "GOMEMLIMIT") != "" {
+				t.Errorf("%s: %s: GOMEMLIMIT is set; the containers follow their limit themselves", name, c.Name)
 			}
 		}
 		if total.Cmp(resource.MustParse("100Mi")) > 0 {
