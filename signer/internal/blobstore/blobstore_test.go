@@ -1,8 +1,10 @@
 package blobstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/md5"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -59,6 +61,7 @@ func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
+	r.Body = io.NopCloser(bytes.NewReader(body)) // for a fault that stores it
 	if s.fault != nil && s.fault(w, r) {
 		return
 	}
@@ -78,16 +81,8 @@ func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case q.Get("comp") == "block":
 		s.blocks[q.Get("blockid")] = string(body)
 		w.WriteHeader(http.StatusCreated)
-	case q.Get("comp") == "blocklist":
-		var whole strings.Builder
-		for _, item := range strings.Split(string(body), "<Latest>")[1:] {
-			id, _, _ := strings.Cut(item, "</")
-			whole.WriteString(s.blocks[id])
-		}
-		s.blobs[r.URL.Path], s.types[r.URL.Path] = whole.String(), r.Header.Get("X-Ms-Blob-Content-Type")
-		w.WriteHeader(http.StatusCreated)
 	case r.Method == http.MethodPut:
-		s.blobs[r.URL.Path], s.types[r.URL.Path] = string(body), r.Header.Get("X-Ms-Blob-Content-Type")
+		s.stores(r)
 		w.WriteHeader(http.StatusCreated)
 	default:
 		content, ok := s.blobs[r.URL.Path]
@@ -98,11 +93,27 @@ func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case r.Method == http.MethodHead:
 			w.Header().Set("Content-Length", fmt.Sprint(len(content)))
 			w.Header().Set("Content-Type", s.types[r.URL.Path])
+			sum := md5.Sum([]byte(content))
+			w.Header().Set("Content-MD5", base64.StdEncoding.EncodeToString(sum[:]))
 		case r.Method == http.MethodDelete:
 			delete(s.blobs, r.URL.Path)
 			w.WriteHeader(http.StatusAccepted)
 		}
 	}
+}
+
+// stores does what a Put Blob or a Put Block List asks for. s.mu is held.
+func (s *storage) stores(r *http.Request) {
+	body, _ := io.ReadAll(r.Body) // from memory
+	if r.URL.Query().Get("comp") == "blocklist" {
+		var whole strings.Builder
+		for _, item := range strings.Split(string(body), "<Latest>")[1:] {
+			id, _, _ := strings.Cut(item, "</")
+			whole.WriteString(s.blocks[id])
+		}
+		body = []byte(whole.String())
+	}
+	s.blobs[r.URL.Path], s.types[r.URL.Path] = string(body), r.Header.Get("X-Ms-Blob-Content-Type")
 }
 
 func (s *storage) called() []string {
@@ -253,7 +264,7 @@ func TestTheSignerChecksSizeAndTypeAgain(t *testing.T) {
 }
 
 func TestMoreUploadsThanMemoryAreOverload(t *testing.T) {
-	s, _, _ := newStore(t, func(o *Options) { o.Memory = 2 * pageBytes })
+	s, _, _ := newStore(t, func(o *Options) { o.Memory, o.MemoryWait = 2*pageBytes, 2*slowPage+slowPage/2 })
 	release := make(chan struct{})
 	var wg sync.WaitGroup
 	for range 2 {

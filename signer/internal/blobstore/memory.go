@@ -23,8 +23,8 @@ const (
 //
 // Pages come back when a block has been stored. So that they always do, and no
 // slow client keeps any, a wait has others store what they hold as a smaller
-// block: those whose clients are slow, and where nothing is being stored, the one
-// that holds most.
+// block: those whose clients are slow, and where all wait and nothing is being
+// stored, the one that holds most.
 type memory struct {
 	limit int           // pages
 	wait  time.Duration // for a page
@@ -34,6 +34,7 @@ type memory struct {
 	made    int
 	waiting []*waiter
 	uploads map[*upload]struct{}
+	entered int // uploads ever
 	storing int // blocks and pictures on their way, whose pages will come back
 }
 
@@ -99,6 +100,7 @@ func (m *memory) take(ctx context.Context, up *upload) ([]byte, error) {
 	select {
 	case page := <-w.page: // it came after all
 		m.free = append(m.free, page)
+		up.taken = false
 		m.serve()
 	default:
 	}
@@ -110,7 +112,7 @@ func (m *memory) serve() {
 	for len(m.waiting) > 0 && m.left() > 0 {
 		first := 0
 		for i, w := range m.waiting {
-			if w.up.missing() < m.waiting[first].up.missing() {
+			if w.up.before(m.waiting[first].up) {
 				first = i
 			}
 		}
@@ -119,6 +121,7 @@ func (m *memory) serve() {
 			return
 		}
 		w.page <- m.page()
+		w.up.taken = true
 		m.waiting = append(m.waiting[:first], m.waiting[first+1:]...)
 	}
 }
@@ -137,7 +140,7 @@ func (m *memory) may(up *upload) bool {
 	now := time.Now()
 	first := up
 	for other := range m.uploads {
-		if other.comesAlong(now) && other.missing() < first.missing() {
+		if other.comesAlong(now) && other.before(first) {
 			first = other
 		}
 	}
@@ -172,7 +175,9 @@ func (m *memory) relieve() {
 	}
 	now := time.Now()
 	var most *upload
+	stuck := m.storing == 0 && m.left() == 0
 	for up := range m.uploads {
+		stuck = stuck && !up.goesOn(now)
 		switch {
 		case !up.canStore():
 		case up.slow(now):
@@ -181,7 +186,7 @@ func (m *memory) relieve() {
 			most = up
 		}
 	}
-	if m.storing == 0 && most != nil {
+	if stuck && most != nil {
 		most.storeBlock()
 	}
 }
@@ -190,6 +195,8 @@ func (m *memory) relieve() {
 func (m *memory) enter(up *upload) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.entered++
+	up.number = m.entered
 	m.uploads[up] = struct{}{}
 }
 

@@ -46,6 +46,8 @@ type upload struct {
 
 	// Guarded by store.memory.mu:
 
+	number  int       // of those that entered memory
+	taken   bool      // a page that is being filled
 	pages   [][]byte  // full, or the last, and on no way yet
 	size    int64     // of what was read, in bytes
 	filling time.Time // since when a page is; zero when none is
@@ -158,6 +160,7 @@ func (up *upload) add(page []byte) error {
 			up.storeBlock()
 		}
 	}
+	up.taken = false
 	up.pages = append(up.pages, page)
 	up.size += int64(len(page))
 	if up.ctx.Err() != nil {
@@ -177,13 +180,27 @@ func (up *upload) cause(err error) error {
 }
 
 // missing is how many pages it takes at least until those of the upload can be
-// stored and come back. store.memory.mu is held.
+// stored and come back: one more than it lacks, to see the end with.
+// store.memory.mu is held.
 func (up *upload) missing() int {
 	missing := blockPages - len(up.pages)
 	if up.opts.Size >= 0 {
 		missing = min(missing, int((up.opts.Size-up.size+pageBytes-1)/pageBytes))
 	}
+	if !up.taken {
+		missing++
+	}
 	return missing
+}
+
+// goesOn reports whether the upload needs no page to go on. store.memory.mu is held.
+func (up *upload) goesOn(now time.Time) bool { return up.closed || up.taken && !up.slow(now) }
+
+// before reports whether up should have pages before other: when it needs fewer,
+// or came first. store.memory.mu is held.
+func (up *upload) before(other *upload) bool {
+	mine, theirs := up.missing(), other.missing()
+	return mine < theirs || mine == theirs && up.number < other.number
 }
 
 // comesAlong reports whether the upload will have a block, or the picture, whole

@@ -1,0 +1,145 @@
+package blobstore
+
+import (
+	"bytes"
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"cats.example/shared/signerapi"
+)
+
+// lost does what it is asked, and then cuts the connection in place of an answer.
+func lost(s *storage) func(http.ResponseWriter, *http.Request) bool {
+	return func(_ http.ResponseWriter, r *http.Request) bool {
+		comp := r.URL.Query().Get("comp")
+		if r.Method != http.MethodPut || comp == "block" {
+			return false
+		}
+		s.stores(r)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// What became of a picture whose answer got lost is looked up, and told truly.
+func TestAnAnswerThatGotLostIsLookedUp(t *testing.T) {
+	for name, content := range map[string]string{"small": pngOf(1000), "large": pngOf(5 << 20)} {
+		s, back, _ := newStore(t, nil)
+		s.retries = -1
+		back.fault = lost(back)
+		info, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), unknown)
+		sum := md5.Sum([]byte(content))
+		if err != nil || info.Size != int64(len(content)) || !bytes.Equal(info.MD5, sum[:]) {
+			t.Errorf("%s, stored: %v, %+v", name, err, info)
+		}
+		if back.blobs["/cats/x/cat"] != content {
+			t.Errorf("%s: others are stored", name)
+		}
+	}
+}
+
+func TestAPutThatMayHaveHappenedIsToldSo(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	s.retries = -1
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPut {
+			panic(http.ErrAbortHandler)
+		}
+		refuse(w, 500, "InternalError")
+		return true
+	}
+	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), unknown)
+	if !errors.Is(err, signerapi.ErrStorageUnavailable) || !strings.Contains(signerapi.AsError(err).Detail, "may have been stored all the same") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The repetition of a create-only put, whose first try did it, is no conflict.
+func TestARepeatedCreateIsNotAConflictWithItself(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	first := true
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut {
+			return false
+		}
+		if first {
+			first = false
+			back.stores(r)
+			panic(http.ErrAbortHandler)
+		}
+		refuse(w, 409, "BlobAlreadyExists")
+		return true
+	}
+	opts := signerapi.PutOptions{Size: -1, Conditions: signerapi.Conditions{IfNoneMatch: "*"}}
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), opts); err != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConditionsGoToStorage(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	var got []string
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		got = append(got, r.Header.Get("If-Match")+" "+r.Header.Get("If-None-Match"))
+		refuse(w, 412, "ConditionNotMet")
+		return true
+	}
+	c := signerapi.Conditions{IfMatch: `"0x1"`}
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c}); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+		t.Errorf("put: %v", err)
+	}
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+		t.Errorf("delete: %v", err)
+	}
+	if len(got) != 2 || got[0] != `"0x1" ` || got[1] != ` "0x2"` {
+		t.Errorf("storage was told %q", got)
+	}
+}
+
+// A large upload whose condition does not hold is refused before it is read.
+func TestALargeUploadIsToldOfItsConditionFirst(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	back.blobs["/cats/x/cat"] = "cat"
+	opts := signerapi.PutOptions{Size: 5 << 20, Conditions: signerapi.Conditions{IfNoneMatch: "*"}}
+	if _, err := s.Put(t.Context(), user(t, "x"), broken{}, opts); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestDigestsAreCheckedAndSent(t *testing.T) {
+	for _, content := range []string{pngOf(1000), pngOf(5 << 20)} {
+		s, back, _ := newStore(t, nil)
+		sum, sha := md5.Sum([]byte(content)), sha256.Sum256([]byte(content))
+		var sent []string
+		back.fault = func(_ http.ResponseWriter, r *http.Request) bool {
+			h := r.Header
+			switch comp := r.URL.Query().Get("comp"); {
+			case comp == "block" && h.Get("X-Ms-Content-Crc64") == "":
+				t.Error("a block goes up unchecked")
+			case r.Method == http.MethodPut && comp != "block":
+				sent = append(sent, h.Get("X-Ms-Blob-Content-Md5"))
+			}
+			return false
+		}
+		wrong := bytes.Repeat([]byte{1}, 32)
+		for name, d := range map[string]signerapi.Digests{"md5": {MD5: wrong[:16]}, "sha256": {SHA256: wrong}, "one of two": {MD5: sum[:], SHA256: wrong}} {
+			if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), signerapi.PutOptions{Size: -1, Digests: d}); !errors.Is(err, signerapi.ErrDigestMismatch) {
+				t.Errorf("a wrong %s: %v", name, err)
+			}
+		}
+		if len(back.blobs) > 0 || len(sent) > 0 {
+			t.Error("it was stored all the same")
+		}
+		info, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), signerapi.PutOptions{Size: -1, Digests: signerapi.Digests{MD5: sum[:], SHA256: sha[:]}})
+		if err != nil || !bytes.Equal(info.MD5, sum[:]) {
+			t.Errorf("the right ones: %v, %x", err, info.MD5)
+		}
+		if want := base64.StdEncoding.EncodeToString(sum[:]); len(sent) != 1 || sent[0] != want {
+			t.Errorf("storage was told the MD5 %q; want %q", sent, want)
+		}
+	}
+}
