@@ -31,11 +31,11 @@ func NewTransport() *http.Client {
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:   5 * time.Second,
 			ResponseHeaderTimeout: 30 * time.Second,
-			MaxIdleConns:          512,
-			MaxIdleConnsPerHost:   256,
+			MaxIdleConns:          256,
+			MaxIdleConnsPerHost:   128, // as many as there are lookups at once
 			IdleConnTimeout:       90 * time.Second,
 			DisableCompression:    true,
-			WriteBufferSize:       64 << 10,
+			WriteBufferSize:       16 << 10, // a TLS record; each connection holds one
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
