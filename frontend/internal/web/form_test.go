@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -167,6 +169,42 @@ func FuzzForm(f *testing.F) {
 		}
 		if stored && (!strings.Contains(string(body), content) || content == "" || len(content) > maxSize) {
 			t.Fatalf("stored %q, which was not sent", content)
+		}
+	})
+}
+
+// BenchmarkForm is what it costs to find the picture in a form.
+func BenchmarkForm(b *testing.B) {
+	contentType, body := formOf(b, part{"file", "cat.png", png + strings.Repeat("some of the picture\n", 10<<20/20)})
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	buffer := make([]byte, 32<<10)
+	for b.Loop() {
+		r := httptest.NewRequestWithContext(b.Context(), "POST", "/cat/x", bytes.NewReader(body))
+		r.Header.Set("Content-Type", contentType)
+		form, err := openForm(r, 64<<20)
+		if err != nil {
+			b.Fatal(err)
+		}
+		file, _, err := form.file()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, file, buffer); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// Whatever is in the headers, digests have the length of their kind, or are none.
+func FuzzDigests(f *testing.F) {
+	f.Add("", "sha-256=:AAAA:")
+	f.Add("1B2M2Y8AsgTpgAmY7PhCfg==", "md5=:1B2M2Y8AsgTpgAmY7PhCfg==:, x=?1")
+	f.Add("x", "sha-512=(1 2);a, sha-512=:QQ==:")
+	f.Fuzz(func(t *testing.T, contentMD5, contentDigest string) {
+		d, err := digestsOf(http.Header{"Content-Md5": {contentMD5}, "Content-Digest": {contentDigest}})
+		if err == nil && d.Check() != nil {
+			t.Errorf("%q, %q: %+v", contentMD5, contentDigest, d)
 		}
 	})
 }

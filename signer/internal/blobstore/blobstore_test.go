@@ -130,7 +130,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 }
 
 // newStore returns a store over a new storage. It has no key before Run.
-func newStore(t *testing.T, change func(*Options)) (*Store, *storage, *cred) {
+func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	t.Helper()
 	back := &storage{blobs: map[string]string{}, types: map[string]string{}, blocks: map[string]string{}}
 	srv := httptest.NewTLSServer(back)
@@ -160,7 +160,7 @@ func newStore(t *testing.T, change func(*Options)) (*Store, *storage, *cred) {
 }
 
 // withKey is newStore with a key at hand.
-func withKey(t *testing.T, change func(*Options)) (*Store, *storage, *cred) {
+func withKey(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	t.Helper()
 	s, back, c := newStore(t, change)
 	k, err := s.key.fetch(t.Context())

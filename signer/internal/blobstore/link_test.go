@@ -48,6 +48,24 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	}
 }
 
+// BenchmarkLink is what a link costs the store: signed anew, and again in the same
+// window.
+func BenchmarkLink(b *testing.B) {
+	s, back, _ := withKey(b, func(o *Options) { o.KnownTTL = time.Hour })
+	back.blobs["/cats/x/cat"] = "cat"
+	x := user(b, "x")
+	for name, opts := range map[string]signerapi.LinkOptions{"signed": {Download: "cat.png"}, "again": {}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := s.Link(b.Context(), x, opts); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 func TestLinkLimits(t *testing.T) {
 	s, back, _ := withKey(t, nil)
 	back.blobs["/cats/x/cat"] = "cat"
