@@ -5,7 +5,6 @@ import (
 	"crypto/md5"
 	"crypto/sha256"
 	"encoding/base64"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,62 +12,40 @@ import (
 	"cats.example/local/stand"
 )
 
-// with sends one request with a header of pairs.
-func with(t *testing.T, method, url string, body []byte, header ...string) answer {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var b bytes.Buffer
-	if _, err := b.ReadFrom(resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	return answer{resp, b.Bytes()}
-}
-
 func TestConditionsAreKept(t *testing.T) {
 	t.Parallel()
 	sys := public(t)
 	for _, size := range []int{5000, oneBlob + 5000} {
 		url := sys.URL + "/cat/conditional"
 		first, second := random(size, 1), random(size, 2)
-		first2 := with(t, "PUT", url, first, "If-None-Match", "*").want(t, 200)
+		first2 := ask(t, "PUT", url, string(first), "If-None-Match", "*").want(t, 200)
 		etag := first2.Header.Get("ETag")
 		if etag == "" || first2.field(t, "etag") != etag {
 			t.Fatalf("ETag %q, and %s", etag, first2.body)
 		}
-		with(t, "PUT", url, second, "If-None-Match", "*").problem(t, 412, "precondition_failed")
-		with(t, "PUT", url, second, "If-Match", `"0xNOTHING"`).problem(t, 412, "precondition_failed")
-		with(t, "PUT", url, second, "If-Match", "nonsense").problem(t, 422, "invalid_argument")
+		ask(t, "PUT", url, string(second), "If-None-Match", "*").problem(t, 412, "precondition_failed")
+		ask(t, "PUT", url, string(second), "If-Match", `"0xNOTHING"`).problem(t, 412, "precondition_failed")
+		ask(t, "PUT", url, string(second), "If-Match", "nonsense").problem(t, 422, "invalid_argument")
 		if !bytes.Equal(served(t, sys, "conditional"), first) {
 			t.Fatal("a refused picture is there")
 		}
 		contentType, whole := form(t, second)
-		with(t, "POST", url, whole, "Content-Type", contentType, "If-None-Match", "*").problem(t, 412, "precondition_failed")
+		ask(t, "POST", url, string(whole), "Content-Type", contentType, "If-None-Match", "*").problem(t, 412, "precondition_failed")
 
 		got := do(t, "GET", url, "", nil).want(t, 200)
 		if got.Header.Get("ETag") != etag {
 			t.Errorf("a GET has the ETag %q; the PUT had %q", got.Header.Get("ETag"), etag)
 		}
-		if a := with(t, "GET", url, nil, "If-None-Match", `"other", W/`+etag).want(t, 304); len(a.body) > 0 || a.Header.Get("ETag") != etag {
+		if a := ask(t, "GET", url, "", "If-None-Match", `"other", W/`+etag).want(t, 304); len(a.body) > 0 || a.Header.Get("ETag") != etag {
 			t.Errorf("a 304 with %q and the ETag %q", a.body, a.Header.Get("ETag"))
 		}
-		with(t, "GET", url, nil, "If-None-Match", `"other"`).want(t, 200)
+		ask(t, "GET", url, "", "If-None-Match", `"other"`).want(t, 200)
 
-		next := with(t, "POST", url, whole, "Content-Type", contentType, "If-Match", etag).want(t, 200).Header.Get("ETag")
-		with(t, "GET", url, nil, "If-None-Match", etag).want(t, 200)
-		with(t, "DELETE", url, nil, "If-Match", etag).problem(t, 412, "precondition_failed")
-		with(t, "DELETE", url, nil, "If-Match", next).want(t, 204)
-		with(t, "PUT", url, first, "If-Match", next).problem(t, 412, "precondition_failed")
+		next := ask(t, "POST", url, string(whole), "Content-Type", contentType, "If-Match", etag).want(t, 200).Header.Get("ETag")
+		ask(t, "GET", url, "", "If-None-Match", etag).want(t, 200)
+		ask(t, "DELETE", url, "", "If-Match", etag).problem(t, 412, "precondition_failed")
+		ask(t, "DELETE", url, "", "If-Match", next).want(t, 204)
+		ask(t, "PUT", url, string(first), "If-Match", next).problem(t, 412, "precondition_failed")
 		do(t, "GET", url, "", nil).problem(t, 404, "not_found")
 	}
 }
@@ -85,7 +62,7 @@ func TestOfManyWhoCreateOneDoes(t *testing.T) {
 		for i := range 8 {
 			wg.Go(func() {
 				content := random(oneBlob/2+i%2*oneBlob, uint64(10*round+i))
-				switch a := with(t, "PUT", url, content, "If-None-Match", "*"); a.StatusCode {
+				switch a := ask(t, "PUT", url, string(content), "If-None-Match", "*"); a.StatusCode {
 				case 200:
 					created.Add(1)
 					winner = content
@@ -120,20 +97,20 @@ func TestDigestsAreChecked(t *testing.T) {
 			{"Content-Digest", "sha-256=:" + b64(make([]byte, 32)) + ":"},
 			{"Content-MD5", b64(sum[:]), "Content-Digest", "sha-512=:" + b64(make([]byte, 64)) + ":"},
 		} {
-			with(t, "PUT", url, content, wrong...).problem(t, 400, "digest_mismatch")
-			with(t, "POST", url, whole, append(wrong, "Content-Type", contentType)...).problem(t, 400, "digest_mismatch")
+			ask(t, "PUT", url, string(content), wrong...).problem(t, 400, "digest_mismatch")
+			ask(t, "POST", url, string(whole), append(wrong, "Content-Type", contentType)...).problem(t, 400, "digest_mismatch")
 		}
 		for _, malformed := range [][]string{{"Content-MD5", "short"}, {"Content-MD5", b64(sum[:8])}, {"Content-Digest", "sha-256=nonsense"}, {"Content-Digest", ";;"}} {
-			with(t, "PUT", url, content, malformed...).problem(t, 422, "invalid_argument")
+			ask(t, "PUT", url, string(content), malformed...).problem(t, 422, "invalid_argument")
 		}
 		if !bytes.Equal(served(t, sys, "digest"), old) {
 			t.Fatal("a refused picture is there")
 		}
-		a := with(t, "PUT", url, content, "Content-MD5", b64(sum[:]), "Content-Digest", "sha-256=:"+b64(sha[:])+":, unknown=:AA==:").want(t, 200)
+		a := ask(t, "PUT", url, string(content), "Content-MD5", b64(sum[:]), "Content-Digest", "sha-256=:"+b64(sha[:])+":, unknown=:AA==:").want(t, 200)
 		if a.field(t, "content_md5") != b64(sum[:]) {
 			t.Errorf("the answer is %s", a.body)
 		}
-		with(t, "POST", url, whole, "Content-Type", contentType, "Content-Digest", "sha-256=:"+b64(ofForm[:])+":").want(t, 200)
+		ask(t, "POST", url, string(whole), "Content-Type", contentType, "Content-Digest", "sha-256=:"+b64(ofForm[:])+":").want(t, 200)
 		if do(t, "GET", url, "", nil).field(t, "content_md5") != b64(sum[:]) {
 			t.Error("a GET has another MD5")
 		}

@@ -36,7 +36,7 @@ func TestRandomUploadsAreWholeOrNothing(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range clients {
 		wg.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(seed), uint64(i))) //nolint:gosec // it is to be the same again
+			r := rand.New(rand.NewPCG(uint64(seed), uint64(i)))
 			source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(i)})
 			user := fmt.Sprintf("random-%d", i)
 			var now []byte
@@ -84,7 +84,7 @@ func TestRandomUploadsAreWholeOrNothing(t *testing.T) {
 func inPieces(t *testing.T, sys *stand.System, r *rand.Rand, u upload, sent int) int {
 	t.Helper()
 	conn := dial(t, sys)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	rest := u.header + u.body[:sent]
 	most := 1 << r.IntN(22)
 	for pauses := 0; len(rest) > 0; {
