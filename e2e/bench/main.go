@@ -101,6 +101,7 @@ var figures = []struct {
 	{"sink", (*bench).uploadsToSink},
 	{"azurite", (*bench).uploadsToAzurite},
 	{"small", (*bench).small},
+	{"model", (*bench).model},
 	{"memory", (*bench).memory},
 	{"stalled", (*bench).stalled},
 	{"images", (*bench).images},

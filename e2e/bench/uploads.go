@@ -77,7 +77,13 @@ func (b *bench) uploadsToSink(ctx context.Context) error {
 }
 
 // uploadsToAzurite sets uploads through both containers against azblob alone.
+// Azurite has a core of its own.
 func (b *bench) uploadsToAzurite(ctx context.Context) error {
+	back, err := b.apart()
+	if err != nil {
+		return err
+	}
+	defer back()
 	sys, err := b.start(ctx, onAzurite, nil)
 	if err != nil {
 		return err
@@ -141,6 +147,41 @@ func (b *bench) small(ctx context.Context) error {
 			all += n
 		}
 		b.add(result{What: c.name + ", round trips to storage", Measured: fmt.Sprint(calls)}.judged(float64(all), all == 1 && calls["put"] == 1, "1 Put Blob"))
+	}
+	return nil
+}
+
+// model measures what uploads of several sizes cost both containers, takes the
+// smallest and the largest for a straight line, and sets the others beside it.
+func (b *bench) model(ctx context.Context) error {
+	sys, err := b.start(ctx, onSink, nil)
+	if err != nil {
+		return err
+	}
+	defer end(ctx, sys)
+	sizes := []float64{0.1, 50, 1, 4, 10} // MiB
+	costs := make([]float64, len(sizes))  // ms
+	for i, size := range sizes {
+		body := pictureOf(int(size * mib))
+		var got load
+		cpu, err := cpuOf(sys, func() (err error) {
+			got, err = attack(ctx, 4, 0, b.duration, users(8, func(u string) vegeta.Target { return upload(sys.URL, u, "image/png", body) })...)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		costs[i] = cpu.Seconds() * 1000 / float64(got.n)
+	}
+	each := (costs[1] - costs[0]) / (sizes[1] - sizes[0])
+	fixed := costs[0] - each*sizes[0]
+	b.add(result{What: "CPU of both containers for an upload: for each MiB", Value: each, Bar: "(ms)", Verdict: told})
+	b.add(result{What: "… and for the upload", Value: fixed, Bar: "(ms)", Verdict: told})
+	for i, size := range sizes[2:] {
+		b.add(result{
+			What: fmt.Sprintf("… of %g MiB, against this model", size), Measured: fmt.Sprintf("%.2f ms", costs[2+i]),
+			Against: fmt.Sprintf("%.2f ms", fixed+each*size), Value: costs[2+i] / (fixed + each*size), Verdict: told,
+		})
 	}
 	return nil
 }

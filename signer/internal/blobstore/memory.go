@@ -129,22 +129,25 @@ func (m *memory) serve() {
 // left is how many pages can be had. m.mu is held.
 func (m *memory) left() int { return len(m.free) + m.limit - m.made }
 
-// may reports whether up may have a page now. It may not where what is then left
-// would not do for the upload that needs the fewest to have a block, or the
-// picture, whole: that is where pages come back from soonest, and pictures of up
-// to 4 MiB go up in one piece, however many there are. m.mu is held.
+// may reports whether up may have a page now: not where what is then left would not
+// do for all those that need fewer to have a block, or the picture, whole. So as
+// many as the memory has room for come to their end together, pages come back as
+// soon as can be, and pictures of up to 4 MiB go up in one piece, however many
+// there are. m.mu is held.
 func (m *memory) may(up *upload) bool {
-	if m.left() > blockPages {
+	left := m.left()
+	if left > len(m.uploads)*(blockPages+1) {
 		return true
 	}
 	now := time.Now()
-	first := up
 	for other := range m.uploads {
-		if other.comesAlong(now) && other.before(first) {
-			first = other
+		if other != up && other.before(up) && other.comesAlong(now) {
+			if left -= other.missing(); left <= 0 {
+				return false
+			}
 		}
 	}
-	return first == up || m.left() > first.missing()
+	return true
 }
 
 // page returns a page that is left. m.mu is held.
