@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,12 +32,23 @@ func settled(h http.Handler, ready func(context.Context) error, until time.Time)
 	})
 }
 
+// shareCores has twice as many goroutines run at once as there are cores. Those that
+// take digests have work for milliseconds without having to wait, and as long as
+// each of Go's processors runs one, Go looks for other requests every 10 ms only:
+// the kernel shares the cores out better. GOMAXPROCS goes before it.
+func shareCores() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
+	}
+}
+
 // run serves the signer until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
 	if err != nil {
 		return err
 	}
+	shareCores()
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	reg := service.NewRegistry(name)
 	transport := blobstore.NewTransport()

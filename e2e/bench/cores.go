@@ -51,7 +51,7 @@ func pin(pid int, set unix.CPUSet) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH { //nolint:errorlint // a bare errno
+		if err := unix.SchedSetaffinity(id, &set); err != nil && err != unix.ESRCH {
 			return fmt.Errorf("pinning a thread to its cores: %w", err)
 		}
 	}
