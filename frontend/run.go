@@ -18,7 +18,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	signer, err := signerapi.NewClient(cfg.SignerURL, service.Propagate(signerapi.NewTransport()))
+	signer, err := signerapi.NewClient(cfg.SignerURL, service.Propagate)
 	if err != nil {
 		return err
 	}

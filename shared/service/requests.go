@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"regexp"
 	"runtime/debug"
@@ -39,7 +38,7 @@ const (
 	// the chunk at its end. So that a slow picture is passed on as it comes, the
 	// reads are small, in bytes, unless they prove to be fast.
 	smallRead = 256
-	largeRead = 16 << 10
+	largeRead = 32 << 10
 	fastRead  = 10 * time.Millisecond
 )
 
@@ -120,26 +119,17 @@ func RequestID(ctx context.Context) string { return recordOf(ctx).requestID }
 // request's own goroutine may call it.
 func Note(ctx context.Context, err error) { recordOf(ctx).err = err }
 
-// Propagate returns a transport that passes the request's id and trace context
-// on to the other container.
-func Propagate(next http.RoundTripper) http.RoundTripper {
-	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		rec := recordOf(r.Context())
-		r = r.WithContext(r.Context())
-		r.Header = maps.Clone(r.Header)
-		if rec.requestID != "" {
-			r.Header.Set(requestIDHeader, rec.requestID)
-		}
-		if rec.traceParent != "" {
-			r.Header.Set(traceParentHeader, rec.traceParent)
-		}
-		return next.RoundTrip(r)
-	})
+// Propagate adds the id and the trace context of the request that ctx belongs to,
+// to the header of a request to the other container.
+func Propagate(ctx context.Context, h http.Header) {
+	rec := recordOf(ctx)
+	if rec.requestID != "" {
+		h.Set(requestIDHeader, rec.requestID)
+	}
+	if rec.traceParent != "" {
+		h.Set(traceParentHeader, rec.traceParent)
+	}
 }
-
-type roundTripper func(*http.Request) (*http.Response, error)
-
-func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // Route returns h with everything that Requests gives, under the label route:
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
@@ -215,18 +205,22 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 		slog.String("route", route),
 		slog.String("method", r.Method),
 		slog.Int("status", a.status),
-		slog.Float64("duration_ms", float64(took.Microseconds())/1000),
+		slog.Int64("duration_us", took.Microseconds()),
 		slog.Int64("received", received),
 		slog.Int64("sent", a.n),
 		slog.String("remote", r.RemoteAddr),
 	}
-	if m := traceParentForm.FindStringSubmatch(rec.traceParent); m != nil {
-		attrs = append(attrs, slog.String("trace_id", m[1]))
+	if rec.traceParent != "" {
+		attrs = append(attrs, slog.String("trace_id", traceParentForm.FindStringSubmatch(rec.traceParent)[1]))
 	}
 	if rec.err != nil {
 		attrs = append(attrs, slog.String("error", rec.err.Error()))
 	}
-	q.log.LogAttrs(r.Context(), level, "request", attrs...)
+	if h := q.log.Handler(); h.Enabled(r.Context(), level) {
+		line := slog.NewRecord(time.Now(), level, requestLine, 0) // the logger itself would look for where it was called
+		line.AddAttrs(attrs...)
+		_ = h.Handle(r.Context(), line) // there is nowhere to tell
+	}
 }
 
 // isRequestID reports whether a stranger's id can go into a log and a header.

@@ -90,10 +90,10 @@ func TestPropagatePassesIDAndTraceOn(t *testing.T) {
 	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	next := make(chan http.Header, 1)
 	inner := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) { next <- r.Header }})
-	client := &http.Client{Transport: Propagate(http.DefaultTransport)}
 	outer := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) {
 		req, _ := http.NewRequestWithContext(r.Context(), http.MethodGet, inner.work, nil)
-		if resp, err := client.Do(req); err == nil {
+		Propagate(r.Context(), req.Header)
+		if resp, err := http.DefaultClient.Do(req); err == nil {
 			resp.Body.Close()
 		}
 	}})

@@ -139,11 +139,6 @@ func Faults(err error) []error {
 	return []error{err}
 }
 
-// NewLogger returns the logger of a process: JSON, a line an event.
-func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service", name)
-}
-
 // NewRegistry returns a registry of its own that holds the Go runtime's, the
 // process's and the build's metrics.
 func NewRegistry(name string) *prometheus.Registry {
@@ -179,8 +174,10 @@ type Service struct {
 // done, and then stops in order: not ready, DrainDelay, no new connections,
 // requests under way for at most DrainTimeout, background work, ops listener.
 // It returns nil after a clean stop, and an error when something could not
-// start, broke, or was cut off by DrainTimeout.
+// start, broke, or was cut off by DrainTimeout. No line of the log is held back
+// when it returns.
 func (s Service) Run(ctx context.Context) error {
+	defer flush(s.Log)
 	work, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
 		return err

@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -27,113 +25,33 @@ const (
 // picture may take as long as it keeps coming, and the transport bounds the wait
 // for the answer after its end.
 const (
-	linkTimeout   = 15 * time.Second
+	getTimeout    = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second
-	dialPatience  = 5 * time.Second // a container that has crashed is back in one or two
 )
-
-// sendBuffer is what the kernel may hold of a picture on its way to the signer, in
-// bytes. By itself it would hold megabytes for each.
-const sendBuffer = 64 << 10
 
 // maxAnswer bounds what the client reads of an answer, in bytes.
 const maxAnswer = 64 << 10
 
-// NewTransport returns an HTTP/1.1 transport for the loopback hop: connections
-// are kept and reused by as many requests as are under way, each phase has its
-// own limit, and nothing is compressed or sent through a proxy.
-func NewTransport() *http.Transport {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &http.Transport{
-		DialContext:           new(patience).dial,
-		Protocols:             protocols,
-		MaxIdleConns:          1024,
-		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
-		IdleConnTimeout:       30 * time.Second,
-		ResponseHeaderTimeout: 4 * time.Minute, // above the signer's own limits for what it still has to store
-		ExpectContinueTimeout: time.Second,
-		DisableCompression:    true,
-		ReadBufferSize:        4 << 10,
-		// A slow picture waits in it until it is full, so that it must not be more
-		// than the least that a body must bring in a while. Fast ones pass it by.
-		WriteBufferSize: 4 << 10,
-	}
-}
-
-// patience lets dialling wait for a signer that refuses connections, because it is
-// being restarted: nothing has been sent yet, and so nothing needs to fail. It ends
-// dialPatience after the first refusal, for all, so that nobody waits for a signer
-// that does not come back.
-type patience struct {
-	mu          sync.Mutex
-	first, last time.Time // refusals of the outage
-}
-
-func (p *patience) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: 2 * time.Second}
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		conn, err := dialer.DialContext(ctx, network, address)
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(sendBuffer) // gone already: the first write says so
-		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			p.reset()
-			return conn, err
-		}
-		if p.over(time.Now()) {
-			return nil, err
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return nil, err
-		}
-	}
-}
-
-// reset ends an outage.
-func (p *patience) reset() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.last = time.Time{}
-}
-
-// over reports whether a refusal at now comes too long after the first.
-func (p *patience) over(now time.Time) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if now.Sub(p.last) > dialPatience {
-		p.first = now // of another outage
-	}
-	p.last = now
-	return now.Sub(p.first) >= dialPatience
-}
-
 // Client is the Signer on the other side of the loopback interface. It never
 // retries: the body of a Put cannot be replayed, and the signer retries storage.
 type Client struct {
-	base string
-	http *http.Client
+	host      string
+	transport http.RoundTripper
+	about     func(context.Context, http.Header)
 }
 
 var _ Signer = (*Client)(nil)
 
 // NewClient returns a client of the signer at base, such as
-// "http://127.0.0.1:8081". The transport is [NewTransport] or a wrapper of it.
-func NewClient(base string, transport http.RoundTripper) (*Client, error) {
+// "http://127.0.0.1:8081". about adds to the header of each call what is to be known
+// of it on the other side.
+func NewClient(base string, about func(context.Context, http.Header)) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Scheme != "http" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
-	return &Client{
-		base: "http://" + u.Host,
-		http: &http.Client{
-			Transport:     transport,
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
-	}, nil
+	return &Client{u.Host, newTransport(), about}, nil
 }
 
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
@@ -165,8 +83,6 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 
 // Link implements [Signer].
 func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
-	ctx, cancel := context.WithTimeout(ctx, linkTimeout)
-	defer cancel()
 	query := url.Values{}
 	if opts.TTL != 0 {
 		if opts.TTL%time.Second != 0 {
@@ -202,11 +118,7 @@ func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) e
 func (c *Client) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+readyPath, nil)
-	if err != nil {
-		return fmt.Errorf("asking the signer: %w", err)
-	}
-	return c.do(req, nil)
+	return c.do(c.newRequest(ctx, http.MethodGet, readyPath, "", nil), nil)
 }
 
 // query adds the conditions to the arguments of a call.
@@ -223,25 +135,27 @@ func (c *Client) request(ctx context.Context, method, path string, user User, qu
 	if user == (User{}) {
 		return nil, ErrInvalidUser
 	}
-	if query == nil {
-		query = url.Values{}
-	}
 	query.Set("user", user.String())
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path+"?"+query.Encode(), body)
-	if err != nil {
-		return nil, fmt.Errorf("asking the signer: %w", err)
-	}
-	return req, nil
+	return c.newRequest(ctx, method, path, query.Encode(), body), nil
 }
 
-// do sends req and decodes a 2xx answer into out, if there is one to decode.
+func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
+	req := &http.Request{
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{},
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, // or net/http does not wait to be asked for the body
+	}
+	if body != nil {
+		req.Body = io.NopCloser(body)
+	}
+	c.about(ctx, req.Header)
+	return req.WithContext(ctx)
+}
+
+// do sends req, follows no redirect, and decodes a 2xx answer into out, if there is
+// one to decode.
 func (c *Client) do(req *http.Request, out any) error {
-	resp, err := c.http.Do(req)
+	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
-		// The URL in a *url.Error has the user name in it and nothing more to tell.
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err
-		}
 		return unreachable(req.Context(), err)
 	}
 	defer resp.Body.Close()

@@ -49,12 +49,11 @@ func across(t *testing.T, s Signer) *Client {
 
 func clientOf(t *testing.T, base string) *Client {
 	t.Helper()
-	transport := NewTransport()
-	t.Cleanup(transport.CloseIdleConnections)
-	c, err := NewClient(base, transport)
+	c, err := NewClient(base, func(context.Context, http.Header) {})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(c.transport.(*transport).bodies.CloseIdleConnections)
 	return c
 }
 
@@ -387,12 +386,10 @@ func FuzzDecodeAnswer(f *testing.F) {
 		if status < 200 || status > 999 {
 			return
 		}
-		c, err := NewClient("http://signer.test", roundTrip(func(r *http.Request) (*http.Response, error) {
+		c := clientOf(t, "http://signer.test")
+		c.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
-		}))
-		if err != nil {
-			t.Fatal(err)
-		}
+		})
 		if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
 			if _, ok := errors.AsType[*Error](err); !ok {
 				t.Fatalf("an error outside the contract: %v", err)

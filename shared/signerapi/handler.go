@@ -1,6 +1,7 @@
 package signerapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -185,14 +186,16 @@ func Fail(w http.ResponseWriter, err error) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	content, err := json.Marshal(v)
-	if err != nil {
+	var content bytes.Buffer
+	enc := json.NewEncoder(&content)
+	enc.SetEscapeHTML(false) // links are full of ampersands
+	if err := enc.Encode(v); err != nil {
 		panic(err) // our own types
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(content))) // whole before the request is
+	w.Header().Set("Content-Length", strconv.Itoa(content.Len())) // whole before the request is
 	w.WriteHeader(status)
-	_, _ = w.Write(content) // the peer is gone, and so is anyone to tell
+	_, _ = w.Write(content.Bytes()) // the peer is gone, and so is anyone to tell
 }
 
 // requestBody says what an error of an HTTP request's body means.

@@ -38,7 +38,7 @@ type known struct {
 type existing struct {
 	info  signerapi.Info
 	until time.Time
-	link  atomic.Pointer[signedLink] // the last one that was signed
+	link  atomic.Pointer[signedLink] // the last one that was signed; it does not go by info
 }
 
 func newKnown(ttl time.Duration, now func() time.Time, look func(context.Context, signerapi.User) (signerapi.Info, error)) *known {
@@ -82,7 +82,10 @@ func (k *known) ask(ctx context.Context, user signerapi.User) (*existing, error)
 		return nil, err
 	}
 	p := &existing{info: info, until: k.now().Add(k.ttl)}
-	if k.ttl > 0 && k.change(user).Load() == before {
+	if last, ok := k.there.Peek(user); ok {
+		p.link.Store(last.link.Load())
+	}
+	if k.change(user).Load() == before {
 		k.there.Add(user, p)
 		if k.change(user).Load() != before {
 			k.there.Remove(user)

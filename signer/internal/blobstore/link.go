@@ -34,7 +34,8 @@ func window(now time.Time, ttl time.Duration) (began, start, end time.Time) {
 
 // signedLink is the link of a picture to look at, as it was signed last.
 type signedLink struct {
-	link  signerapi.Link
+	url   signerapi.SignedURL
+	end   time.Time
 	ttl   time.Duration
 	began time.Time // of its window
 	key   *delegationKey
@@ -50,30 +51,29 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 	}
 	if download != "" {
 		s.metrics.downloads.Inc()
-		return s.sign(user, there.info, ttl, download)
+		signed, end, err := s.sign(user, ttl, download)
+		return signerapi.Link{Info: there.info, URL: signed, ExpiresAt: end}, err
 	}
 	s.metrics.views.Inc()
-	if last := there.link.Load(); last != nil && last.ttl == ttl && last.key == key && last.began.Equal(began) {
-		return last.link, nil
+	last := there.link.Load()
+	if last == nil || last.ttl != ttl || last.key != key || !last.began.Equal(began) {
+		signed, end, err := s.sign(user, ttl, "")
+		if err != nil {
+			return signerapi.Link{}, err
+		}
+		last = &signedLink{signed, end, ttl, began, key}
+		there.link.Store(last)
 	}
-	link, err := s.sign(user, there.info, ttl, "")
-	if err == nil {
-		there.link.Store(&signedLink{link, ttl, began, key})
-	}
-	return link, err
+	return signerapi.Link{Info: there.info, URL: last.url, ExpiresAt: last.end}, nil
 }
 
-func (s *Store) sign(user signerapi.User, info signerapi.Info, ttl time.Duration, download string) (signerapi.Link, error) {
+func (s *Store) sign(user signerapi.User, ttl time.Duration, download string) (signed signerapi.SignedURL, end time.Time, err error) {
 	query, end, err := s.signature(s.blobName(user), ttl, download)
 	if err != nil {
-		return signerapi.Link{}, err
+		return "", time.Time{}, err
 	}
-	return signerapi.Link{
-		Info: info,
-		URL: signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
-			url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query),
-		ExpiresAt: end,
-	}, nil
+	return signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
+		url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query), end, nil
 }
 
 // signature returns the query that makes a link of the URL of the blob name, and
