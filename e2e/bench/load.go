@@ -118,7 +118,7 @@ func slowClients(ctx context.Context, url string, n int, header string, rate int
 				defer close(over)
 				_, _ = conn.Read(make([]byte, 1)) // an answer, or the end: it makes no difference
 			}()
-			time.Sleep(rand.N(time.Second)) // or all would send at once
+			time.Sleep(rand.N(time.Second)) //nolint:gosec // or all would send at once
 			tick := time.NewTicker(time.Second)
 			defer tick.Stop()
 			for {
