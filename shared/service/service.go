@@ -174,8 +174,8 @@ type Service struct {
 // done, and then stops in order: not ready, DrainDelay, no new connections,
 // requests under way for at most DrainTimeout, background work, ops listener.
 // It returns nil after a clean stop, and an error when something could not
-// start, broke, or was cut off by DrainTimeout. No line of the log is held back
-// when it returns.
+// start, broke, or was cut off by DrainTimeout. No line of the log of a request
+// that has ended is held back when it returns.
 func (s Service) Run(ctx context.Context) error {
 	defer flush(s.Log)
 	work, err := s.listen(ctx, s.Name, s.Address)

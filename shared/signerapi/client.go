@@ -34,7 +34,7 @@ const (
 const maxAnswer = 64 << 10
 
 // Client is the Signer on the other side of the loopback interface. It never
-// retries: the body of a Put cannot be replayed, and the signer retries storage.
+// repeats a Put or a Delete: a body cannot be replayed, and the signer retries storage.
 type Client struct {
 	host      string
 	transport http.RoundTripper
@@ -48,7 +48,7 @@ var _ Signer = (*Client)(nil)
 // of it on the other side.
 func NewClient(base string, about func(context.Context, http.Header)) (*Client, error) {
 	u, err := url.Parse(base)
-	if err != nil || u.Scheme != "http" || u.Host == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
+	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
 	return &Client{u.Host, newTransport(), about}, nil
@@ -204,7 +204,7 @@ func decodeError(resp *http.Response, answer []byte) error {
 }
 
 // trackedBody remembers the error that ended a body. The transport may still be
-// reading when Do has returned, hence the lock.
+// reading when RoundTrip has returned, hence the lock.
 type trackedBody struct {
 	r  io.Reader
 	mu sync.Mutex

@@ -386,7 +386,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 		if status < 200 || status > 999 {
 			return
 		}
-		c := clientOf(t, "http://signer.test")
+		c := clientOf(t, "http://signer.test:1")
 		c.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
 		})
@@ -419,7 +419,7 @@ func TestASignedURLDoesNotPrintOrLog(t *testing.T) {
 }
 
 func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
-	for _, base := range []string{"", "127.0.0.1:8081", "https://127.0.0.1", "http://127.0.0.1/x", "http://", "http://a?b", ":"} {
+	for _, base := range []string{"", "127.0.0.1:8081", "http://127.0.0.1", "https://127.0.0.1:1", "http://127.0.0.1:1/x", "http://", "http://a:1?b", ":"} {
 		if _, err := NewClient(base, nil); err == nil {
 			t.Errorf("NewClient(%q) took it", base)
 		}

@@ -30,8 +30,8 @@ const (
 )
 
 // newTransport returns an HTTP/1.1 transport for the loopback hop: connections
-// are kept and reused by as many requests as are under way, each phase has its
-// own limit, and nothing is compressed or sent through a proxy.
+// are kept and reused, each call or each phase of it has a limit, and nothing is
+// compressed or sent through a proxy.
 func newTransport() *transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -39,12 +39,11 @@ func newTransport() *transport {
 		DialContext:           new(patience).dial,
 		Protocols:             protocols,
 		MaxIdleConns:          1024,
-		MaxIdleConnsPerHost:   1024, // one host; Go's default of 2 costs half the throughput
+		MaxIdleConnsPerHost:   1024, // one host; Go's default is 2
 		IdleConnTimeout:       30 * time.Second,
 		ResponseHeaderTimeout: 4 * time.Minute, // above the signer's own limits for what it still has to store
 		ExpectContinueTimeout: time.Second,
 		DisableCompression:    true,
-		ReadBufferSize:        4 << 10,
 		// A chunk of a form's picture, which then is one write and not three. A picture
 		// whose length is known does not pass through it.
 		WriteBufferSize: 33 << 10,

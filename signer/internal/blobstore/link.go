@@ -25,7 +25,7 @@ const (
 // window returns when the window began that now is in, and the times of a link
 // with lifetime ttl that is signed in it. They stand still for a twelfth of ttl, so
 // that the same picture has the same URL and caches can do their work; what is left
-// of the link is then between eleven twelfths of ttl and all of it, never more.
+// of the link is then between eleven twelfths of ttl, or a second less, and all of it.
 func window(now time.Time, ttl time.Duration) (began, start, end time.Time) {
 	step := max((ttl / 12).Truncate(time.Second), time.Second)
 	began = now.UTC().Truncate(step)

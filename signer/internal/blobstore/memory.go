@@ -15,13 +15,16 @@ const (
 	// slowPage is how long a page may take to be filled before what came of the
 	// picture so far must make room, when room is wanted.
 	slowPage = time.Second
+	// soon is the longest that memory is kept free for an upload to come to its end,
+	// or the end of a block. Others do not wait for one that takes longer.
+	soon = 2 * time.Second
 )
 
 // memory is the upload memory of the process, in pages. There are never more
 // pages than the limit it was made with; an upload that wants one waits. They are
 // plain heap memory, which is kept for the next upload.
 //
-// Pages come back when a block has been stored. So that they always do, and no
+// Pages come back when a block has been stored, or has failed. So that they always do, and no
 // slow client keeps any, a wait has others store what they hold as a smaller
 // block: those whose clients are slow, and where all wait and nothing is being
 // stored, the one that holds most.
@@ -88,6 +91,8 @@ func (m *memory) take(ctx context.Context, up *upload) ([]byte, error) {
 			err = signerapi.ErrOverloaded
 		case <-ctx.Done():
 			err = signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		case <-up.ctx.Done(): // a block of it has failed
+			err = signerapi.ErrIncomplete.Wrap(context.Cause(up.ctx))
 		}
 	}
 	m.mu.Lock()

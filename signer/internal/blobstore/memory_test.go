@@ -117,6 +117,65 @@ func TestASlowUploadMakesRoom(t *testing.T) {
 	}
 }
 
+// paced gives a page at a time, and takes its time over each.
+type paced struct {
+	io.Reader
+	each time.Duration
+}
+
+func (p paced) Read(b []byte) (int, error) {
+	time.Sleep(p.each)
+	n, err := io.ReadFull(p.Reader, b[:min(len(b), pageBytes)])
+	if err == io.ErrUnexpectedEOF {
+		err = nil
+	}
+	return n, err
+}
+
+// Clients that are not slow, but need minutes for a block, have no memory kept free
+// for them: others would be refused while most of it is unused.
+func TestMemoryIsNotKeptFreeForLong(t *testing.T) {
+	s, back, _ := newStore(t, func(o *Options) { o.Memory, o.MemoryWait = 2*blockPages*pageBytes, time.Second })
+	content := pngOf(32 * pageBytes)
+	var wg sync.WaitGroup
+	for i := range 7 {
+		wg.Go(func() {
+			body := paced{strings.NewReader(content), 60 * time.Millisecond}
+			if _, err := s.Put(t.Context(), user(t, string(rune('a'+i))), body, unknown); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(back.called()); n != 7 {
+		t.Errorf("storage was called %d times for 7 pictures", n)
+	}
+}
+
+// When memory runs out, clients that need minutes for a block make room for each
+// other, and none is refused.
+func TestClientsOfMiddlingSpeedShareTheMemory(t *testing.T) {
+	s, back, _ := newStore(t, func(o *Options) { o.Memory, o.MemoryWait = blockPages*pageBytes, 3*time.Second })
+	content := pngOf(32*pageBytes + 7)
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			name := string(rune('a' + i))
+			body := paced{strings.NewReader(content), 60 * time.Millisecond}
+			if _, err := s.Put(t.Context(), user(t, name), body, unknown); err != nil {
+				t.Error(err)
+				return
+			}
+			back.mu.Lock()
+			defer back.mu.Unlock()
+			if back.blobs["/cats/"+name+"/cat"] != content {
+				t.Errorf("%s: others are stored", name)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // Clients that all stand still with no block whole do not lock each other out.
 func TestUploadsThatHoldAllMemoryTogetherGoOn(t *testing.T) {
 	s, back, _ := newStore(t, func(o *Options) { o.Memory, o.MemoryWait = 8*pageBytes, 20*time.Second })

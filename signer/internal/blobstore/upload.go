@@ -46,16 +46,17 @@ type upload struct {
 
 	// Guarded by store.memory.mu:
 
-	number  int       // of those that entered memory
-	taken   bool      // a page that is being filled
-	pages   [][]byte  // full, or the last, and on no way yet
-	size    int64     // of what was read, in bytes
-	filling time.Time // since when a page is; zero when none is
-	prefix  [16]byte  // of the block's names: another upload's must not be taken for ours
-	blocks  []string  // names, in the picture's order
-	under   int       // blocks on their way
-	ended   sync.Cond // of under
-	closed  bool      // no more blocks
+	number  int           // of those that entered memory
+	taken   bool          // a page that is being filled
+	pages   [][]byte      // full, or the last, and on no way yet
+	size    int64         // of what was read, in bytes
+	filling time.Time     // since when a page is; zero when none is
+	pace    time.Duration // that the last page took to be filled; 0 before the first
+	prefix  [16]byte      // of the block's names: another upload's must not be taken for ours
+	blocks  []string      // names, in the picture's order
+	under   int           // blocks on their way
+	ended   sync.Cond     // of under
+	closed  bool          // no more blocks
 }
 
 func (s *Store) newUpload(ctx context.Context, user signerapi.User, contentType string, opts signerapi.PutOptions) *upload {
@@ -104,6 +105,10 @@ func (up *upload) read(ctx context.Context, body io.Reader) error {
 			return up.cause(err)
 		}
 		n, err := up.fill(body, page)
+		if err != nil && err != io.EOF { //nolint:errorlint // as below
+			m.give(page)
+			return up.cause(err)
+		}
 		if n > 0 {
 			up.md5.Write(page[:n])
 			if werr := up.add(page[:n]); werr != nil {
@@ -115,9 +120,6 @@ func (up *upload) read(ctx context.Context, body io.Reader) error {
 		if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 			return nil
 		}
-		if err != nil {
-			return up.cause(err)
-		}
 	}
 }
 
@@ -125,19 +127,23 @@ func (up *upload) read(ctx context.Context, body io.Reader) error {
 // io.ReadFull it returns the error of r as it came: io.EOF, bare, is the end of
 // the picture and nothing else is.
 func (up *upload) fill(r io.Reader, page []byte) (n int, err error) {
-	up.fills(time.Now())
+	began := time.Now()
+	up.fills(began, 0)
 	for n < len(page) && err == nil {
 		var k int
 		k, err = r.Read(page[n:])
 		n += k
 	}
-	up.fills(time.Time{})
+	up.fills(time.Time{}, time.Since(began))
 	return n, err
 }
 
-func (up *upload) fills(since time.Time) {
+func (up *upload) fills(since time.Time, took time.Duration) {
 	up.store.memory.mu.Lock()
 	up.filling = since
+	if took > 0 {
+		up.pace = took
+	}
 	up.store.memory.mu.Unlock()
 }
 
@@ -193,8 +199,9 @@ func (up *upload) missing() int {
 	return missing
 }
 
-// goesOn reports whether the upload needs no page to go on. store.memory.mu is held.
-func (up *upload) goesOn(now time.Time) bool { return up.closed || up.taken && !up.slow(now) }
+// goesOn reports whether the upload will give pages back soon and needs none for
+// that now. store.memory.mu is held.
+func (up *upload) goesOn(now time.Time) bool { return up.closed || up.taken && up.comesAlong(now) }
 
 // before reports whether up should have pages before other: when it needs fewer,
 // or came first. store.memory.mu is held.
@@ -206,7 +213,8 @@ func (up *upload) before(other *upload) bool {
 // comesAlong reports whether the upload will have a block, or the picture, whole
 // soon, if it gets the pages. store.memory.mu is held.
 func (up *upload) comesAlong(now time.Time) bool {
-	return !up.closed && up.under < parallel && up.ctx.Err() == nil && !up.slow(now)
+	return !up.closed && up.under < parallel && up.ctx.Err() == nil && !up.slow(now) &&
+		up.pace*time.Duration(up.missing()) < soon
 }
 
 // canStore reports whether the pages at hand can be stored as a block now.
@@ -228,6 +236,9 @@ func (up *upload) storeBlock() {
 	go func() {
 		if err := up.stage(id, pages); err != nil {
 			up.fail(err)
+			m.mu.Lock()
+			pages, up.pages = append(pages, up.pages...), nil // its client may not send the rest for long
+			m.mu.Unlock()
 		}
 		m.give(pages...)
 		m.mu.Lock()
@@ -323,10 +334,11 @@ func (up *upload) visible(ctx context.Context, sum []byte, op *operation, doing 
 	if lookErr == nil && bytes.Equal(there.MD5, sum) && there.Size == up.size {
 		return there, nil
 	}
-	if e := signerapi.AsError(err); e.RetryAfter > 0 {
-		err = e.With(e.Detail + "; the picture may have been stored all the same")
+	e := signerapi.AsError(err)
+	if errors.Is(e, signerapi.ErrPreconditionFailed) || errors.Is(e, signerapi.ErrConflict) {
+		return signerapi.Info{}, e.With("storage refused to repeat this upload, after its first try may have been stored for a while")
 	}
-	return signerapi.Info{}, err
+	return signerapi.Info{}, e.With(e.Detail + "; the picture may have been stored all the same")
 }
 
 func (up *upload) headers(sum []byte) *blob.HTTPHeaders {
