@@ -316,7 +316,7 @@ func TestAnIssuerThatGoesDownIsNotMissedWhileTheTokenLives(t *testing.T) {
 
 func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 	t.Parallel()
-	const rotations, exchanges = 3, 6
+	const rotations, exchanges, enough = 3, 6, 200
 	// The signer is told whole seconds and storage goes by what is in the token,
 	// which lives longer than that by more than the exchange takes: as Entra ID's do.
 	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 4900 * time.Millisecond, FederatedTokenLifetime: 5 * time.Second})
@@ -352,7 +352,7 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 		})
 	}
 	tokens := map[string]bool{}
-	for ctx.Err() == nil && (len(tokens) <= rotations || sys.Issuer.Issued() < first+exchanges) {
+	for ctx.Err() == nil && (len(tokens) <= rotations || sys.Issuer.Issued() < first+exchanges || answered.Load() < enough) {
 		b, err := os.ReadFile(sys.Token.Path())
 		if err != nil {
 			t.Error(err)
@@ -361,14 +361,11 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	if ctx.Err() != nil {
-		t.Errorf("only %d federated tokens and %d exchanges", len(tokens), sys.Issuer.Issued()-first)
+		t.Errorf("only %d federated tokens, %d exchanges and %d requests", len(tokens), sys.Issuer.Issued()-first, answered.Load())
 	}
 	cancel()
 	wg.Wait()
 	t.Logf("%d requests, %d failed, while %d federated tokens were exchanged %d times", answered.Load(), failed.Load(), len(tokens), sys.Issuer.Issued()-first)
-	if answered.Load() < 200 {
-		t.Error("too few requests to show anything")
-	}
 	keepsSecrets(t, sys)
 }
 
