@@ -100,3 +100,43 @@ func TestSlowClientsDoNotKeepOthersOut(t *testing.T) {
 		t.Error("all slow ones had to go, for three uploads one after the other")
 	}
 }
+
+// Connections that do nothing are bounded, the oldest make room, and nobody else is
+// kept waiting, while 700 stall and 300 are idle.
+func TestConnectionsThatDoNothingAreFew(t *testing.T) {
+	t.Parallel()
+	const most = 4 * 128
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "seen", cat)
+	quick := func() {
+		t.Helper()
+		began := time.Now()
+		link(t, sys, "seen", "")
+		put(t, sys, "seen", cat)
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("a GET and an upload took %v", took)
+		}
+		if n := sum(t, sys.FrontendOps, "cats_connections"); n > most+10 { // those of the ops port, too
+			t.Errorf("%v connections are open", n)
+		}
+	}
+	for i, kind := range []struct {
+		n    int
+		sent string
+	}{
+		{300, "GET /service HTTP/1.1\r\nHost: cats\r\n\r\n"},
+		{350, "GET /service HTT"},
+		{350, "PUT /cat/stalled HTTP/1.1\r\nHost: cats\r\nContent-Length: 1000000\r\n\r\n\x89PNG"},
+	} {
+		for range kind.n {
+			if _, err := io.WriteString(dial(t, sys), kind.sent); err != nil {
+				t.Fatal(err)
+			}
+		}
+		quick()
+		if i == 1 && sum(t, sys.FrontendOps, "cats_connections_evicted_total") < 300+350-most {
+			t.Error("none had to make room")
+		}
+	}
+	quick()
+}

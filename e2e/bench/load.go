@@ -32,8 +32,10 @@ func (l load) rate() float64 { return float64(l.n) / l.seconds }
 // given: as fast as it is answered, or at rate requests a second when that is not
 // 0. Any answer but a 200 is an error.
 func attack(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
+	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
+	defer transport.CloseIdleConnections() // vegeta would leave them to the next attack's peer
 	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
-		vegeta.Connections(conns), vegeta.Timeout(2*time.Minute), vegeta.MaxBody(0))
+		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))
 	defer attacker.Stop()
 	var pacer vegeta.Pacer = vegeta.Rate{}
 	if rate > 0 {

@@ -17,14 +17,17 @@ const (
 	// this, in bytes per second.
 	slowRate = 16 << 10
 	lookBack = time.Second
+
+	waitingPerPlace = 2 // more are turned away
 )
 
 // bodies bounds how many request bodies are read at once, and so the memory that
 // they take. Slow ones do not keep fast ones out.
 type bodies struct {
-	places *semaphore.Weighted
-	mu     sync.Mutex
-	open   map[*body]*pace
+	places  *semaphore.Weighted
+	waiting *semaphore.Weighted
+	mu      sync.Mutex
+	open    map[*body]*pace
 }
 
 // pace is what a body had brought when it was last looked at.
@@ -35,25 +38,15 @@ type pace struct {
 }
 
 func newBodies(limit int) *bodies {
-	return &bodies{places: semaphore.NewWeighted(int64(limit)), open: map[*body]*pace{}}
+	return &bodies{places: semaphore.NewWeighted(int64(limit)), waiting: semaphore.NewWeighted(waitingPerPlace * int64(limit)), open: map[*body]*pace{}}
 }
 
-// enter waits for a place. The error is ErrOverloaded, or ErrIncomplete when ctx
-// is done first.
+// enter waits for a place, in turn, where not too many wait already. The
+// error is ErrOverloaded, or ErrIncomplete when ctx is done first.
 func (s *bodies) enter(ctx context.Context, b *body) error {
-	for until := time.Now().Add(bodyWait); !s.places.TryAcquire(1); {
-		s.makeRoom(time.Now())
-		limit, cancel := context.WithTimeout(ctx, lookBack)
-		err := s.places.Acquire(limit, 1)
-		cancel()
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil {
-			return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
-		}
-		if time.Now().After(until) {
-			return signerapi.ErrOverloaded
+	if !s.places.TryAcquire(1) {
+		if err := s.waitFor(ctx); err != nil {
+			return err
 		}
 	}
 	s.mu.Lock()
@@ -64,6 +57,34 @@ func (s *bodies) enter(ctx context.Context, b *body) error {
 	}
 	s.open[b] = &pace{at: time.Now(), n: b.n.Load(), waited: b.waitedFor()}
 	return nil
+}
+
+// waitFor is enter where all places are taken.
+func (s *bodies) waitFor(ctx context.Context) error {
+	if !s.waiting.TryAcquire(1) {
+		return signerapi.ErrOverloaded
+	}
+	defer s.waiting.Release(1)
+	limit, cancel := context.WithTimeout(ctx, bodyWait)
+	defer cancel()
+	entered := make(chan error, 1)
+	go func() { entered <- s.places.Acquire(limit, 1) }()
+	again := time.NewTicker(lookBack)
+	defer again.Stop()
+	for {
+		s.makeRoom(time.Now())
+		select {
+		case err := <-entered:
+			if err != nil && ctx.Err() != nil {
+				return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+			}
+			if err != nil {
+				return signerapi.ErrOverloaded
+			}
+			return nil
+		case <-again.C:
+		}
+	}
 }
 
 // leave gives the place of b back, if it has one. It gets no other.

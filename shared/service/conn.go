@@ -21,6 +21,7 @@ type patience struct {
 // it returns from a chunked body, however long that takes.
 type watchedConn struct {
 	net.Conn
+	all      *connections
 	mu       sync.Mutex
 	patience patience      // the zero value when not watched
 	got      int64         // in this window
@@ -87,7 +88,10 @@ func (c *watchedConn) until(t time.Time) {
 const receiveBuffer = 256 << 10
 
 // watchedListener makes the connections of a server such that they can be watched.
-type watchedListener struct{ net.Listener }
+type watchedListener struct {
+	net.Listener
+	connections *connections
+}
 
 func (l watchedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
@@ -97,7 +101,17 @@ func (l watchedListener) Accept() (net.Conn, error) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		_ = tcp.SetReadBuffer(receiveBuffer) // gone already: the first read says so
 	}
-	return &watchedConn{Conn: c}, nil
+	watched := &watchedConn{Conn: c, all: l.connections}
+	if !l.connections.add(watched) {
+		_ = c.Close()
+		return nil, net.ErrClosed
+	}
+	return watched, nil
+}
+
+func (l watchedListener) Close() error {
+	l.connections.close()
+	return l.Listener.Close()
 }
 
 type connKey struct{}

@@ -340,6 +340,7 @@ func (b *body) drain(waits bool, w *http.ResponseController) {
 		return
 	}
 	if limit > 0 && w.Flush() == nil {
+		b.conn.all.rest(b.conn)
 		_, _ = io.CopyN(io.Discard, b.ReadCloser, drainBytes)
 	}
 }

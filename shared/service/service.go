@@ -32,6 +32,10 @@ const (
 	idleTimeout    = 75 * time.Second
 	maxHeaderBytes = 16 << 10
 
+	// Of MaxUploads, as many bodies are read, and twice as many wait, so that some
+	// connections are always left for what takes no time.
+	connectionsPerUpload = 4
+
 	memoryRatio = 0.7 // of the container's memory limit, for the Go runtime
 
 	// The heaps are so small that the garbage collector would run hundreds of times
@@ -190,7 +194,7 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining)), s.server(s.opsHandler(&draining))
+	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(s.opsHandler(&draining), ops)
 	opsServer.WriteTimeout = writeTimeout // the work server's answers have theirs, behind bodies of any length
 
 	// Background work outlives ctx: requests that are being drained need it.
@@ -241,18 +245,19 @@ func lastAnswers(h http.Handler, draining *atomic.Bool) http.Handler {
 	})
 }
 
-func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
+func (s Service) listen(ctx context.Context, name, address string) (watchedListener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
+		return watchedListener{}, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
 	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
-	return watchedListener{l}, nil
+	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Registry, name)}, nil
 }
 
-func (s Service) server(h http.Handler) *http.Server {
+func (s Service) server(h http.Handler, l watchedListener) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           l.connections.handler(h),
+		ConnState:         l.connections.state,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,

@@ -21,10 +21,10 @@ const (
 	readyPath   = "/v1/ready"
 )
 
-// How long the client waits for the short calls. Put has no total limit: a slow
-// picture may take as long as it keeps coming, and the transport bounds the wait
-// for the answer after its end.
+// How long the client waits for an answer: for Put, from the end of the picture
+// on, which may take as long as it keeps coming.
 const (
+	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
 	getTimeout    = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second
@@ -51,7 +51,7 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
-	return &Client{u.Host, newTransport(), about}, nil
+	return &Client{u.Host, &transport{dial: new(patience).dial}, about}, nil
 }
 
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
@@ -69,8 +69,6 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 		return Info{}, err
 	}
 	req.ContentLength = opts.Size // chunked where it is not known
-	// The signer may refuse before a byte of the picture is sent.
-	req.Header.Set("Expect", "100-continue")
 	var info Info
 	err = c.do(req, &info)
 	// What went wrong with the body is the reason; what the transport or the
@@ -141,9 +139,7 @@ func (c *Client) request(ctx context.Context, method, path string, user User, qu
 
 func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
 	req := &http.Request{
-		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{},
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, // or net/http does not wait to be asked for the body
-	}
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{}}
 	if body != nil {
 		req.Body = io.NopCloser(body)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -28,27 +29,6 @@ const (
 	maxIdle     = 256
 	idleTimeout = 30 * time.Second // below the signer's own, or it closes them under a call
 )
-
-// newTransport returns an HTTP/1.1 transport for the loopback hop: connections
-// are kept and reused, each call or each phase of it has a limit, and nothing is
-// compressed or sent through a proxy.
-func newTransport() *transport {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	return &transport{bodies: &http.Transport{
-		DialContext:           new(patience).dial,
-		Protocols:             protocols,
-		MaxIdleConns:          1024,
-		MaxIdleConnsPerHost:   1024, // one host; Go's default is 2
-		IdleConnTimeout:       30 * time.Second,
-		ResponseHeaderTimeout: 4 * time.Minute, // above the signer's own limits for what it still has to store
-		ExpectContinueTimeout: time.Second,
-		DisableCompression:    true,
-		// A chunk of a form's picture, which then is one write and not three. A picture
-		// whose length is known does not pass through it.
-		WriteBufferSize: 33 << 10,
-	}}
-}
 
 // patience lets dialling wait for a signer that refuses connections, because it is
 // being restarted: nothing has been sent yet, and so nothing needs to fail. It ends
@@ -99,18 +79,21 @@ func (p *patience) over(now time.Time) bool {
 	return now.Sub(p.first) >= dialPatience
 }
 
-// transport carries the calls. A GET, which is nearly every call, goes over a
-// connection of its own, in the goroutine that asks: net/http keeps two goroutines
-// for each connection, and to hand a call to them and back costs more than the call.
-// Everything else goes by net/http.
+// askTimeout is how long a body waits to be asked for before it is sent all the same.
+const askTimeout = time.Second
+
+// transport carries the calls over HTTP/1.1, each by a connection that it has to
+// itself, in the goroutine that asks. net/http keeps two goroutines for each
+// connection, and to hand a call to them and back costs more than the call; and for
+// each body 70 KiB of buffers, however slowly it comes.
 type transport struct {
-	bodies *http.Transport
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex
 	idle []*conn // the last is the one that was used last
 }
 
-// conn carries one GET at a time.
+// conn carries one call at a time.
 type conn struct {
 	net.Conn
 	limit io.LimitedReader // of what is read of one answer
@@ -119,17 +102,15 @@ type conn struct {
 	kept  time.Time // since when it is idle; zero when it is new
 }
 
-// RoundTrip implements [http.RoundTripper].
+// RoundTrip implements [http.RoundTripper] for the calls of the contract. The signer
+// is asked whether it wants a body before a byte of it is read, and answers are read whole.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Method != http.MethodGet {
-		return t.bodies.RoundTrip(req)
-	}
 	for {
-		c, err := t.conn(req.Context(), req.URL.Host)
+		c, err := t.conn(req.Context(), req.URL.Host, req.Method == http.MethodDelete)
 		if err != nil {
 			return nil, err
 		}
-		resp, err := c.get(req)
+		resp, err := c.call(req)
 		if err == nil && !resp.Close {
 			t.keep(c)
 			return resp, nil
@@ -142,66 +123,203 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // errStale is that a connection that was kept had been closed by the signer, which
-// has not seen the request, or has been restarted amid it. A GET changes nothing
-// and can be asked again.
+// has not seen the request, or has been restarted amid it. A GET changes nothing,
+// a body that was not asked for has changed nothing, and both can be sent again.
 var errStale = errors.New("the signer had closed the connection")
 
-// get asks, and reads the answer whole. After an error c is of no more use.
-func (c *conn) get(req *http.Request) (*http.Response, error) {
+// call sends req and reads the answer. After an error, or where the response is to
+// close the connection, c is of no more use, and the body may still be read from.
+func (c *conn) call(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	deadline := time.Now().Add(getTimeout)
+	limit := getTimeout
+	if req.Body != nil {
+		limit = putTimeout
+	}
+	deadline := time.Now().Add(limit)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
 	_ = c.SetDeadline(deadline) // of a closed connection the first write tells
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
-	err := req.Write(c.out)
-	if err == nil {
-		err = c.out.Flush()
-	}
-	c.limit.N = 2 * maxAnswer // with the header
-	if err == nil {
-		_, err = c.in.Peek(1)
-	}
+	c.limit.N = 2 * maxAnswer // with the headers
+	wanted, err := c.ask(req)
 	if err != nil {
 		if ne, ok := errors.AsType[net.Error](err); !c.kept.IsZero() && (!ok || !ne.Timeout()) {
 			err = errors.Join(errStale, err)
 		}
 		return nil, err
 	}
-	resp, err := http.ReadResponse(c.in, req)
+	var sent chan struct{}
+	if wanted {
+		_ = c.SetReadDeadline(time.Time{}) // the picture may take as long as it keeps coming
+		sent = make(chan struct{})
+		go func() {
+			defer close(sent)
+			c.sendBody(req.Body, req.ContentLength)
+		}()
+	}
+	resp, err := c.answer(req)
 	if err != nil {
 		return nil, err
+	}
+	if wanted && resp.StatusCode == http.StatusOK {
+		<-sent // whose end the signer has seen
+	}
+	select {
+	case <-sent:
+	default:
+		resp.Close = resp.Close || wanted // it came amid the picture, whose rest must not be taken for a call
+	}
+	if !stop() {
+		return nil, context.Cause(ctx)
+	}
+	return resp, nil
+}
+
+// ask sends the header of req, and reports whether its body is wanted. Where it
+// returns no error, the signer is there.
+func (c *conn) ask(req *http.Request) (wanted bool, err error) {
+	for _, s := range []string{req.Method, " ", req.URL.RequestURI(), " HTTP/1.1\r\nHost: ", req.URL.Host, "\r\n"} {
+		_, _ = c.out.WriteString(s)
+	}
+	switch {
+	case req.Body == nil:
+	case req.ContentLength < 0:
+		_, _ = c.out.WriteString("Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n")
+	default:
+		_, _ = fmt.Fprintf(c.out, "Expect: 100-continue\r\nContent-Length: %d\r\n", req.ContentLength)
+	}
+	_ = req.Header.Write(c.out)
+	_, _ = c.out.WriteString("\r\n")
+	if err := c.out.Flush(); err != nil { // what went wrong before, too
+		return false, err
+	}
+	if req.Body == nil {
+		_, err := c.in.Peek(1)
+		return false, err
+	}
+	const goOn = "HTTP/1.1 100"
+	deadline := time.Now().Add(askTimeout)
+	_ = c.SetReadDeadline(deadline)
+	status, err := c.in.Peek(len(goOn))
+	_ = c.SetReadDeadline(deadline.Add(putTimeout))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return true, nil
+	}
+	return string(status) == goOn, err
+}
+
+// answer reads the answer to req whole.
+func (c *conn) answer(req *http.Request) (resp *http.Response, err error) {
+	for resp == nil || resp.StatusCode == http.StatusContinue && req.Body != nil {
+		if resp, err = http.ReadResponse(c.in, req); err != nil {
+			return nil, err
+		}
 	}
 	if resp.ContentLength < 0 || resp.ContentLength > maxAnswer || resp.StatusCode < http.StatusOK {
 		return nil, fmt.Errorf("the answer %s of %d bytes is outside the contract", resp.Status, resp.ContentLength)
 	}
-	answer := make([]byte, resp.ContentLength)
-	if _, err := io.ReadFull(resp.Body, answer); err != nil {
+	content := make([]byte, resp.ContentLength)
+	if _, err := io.ReadFull(resp.Body, content); err != nil {
 		return nil, err
 	}
 	if c.in.Buffered() > 0 {
 		return nil, errors.New("there is more than the answer")
 	}
-	if !stop() {
-		return nil, context.Cause(ctx)
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(answer))
+	resp.Body = io.NopCloser(bytes.NewReader(content))
 	return resp, nil
 }
 
+const (
+	// What is read of a picture at once, in bytes: little where little comes, so that
+	// a slow client holds little, and more where that was all there.
+	smallCopy = 2 << 10
+	largeCopy = 32 << 10
+
+	chunkHead = "0000\r\n" // the length of a chunk, in hexadecimal digits
+	chunkTail = "\r\n"
+	chunkEnd  = "0\r\n\r\n" // the last chunk, of none
+	chunkRoom = len(chunkHead) + len(chunkTail) + len(chunkEnd)
+)
+
+var largeCopies = sync.Pool{New: func() any { return new([largeCopy + chunkRoom]byte) }}
+
+// sendBody sends body: of size bytes, or in chunks where that is -1. A body that
+// breaks off, or has another size, cuts the connection, and so is never taken for
+// whole. When it returns otherwise, the answer is waited for no longer than it may take.
+func (c *conn) sendBody(body io.Reader, size int64) {
+	small := make([]byte, smallCopy+chunkRoom)
+	var large *[largeCopy + chunkRoom]byte
+	defer func() {
+		if large != nil {
+			largeCopies.Put(large)
+		}
+	}()
+	for sent := int64(0); ; {
+		buf := small
+		if large != nil {
+			buf = large[:]
+		}
+		most := len(buf) - chunkRoom
+		n, err := body.Read(buf[len(chunkHead):][:most])
+		ended := err == io.EOF //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		sent += int64(n)
+		if err != nil && !ended || size >= 0 && (sent > size || ended && sent < size) {
+			_ = c.Close()
+			return
+		}
+		_ = c.SetWriteDeadline(time.Now().Add(putTimeout))
+		if _, err := c.Write(piece(buf, n, size < 0, ended)); err != nil {
+			_ = c.SetReadDeadline(time.Now().Add(time.Second)) // the answer is there, or never comes
+			return
+		}
+		if ended {
+			_ = c.SetReadDeadline(time.Now().Add(putTimeout))
+			return
+		}
+		switch {
+		case large == nil && n == most:
+			large, _ = largeCopies.Get().(*[largeCopy + chunkRoom]byte)
+		case large != nil && n < smallCopy:
+			largeCopies.Put(large)
+			large = nil
+		}
+	}
+}
+
+// piece returns the n bytes of a body behind the room for a chunk's head in buf, as
+// a chunk where chunked, with the last chunk behind it where ended.
+func piece(buf []byte, n int, chunked, ended bool) []byte {
+	start, end := len(chunkHead), len(chunkHead)+n
+	if !chunked {
+		return buf[start:end]
+	}
+	if n > 0 {
+		start = 0
+		for i, left := len(chunkHead)-len(chunkTail)-1, n; i >= 0; i, left = i-1, left>>4 {
+			buf[i] = "0123456789abcdef"[left&15]
+		}
+		copy(buf[len(chunkHead)-len(chunkTail):], chunkTail)
+		end += copy(buf[end:], chunkTail)
+	}
+	if ended {
+		end += copy(buf[end:], chunkEnd)
+	}
+	return buf[start:end]
+}
+
 // conn returns the connection that was used last, or a new one.
-func (t *transport) conn(ctx context.Context, address string) (*conn, error) {
+func (t *transport) conn(ctx context.Context, address string, fresh bool) (*conn, error) {
 	t.mu.Lock()
-	if n := len(t.idle); n > 0 {
+	if n := len(t.idle); n > 0 && !fresh {
 		c := t.idle[n-1]
 		t.idle = t.idle[:n-1]
 		t.mu.Unlock()
 		return c, nil
 	}
 	t.mu.Unlock()
-	dialled, err := t.bodies.DialContext(ctx, "tcp", address)
+	dialled, err := t.dial(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,8 @@
 package signerapi
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -177,3 +180,163 @@ type closing struct {
 }
 
 func (c closing) Close() error { *c.closed++; return nil }
+
+// storing is a signer that keeps what it is sent, over a server that counts connections.
+func storing(t *testing.T, put func(User, io.Reader, PutOptions) (Info, error)) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
+	t.Helper()
+	opened = new(atomic.Int64)
+	srv = httptest.NewUnstartedServer(NewHandler(stub{put: put, delete: func(User, Conditions) error { return nil }}, ignore))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	srv.Start()
+	t.Cleanup(srv.Close)
+	return clientOf(t, srv.URL), srv, opened
+}
+
+// sized gives at most so many bytes to each Read, as sizes says in turn, and io.EOF
+// with the last of them where soon is set.
+type sized struct {
+	r     *bytes.Reader
+	sizes []int
+	soon  bool
+}
+
+func (s *sized) Read(p []byte) (int, error) {
+	n := min(s.sizes[0], len(p))
+	s.sizes = append(s.sizes[1:], s.sizes[0])
+	n, err := s.r.Read(p[:n])
+	if s.soon && s.r.Len() == 0 {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func TestPicturesArriveWholeHoweverTheyComeAndShareAConnection(t *testing.T) {
+	var got []byte
+	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (info Info, err error) {
+		got, err = io.ReadAll(body)
+		return Info{}, err
+	})
+	calls := 0
+	for _, n := range []int{1, 15, 16, smallCopy - 1, smallCopy, smallCopy + 1, largeCopy, largeCopy + smallCopy, 300_000} {
+		for _, sizes := range [][]int{{1 << 20}, {1000}, {smallCopy, largeCopy, 7}, {3000, 1, 0, 40_000}} {
+			for _, soon := range []bool{false, true} {
+				for _, size := range []int{-1, n} {
+					content := bytes.Repeat([]byte("0123456789abcdefg"), n/17+1)[:n]
+					body := &sized{bytes.NewReader(content), slices.Clone(sizes), soon}
+					if _, err := c.Put(t.Context(), user(t, "x"), body, PutOptions{Size: int64(size)}); err != nil || !bytes.Equal(got, content) {
+						t.Fatalf("%d bytes as %v, size %d: %d arrived, %v", n, sizes, size, len(got), err)
+					}
+					calls++
+				}
+			}
+		}
+	}
+	if o := opened.Load(); o != 1 {
+		t.Errorf("%d connections for %d calls after each other", o, calls)
+	}
+}
+
+func TestAPictureOfAnotherSizeThanAnnouncedIsBroken(t *testing.T) {
+	for _, size := range []int64{1, 99_999, 100_001} {
+		c, _, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
+			_, err := io.Copy(io.Discard, body)
+			if size > 100_000 && err == nil {
+				t.Error("the signer took a short picture for whole")
+			}
+			return Info{}, err
+		})
+		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(make([]byte, 100_000)), PutOptions{Size: size}); size > 100_000 && err == nil {
+			t.Errorf("100,000 bytes as %d: stored", size)
+		}
+	}
+}
+
+// A connection that was kept may turn out to be closed. Nothing of the picture has
+// been read by then.
+func TestAConnectionThatTheSignerClosedFailsNoUploadAndNoDelete(t *testing.T) {
+	var got []byte
+	c, srv, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (info Info, err error) {
+		got, err = io.ReadAll(body)
+		return Info{}, err
+	})
+	for i := range 3 {
+		content := bytes.Repeat([]byte{byte(i)}, 100_000)
+		srv.CloseClientConnections()
+		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(content), unknown); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("upload %d: %v", i, err)
+		}
+		srv.CloseClientConnections()
+		if err := c.Delete(t.Context(), user(t, "x"), Conditions{}); err != nil {
+			t.Errorf("delete %d: %v", i, err)
+		}
+	}
+	if o := opened.Load(); o != 6 {
+		t.Errorf("%d connections; want 6", o)
+	}
+}
+
+func TestARefusalAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
+	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
+		_, _ = io.CopyN(io.Discard, body, 1000)
+		return Info{}, ErrOverloaded
+	})
+	for _, size := range []int64{-1, 1 << 20} {
+		stuck, feed := io.Pipe()
+		go func() { _, _ = feed.Write(make([]byte, 3000)) }()
+		began := time.Now()
+		if _, err := c.Put(t.Context(), user(t, "x"), stuck, PutOptions{Size: size}); !errors.Is(err, ErrOverloaded) {
+			t.Errorf("Put returned %v; want ErrOverloaded", err)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("that took %v", took)
+		}
+		_ = feed.Close()
+	}
+	if o := opened.Load(); o != 2 {
+		t.Errorf("%d connections; want one for each, since what was left of the first's picture is no call", o)
+	}
+}
+
+func TestASignerThatDoesNotAskIsSentThePictureAllTheSame(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if req, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+			if content, _ := io.ReadAll(req.Body); string(content) == "picture" {
+				_, _ = io.WriteString(conn, answer)
+			}
+		}
+	}()
+	if _, err := clientOf(t, "http://"+l.Addr().String()).Put(t.Context(), user(t, "x"), strings.NewReader("picture"), PutOptions{Size: 7}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestASignerThatDiesAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
+	c, srv, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
+		_, err := io.Copy(io.Discard, body)
+		return Info{}, err
+	})
+	stuck, feed := io.Pipe()
+	defer feed.Close()
+	go func() {
+		_, _ = feed.Write(make([]byte, 3000))
+		srv.CloseClientConnections()
+	}()
+	if _, err := c.Put(t.Context(), user(t, "x"), stuck, unknown); !errors.Is(err, ErrSignerUnavailable) {
+		t.Errorf("Put returned %v; want ErrSignerUnavailable", err)
+	}
+}

@@ -1,0 +1,133 @@
+package service
+
+import (
+	"container/list"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// connections bounds how many connections a listener has open, and so what they
+// cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
+// many, the next takes the place of the one that has been at rest for longest:
+// that has no request under way, or has had its answer. While none is, it waits.
+type connections struct {
+	limit   int
+	evicted prometheus.Counter
+
+	mu     sync.Mutex
+	change sync.Cond                      // of what follows
+	open   map[*watchedConn]*list.Element // in atRest; nil for those at work
+	atRest list.List                      // of *watchedConn, the first since longest
+	closed bool
+}
+
+// newConnections has its metrics in reg, for the listener called name.
+func newConnections(limit int, reg prometheus.Registerer, name string) *connections {
+	labels := prometheus.Labels{"listener": name}
+	c := &connections{
+		limit: limit, open: map[*watchedConn]*list.Element{},
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cats_connections_evicted_total", Help: "Connections at rest that were closed to make room for others.", ConstLabels: labels,
+		}),
+	}
+	c.change.L = &c.mu
+	reg.MustRegister(c.evicted, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "cats_connections", Help: "Connections that are open.", ConstLabels: labels,
+	}, func() float64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return float64(len(c.open))
+	}))
+	return c
+}
+
+// add takes c in, once there is room for it. It returns false when that was over
+// before.
+func (s *connections) add(c *watchedConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.open) >= s.limit && !s.closed {
+		if oldest := s.atRest.Front(); oldest != nil {
+			other := oldest.Value.(*watchedConn)
+			s.drop(other)
+			s.evicted.Inc()
+			_ = other.Conn.Close() // its reader learns of it
+			continue
+		}
+		s.change.Wait()
+	}
+	if s.closed {
+		return false
+	}
+	s.open[c] = s.atRest.PushBack(c)
+	return true
+}
+
+// drop forgets c. s.mu is held.
+func (s *connections) drop(c *watchedConn) {
+	if e := s.open[c]; e != nil {
+		s.atRest.Remove(e)
+	}
+	delete(s.open, c)
+	s.change.Broadcast()
+}
+
+// work has c no longer at rest. It returns false when its place is already gone.
+func (s *connections) work(c *watchedConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, ok := s.open[c]
+	if e != nil {
+		s.atRest.Remove(e)
+		s.open[c] = nil
+	}
+	return ok
+}
+
+// rest has c at rest from now on.
+func (s *connections) rest(c *watchedConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e, ok := s.open[c]; ok && e == nil {
+		s.open[c] = s.atRest.PushBack(c)
+		s.change.Broadcast()
+	}
+}
+
+// close has nobody wait any more.
+func (s *connections) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.change.Broadcast()
+}
+
+// state is the [http.Server]'s ConnState.
+func (s *connections) state(c net.Conn, state http.ConnState) {
+	watched, ok := c.(*watchedConn)
+	if !ok {
+		return
+	}
+	switch state {
+	case http.StateIdle:
+		s.rest(watched)
+	case http.StateClosed, http.StateHijacked:
+		s.mu.Lock()
+		s.drop(watched)
+		s.mu.Unlock()
+	case http.StateNew, http.StateActive: // a header on its way is no request yet
+	}
+}
+
+// handler has the connection of each request at work while h has it.
+func (s *connections) handler(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*watchedConn); ok && !s.work(c) {
+			panic(http.ErrAbortHandler) // nobody would hear the answer
+		}
+		h.ServeHTTP(w, r)
+	})
+}

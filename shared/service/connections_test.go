@@ -1,0 +1,205 @@
+package service
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// dialed is a client's connection to a service.
+type dialed struct {
+	t    *testing.T
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (r *running) dial(t *testing.T) *dialed {
+	t.Helper()
+	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &dialed{t, conn, bufio.NewReader(conn)}
+}
+
+func (d *dialed) send(s string) {
+	d.t.Helper()
+	if _, err := io.WriteString(d.conn, s); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// status of the next answer, which has no body to be read; 0 when the connection is closed instead.
+func (d *dialed) status() int {
+	d.t.Helper()
+	_ = d.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	resp, err := http.ReadResponse(d.in, nil)
+	if err != nil {
+		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // as it came
+			d.t.Fatal("neither an answer nor an end")
+		}
+		return 0
+	}
+	return resp.StatusCode
+}
+
+func TestConnectionsAtRestMakeRoomTheOldestFirst(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 1 // four connections
+	release := make(chan struct{})
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
+		"/quick": func(http.ResponseWriter, *http.Request) {},
+		"/long":  func(http.ResponseWriter, *http.Request) { <-release },
+	})
+	const quick, long = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n", "GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
+	busy, half, idle, late := r.dial(t), r.dial(t), r.dial(t), r.dial(t)
+	busy.send(long)
+	half.send("GET /quick HT")
+	idle.send(quick)
+	if s := idle.status(); s != 200 {
+		t.Fatalf("the first request: %d", s)
+	}
+	eventually(t, "one at work and three at rest", func() bool {
+		return number(t, r, `test_http_requests_in_flight`) == 1 && number(t, r, `cats_connections{listener="work"}`) == 4
+	})
+	time.Sleep(50 * time.Millisecond) // idle is at rest when its answer is out
+	late.send(quick)
+	if s := late.status(); s != 200 {
+		t.Fatalf("the last of four: %d", s)
+	}
+
+	// Those at rest are half, then idle, then late.
+	fifth, sixth := r.dial(t), r.dial(t)
+	for _, d := range []*dialed{fifth, sixth} {
+		d.send(quick)
+		if s := d.status(); s != 200 {
+			t.Errorf("one that needs room: %d", s)
+		}
+	}
+	if s := half.status(); s != 0 {
+		t.Errorf("the one at rest for longest was answered %d", s)
+	}
+	if s := idle.status(); s != 0 {
+		t.Errorf("the next one was answered %d", s)
+	}
+	late.send(quick)
+	if s := late.status(); s != 200 {
+		t.Errorf("a younger one had to go: %d", s)
+	}
+	if n := number(t, r, `cats_connections_evicted_total{listener="work"}`); n != 2 {
+		t.Errorf("%v connections had to go; want 2", n)
+	}
+
+	// While all are at work, the next waits.
+	for _, d := range []*dialed{late, fifth, sixth} {
+		d.send(long)
+	}
+	eventually(t, "all at work", func() bool { return number(t, r, `test_http_requests_in_flight`) == 4 })
+	waiting := r.dial(t)
+	waiting.send(quick)
+	answered := make(chan int, 1)
+	go func() { answered <- waiting.status() }()
+	select {
+	case s := <-answered:
+		t.Errorf("a fifth connection was answered %d", s)
+	case <-time.After(200 * time.Millisecond):
+	}
+	close(release)
+	if s := <-answered; s != 200 {
+		t.Errorf("the one that waited: %d", s)
+	}
+	for _, d := range []*dialed{busy, late, fifth, sixth} {
+		if s := d.status(); s != 200 && s != 0 {
+			t.Errorf("one at work: %d", s)
+		}
+	}
+}
+
+func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 1
+	release := make(chan struct{})
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/long": func(http.ResponseWriter, *http.Request) { <-release }})
+	for range 6 {
+		r.dial(t).send("GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+	}
+	eventually(t, "all at work", func() bool { return number(t, r, `test_http_requests_in_flight`) == 4 })
+	r.stop()
+	time.AfterFunc(50*time.Millisecond, func() { close(release) })
+	if err := r.wait(t); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was refused amid its body is read on for a while, and does not keep others out.
+func TestARefusedBodyIsAtRest(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 1
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
+		"/refuse": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) },
+		"/quick":  func(http.ResponseWriter, *http.Request) {},
+	})
+	for range 8 {
+		d := r.dial(t)
+		d.send("PUT /refuse HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+		if s := d.status(); s != http.StatusTeapot {
+			t.Fatalf("a refusal: %d", s)
+		}
+	}
+	began := time.Now()
+	d := r.dial(t)
+	d.send("GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+	if s := d.status(); s != 200 || time.Since(began) > drainTimeout/2 {
+		t.Errorf("%d after %v", s, time.Since(began))
+	}
+}
+
+// Of bodies, twice as many wait as are read.
+func TestMoreBodiesThanMayWaitAreRefusedAtOnce(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 2
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/up": func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+			http.Error(w, fmt.Sprint(err), http.StatusServiceUnavailable)
+		}
+	}})
+	var open []*dialed
+	for i := range 6 { // two that are read, and four that wait
+		d := r.dial(t)
+		d.send("PUT /up HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx")
+		open = append(open, d)
+		eventually(t, "it", func() bool { return number(t, r, `test_http_requests_in_flight`) == float64(i+1) })
+	}
+	began := time.Now()
+	d := r.dial(t)
+	d.send("PUT /up HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx")
+	if s := d.status(); s != http.StatusServiceUnavailable || time.Since(began) > bodyWait/2 {
+		t.Errorf("one too many: %d after %v", s, time.Since(began))
+	}
+	for i, d := range open {
+		d.send("x")
+		if s := d.status(); s != 200 {
+			t.Errorf("body %d: %d", i, s)
+		}
+	}
+}
+
+// number is the value of a metric, by its name with labels, without "cats_".
+func number(t *testing.T, r *running, name string) (value float64) {
+	t.Helper()
+	_, metrics := get(t, r.ops+"/metrics")
+	for line := range strings.Lines(metrics) {
+		if rest, ok := strings.CutPrefix(strings.TrimPrefix(line, "cats_"), strings.TrimPrefix(name, "cats_")+" "); ok {
+			if _, err := fmt.Sscan(rest, &value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return value
+}
