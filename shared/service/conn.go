@@ -28,6 +28,8 @@ type watchedConn struct {
 	waited   time.Duration // in this window, without the read under way
 	began    time.Time     // of the watched read under way; zero for none
 	total    time.Duration // waited ever, without the read under way
+
+	accepts time.Time // until when answers are to be accepted; the handlers' own
 }
 
 func (c *watchedConn) Read(p []byte) (int, error) {
@@ -70,6 +72,15 @@ func (c *watchedConn) waitedFor() time.Duration {
 		return c.total
 	}
 	return c.total + time.Since(c.began)
+}
+
+// answerWithin bounds how long the peer may take to accept an answer. Not each answer
+// has a deadline of its own, which would be a thirtieth of what a GET costs.
+func (c *watchedConn) answerWithin(now time.Time) {
+	if c.accepts.Sub(now) < writeTimeout {
+		c.accepts = now.Add(2 * writeTimeout)
+		_ = c.SetWriteDeadline(c.accepts) // a closed connection says so itself
+	}
 }
 
 // until gives all reads from now on the time until t together, the zero time for

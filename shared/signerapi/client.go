@@ -22,7 +22,7 @@ const (
 )
 
 // How long the client waits for an answer: for Put, from the end of the picture
-// on, which may take as long as it keeps coming.
+// on, which may take as long as it keeps coming; for a link, up to twice that.
 const (
 	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
 	getTimeout    = 15 * time.Second

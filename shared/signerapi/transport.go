@@ -100,6 +100,8 @@ type conn struct {
 	in    *bufio.Reader    // of limit
 	out   *bufio.Writer
 	kept  time.Time // since when it is idle; zero when it is new
+
+	deadline time.Time // that is set; zero when it is not known
 }
 
 // RoundTrip implements [http.RoundTripper] for the calls of the contract. The signer
@@ -130,16 +132,15 @@ var errStale = errors.New("the signer had closed the connection")
 // call sends req and reads the answer. After an error, or where the response is to
 // close the connection, c is of no more use, and the body may still be read from.
 func (c *conn) call(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
-	limit := getTimeout
-	if req.Body != nil {
-		limit = putTimeout
+	ctx, now := req.Context(), time.Now()
+	switch { // of a closed connection the first write tells
+	case req.Body != nil:
+		c.deadline = time.Time{} // it is changed as the body goes on
+		_ = c.SetDeadline(now.Add(putTimeout))
+	case c.deadline.Sub(now) < getTimeout:
+		c.deadline = now.Add(2 * getTimeout) // so that not each call has to set it
+		_ = c.SetDeadline(c.deadline)
 	}
-	deadline := time.Now().Add(limit)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	_ = c.SetDeadline(deadline) // of a closed connection the first write tells
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 	defer stop()
 	c.limit.N = 2 * maxAnswer // with the headers
