@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -103,6 +104,7 @@ func (c config) storageOptions(transport policy.Transporter, credential blobstor
 		Limits:     c.Limits,
 		Memory:     c.uploadMemory(),
 		MemoryWait: c.UploadWait,
+		Cores:      runtime.GOMAXPROCS(0),
 		KnownTTL:   c.ExistenceTTL,
 		Credential: credential,
 		Transport:  transport,

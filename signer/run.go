@@ -48,7 +48,6 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	shareCores()
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	reg := service.NewRegistry(name)
 	transport := blobstore.NewTransport()
@@ -58,6 +57,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	shareCores()
 
 	// The frontend is the one that judges the public's patience. It holds back some
 	// of a body that comes in pieces, and what comes behind the file in a form.

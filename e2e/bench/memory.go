@@ -55,7 +55,7 @@ func (b *bench) idle(ctx context.Context, sys *stand.System) (gets load, one tim
 	if _, err := attack(ctx, 4, probeRate, time.Second, get(sys.URL, "probe")); err != nil { // connections, and the code's pages
 		return gets, 0, err
 	}
-	if gets, err = attack(ctx, 4, probeRate, b.duration, get(sys.URL, "probe")); err != nil {
+	if gets, err = attack(ctx, 4, probeRate, max(b.duration, 8*time.Second), get(sys.URL, "probe")); err != nil {
 		return gets, 0, err
 	}
 	one, err = timed(ctx, sys, pictureOf(10*mib))

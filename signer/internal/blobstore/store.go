@@ -46,6 +46,7 @@ type Options struct {
 	Limits     picture.Limits
 	Memory     int64         // for uploads, in bytes
 	MemoryWait time.Duration // how long an upload waits for some of it
+	Cores      int           // all but one may take MD5s, so that links do not wait for those
 	KnownTTL   time.Duration // how long a picture is known to be there; 0 to ask always
 	Credential Credential
 	Transport  policy.Transporter
@@ -57,6 +58,7 @@ type Store struct {
 	log       *slog.Logger
 	container *container.Client
 	memory    *memory
+	hashing   chan struct{} // holds those that take an MD5 now
 	known     *known
 	circuit   *gobreaker.CircuitBreaker[struct{}]
 	key       *delegation
@@ -92,6 +94,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		log:       log,
 		container: account.NewContainerClient(opts.Container),
 		memory:    newMemory(opts.Memory, opts.MemoryWait),
+		hashing:   make(chan struct{}, max(1, opts.Cores-1)),
 		metrics:   m,
 		retries:   maxRetries,
 		now:       time.Now,

@@ -110,7 +110,9 @@ func (up *upload) read(ctx context.Context, body io.Reader) error {
 			return up.cause(err)
 		}
 		if n > 0 {
+			up.store.hashing <- struct{}{}
 			up.md5.Write(page[:n])
+			<-up.store.hashing
 			if werr := up.add(page[:n]); werr != nil {
 				return werr
 			}
