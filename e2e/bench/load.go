@@ -33,7 +33,7 @@ func (l load) rate() float64 { return float64(l.n) / l.seconds }
 // 0. Any answer but a 200 is an error.
 func attack(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
 	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
-	defer transport.CloseIdleConnections() // vegeta would leave them to the next attack's peer
+	defer transport.CloseIdleConnections()                                                          // vegeta would leave them to the next attack's peer
 	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
 		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))
 	defer attacker.Stop()

@@ -54,7 +54,7 @@ func (s *connections) add(c *watchedConn) bool {
 			other := oldest.Value.(*watchedConn)
 			s.drop(other)
 			s.evicted.Inc()
-			_ = other.Conn.Close() // its reader learns of it
+			_ = other.Close() // its reader learns of it
 			continue
 		}
 		s.change.Wait()

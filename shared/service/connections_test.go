@@ -39,7 +39,7 @@ func (d *dialed) send(s string) {
 func (d *dialed) status() int {
 	d.t.Helper()
 	_ = d.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
-	resp, err := http.ReadResponse(d.in, nil)
+	resp, err := http.ReadResponse(d.in, nil) //nolint:bodyclose // it closes nothing
 	if err != nil {
 		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // as it came
 			d.t.Fatal("neither an answer nor an end")

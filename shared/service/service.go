@@ -186,12 +186,12 @@ func (s Service) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer work.Close()
+	defer func() { _ = work.Close() }()
 	ops, err := s.listen(ctx, "ops", s.OpsAddress)
 	if err != nil {
 		return err
 	}
-	defer ops.Close()
+	defer func() { _ = ops.Close() }()
 
 	var draining atomic.Bool
 	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(s.opsHandler(&draining), ops)

@@ -139,7 +139,8 @@ func (c *Client) request(ctx context.Context, method, path string, user User, qu
 
 func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
 	req := &http.Request{
-		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{}}
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{},
+	}
 	if body != nil {
 		req.Body = io.NopCloser(body)
 	}

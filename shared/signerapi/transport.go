@@ -264,7 +264,7 @@ func (c *conn) sendBody(body io.Reader, size int64) {
 		}
 		most := len(buf) - chunkRoom
 		n, err := body.Read(buf[len(chunkHead):][:most])
-		ended := err == io.EOF //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		ended := err == io.EOF // bare: a wrapped one is a broken body, not its end
 		sent += int64(n)
 		if err != nil && !ended || size >= 0 && (sent > size || ended && sent < size) {
 			_ = c.Close()

@@ -331,7 +331,7 @@ func TestASignerThatDiesAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
 		return Info{}, err
 	})
 	stuck, feed := io.Pipe()
-	defer feed.Close()
+	defer func() { _ = feed.Close() }()
 	go func() {
 		_, _ = feed.Write(make([]byte, 3000))
 		srv.CloseClientConnections()
