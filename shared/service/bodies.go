@@ -18,16 +18,16 @@ const (
 	slowRate = 16 << 10
 	lookBack = time.Second
 
-	waitingPerPlace = 2 // more are turned away
+	perPlace = 3 // bodies under way in all; more are turned away
 )
 
 // bodies bounds how many request bodies are read at once, and so the memory that
 // they take. Slow ones do not keep fast ones out.
 type bodies struct {
-	places  *semaphore.Weighted
-	waiting *semaphore.Weighted
-	mu      sync.Mutex
-	open    map[*body]*pace
+	places *semaphore.Weighted
+	all    *semaphore.Weighted // who waits for a place, has one, or had one and has no answer yet
+	mu     sync.Mutex
+	open   map[*body]*pace
 }
 
 // pace is what a body had brought when it was last looked at.
@@ -38,12 +38,15 @@ type pace struct {
 }
 
 func newBodies(limit int) *bodies {
-	return &bodies{places: semaphore.NewWeighted(int64(limit)), waiting: semaphore.NewWeighted(waitingPerPlace * int64(limit)), open: map[*body]*pace{}}
+	return &bodies{places: semaphore.NewWeighted(int64(limit)), all: semaphore.NewWeighted(perPlace * int64(limit)), open: map[*body]*pace{}}
 }
 
-// enter waits for a place, in turn, where not too many wait already. The
-// error is ErrOverloaded, or ErrIncomplete when ctx is done first.
+// enter waits for a place, in turn, unless too many are under way. The error is
+// ErrOverloaded, or ErrIncomplete when ctx is done first.
 func (s *bodies) enter(ctx context.Context, b *body) error {
+	if !s.begin(b) {
+		return signerapi.ErrOverloaded
+	}
 	if !s.places.TryAcquire(1) {
 		if err := s.waitFor(ctx); err != nil {
 			return err
@@ -59,12 +62,29 @@ func (s *bodies) enter(ctx context.Context, b *body) error {
 	return nil
 }
 
+// begin counts b until end, if there is room.
+func (s *bodies) begin(b *body) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !b.begun && !b.ended {
+		b.begun = s.all.TryAcquire(1)
+	}
+	return b.begun
+}
+
+// end is when the request of b has been answered.
+func (s *bodies) end(b *body) {
+	s.leave(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b.ended = true
+	if b.begun {
+		s.all.Release(1)
+	}
+}
+
 // waitFor is enter where all places are taken.
 func (s *bodies) waitFor(ctx context.Context) error {
-	if !s.waiting.TryAcquire(1) {
-		return signerapi.ErrOverloaded
-	}
-	defer s.waiting.Release(1)
 	limit, cancel := context.WithTimeout(ctx, bodyWait)
 	defer cancel()
 	entered := make(chan error, 1)

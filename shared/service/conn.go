@@ -74,13 +74,23 @@ func (c *watchedConn) waitedFor() time.Duration {
 	return c.total + time.Since(c.began)
 }
 
-// answerWithin bounds how long the peer may take to accept an answer. Not each answer
-// has a deadline of its own, which would be a thirtieth of what a GET costs.
+// answerWithin bounds how long the peer may take to accept what is written from now
+// on. Not each answer has a deadline of its own, which would be a thirtieth of what a
+// GET costs.
 func (c *watchedConn) answerWithin(now time.Time) {
 	if c.accepts.Sub(now) < writeTimeout {
 		c.accepts = now.Add(2 * writeTimeout)
 		_ = c.SetWriteDeadline(c.accepts) // a closed connection says so itself
 	}
+}
+
+// SetWriteDeadline is the [net.Conn]'s, which net/http would take away after each
+// request.
+func (c *watchedConn) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // until gives all reads from now on the time until t together, the zero time for
@@ -113,16 +123,8 @@ func (l watchedListener) Accept() (net.Conn, error) {
 		_ = tcp.SetReadBuffer(receiveBuffer) // gone already: the first read says so
 	}
 	watched := &watchedConn{Conn: c, all: l.connections}
-	if !l.connections.add(watched) {
-		_ = c.Close()
-		return nil, net.ErrClosed
-	}
+	l.connections.add(watched)
 	return watched, nil
-}
-
-func (l watchedListener) Close() error {
-	l.connections.close()
-	return l.Listener.Close()
 }
 
 type connKey struct{}

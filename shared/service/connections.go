@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -12,7 +13,7 @@ import (
 // connections bounds how many connections a listener has open, and so what they
 // cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
 // many, the next takes the place of the one that has been at rest for longest:
-// that has no request under way, or has had its answer. While none is, it waits.
+// that has no request under way, or has its answer. While none is, it waits.
 type connections struct {
 	limit   int
 	evicted prometheus.Counter
@@ -21,7 +22,6 @@ type connections struct {
 	change sync.Cond                      // of what follows
 	open   map[*watchedConn]*list.Element // in atRest; nil for those at work
 	atRest list.List                      // of *watchedConn, the first since longest
-	closed bool
 }
 
 // newConnections has its metrics in reg, for the listener called name.
@@ -44,12 +44,11 @@ func newConnections(limit int, reg prometheus.Registerer, name string) *connecti
 	return c
 }
 
-// add takes c in, once there is room for it. It returns false when that was over
-// before.
-func (s *connections) add(c *watchedConn) bool {
+// add takes c in, once there is room for it.
+func (s *connections) add(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.open) >= s.limit && !s.closed {
+	for len(s.open) >= s.limit {
 		if oldest := s.atRest.Front(); oldest != nil {
 			other := oldest.Value.(*watchedConn)
 			s.drop(other)
@@ -59,11 +58,7 @@ func (s *connections) add(c *watchedConn) bool {
 		}
 		s.change.Wait()
 	}
-	if s.closed {
-		return false
-	}
 	s.open[c] = s.atRest.PushBack(c)
-	return true
 }
 
 // drop forgets c. s.mu is held.
@@ -97,36 +92,24 @@ func (s *connections) rest(c *watchedConn) {
 	}
 }
 
-// close has nobody wait any more.
-func (s *connections) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	s.change.Broadcast()
-}
-
 // state is the [http.Server]'s ConnState.
 func (s *connections) state(c net.Conn, state http.ConnState) {
-	watched, ok := c.(*watchedConn)
-	if !ok {
-		return
-	}
-	switch state {
-	case http.StateIdle:
-		s.rest(watched)
-	case http.StateClosed, http.StateHijacked:
+	if watched, ok := c.(*watchedConn); ok && state == http.StateClosed {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.drop(watched)
-		s.mu.Unlock()
-	case http.StateNew, http.StateActive: // a header on its way is no request yet
 	}
 }
 
 // handler has the connection of each request at work while h has it.
 func (s *connections) handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if c, ok := r.Context().Value(connKey{}).(*watchedConn); ok && !s.work(c) {
-			panic(http.ErrAbortHandler) // nobody would hear the answer
+		if c, ok := r.Context().Value(connKey{}).(*watchedConn); ok {
+			if !s.work(c) {
+				panic(http.ErrAbortHandler) // nobody would hear the answer
+			}
+			c.answerWithin(time.Now())
+			defer s.rest(c) // and not later: a client that does not read the answer must not stay for it
 		}
 		h.ServeHTTP(w, r)
 	})

@@ -131,9 +131,57 @@ func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
 	}
 	eventually(t, "all at work", func() bool { return number(t, r, `test_http_requests_in_flight`) == 4 })
 	r.stop()
-	time.AfterFunc(50*time.Millisecond, func() { close(release) })
+	eventually(t, "the end of accepting", func() bool {
+		_, err := net.DialTimeout("tcp", strings.TrimPrefix(r.work, "http://"), time.Second) //nolint:noctx // it is refused
+		return err != nil
+	})
+	close(release)
 	if err := r.wait(t); err != nil {
 		t.Error(err)
+	}
+}
+
+// A client that asks and asks, and reads no answer, must not stay for it.
+func TestOneThatReadsNoAnswerMakesRoom(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 1
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	const quick = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"
+	for range 4 {
+		d := r.dial(t)
+		if tcp, ok := d.conn.(*net.TCPConn); ok {
+			_ = tcp.SetReadBuffer(4 << 10)
+		}
+		for many, err := strings.Repeat(quick, 1000), error(nil); err == nil; _, err = io.WriteString(d.conn, many) {
+			_ = d.conn.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)) // until it is stuck
+		}
+	}
+	d := r.dial(t)
+	d.send(quick)
+	if s := d.status(); s != 200 {
+		t.Errorf("another client: %d", s)
+	}
+}
+
+// recordingConn keeps the last write deadline.
+type recordingConn struct {
+	net.Conn
+	until time.Time
+}
+
+func (c *recordingConn) SetWriteDeadline(t time.Time) error { c.until = t; return nil }
+
+func TestEachAnswerHasADeadline(t *testing.T) {
+	under := &recordingConn{}
+	c := &watchedConn{Conn: under}
+	now := time.Now()
+	for range 20 {
+		now = now.Add(writeTimeout / 3)
+		c.answerWithin(now)
+		if left := under.until.Sub(now); left < writeTimeout || left > 2*writeTimeout {
+			t.Fatalf("%v are left for an answer", left)
+		}
+		_ = c.SetWriteDeadline(time.Time{}) // as net/http does after each request
 	}
 }
 
@@ -187,6 +235,53 @@ func TestMoreBodiesThanMayWaitAreRefusedAtOnce(t *testing.T) {
 		if s := d.status(); s != 200 {
 			t.Errorf("body %d: %d", i, s)
 		}
+	}
+}
+
+// Bodies that have ended count until they are answered, so that what is slow behind
+// them leaves connections for others.
+func TestBodiesWithoutAnAnswerLeaveConnectionsForOthers(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 1
+	release := make(chan struct{})
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
+		"/up": func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			<-release
+		},
+		"/quick": func(http.ResponseWriter, *http.Request) {},
+	})
+	const up = "PUT /up HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+	var stored []*dialed
+	for i := range perPlace {
+		d := r.dial(t)
+		d.send(up)
+		stored = append(stored, d)
+		eventually(t, "it", func() bool { return number(t, r, `test_http_requests_in_flight`) == float64(i+1) })
+	}
+	d := r.dial(t)
+	d.send(up)
+	if s := d.status(); s != http.StatusServiceUnavailable {
+		t.Errorf("one too many: %d", s)
+	}
+	d = r.dial(t)
+	d.send("GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+	if s := d.status(); s != 200 {
+		t.Errorf("a GET meanwhile: %d", s)
+	}
+	close(release)
+	for _, d := range stored {
+		if s := d.status(); s != 200 {
+			t.Errorf("one that was stored: %d", s)
+		}
+	}
+	d = r.dial(t)
+	d.send(up)
+	if s := d.status(); s != 200 {
+		t.Errorf("one after those: %d", s)
 	}
 }
 

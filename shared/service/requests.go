@@ -161,7 +161,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		q.inFlight.Inc()
 		defer func() {
 			q.inFlight.Dec()
-			q.bodies.leave(body)
+			q.bodies.end(body)
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
@@ -249,15 +249,15 @@ func methodLabel(m string) string {
 // forwarding goroutine is still inside a read, hence the lock and the counter.
 type body struct {
 	io.ReadCloser
-	ctx      context.Context //nolint:containedctx // the request's, which a Read cannot be given
-	requests *Requests
-	conn     *watchedConn // nil in a test without a connection
-	n        atomic.Int64
-	whole    atomic.Bool // it was read to a clean end: nothing of it is left on the connection
-	gaveUp   atomic.Bool // its place was needed
-	most     int         // bytes to read at once; 0 for as many as are asked for
-	entered  bool        // it has a place; the reader's own
-	left     bool        // of bodies
+	ctx                context.Context //nolint:containedctx // the request's, which a Read cannot be given
+	requests           *Requests
+	conn               *watchedConn // nil in a test without a connection
+	n                  atomic.Int64
+	whole              atomic.Bool // it was read to a clean end: nothing of it is left on the connection
+	gaveUp             atomic.Bool // its place was needed
+	most               int         // bytes to read at once; 0 for as many as are asked for
+	entered            bool        // it has a place; the reader's own
+	begun, ended, left bool        // of bodies
 
 	mu   sync.Mutex
 	done bool // nothing of it is left to read, or nobody may

@@ -32,8 +32,8 @@ const (
 	idleTimeout    = 75 * time.Second
 	maxHeaderBytes = 16 << 10
 
-	// Of MaxUploads, as many bodies are read, and twice as many wait, so that some
-	// connections are always left for what takes no time.
+	// Bodies under way have at most three of them (perPlace), so that some are always
+	// left for what takes no time.
 	connectionsPerUpload = 4
 
 	memoryRatio = 0.7 // of the container's memory limit, for the Go runtime
@@ -186,12 +186,12 @@ func (s Service) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = work.Close() }()
+	defer work.Close()
 	ops, err := s.listen(ctx, "ops", s.OpsAddress)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = ops.Close() }()
+	defer ops.Close()
 
 	var draining atomic.Bool
 	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(s.opsHandler(&draining), ops)

@@ -34,7 +34,8 @@ const (
 const maxAnswer = 64 << 10
 
 // Client is the Signer on the other side of the loopback interface. It never
-// repeats a Put or a Delete: a body cannot be replayed, and the signer retries storage.
+// repeats a Delete, or a Put whose body was asked for: a body cannot be replayed, and
+// the signer retries storage.
 type Client struct {
 	host      string
 	transport http.RoundTripper

@@ -151,26 +151,27 @@ func (c *conn) call(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	var sent chan struct{}
+	var sent chan bool
 	if wanted {
 		_ = c.SetReadDeadline(time.Time{}) // the picture may take as long as it keeps coming
-		sent = make(chan struct{})
-		go func() {
-			defer close(sent)
-			c.sendBody(req.Body, req.ContentLength)
-		}()
+		sent = make(chan bool, 1)
+		go func() { sent <- c.sendBody(req.Body, req.ContentLength) }()
 	}
 	resp, err := c.answer(req)
 	if err != nil {
 		return nil, err
 	}
+	whole := req.Body == nil
 	if wanted && resp.StatusCode == http.StatusOK {
-		<-sent // whose end the signer has seen
+		whole = <-sent // the signer has seen its end
+	} else {
+		select {
+		case whole = <-sent:
+		default:
+		}
 	}
-	select {
-	case <-sent:
-	default:
-		resp.Close = resp.Close || wanted // it came amid the picture, whose rest must not be taken for a call
+	if !whole {
+		resp.Close = true // what may still come of the picture must not be taken for a call
 	}
 	if !stop() {
 		return nil, context.Cause(ctx)
@@ -248,8 +249,9 @@ var largeCopies = sync.Pool{New: func() any { return new([largeCopy + chunkRoom]
 
 // sendBody sends body: of size bytes, or in chunks where that is -1. A body that
 // breaks off, or has another size, cuts the connection, and so is never taken for
-// whole. When it returns otherwise, the answer is waited for no longer than it may take.
-func (c *conn) sendBody(body io.Reader, size int64) {
+// whole. Otherwise the answer is waited for no longer than it may take from then on.
+// It reports whether all was sent.
+func (c *conn) sendBody(body io.Reader, size int64) bool {
 	small := make([]byte, smallCopy+chunkRoom)
 	var large *[largeCopy + chunkRoom]byte
 	defer func() {
@@ -268,16 +270,16 @@ func (c *conn) sendBody(body io.Reader, size int64) {
 		sent += int64(n)
 		if err != nil && !ended || size >= 0 && (sent > size || ended && sent < size) {
 			_ = c.Close()
-			return
+			return false
 		}
 		_ = c.SetWriteDeadline(time.Now().Add(putTimeout))
 		if _, err := c.Write(piece(buf, n, size < 0, ended)); err != nil {
 			_ = c.SetReadDeadline(time.Now().Add(time.Second)) // the answer is there, or never comes
-			return
+			return false
 		}
 		if ended {
 			_ = c.SetReadDeadline(time.Now().Add(putTimeout))
-			return
+			return true
 		}
 		switch {
 		case large == nil && n == most:

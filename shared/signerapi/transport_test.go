@@ -243,15 +243,39 @@ func TestPicturesArriveWholeHoweverTheyComeAndShareAConnection(t *testing.T) {
 func TestAPictureOfAnotherSizeThanAnnouncedIsBroken(t *testing.T) {
 	for _, size := range []int64{1, 99_999, 100_001} {
 		c, _, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
-			_, err := io.Copy(io.Discard, body)
-			if size > 100_000 && err == nil {
-				t.Error("the signer took a short picture for whole")
+			if _, err := io.Copy(io.Discard, body); err != nil {
+				return Info{}, ErrIncomplete
 			}
-			return Info{}, err
+			t.Errorf("100,000 bytes announced as %d: the signer took them for whole", size)
+			return Info{}, nil
 		})
-		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(make([]byte, 100_000)), PutOptions{Size: size}); size > 100_000 && err == nil {
+		began := time.Now()
+		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(make([]byte, 100_000)), PutOptions{Size: size}); err == nil {
 			t.Errorf("100,000 bytes as %d: stored", size)
 		}
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("100,000 bytes as %d: that took %v", size, took)
+		}
+	}
+}
+
+// A signer that refuses and keeps the connection would take the rest of the picture
+// for a call.
+func TestAConnectionWhosePictureWasNotSentWholeIsNotUsedAgain(t *testing.T) {
+	const refusal = `{"code":"overloaded","detail":"x"}`
+	for name, asks := range map[string]string{"before the picture": "", "amid it": "HTTP/1.1 100 Continue\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			c, opened := raw(t, asks+fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%s", len(refusal), refusal), answerTwo)
+			stuck, feed := io.Pipe()
+			defer func() { _ = feed.Close() }()
+			if _, err := c.Put(t.Context(), user(t, "one"), stuck, PutOptions{Size: 100}); !errors.Is(err, ErrOverloaded) {
+				t.Errorf("Put returned %v; want ErrOverloaded", err)
+			}
+			mustLink(t, c, "two")
+			if n := opened.Load(); n != 2 {
+				t.Errorf("%d connections; want 2", n)
+			}
+		})
 	}
 }
 
