@@ -59,12 +59,12 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 // signer as a broken request, never as a short one.
 func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {
 	tracked := &trackedBody{r: body}
-	query := url.Values{}
+	var query query
 	if opts.Size >= 0 {
-		query.Set("size", strconv.FormatInt(opts.Size, 10))
+		query.add("size", strconv.FormatInt(opts.Size, 10))
 	}
-	opts.Conditions.query(query)
-	opts.Digests.query(query)
+	opts.Conditions.query(&query)
+	opts.Digests.query(&query)
 	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, tracked)
 	if err != nil {
 		return Info{}, err
@@ -82,15 +82,15 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 
 // Link implements [Signer].
 func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
-	query := url.Values{}
+	var query query
 	if opts.TTL != 0 {
 		if opts.TTL%time.Second != 0 {
 			return Link{}, ErrInvalidArgument.With("ttl: only whole seconds are possible")
 		}
-		query.Set("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
+		query.add("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
 	}
 	if opts.Download != "" {
-		query.Set("download", opts.Download)
+		query.add("download", opts.Download)
 	}
 	req, err := c.request(ctx, http.MethodGet, linkPath, user, query, nil)
 	if err != nil {
@@ -104,8 +104,8 @@ func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, e
 func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	query := url.Values{}
-	conditions.query(query)
+	var query query
+	conditions.query(&query)
 	req, err := c.request(ctx, http.MethodDelete, picturePath, user, query, nil)
 	if err != nil {
 		return err
@@ -121,21 +121,31 @@ func (c *Client) Ready(ctx context.Context) error {
 }
 
 // query adds the conditions to the arguments of a call.
-func (c Conditions) query(query url.Values) {
+func (c Conditions) query(query *query) {
 	if c.IfMatch != "" {
-		query.Set("if_match", c.IfMatch)
+		query.add("if_match", c.IfMatch)
 	}
 	if c.IfNoneMatch != "" {
-		query.Set("if_none_match", c.IfNoneMatch)
+		query.add("if_none_match", c.IfNoneMatch)
 	}
 }
 
-func (c *Client) request(ctx context.Context, method, path string, user User, query url.Values, body io.Reader) (*http.Request, error) {
+func (c *Client) request(ctx context.Context, method, path string, user User, query query, body io.Reader) (*http.Request, error) {
 	if user == (User{}) {
 		return nil, ErrInvalidUser
 	}
-	query.Set("user", user.String())
-	return c.newRequest(ctx, method, path, query.Encode(), body), nil
+	query.add("user", user.String())
+	return c.newRequest(ctx, method, path, string(query), body), nil
+}
+
+// query is the arguments of a call, as they stand in the URL.
+type query string
+
+func (q *query) add(name, value string) {
+	if *q != "" {
+		*q += "&"
+	}
+	*q += query(name + "=" + url.QueryEscape(value))
 }
 
 func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {

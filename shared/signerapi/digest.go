@@ -69,10 +69,10 @@ func (r *digestReader) Read(p []byte) (int, error) {
 }
 
 // query adds the digests to the arguments of a call.
-func (d Digests) query(query url.Values) {
+func (d Digests) query(query *query) {
 	for _, one := range d.all() {
 		if *one.want != nil {
-			query.Set(one.name, hex.EncodeToString(*one.want))
+			query.add(one.name, hex.EncodeToString(*one.want))
 		}
 	}
 }
