@@ -18,13 +18,11 @@ import (
 	"time"
 )
 
-// linking is a signer that links everybody, over a server that counts connections.
-func linking(t *testing.T) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
+// counted is [across], over a server that counts connections.
+func counted(t *testing.T, s Signer) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
 	t.Helper()
 	opened = new(atomic.Int64)
-	srv = httptest.NewUnstartedServer(NewHandler(stub{link: func(u User, _ LinkOptions) (Link, error) {
-		return Link{URL: SignedURL("https://a/" + u.String())}, nil
-	}}, ignore))
+	srv = httptest.NewUnstartedServer(NewHandler(s, ignore))
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			opened.Add(1)
@@ -33,6 +31,14 @@ func linking(t *testing.T) (c *Client, srv *httptest.Server, opened *atomic.Int6
 	srv.Start()
 	t.Cleanup(srv.Close)
 	return clientOf(t, srv.URL), srv, opened
+}
+
+// linking is a signer that links everybody.
+func linking(t *testing.T) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
+	t.Helper()
+	return counted(t, stub{link: func(u User, _ LinkOptions) (Link, error) {
+		return Link{URL: SignedURL("https://a/" + u.String())}, nil
+	}})
 }
 
 func mustLink(t *testing.T, c *Client, name string) {
@@ -181,19 +187,10 @@ type closing struct {
 
 func (c closing) Close() error { *c.closed++; return nil }
 
-// storing is a signer that keeps what it is sent, over a server that counts connections.
+// storing is a signer that stores by put, and deletes.
 func storing(t *testing.T, put func(User, io.Reader, PutOptions) (Info, error)) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
 	t.Helper()
-	opened = new(atomic.Int64)
-	srv = httptest.NewUnstartedServer(NewHandler(stub{put: put, delete: func(User, Conditions) error { return nil }}, ignore))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			opened.Add(1)
-		}
-	}
-	srv.Start()
-	t.Cleanup(srv.Close)
-	return clientOf(t, srv.URL), srv, opened
+	return counted(t, stub{put: put, delete: func(User, Conditions) error { return nil }})
 }
 
 // sized gives at most so many bytes to each Read, as sizes says in turn, and io.EOF
