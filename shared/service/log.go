@@ -11,17 +11,17 @@ import (
 // requestLine is the message of the line that every request has.
 const requestLine = "request"
 
-// Lines of requests that were answered, none of them by a 5xx, are held back for so long, or until there are so
-// many bytes of them: a write of its own for each costs as much as signing a link,
-// here and once more in whoever collects the logs.
+// Lines of requests that were answered by no 5xx are held back for so long, or until
+// there are so many bytes of them: a write of its own for each costs as much as
+// signing a link, here and once more in whoever collects the logs.
 const (
 	holdTime  = 20 * time.Millisecond
 	holdBytes = 16 << 10
 )
 
 // NewLogger returns the logger of a process: JSON, a line an event, each written at
-// once but for those of requests that were answered by no 5xx. Of these, what came in the last
-// 20 ms is lost when the process is killed.
+// once but for those of requests that were answered by no 5xx. Of these, what came in
+// the last 20 ms is lost when the process is killed.
 func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
 	held := &heldLines{w: w}
 	held.timer = time.AfterFunc(time.Hour, held.flush)

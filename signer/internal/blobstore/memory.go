@@ -24,10 +24,10 @@ const (
 // pages than the limit it was made with; an upload that wants one waits. They are
 // plain heap memory, which is kept for the next upload.
 //
-// Pages come back when a block has been stored, or has failed. So that they always do, and no
-// slow client keeps any, a wait has others store what they hold as a smaller
-// block: those whose clients are slow, and where all wait and nothing is being
-// stored, the one that holds most.
+// Pages come back when a block has been stored, or has failed. So that they always
+// do, and no slow client keeps any, a wait has others store what they hold as a
+// smaller block: those whose clients are slow, and where all wait and nothing is
+// being stored, the one that holds most.
 type memory struct {
 	limit int           // pages
 	wait  time.Duration // for a page

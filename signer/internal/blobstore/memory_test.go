@@ -152,6 +152,20 @@ func TestMemoryIsNotKeptFreeForLong(t *testing.T) {
 	}
 }
 
+// stores puts body, which is content, and looks at what came of it.
+func stores(t *testing.T, s *Store, back *storage, name string, body io.Reader, content string) {
+	t.Helper()
+	if _, err := s.Put(t.Context(), user(t, name), body, unknown); err != nil {
+		t.Error(err)
+		return
+	}
+	back.mu.Lock()
+	defer back.mu.Unlock()
+	if back.blobs["/cats/"+name+"/cat"] != content {
+		t.Errorf("%s: others are stored", name)
+	}
+}
+
 // When memory runs out, clients that need minutes for a block make room for each
 // other, and none is refused.
 func TestClientsOfMiddlingSpeedShareTheMemory(t *testing.T) {
@@ -162,15 +176,7 @@ func TestClientsOfMiddlingSpeedShareTheMemory(t *testing.T) {
 		wg.Go(func() {
 			name := string(rune('a' + i))
 			body := paced{strings.NewReader(content), 60 * time.Millisecond}
-			if _, err := s.Put(t.Context(), user(t, name), body, unknown); err != nil {
-				t.Error(err)
-				return
-			}
-			back.mu.Lock()
-			defer back.mu.Unlock()
-			if back.blobs["/cats/"+name+"/cat"] != content {
-				t.Errorf("%s: others are stored", name)
-			}
+			stores(t, s, back, name, body, content)
 		})
 	}
 	wg.Wait()
@@ -183,15 +189,7 @@ func TestUploadsThatHoldAllMemoryTogetherGoOn(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			name, content := string(rune('a'+i)), pngOf(6*pageBytes+i)
-			if _, err := s.Put(t.Context(), user(t, name), strings.NewReader(content), unknown); err != nil {
-				t.Error(err)
-				return
-			}
-			back.mu.Lock()
-			defer back.mu.Unlock()
-			if back.blobs["/cats/"+name+"/cat"] != content {
-				t.Errorf("%s: others are stored", name)
-			}
+			stores(t, s, back, name, strings.NewReader(content), content)
 		})
 	}
 	wg.Wait()
