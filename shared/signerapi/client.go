@@ -21,6 +21,14 @@ const (
 	readyPath   = "/v1/ready"
 )
 
+// What each call says in its header. A request that does not is refused: it may be
+// one that somebody else in the pod, or a page in a browser, was talked into, and
+// those who choose an address seldom choose a header as well.
+const (
+	contractHeader  = "Cats-Contract"
+	contractVersion = "1"
+)
+
 // How long the client waits for an answer: for Put, from the end of the picture
 // on, which may take as long as it keeps coming; for a link, up to twice that.
 const (
@@ -150,7 +158,8 @@ func (q *query) add(name, value string) {
 
 func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
 	req := &http.Request{
-		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query}, Header: http.Header{},
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query},
+		Header: http.Header{contractHeader: {contractVersion}},
 	}
 	if body != nil {
 		req.Body = io.NopCloser(body)

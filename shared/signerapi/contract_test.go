@@ -337,10 +337,27 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 		{"GET", "/v1/list", 404},
 		{"GET", "/", 404},
 	} {
+		r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader("x"))
+		r.Header.Set(contractHeader, contractVersion)
 		rec := httptest.NewRecorder()
-		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader("x")))
+		h.ServeHTTP(rec, r)
 		if rec.Code != c.status {
 			t.Errorf("%s %s: %d %s; want %d", c.method, c.target, rec.Code, rec.Body, c.status)
+		}
+	}
+}
+
+func TestARequestThatDoesNotKnowTheContractIsRefused(t *testing.T) {
+	h := NewHandler(stub{}, ignore) // which panics when it is called
+	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"GET", "/v1/ready"}} {
+		for _, version := range []string{"", "0", "11"} {
+			r := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader("x"))
+			r.Header.Set(contractHeader, version)
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			if rec.Code != http.StatusForbidden {
+				t.Errorf("%s %s of version %q: %d %s; want 403", call[0], call[1], version, rec.Code, rec.Body)
+			}
 		}
 	}
 }
@@ -372,6 +389,7 @@ func FuzzHandler(f *testing.F) {
 		for _, path := range []string{picturePath, linkPath} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
 			r.Method, r.URL.RawQuery = method, query
+			r.Header.Set(contractHeader, contractVersion)
 			rec := httptest.NewRecorder()
 			h.ServeHTTP(rec, r)
 			if rec.Code >= 500 {

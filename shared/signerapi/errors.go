@@ -26,6 +26,8 @@ type Error struct {
 var (
 	ErrInvalidUser          = &Error{Code: "invalid_user", Detail: "the user name is not valid"}
 	ErrInvalidArgument      = &Error{Code: "invalid_argument", Detail: "an argument is not valid"}
+	ErrUnauthenticated      = &Error{Code: "unauthenticated", Detail: "this needs a bearer token of a caller who is known here"}
+	ErrForbidden            = &Error{Code: "forbidden", Detail: "the caller may not do this"}
 	ErrNotFound             = &Error{Code: "not_found", Detail: "Cat not found"}
 	ErrEmpty                = &Error{Code: "empty", Detail: "the picture is empty"}
 	ErrIncomplete           = &Error{Code: "incomplete", Detail: "the picture broke off before its end; nothing was stored"}
@@ -35,6 +37,8 @@ var (
 	ErrTooLarge             = &Error{Code: "too_large", Detail: "the picture is too large"}
 	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
 	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
+	ErrRateLimited          = &Error{Code: "rate_limited", Detail: "too many requests from here; try again later", RetryAfter: time.Second}
+	ErrIssuerUnavailable    = &Error{Code: "issuer_unavailable", Detail: "callers' tokens cannot be checked at the moment; try again later", RetryAfter: 5 * time.Second}
 	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
 	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too much at once; try again later", RetryAfter: 2 * time.Second}
 	ErrStorageUnavailable   = &Error{Code: "storage_unavailable", Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second}
@@ -54,6 +58,8 @@ var wire = []struct {
 }{
 	{ErrIncomplete, http.StatusBadRequest},
 	{ErrDigestMismatch, http.StatusBadRequest},
+	{ErrUnauthenticated, http.StatusUnauthorized},
+	{ErrForbidden, http.StatusForbidden},
 	{ErrNotFound, http.StatusNotFound},
 	{ErrStalled, http.StatusRequestTimeout},
 	{ErrConflict, http.StatusConflict},
@@ -63,8 +69,10 @@ var wire = []struct {
 	{ErrInvalidUser, http.StatusUnprocessableEntity},
 	{ErrInvalidArgument, http.StatusUnprocessableEntity},
 	{ErrEmpty, http.StatusUnprocessableEntity},
+	{ErrRateLimited, http.StatusTooManyRequests},
 	{ErrInternal, http.StatusInternalServerError},
 	{ErrIdentityUnavailable, http.StatusBadGateway},
+	{ErrIssuerUnavailable, http.StatusServiceUnavailable},
 	{ErrThrottled, http.StatusServiceUnavailable},
 	{ErrOverloaded, http.StatusServiceUnavailable},
 	{ErrStorageUnavailable, http.StatusServiceUnavailable},

@@ -59,6 +59,10 @@ type call func(*http.Request) (any, error)
 
 func (h handler) by(calls map[string]call) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(contractHeader) != contractVersion {
+			http.Error(w, "this is not a call of the contract", http.StatusForbidden)
+			return
+		}
 		c, ok := calls[r.Method]
 		if !ok {
 			http.Error(w, "no such call", http.StatusMethodNotAllowed)

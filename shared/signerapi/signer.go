@@ -15,6 +15,7 @@
 //	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
 //	GET    /v1/ready                                            → 204
 //
+// Each call has the header Cats-Contract: 1; a request without is refused with 403.
 // CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
 // sha512=H, in hexadecimal.
 //

@@ -25,6 +25,9 @@ var status = map[string]int{
 	signerapi.ErrDigestMismatch.Code: http.StatusBadRequest,
 	errMalformedForm.Code:            http.StatusBadRequest,
 
+	signerapi.ErrUnauthenticated.Code: http.StatusUnauthorized,
+	signerapi.ErrForbidden.Code:       http.StatusForbidden,
+
 	signerapi.ErrNotFound.Code: http.StatusNotFound,
 	errNoRoute.Code:            http.StatusNotFound,
 
@@ -41,9 +44,12 @@ var status = map[string]int{
 	errMissingFile.Code:               http.StatusUnprocessableEntity,
 	errTwoFiles.Code:                  http.StatusUnprocessableEntity,
 
+	signerapi.ErrRateLimited.Code: http.StatusTooManyRequests,
+
 	signerapi.ErrInternal.Code:            http.StatusInternalServerError,
 	signerapi.ErrIdentityUnavailable.Code: http.StatusBadGateway,
 
+	signerapi.ErrIssuerUnavailable.Code:  http.StatusServiceUnavailable,
 	signerapi.ErrThrottled.Code:          http.StatusServiceUnavailable,
 	signerapi.ErrOverloaded.Code:         http.StatusServiceUnavailable,
 	signerapi.ErrStorageUnavailable.Code: http.StatusServiceUnavailable,
