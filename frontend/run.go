@@ -23,6 +23,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return err
 	}
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
+	cfg.Tell(log)
 	reg := service.NewRegistry(name)
 	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Internal)
 	return service.Service{
@@ -31,7 +32,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Registry:   reg,
 		Name:       "public",
 		Address:    cfg.ListenAddress,
-		Handler:    web.New(signer, cfg.Limits, requests, reg),
+		Handler:    web.New(signer, cfg.Limits, cfg.Rules, requests, reg),
 		OpsAddress: cfg.OpsAddress,
 		Ready:      signer.Ready,
 	}.Run(ctx)

@@ -65,13 +65,14 @@ func edit(t *testing.T, mem filesys.FileSystem, path, pattern, with string) {
 	}
 }
 
-const settings, uncomment = "overlays/aks/settings.env", `(?m)^# ([A-Z_]+=)`
+const settings, callers, uncomment = "overlays/aks/settings.env", "components/callers/callers.env", `(?m)^# ([A-Z_]+=)`
 
 // filled is tree with the settings of the aks overlay filled in.
 func filled(t *testing.T) filesys.FileSystem {
 	t.Helper()
 	mem := tree(t)
 	edit(t, mem, settings, uncomment, "$1")
+	edit(t, mem, callers, uncomment, "$1")
 	return mem
 }
 
@@ -161,6 +162,41 @@ func TestAnOverlayWithASettingMissingDoesNotBuild(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "data."+string(name[1])) {
 			t.Errorf("without %s: %v", name[1], err)
 		}
+	}
+}
+
+func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
+	known := func(missing string) (*appsv1.Deployment, error) {
+		mem := filled(t)
+		edit(t, mem, "overlays/aks/kustomization.yaml", `(?m)^ +# - (\.\./\.\./components/callers).*$`, "  - $1")
+		if missing != "" {
+			edit(t, mem, callers, `(?m)^(`+missing+`=)`, "# $1")
+			_, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(mem, "/k8s/overlays/aks")
+			return nil, err
+		}
+		return deployment(t, build(t, mem, "overlays/aks")), nil
+	}
+	for _, name := range []string{"OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "READ_ACCESS"} {
+		if _, err := known(name); err == nil || !strings.Contains(err.Error(), "data."+name) {
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
+	d, _ := known("")
+	values := func(c corev1.Container) map[string]string {
+		all := map[string]string{}
+		for _, e := range c.Env {
+			all[e.Name] = e.Value
+		}
+		return all
+	}
+	signer, frontend := values(d.Spec.Template.Spec.InitContainers[0]), values(d.Spec.Template.Spec.Containers[0])
+	for name, want := range map[string]string{"OIDC_ISSUER": "https://login.microsoftonline.com/TENANT/v2.0", "READ_ACCESS": "own"} {
+		if signer[name] != want || frontend[name] != want {
+			t.Errorf("%s is %q for the signer and %q for the frontend", name, signer[name], frontend[name])
+		}
+	}
+	if signer["OIDC_AUDIENCE"] == "" || signer["OIDC_USER_CLAIM"] != "sub" {
+		t.Errorf("the signer has %v", signer)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -14,10 +15,12 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
+	"cats.example/shared/access"
 	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -48,6 +51,10 @@ type config struct {
 	UploadWait   time.Duration `env:"UPLOAD_WAIT" envDefault:"30s" help:"how long an upload waits for some of it before it is refused"`
 	ExistenceTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
 
+	access.Rules
+	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
+	UserClaim string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
+
 	picture.Limits
 	service.Settings
 }
@@ -77,8 +84,8 @@ func read(environ []string) (config, error) {
 }
 
 func (c config) faults() error {
-	return errors.Join(c.Limits.Validate(), c.Settings.Validate(),
-		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults())
+	return errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate(),
+		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults(), c.callerFaults())
 }
 
 func (c config) identityOptions(transport policy.Transporter) identity.Options {
@@ -183,6 +190,20 @@ func (c config) linkFaults() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+func (c config) callerFaults() error {
+	switch {
+	case c.On() && c.Audience == "":
+		return errors.New("OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do")
+	case !c.On() && c.Audience != "":
+		return errors.New("OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and let anyone do anything")
+	}
+	return nil
+}
+
+func (c config) callerOptions(client *http.Client) callers.Options {
+	return callers.Options{Rules: c.Rules, Audience: c.Audience, Claim: c.UserClaim, Client: client}
 }
 
 func (c config) apiFaults() error {

@@ -64,6 +64,7 @@ func doctorOptions(environ []string) doctor.Options {
 		Identity:   c.identityOptions(transport),
 		Storage:    c.storageOptions(transport, nil),
 		TokenProxy: slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "AZURE_KUBERNETES_TOKEN_PROXY=") }),
+		Callers:    c.callerOptions(transport),
 		Transport:  transport,
 	}
 }

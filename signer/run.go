@@ -13,6 +13,7 @@ import (
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -57,6 +58,12 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	known := callers.New(cfg.callerOptions(transport), log, reg)
+	var signer signerapi.Signer = store
+	if cfg.On() {
+		signer = known.Guard(store)
+	}
+	cfg.Tell(log)
 	shareCores()
 
 	// The frontend is the one that judges the public's patience. It holds back some
@@ -68,12 +75,12 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		signerapi.Fail(w, signerapi.ErrInternal)
 	})
 	mux := http.NewServeMux()
-	for _, route := range signerapi.Routes(store, service.Note) {
+	for _, route := range signerapi.Routes(signer, service.Note) {
 		if route.Probe {
 			mux.Handle(route.Path, route.Handler)
 			continue
 		}
-		mux.Handle(route.Path, requests.Route(route.Path, settled(route.Handler, store.Ready, time.Now().Add(settleTime))))
+		mux.Handle(route.Path, requests.Route(route.Path, settled(route.Handler, signer.Ready, time.Now().Add(settleTime))))
 	}
 	mux.Handle("/", requests.Route("other", http.NotFoundHandler()))
 
@@ -86,7 +93,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:    mux,
 		OpsAddress: cfg.OpsAddress,
 		Ready: func(ctx context.Context) error {
-			err := store.Ready(ctx)
+			err := signer.Ready(ctx)
 			if cause := tokens.Ready(); err != nil && cause != nil {
 				return cause // no token is why there is no key
 			}
@@ -96,6 +103,9 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return tokens.Run(ctx) })
 			g.Go(func() error { return store.Run(ctx, tokens.First()) })
+			if cfg.On() {
+				g.Go(func() error { return known.Run(ctx) })
+			}
 			return g.Wait()
 		},
 	}.Run(ctx)

@@ -161,6 +161,9 @@ func (c *Client) newRequest(ctx context.Context, method, path, query string, bod
 		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query},
 		Header: http.Header{contractHeader: {contractVersion}},
 	}
+	if token := TokenOf(ctx); token != "" {
+		req.Header.Set("Authorization", "Bearer "+string(token))
+	}
 	if body != nil {
 		req.Body = io.NopCloser(body)
 	}

@@ -68,7 +68,14 @@ func (h handler) by(calls map[string]call) http.Handler {
 			http.Error(w, "no such call", http.StatusMethodNotAllowed)
 			return
 		}
-		answer, err := c(r)
+		token, err := TokenIn(r.Header)
+		if token != "" {
+			r = r.WithContext(WithToken(r.Context(), token))
+		}
+		var answer any
+		if err == nil {
+			answer, err = c(r)
+		}
 		switch {
 		case err != nil:
 			h.fail(w, r, err)

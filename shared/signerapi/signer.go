@@ -16,6 +16,8 @@
 //	GET    /v1/ready                                            → 204
 //
 // Each call has the header Cats-Contract: 1; a request without is refused with 403.
+// Authorization: Bearer T passes on the token of the caller on whose behalf it is, see
+// [WithToken]; the signer verifies it where callers must be known.
 // CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
 // sha512=H, in hexadecimal.
 //
@@ -33,7 +35,8 @@ import (
 )
 
 // Signer stores, links and deletes the one picture of a user. Implementations
-// are safe for concurrent use. Every error they return that a caller may branch
+// are safe for concurrent use. Where callers must be known, each call can be
+// ErrUnauthenticated, ErrForbidden, ErrRateLimited or ErrIssuerUnavailable. Every error they return that a caller may branch
 // on is, or wraps, one of the *Error values of this package.
 type Signer interface {
 	// Put stores body as the picture of user, in place of what was there. It

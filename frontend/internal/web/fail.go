@@ -79,6 +79,13 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
+	if code == http.StatusUnauthorized {
+		challenge := `Bearer realm="cats-api"`
+		if r.Header.Get("Authorization") != "" {
+			challenge += `, error="invalid_token"`
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
+	}
 	writeJSON(w, code, "application/problem+json", problem{
 		Type:      "about:blank",
 		Title:     http.StatusText(code),

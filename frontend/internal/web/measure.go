@@ -45,7 +45,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 }
 
 // upload counts what becomes of the uploads that h handles.
-func (m *metrics) upload(h func(http.ResponseWriter, *http.Request) error) func(http.ResponseWriter, *http.Request) error {
+func (m *metrics) upload(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		err := h(w, r)
 		if err != nil {

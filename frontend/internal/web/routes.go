@@ -16,6 +16,7 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"cats.example/shared/access"
 	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
@@ -24,13 +25,14 @@ import (
 type web struct {
 	signer signerapi.Signer
 	limits picture.Limits
+	access access.Rules
 }
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, limits picture.Limits, requests *service.Requests, reg prometheus.Registerer) http.Handler {
+func New(signer signerapi.Signer, limits picture.Limits, access access.Rules, requests *service.Requests, reg prometheus.Registerer) http.Handler {
 	m := newMetrics(reg)
-	s := web{counted{signer, m}, limits}
+	s := web{counted{signer, m}, limits, access}
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -40,12 +42,12 @@ func New(signer signerapi.Signer, limits picture.Limits, requests *service.Reque
 	}{
 		{"/service", resource{http.MethodGet: s.getService}},
 		{"/cat/{user}", resource{
-			http.MethodGet:    s.getCat,
-			http.MethodPost:   m.upload(s.postCat),
-			http.MethodPut:    m.upload(s.putCat),
-			http.MethodDelete: s.deleteCat,
+			http.MethodGet:    s.reader(s.getCat),
+			http.MethodPost:   m.upload(s.owner(s.postCat)),
+			http.MethodPut:    m.upload(s.owner(s.putCat)),
+			http.MethodDelete: s.owner(s.deleteCat),
 		}},
-		{"/cat/{user}/picture", resource{http.MethodGet: s.getPicture}},
+		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, route.resource))
 		r.Handle(route.path+"/", requests.Route(route.path, http.HandlerFunc(withoutSlash)))
@@ -56,8 +58,32 @@ func New(signer signerapi.Signer, limits picture.Limits, requests *service.Reque
 	return r
 }
 
+type handler func(http.ResponseWriter, *http.Request) error
+
+// owner returns h for who may change a picture, and reader for who may look at one:
+// with the caller's token, which the signer verifies, for whatever h asks of it. Who
+// brings none is turned away here, before anything of a body is read.
+func (s web) owner(h handler) handler  { return s.caller(h, true) }
+func (s web) reader(h handler) handler { return s.caller(h, s.access.Read != access.Anyone) }
+
+func (s web) caller(h handler, needed bool) handler {
+	if !s.access.On() || !needed {
+		return h
+	}
+	return func(w http.ResponseWriter, r *http.Request) error {
+		token, err := signerapi.TokenIn(r.Header)
+		if err != nil {
+			return err
+		}
+		if token == "" {
+			return signerapi.ErrUnauthenticated
+		}
+		return h(w, r.WithContext(signerapi.WithToken(r.Context(), token)))
+	}
+}
+
 // resource is what one path can do, by method. HEAD is wherever GET is.
-type resource map[string]func(http.ResponseWriter, *http.Request) error
+type resource map[string]handler
 
 func (res resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	method := r.Method

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/access"
 	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
@@ -32,9 +33,12 @@ type memory struct {
 	fail error // every call's answer, when set
 	opts signerapi.LinkOptions
 	put  signerapi.PutOptions // of the last picture
+
+	token signerapi.Token // of the last call
 }
 
-func (m *memory) Put(_ context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+func (m *memory) Put(ctx context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+	m.token = signerapi.TokenOf(ctx)
 	if m.fail != nil {
 		return signerapi.Info{}, m.fail
 	}
@@ -60,9 +64,10 @@ func (*memory) info(content string) signerapi.Info {
 	return signerapi.Info{ETag: `"1"`, ContentType: "image/png", Size: int64(len(content))}
 }
 
-func (m *memory) Link(_ context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
+func (m *memory) Link(ctx context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.token = signerapi.TokenOf(ctx)
 	m.opts = opts
 	content, ok := m.cats[u.String()]
 	switch {
@@ -76,9 +81,10 @@ func (m *memory) Link(_ context.Context, u signerapi.User, opts signerapi.LinkOp
 	}, nil
 }
 
-func (m *memory) Delete(_ context.Context, u signerapi.User, c signerapi.Conditions) error {
+func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Conditions) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.token = signerapi.TokenOf(ctx)
 	if m.fail != nil {
 		return m.fail
 	}
@@ -101,6 +107,11 @@ const maxSize = 20_000
 
 // newWeb returns the public API over an empty memory, with its registry.
 func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
+	return newWebFor(t, access.Rules{})
+}
+
+// newWebFor is newWeb where rules say who may do what.
+func newWebFor(t testing.TB, rules access.Rules) (http.Handler, *memory, *prometheus.Registry) {
 	t.Helper()
 	var limits picture.Limits
 	if err := service.Parse(&limits, []string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}); err != nil {
@@ -108,7 +119,7 @@ func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
 	}
 	reg := prometheus.NewRegistry()
 	m := &memory{cats: map[string]string{}}
-	return New(m, limits, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Internal), reg), m, reg
+	return New(m, limits, rules, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Internal), reg), m, reg
 }
 
 // send answers one request, written as a client sends it.

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -30,7 +31,8 @@ const (
 	linkLimit     = 8 * time.Second
 	deleteLimit   = 8 * time.Second
 	clockLimit    = 6 * time.Second
-	totalLimit    = 45 * time.Second
+	issuerLimit   = 6 * time.Second
+	totalLimit    = 50 * time.Second
 )
 
 // From which difference on the clocks are told, and from which something breaks.
@@ -55,7 +57,8 @@ type Options struct {
 	// TokenProxy says that tokens are exchanged by AKS identity bindings, which
 	// have an audience of their own.
 	TokenProxy bool
-	Transport  *http.Client // without any credential
+	Callers    callers.Options // no Issuer where anyone may do anything
+	Transport  *http.Client    // without any credential
 }
 
 // visit is one run of all checks. A check returns why those that build on it need
@@ -94,6 +97,7 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	noKey, noAnswer := v.key(ctx, first(noStorage, noToken))
 	v.scratch(ctx, first(noStorage, noToken, noAnswer), noKey)
 	v.clock(ctx, first(noStorage, noAnswer))
+	v.callers(ctx, quiet)
 	return v.end()
 }
 
@@ -290,6 +294,21 @@ func (v *visit) clock(ctx context.Context, because string) {
 	default:
 		v.line(ok, check, "within %v of storage's", max(off.Truncate(time.Second)+time.Second, time.Second))
 	}
+}
+
+// callers asks the issuer of the callers' tokens, where they must be known.
+func (v *visit) callers(ctx context.Context, log *slog.Logger) {
+	const check = "callers"
+	if !v.Callers.On() || v.skipped(ctx, check, "") {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, issuerLimit)
+	defer cancel()
+	if err := callers.New(v.Callers, log, prometheus.NewRegistry()).Check(ctx); err != nil {
+		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: OIDC_ISSUER must be the issuer as its tokens have it in iss, and be reachable from here over https", v.Callers.Issuer, err))
+		return
+	}
+	v.line(ok, check, "tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)
 }
 
 // refused is fail, with the command that gives the role if that is what is missing.

@@ -1,0 +1,37 @@
+// An OpenID provider on https://localhost:PORT, by oidc-provider: gives access
+// tokens for AUDIENCE to the clients in CLIENTS, each under its own name, whose secret
+// is "secret". It has a new key with each start.
+import { readFileSync } from 'node:fs'
+import { generateKeyPairSync, randomUUID } from 'node:crypto'
+import { createServer } from 'node:https'
+
+const env = process.env
+const { default: Provider } = await import(`${env.NODE_MODULES}/oidc-provider/lib/index.js`)
+const key = generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'jwk' })
+
+const server = createServer({ cert: readFileSync(env.CERT), key: readFileSync(env.KEY) })
+server.listen(Number(env.PORT), '127.0.0.1', () => {
+  const issuer = `https://localhost:${server.address().port}`
+  const provider = new Provider(issuer, {
+    jwks: { keys: [{ ...key, kid: randomUUID(), use: 'sig', alg: 'ES256' }] },
+    clients: env.CLIENTS.split(',').map((id) => ({
+      client_id: id, client_secret: 'secret', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
+      id_token_signed_response_alg: 'ES256',
+    })),
+    ttl: { ClientCredentials: 600 },
+    features: {
+      devInteractions: { enabled: false },
+      clientCredentials: { enabled: true },
+      resourceIndicators: {
+        enabled: true,
+        defaultResource: () => env.AUDIENCE,
+        useGrantedResource: () => true,
+        getResourceServerInfo: (_ctx, audience) => ({
+          scope: '', audience, accessTokenFormat: 'jwt', jwt: { sign: { alg: 'ES256' } },
+        }),
+      },
+    },
+  })
+  server.on('request', provider.callback())
+  console.log(`issuer ${issuer}`)
+})

@@ -1,0 +1,80 @@
+package web
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"cats.example/shared/access"
+	"cats.example/shared/signerapi"
+)
+
+func TestWhoBringsNoTokenIsTurnedAwayBeforeAnythingIsRead(t *testing.T) {
+	const issuer = "https://login.example.com"
+	for _, c := range []struct {
+		rules      access.Rules
+		needs      string // methods that need a token
+		passedOnTo string // methods whose token the signer gets
+	}{
+		{access.Rules{Read: access.Own}, "", ""},
+		{access.Rules{Issuer: issuer, Read: access.Own}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
+		{access.Rules{Issuer: issuer, Read: access.SignedIn}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
+		{access.Rules{Issuer: issuer, Read: access.Anyone}, "PUT POST DELETE", "PUT POST DELETE"},
+	} {
+		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
+			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
+				h, m, _ := newWebFor(t, c.rules)
+				m.fail = signerapi.ErrNotFound
+				body := png
+				if method == "POST" {
+					body = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\n" + png + "\r\n--b--\r\n"
+				}
+				read := &watched{Reader: strings.NewReader(body)}
+				r := httptest.NewRequestWithContext(t.Context(), method, "/cat/mia", read)
+				r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
+				if field != "" {
+					r.Header.Set("Authorization", field)
+				}
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, r)
+				needed, good := strings.Contains(c.needs, method), strings.HasSuffix(field, " mew") && !strings.Contains(field, "mew mew")
+				if refused := needed && !good; refused != (rec.Code == http.StatusUnauthorized) {
+					t.Errorf("%+v: %s with %q: %d", c.rules, method, field, rec.Code)
+				} else if refused && (read.read || !strings.HasPrefix(rec.Header().Get("WWW-Authenticate"), "Bearer ")) {
+					t.Errorf("%+v: %s with %q: refused, and its body was read or the header does not say how: %v", c.rules, method, field, rec.Header())
+				}
+				want := signerapi.Token("")
+				if good && strings.Contains(c.passedOnTo, method) {
+					want = "mew"
+				}
+				if m.token != want {
+					t.Errorf("%+v: %s with %q: the signer got the token %q; want %q", c.rules, method, field, string(m.token), string(want))
+				}
+			}
+		}
+	}
+}
+
+// watched is a body that knows whether it was read.
+type watched struct {
+	io.Reader
+	read bool
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	w.read = true
+	return w.Reader.Read(p)
+}
+
+func TestEveryErrorOfTheContractHasAStatus(t *testing.T) {
+	for _, err := range []error{signerapi.ErrUnauthenticated, signerapi.ErrForbidden, signerapi.ErrRateLimited, signerapi.ErrIssuerUnavailable} {
+		h, m, _ := newWeb(t)
+		m.fail = errors.Join(err)
+		if rec := send(t, h, "GET", "/cat/mia", "", nil); rec.Code != status[signerapi.AsError(err).Code] || rec.Code == 500 {
+			t.Errorf("%v: %d", err, rec.Code)
+		}
+	}
+}

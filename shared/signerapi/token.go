@@ -1,0 +1,58 @@
+package signerapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"strings"
+)
+
+// Token is the bearer token of a caller, as it came and not checked. It prints and
+// logs as a placeholder; string(t) is the token itself.
+type Token string
+
+const redactedToken = "[token]"
+
+// String hides the token from fmt.
+func (Token) String() string { return redactedToken }
+
+// GoString hides the token from %#v.
+func (Token) GoString() string { return redactedToken }
+
+// LogValue hides the token from slog.
+func (Token) LogValue() slog.Value { return slog.StringValue(redactedToken) }
+
+// TokenIn returns the bearer token in a request's header, RFC 6750 section 2.1, and
+// "" where there is no Authorization field. One that holds anything else, and
+// several, are ErrUnauthenticated.
+func TokenIn(h http.Header) (Token, error) {
+	fields := h["Authorization"]
+	if len(fields) == 0 {
+		return "", nil
+	}
+	scheme, token, _ := strings.Cut(fields[0], " ")
+	token = strings.TrimLeft(token, " ")
+	if len(fields) > 1 || !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsFunc(token, notInToken) {
+		return "", ErrUnauthenticated.With("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
+	}
+	return Token(token), nil
+}
+
+// notInToken reports what no token holds, RFC 6750's b64token.
+func notInToken(r rune) bool {
+	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
+	return !letter && !strings.ContainsRune("-._~+/=", r)
+}
+
+type tokenKey struct{}
+
+// WithToken returns ctx with the token of the caller on whose behalf a call is made.
+func WithToken(ctx context.Context, t Token) context.Context {
+	return context.WithValue(ctx, tokenKey{}, t)
+}
+
+// TokenOf returns the token of the caller on whose behalf a call is made, "" for none.
+func TokenOf(ctx context.Context) Token {
+	t, _ := ctx.Value(tokenKey{}).(Token)
+	return t
+}

@@ -1,0 +1,398 @@
+package callers
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/access"
+	"cats.example/shared/signerapi"
+)
+
+const audience = "api-of-cats"
+
+// provider is an issuer of tokens whose keys change as told.
+type provider struct {
+	*httptest.Server
+	asked, askedKeys atomic.Int64
+	down             atomic.Bool
+
+	mu     sync.Mutex
+	public []jose.JSONWebKey
+	algs   []string
+}
+
+func newProvider(t *testing.T, keys ...key) *provider {
+	t.Helper()
+	p := &provider{algs: []string{"RS256", "ES256", "none", "HS256"}}
+	p.publish(keys...)
+	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.down.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		switch r.URL.Path {
+		case "/.well-known/openid-configuration":
+			p.asked.Add(1)
+			_ = json.NewEncoder(w).Encode(map[string]any{
+				"issuer": p.URL, "jwks_uri": p.URL + "/keys", "id_token_signing_alg_values_supported": p.algs,
+			})
+		case "/keys":
+			p.askedKeys.Add(1)
+			_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: p.public})
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+func (p *provider) publish(keys ...key) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.public = nil
+	for _, k := range keys {
+		p.public = append(p.public, jose.JSONWebKey{Key: k.public, KeyID: k.id, Algorithm: string(k.alg), Use: "sig"})
+	}
+}
+
+// key is one of a provider's.
+type key struct {
+	id      string
+	alg     jose.SignatureAlgorithm
+	private any
+	public  any
+}
+
+func rsaKey(t *testing.T, id string) key {
+	t.Helper()
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key{id, jose.RS256, private, private.Public()}
+}
+
+func ecKey(t *testing.T, id string) key {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key{id, jose.ES256, private, private.Public()}
+}
+
+func (k key) sign(t *testing.T, claims any) string {
+	t.Helper()
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: k.alg, Key: jose.JSONWebKey{Key: k.private, KeyID: k.id}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.Signed(s).Claims(claims).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+// claims are good ones of mia, changed as said: a name and a value each, nil takes it away.
+func (p *provider) claims(change ...any) map[string]any {
+	now := time.Now()
+	c := map[string]any{
+		"iss": p.URL, "aud": audience, "sub": "mia",
+		"iat": now.Unix(), "nbf": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+	}
+	for i := 0; i < len(change); i += 2 {
+		name, _ := change[i].(string)
+		if change[i+1] == nil {
+			delete(c, name)
+			continue
+		}
+		c[name] = change[i+1]
+	}
+	return c
+}
+
+// counting is a signer that does what it is asked and counts it.
+type counting struct{ calls atomic.Int64 }
+
+func (s *counting) Put(context.Context, signerapi.User, io.Reader, signerapi.PutOptions) (signerapi.Info, error) {
+	s.calls.Add(1)
+	return signerapi.Info{}, nil
+}
+
+func (s *counting) Link(context.Context, signerapi.User, signerapi.LinkOptions) (signerapi.Link, error) {
+	s.calls.Add(1)
+	return signerapi.Link{}, nil
+}
+
+func (s *counting) Delete(context.Context, signerapi.User, signerapi.Conditions) error {
+	s.calls.Add(1)
+	return nil
+}
+
+func (*counting) Ready(context.Context) error { return nil }
+
+// knowing returns Callers that have asked p.
+func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
+	t.Helper()
+	c := asking(p, change)
+	v, err := c.discover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.verifier.Store(v)
+	return c
+}
+
+func asking(p *provider, change func(*Options)) *Callers {
+	opts := Options{Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub", Client: p.Client()}
+	if change != nil {
+		change(&opts)
+	}
+	return New(opts, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+}
+
+func user(t *testing.T, name string) signerapi.User {
+	t.Helper()
+	u, err := signerapi.ParseUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func with(t *testing.T, token string) context.Context {
+	t.Helper()
+	return signerapi.WithToken(t.Context(), signerapi.Token(token))
+}
+
+func TestATokenLetsItsCallerAtTheirOwnPictureAlone(t *testing.T) {
+	p := newProvider(t)
+	good, forged, ec := rsaKey(t, "1"), rsaKey(t, "1"), ecKey(t, "2")
+	p.publish(good, ec)
+	der, err := x509.MarshalPKIXPublicKey(good.public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := key{"1", jose.HS256, der, nil}
+	unsigned := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none"}`)) + "." + strings.Split(good.sign(t, p.claims()), ".")[1] + "."
+	parts := strings.Split(good.sign(t, p.claims("sub", "tom")), ".")
+	tampered := parts[0] + "." + strings.Split(good.sign(t, p.claims()), ".")[1] + "." + parts[2]
+	in := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
+	for _, c := range []struct {
+		name  string
+		token string
+		want  error
+	}{
+		{"a good one", good.sign(t, p.claims()), nil},
+		{"a good one of another algorithm", ec.sign(t, p.claims()), nil},
+		{"for several services", good.sign(t, p.claims("aud", []string{"x", audience})), nil},
+		{"of another caller", good.sign(t, p.claims("sub", "tom")), signerapi.ErrForbidden},
+		{"of one with almost the name", good.sign(t, p.claims("sub", "Mia")), signerapi.ErrForbidden},
+		{"of nobody", good.sign(t, p.claims("sub", nil)), signerapi.ErrForbidden},
+		{"of a name that is none", good.sign(t, p.claims("sub", []string{"mia"})), signerapi.ErrUnauthenticated},
+		{"none", "", signerapi.ErrUnauthenticated},
+		{"garbage", "mew", signerapi.ErrUnauthenticated},
+		{"three times nothing", "..", signerapi.ErrUnauthenticated},
+		{"not signed", unsigned, signerapi.ErrUnauthenticated},
+		{"signed with the public key as a secret", shared.sign(t, p.claims()), signerapi.ErrUnauthenticated},
+		{"signed by another under the key's id", forged.sign(t, p.claims()), signerapi.ErrUnauthenticated},
+		{"with another's signature", tampered, signerapi.ErrUnauthenticated},
+		{"of another issuer", good.sign(t, p.claims("iss", "https://login.example.com")), signerapi.ErrUnauthenticated},
+		{"for another service", good.sign(t, p.claims("aud", "api-of-dogs")), signerapi.ErrUnauthenticated},
+		{"for no service", good.sign(t, p.claims("aud", nil)), signerapi.ErrUnauthenticated},
+		{"expired", good.sign(t, p.claims("exp", in(-ClockSkew-10*time.Second))), signerapi.ErrUnauthenticated},
+		{"expired by our clock, which may be ahead", good.sign(t, p.claims("exp", in(-ClockSkew+10*time.Second))), nil},
+		{"without an end", good.sign(t, p.claims("exp", nil)), signerapi.ErrUnauthenticated},
+		{"from tomorrow", good.sign(t, p.claims("nbf", in(24*time.Hour), "exp", in(25*time.Hour))), signerapi.ErrUnauthenticated},
+		{"from soon, as our clock may be behind", good.sign(t, p.claims("nbf", in(2*time.Minute))), nil},
+	} {
+		callers := knowing(t, p, nil)
+		inner := &counting{}
+		s := callers.Guard(inner)
+		_, put := s.Put(with(t, c.token), user(t, "mia"), nil, signerapi.PutOptions{})
+		_, link := s.Link(with(t, c.token), user(t, "mia"), signerapi.LinkOptions{})
+		del := s.Delete(with(t, c.token), user(t, "mia"), signerapi.Conditions{})
+		for call, err := range map[string]error{"Put": put, "Link": link, "Delete": del} {
+			if !errors.Is(err, c.want) {
+				t.Errorf("a token %s: %s: %v; want %v", c.name, call, err, c.want)
+			}
+			if err != nil && c.token != "" && strings.Contains(err.Error(), c.token) {
+				t.Errorf("a token %s: the error holds it: %v", c.name, err)
+			}
+		}
+		calls := int64(3)
+		if c.want != nil {
+			calls = 0
+		}
+		if got := inner.calls.Load(); got != calls {
+			t.Errorf("a token %s: %d calls came through; want %d", c.name, got, calls)
+		}
+	}
+}
+
+func TestWhoReadsIsASetting(t *testing.T) {
+	k := rsaKey(t, "1")
+	p := newProvider(t, k)
+	own, other := k.sign(t, p.claims()), k.sign(t, p.claims("sub", "tom"))
+	for read, want := range map[access.Reading]map[string]error{
+		access.Own:      {own: nil, other: signerapi.ErrForbidden, "": signerapi.ErrUnauthenticated, "mew": signerapi.ErrUnauthenticated},
+		access.SignedIn: {own: nil, other: nil, "": signerapi.ErrUnauthenticated, "mew": signerapi.ErrUnauthenticated},
+		access.Anyone:   {own: nil, other: nil, "": nil, "mew": nil},
+		"nonsense":      {own: nil, other: signerapi.ErrForbidden, "": signerapi.ErrUnauthenticated},
+	} {
+		s := knowing(t, p, func(o *Options) { o.Read = read }).Guard(&counting{})
+		for token, want := range want {
+			if _, err := s.Link(with(t, token), user(t, "mia"), signerapi.LinkOptions{}); !errors.Is(err, want) {
+				t.Errorf("%s: %v; want %v", read, err, want)
+			}
+			if err := s.Delete(with(t, token), user(t, "mia"), signerapi.Conditions{}); token != own && err == nil {
+				t.Errorf("%s: another deleted the picture", read)
+			}
+		}
+	}
+}
+
+func TestAnAddressThatNobodyVerifiedIsNobodys(t *testing.T) {
+	k := rsaKey(t, "1")
+	p := newProvider(t, k)
+	s := knowing(t, p, func(o *Options) { o.Claim = "email" }).Guard(&counting{})
+	for verified, want := range map[any]error{true: nil, false: signerapi.ErrForbidden, "true": signerapi.ErrForbidden, nil: signerapi.ErrForbidden} {
+		token := k.sign(t, p.claims("email", "mia@example.com", "email_verified", verified))
+		if err := s.Delete(with(t, token), user(t, "mia@example.com"), signerapi.Conditions{}); !errors.Is(err, want) {
+			t.Errorf("email_verified %v: %v; want %v", verified, err, want)
+		}
+	}
+}
+
+func TestKeysRotate(t *testing.T) {
+	old, young := rsaKey(t, "1"), rsaKey(t, "2")
+	p := newProvider(t, old)
+	c := knowing(t, p, nil)
+	s := c.Guard(&counting{})
+	may := func(k key) error {
+		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{})
+	}
+	if err := errors.Join(may(old), may(old)); err != nil || p.askedKeys.Load() != 1 {
+		t.Fatalf("%v, and the keys were asked for %d times; want once", err, p.askedKeys.Load())
+	}
+	p.publish(old, young)
+	if err := errors.Join(may(young), may(old)); err != nil {
+		t.Errorf("with both keys: %v", err)
+	}
+	p.publish(young)
+	v, err := c.discover(t.Context()) // as Run does every hour
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.verifier.Store(v)
+	if err := may(old); !errors.Is(err, signerapi.ErrUnauthenticated) {
+		t.Errorf("with a key that was withdrawn: %v", err)
+	}
+	if err := may(young); err != nil {
+		t.Errorf("with the key that is left: %v", err)
+	}
+}
+
+func TestStrangersCannotHaveTheIssuerAskedAsOftenAsTheyLike(t *testing.T) {
+	k := rsaKey(t, "1")
+	p := newProvider(t, k)
+	s := knowing(t, p, nil).Guard(&counting{})
+	stranger := rsaKey(t, "x")
+	for range 100 {
+		if err := s.Delete(with(t, stranger.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); !errors.Is(err, signerapi.ErrUnauthenticated) {
+			t.Fatal(err)
+		}
+	}
+	if n := p.askedKeys.Load(); n > keysBurst+1 {
+		t.Errorf("the issuer was asked for its keys %d times", n)
+	}
+	if err := s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); err != nil {
+		t.Errorf("a good token meanwhile: %v", err)
+	}
+}
+
+func TestAnIssuerThatIsDownIsToldAndNotTakenForARefusal(t *testing.T) {
+	k, young := rsaKey(t, "1"), rsaKey(t, "2")
+	p := newProvider(t, k)
+	p.down.Store(true)
+	c := asking(p, nil)
+	s := c.Guard(&counting{})
+	del := func(k key) error {
+		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{})
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	for c.failed.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := s.Ready(t.Context()); !errors.Is(err, signerapi.ErrIssuerUnavailable) || !strings.Contains(err.Error(), "502") {
+		t.Errorf("ready: %v; want that the issuer answers 502", err)
+	}
+	if err := del(k); !errors.Is(err, signerapi.ErrIssuerUnavailable) {
+		t.Errorf("before the issuer has answered: %v", err)
+	}
+	p.down.Store(false)
+	for s.Ready(t.Context()) != nil {
+		time.Sleep(time.Millisecond)
+	}
+	if err := del(k); err != nil {
+		t.Errorf("after: %v", err)
+	}
+	p.down.Store(true)
+	if err := del(k); err != nil {
+		t.Errorf("down again, with a key that is known: %v", err)
+	}
+	if err := del(young); !errors.Is(err, signerapi.ErrIssuerUnavailable) {
+		t.Errorf("down again, with a key that is not: %v", err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := testutil.ToFloat64(c.outcomes.WithLabelValues(unavailable)); n != 2 {
+		t.Errorf("%v calls counted that could not be checked; want 2", n)
+	}
+}
+
+func TestAnIssuerThatCannotBeRightIsRefused(t *testing.T) {
+	p := newProvider(t, rsaKey(t, "1"))
+	for name, change := range map[string]func(*Options){
+		"another issuer than was asked": func(o *Options) { o.Issuer += "/" },
+		"nobody there":                  func(o *Options) { o.Issuer += "/elsewhere" },
+		"a certificate of nobody's":     func(o *Options) { o.Client = &http.Client{Transport: &http.Transport{}} },
+	} {
+		if err := asking(p, change).Check(t.Context()); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	if err := asking(p, nil).Check(t.Context()); err != nil {
+		t.Errorf("the right one: %v", err)
+	}
+}
