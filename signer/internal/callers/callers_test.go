@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,12 +40,12 @@ type provider struct {
 
 	mu     sync.Mutex
 	public []jose.JSONWebKey
-	algs   []string
+	scheme string // of the keys' address, in place of https
 }
 
 func newProvider(t *testing.T, keys ...key) *provider {
 	t.Helper()
-	p := &provider{algs: []string{"RS256", "ES256", "none", "HS256"}}
+	p := &provider{scheme: "https"}
 	p.publish(keys...)
 	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.down.Load() {
@@ -58,7 +59,8 @@ func newProvider(t *testing.T, keys ...key) *provider {
 		case "/.well-known/openid-configuration":
 			p.asked.Add(1)
 			_ = json.NewEncoder(w).Encode(map[string]any{
-				"issuer": p.URL, "jwks_uri": p.URL + "/keys", "id_token_signing_alg_values_supported": p.algs,
+				"issuer": p.URL, "jwks_uri": p.scheme + strings.TrimPrefix(p.URL, "https") + "/keys",
+				"id_token_signing_alg_values_supported": []string{"RS256", "ES256", "none", "HS256"},
 			})
 		case "/keys":
 			p.askedKeys.Add(1)
@@ -394,5 +396,21 @@ func TestAnIssuerThatCannotBeRightIsRefused(t *testing.T) {
 	}
 	if err := asking(p, nil).Check(t.Context()); err != nil {
 		t.Errorf("the right one: %v", err)
+	}
+	p.scheme = "http"
+	if err := asking(p, nil).Check(t.Context()); err == nil {
+		t.Error("keys that anybody on the way can change were taken")
+	}
+}
+
+func TestOnlySignaturesThatAPublicKeyVerifiesCount(t *testing.T) {
+	for _, c := range []struct{ said, want []string }{
+		{[]string{"none", "HS256", "ES256", "HS512", "RS512", "x"}, []string{"ES256", "RS512"}},
+		{[]string{"none", "HS256"}, []string{"RS256"}},
+		{nil, []string{"RS256"}},
+	} {
+		if got := signedByKeys(c.said); !slices.Equal(got, c.want) {
+			t.Errorf("of %q: %q; want %q", c.said, got, c.want)
+		}
 	}
 }
