@@ -28,9 +28,10 @@ type web struct {
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, limits picture.Limits, requests *service.Requests, reg prometheus.Registerer) http.Handler {
+func New(signer signerapi.Signer, options Options, requests *service.Requests, reg prometheus.Registerer) http.Handler {
 	m := newMetrics(reg)
-	s := web{counted{signer, m}, limits}
+	s := web{counted{signer, m}, options.Limits}
+	g := newGuard(options, reg)
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -47,13 +48,13 @@ func New(signer signerapi.Signer, limits picture.Limits, requests *service.Reque
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: s.getPicture}},
 	} {
-		r.Handle(route.path, requests.Route(route.path, route.resource))
-		r.Handle(route.path+"/", requests.Route(route.path, http.HandlerFunc(withoutSlash)))
+		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
+		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
 	}
-	r.NotFoundHandler = requests.Route("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, errNoRoute)
-	}))
-	return r
+	})))
+	return g.outermost(r)
 }
 
 // resource is what one path can do, by method. HEAD is wherever GET is.
@@ -68,6 +69,7 @@ func (res resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case ok:
 		if err := h(w, r); err != nil {
+			callerRefused(w, err)
 			fail(w, r, err)
 		}
 	case method == http.MethodOptions:
@@ -115,7 +117,6 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", contentType)
-	h.Set("X-Content-Type-Options", "nosniff")
 	if h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "no-store")
 	}
