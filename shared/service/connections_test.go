@@ -48,7 +48,7 @@ func (d *dialed) send(s string) {
 // status of the next answer, which has no body to be read; 0 when the connection is closed instead.
 func (d *dialed) status() int {
 	d.t.Helper()
-	_ = d.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = d.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	resp, err := http.ReadResponse(d.in, nil) //nolint:bodyclose // it closes nothing
 	if err != nil {
 		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // as it came
@@ -203,6 +203,35 @@ func TestAFloodFromOneAddressCostsNobodyElseTheirPlace(t *testing.T) {
 	}
 	stop()
 	flood.Wait()
+}
+
+// A header that comes byte by byte is never still, and has ten seconds all the same.
+func TestAHeaderThatTakesTooLongIsGivenUp(t *testing.T) {
+	t.Parallel()
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	d := r.dial(t)
+	began := time.Now()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = d.status() // it is never whole, and so has none
+	}()
+	d.send("GET /quick HTTP/1.1\r\nX: ")
+	for again := time.NewTicker(100 * time.Millisecond); ; {
+		select {
+		case <-again.C:
+			_, _ = io.WriteString(d.conn, "x")
+			if time.Since(began) < 2*headerTimeout {
+				continue
+			}
+			t.Fatal("it is still waited for")
+		case <-ended:
+		}
+		break
+	}
+	if took := time.Since(began); took < headerTimeout/2 {
+		t.Errorf("it was given up after %v", took)
+	}
 }
 
 // Who holds most gives way, and trusted proxies together only beyond half.
