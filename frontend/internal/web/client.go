@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -56,8 +57,8 @@ func clientOf(peer netip.Addr, forwarded []string, trusted []AddressRange) netip
 	if len(trusted) == 0 { // most often
 		return client
 	}
-	for i := len(forwarded) - 1; i >= 0; i-- { // several of the header are one list
-		for rest, more := forwarded[i], true; more; {
+	for _, rest := range slices.Backward(forwarded) { // several of the header are one list
+		for more := true; more; {
 			var last string
 			if rest, last, more = cutLast(rest); strings.TrimSpace(last) == "" {
 				continue // an empty element is none

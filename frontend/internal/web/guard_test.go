@@ -44,9 +44,18 @@ func TestEveryAnswerSaysHowBrowsersAreToTakeIt(t *testing.T) {
 		method, target string
 		status         int
 	}{
-		{"GET", "/service", 200}, {"HEAD", "/cat/x", 200}, {"GET", "/cat/x/picture", 307}, {"GET", "/service/", 307}, {"OPTIONS", "/cat/x", 204},
-		{"PATCH", "/cat/x", 405}, {"TRACE", "/cat/x", 405}, {"GET", "/nothing", 404}, {"OPTIONS", "*", 404}, {"GET", "/cat/%00", 422},
-		{"GET", "/cat/" + strings.Repeat("x", 5000), 414}, {"DELETE", "/cat/x", 204},
+		{"GET", "/service", 200},
+		{"HEAD", "/cat/x", 200},
+		{"GET", "/cat/x/picture", 307},
+		{"GET", "/service/", 307},
+		{"OPTIONS", "/cat/x", 204},
+		{"PATCH", "/cat/x", 405},
+		{"TRACE", "/cat/x", 405},
+		{"GET", "/nothing", 404},
+		{"OPTIONS", "*", 404},
+		{"GET", "/cat/%00", 422},
+		{"GET", "/cat/" + strings.Repeat("x", 5000), 414},
+		{"DELETE", "/cat/x", 204},
 	} {
 		rec := send(t, h, c.method, c.target, "", nil)
 		got := rec.Header()
