@@ -124,13 +124,10 @@ func start(t *testing.T, opts stand.SystemOptions) *stand.System {
 	t.Helper()
 	needStand(t)
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
-	if _, ok := opts.SignerEnv["EXISTENCE_TTL"]; !ok { // most tests are about what storage says now
-		opts.SignerEnv = maps.Clone(opts.SignerEnv)
-		if opts.SignerEnv == nil {
-			opts.SignerEnv = map[string]string{}
-		}
-		opts.SignerEnv["EXISTENCE_TTL"] = "0s"
-	}
+	unlimited := map[string]string{"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0"} // all tests come from one address
+	opts.FrontendEnv = over(unlimited, opts.FrontendEnv)
+	unlimited["EXISTENCE_TTL"] = "0s" // most tests are about what storage says now
+	opts.SignerEnv = over(unlimited, opts.SignerEnv)
 	opts.Frontend, opts.Signer = filepath.Join(binDir, "frontend"), filepath.Join(binDir, "signer")
 	sys, err := st.StartSystem(t.Context(), opts)
 	if err != nil {
@@ -142,6 +139,13 @@ func start(t *testing.T, opts stand.SystemOptions) *stand.System {
 		}
 	})
 	return sys
+}
+
+// over returns defaults with what env has over them.
+func over(defaults, env map[string]string) map[string]string {
+	all := maps.Clone(defaults)
+	maps.Copy(all, env)
+	return all
 }
 
 // answer is what came back for a request, read whole.

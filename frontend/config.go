@@ -7,8 +7,7 @@ import (
 	"os"
 	"strings"
 
-	"cats.example/shared/access"
-	"cats.example/shared/picture"
+	"cats.example/frontend/internal/web"
 	"cats.example/shared/service"
 )
 
@@ -22,8 +21,7 @@ type config struct {
 	OpsAddress    string `env:"OPS_ADDRESS" envDefault:":8090" help:"where /metrics, /livez and /readyz are"`
 	SignerURL     string `env:"SIGNER_URL" envDefault:"http://127.0.0.1:8081" help:"the signer's local API"`
 
-	access.Rules
-	picture.Limits
+	web.Options
 	service.Settings
 }
 
@@ -33,7 +31,7 @@ func parse(environ []string) (config, error) {
 	if err := service.Parse(&c, environ); err != nil {
 		return c, err
 	}
-	return c, errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate())
+	return c, errors.Join(c.Options.Validate(), c.Settings.Validate())
 }
 
 // tokenFiles are where a token would be, had the pod given one to this container:

@@ -25,15 +25,16 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.Tell(log)
 	reg := service.NewRegistry(name)
-	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Internal)
+	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Refuse)
 	return service.Service{
 		Settings:   cfg.Settings,
 		Log:        log,
 		Registry:   reg,
 		Name:       "public",
 		Address:    cfg.ListenAddress,
-		Handler:    web.New(signer, cfg.Limits, cfg.Rules, requests, reg),
+		Handler:    web.New(signer, cfg.Options, requests, reg),
 		OpsAddress: cfg.OpsAddress,
+		Proxies:    web.Prefixes(cfg.TrustedProxies),
 		Ready:      signer.Ready,
 	}.Run(ctx)
 }

@@ -324,7 +324,7 @@ func TestARolloutHasTimeToDrain(t *testing.T) {
 		if grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second; grace < needed+5*time.Second {
 			t.Errorf("%s: terminationGracePeriodSeconds is %v, and the drains take up to %v", name, grace, needed)
 		}
-		if duration(frontend, "DRAIN_DELAY") < 5*time.Second {
+		if duration(frontend, "DRAIN_DELAY") < 15*time.Second || frontend.ReadinessProbe.FailureThreshold*frontend.ReadinessProbe.PeriodSeconds < 15 {
 			t.Errorf("%s: DRAIN_DELAY is too short for load balancers to notice", name)
 		}
 		if d.Spec.Replicas != nil || d.Spec.Strategy.RollingUpdate == nil || d.Spec.Strategy.RollingUpdate.MaxUnavailable.IntValue() != 0 {
@@ -364,6 +364,14 @@ func TestTheServiceLeadsToTheFrontendAlone(t *testing.T) {
 		s := one(t, objects, func(s *corev1.Service) bool { return s.Name == "cats-api" })
 		if len(s.Spec.Ports) != 1 || s.Spec.Ports[0].Port != 8080 || s.Spec.Ports[0].TargetPort.StrVal != "http" || s.Spec.Type != corev1.ServiceTypeLoadBalancer {
 			t.Errorf("%s: %+v", name, s.Spec)
+		}
+		local, frontend := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, deployment(t, objects).Spec.Template.Spec.Containers[0]
+		if name == "emulator" { // whose tests come from one address
+			if local || variable(frontend, "RATE_LIMIT") != "0" || variable(frontend, "UPLOADS_PER_CLIENT") != "0" {
+				t.Errorf("%s: %s, %v", name, s.Spec.ExternalTrafficPolicy, frontend.Env)
+			}
+		} else if !local || variable(frontend, "RATE_LIMIT") != "" {
+			t.Errorf("%s: clients cannot be told apart with externalTrafficPolicy %s, or are not limited", name, s.Spec.ExternalTrafficPolicy)
 		}
 		internal := s.Annotations["service.beta.kubernetes.io/azure-load-balancer-internal"] == "true"
 		if want := strings.HasSuffix(name, "internal-load-balancer") || strings.HasSuffix(name, "everything"); internal != want {

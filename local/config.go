@@ -29,8 +29,9 @@ type config struct {
 // What is passed on to the processes when it is set. A test compares this with
 // the settings that they have.
 var (
-	passedToBoth   = []string{"OIDC_ISSUER", "READ_ACCESS", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL"}
-	passedToSigner = []string{"OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "UPLOAD_MEMORY", "UPLOAD_WAIT", "EXISTENCE_TTL"}
+	passedToBoth     = []string{"OIDC_ISSUER", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "UPLOADS_PER_CLIENT", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL"}
+	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS"}
+	passedToSigner   = []string{"OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "UPLOAD_MEMORY", "UPLOAD_WAIT", "EXISTENCE_TTL"}
 	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
 	passedToRealSigner = []string{
 		"STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
@@ -46,7 +47,9 @@ func parse(environ []string) (config, error) {
 }
 
 // frontendEnv is what of environ the frontend gets: never a credential.
-func frontendEnv(environ []string) map[string]string { return pick(environ, passedToBoth) }
+func frontendEnv(environ []string) map[string]string {
+	return pick(environ, passedToBoth, passedToFrontend)
+}
 
 // signerEnv is what of environ the signer gets.
 func (c config) signerEnv(environ []string) map[string]string {

@@ -49,7 +49,7 @@ func TestEverySettingOfBothIsPassedOnOrMadeHere(t *testing.T) {
 	}
 	setting := regexp.MustCompile(`(?m)^  ([A-Z][A-Z0-9_]+)`)
 	for name, want := range map[string][]string{
-		"frontend": passedToBoth,
+		"frontend": slices.Concat(passedToBoth, passedToFrontend),
 		"signer":   slices.Concat(passedToBoth, passedToSigner),
 	} {
 		help, err := exec.CommandContext(t.Context(), filepath.Join(bin, name), "--help").Output()

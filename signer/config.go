@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
 	"cats.example/shared/access"
+	"cats.example/shared/limit"
 	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
@@ -55,6 +56,8 @@ type config struct {
 	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
 	UserClaim string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
 
+	limit.PerClient
+
 	picture.Limits
 	service.Settings
 }
@@ -85,7 +88,7 @@ func read(environ []string) (config, error) {
 
 func (c config) faults() error {
 	return errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate(),
-		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults(), c.callerFaults())
+		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults(), c.callerFaults(), c.PerClient.Validate())
 }
 
 func (c config) identityOptions(transport policy.Transporter) identity.Options {
@@ -203,7 +206,7 @@ func (c config) callerFaults() error {
 }
 
 func (c config) callerOptions(client *http.Client) callers.Options {
-	return callers.Options{Rules: c.Rules, Audience: c.Audience, Claim: c.UserClaim, Client: client}
+	return callers.Options{Rules: c.Rules, PerClient: c.PerClient, Audience: c.Audience, Claim: c.UserClaim, Client: client}
 }
 
 func (c config) apiFaults() error {

@@ -71,8 +71,8 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
 	settings.MaxUploads *= 2 // one whose body has ended there may be under way here
-	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, r *http.Request) {
-		signerapi.Fail(w, signerapi.ErrInternal)
+	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
+		signerapi.Fail(w, err)
 	})
 	mux := http.NewServeMux()
 	for _, route := range signerapi.Routes(signer, service.Note) {

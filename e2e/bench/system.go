@@ -44,7 +44,10 @@ const (
 func (b *bench) start(ctx context.Context, storage on, env map[string]string) (*stand.System, error) {
 	b.systems++
 	both := func(limit float64) map[string]string {
-		all := map[string]string{"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "MAX_PICTURE_SIZE": "64MiB", "PROFILE": "true"}
+		all := map[string]string{
+			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "MAX_PICTURE_SIZE": "64MiB", "PROFILE": "true",
+			"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0", // all load comes from one address
+		}
 		maps.Copy(all, env)
 		return all
 	}

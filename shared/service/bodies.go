@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -19,7 +20,34 @@ const (
 	lookBack = time.Second
 
 	perPlace = 3 // bodies under way in all; more are turned away
+
+	// What has no body is turned away beyond so many for each place. Both together
+	// leave an eighth of the connections for saying no, whatever is slow behind them.
+	quickPerPlace = 2
+	atWork        = 0.875 // of connectionsPerUpload
 )
+
+// underWay bounds how many requests are being answered, and so how many connections
+// wait for what does not answer.
+type underWay struct {
+	all, quick         atomic.Int64
+	mostAll, mostQuick int64
+}
+
+func newUnderWay(limit int) *underWay {
+	return &underWay{mostAll: max(1, int64(atWork*connectionsPerUpload*float64(limit))), mostQuick: quickPerPlace * int64(limit)}
+}
+
+// begin counts a request until end, which always has to be called. It returns false
+// for one too many, which is to be turned away. Of uploads, bodies counts those that
+// are read.
+func (u *underWay) begin(upload bool) (end func(), ok bool) {
+	if upload {
+		return func() { u.all.Add(-1) }, u.all.Add(1) <= u.mostAll
+	}
+	all, quick := u.all.Add(1), u.quick.Add(1)
+	return func() { u.all.Add(-1); u.quick.Add(-1) }, all <= u.mostAll && quick <= u.mostQuick
+}
 
 // bodies bounds how many request bodies are read at once, and so the memory that
 // they take. Slow ones do not keep fast ones out.

@@ -30,6 +30,9 @@ type watchedConn struct {
 	total    time.Duration // waited ever, without the read under way
 
 	accepts time.Time // until when answers are to be accepted; the handlers' own
+
+	holder *holder // connections' own, as is since
+	since  uint64  // which of all rests is its last
 }
 
 func (c *watchedConn) Read(p []byte) (int, error) {

@@ -4,31 +4,48 @@ import (
 	"container/list"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/limit"
 )
 
 // connections bounds how many connections a listener has open, and so what they
 // cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
-// many, the next takes the place of the one that has been at rest for longest:
-// that has no request under way, or has its answer. While none is, it waits.
+// many, the next takes the place of one at rest: that has no request under way, or
+// has its answer. Of those, whoever holds most gives the one that has been at rest
+// for longest, so that one who opens thousands takes the places of their own, and
+// nobody else's. While none is at rest, the next waits.
 type connections struct {
 	limit   int
+	proxies []netip.Prefix
 	evicted prometheus.Counter
 
-	mu     sync.Mutex
-	change sync.Cond                      // of what follows
-	open   map[*watchedConn]*list.Element // in atRest; nil for those at work
-	atRest list.List                      // of *watchedConn, the first since longest
+	mu      sync.Mutex
+	change  sync.Cond                      // of what follows
+	open    map[*watchedConn]*list.Element // in its holder's atRest; nil for those at work
+	holders map[netip.Prefix]*holder
+	rests   uint64 // how often one came to rest
 }
 
-// newConnections has its metrics in reg, for the listener called name.
-func newConnections(limit int, reg prometheus.Registerer, name string) *connections {
+// holder is who has connections open: an address, in IPv6 a /64; or all trusted
+// proxies together, by the zero Prefix. They are many clients: half of the
+// connections are theirs, and they give way only when they hold more.
+type holder struct {
+	by     netip.Prefix
+	open   int
+	atRest list.List // of *watchedConn, the first since longest
+}
+
+// newConnections has its metrics in reg, for the listener called name. proxies are
+// the addresses of trusted proxies.
+func newConnections(limit int, proxies []netip.Prefix, reg prometheus.Registerer, name string) *connections {
 	labels := prometheus.Labels{"listener": name}
 	c := &connections{
-		limit: limit, open: map[*watchedConn]*list.Element{},
+		limit: limit, proxies: proxies, open: map[*watchedConn]*list.Element{}, holders: map[netip.Prefix]*holder{},
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cats_connections_evicted_total", Help: "Connections at rest that were closed to make room for others.", ConstLabels: labels,
 		}),
@@ -46,11 +63,11 @@ func newConnections(limit int, reg prometheus.Registerer, name string) *connecti
 
 // add takes c in, once there is room for it.
 func (s *connections) add(c *watchedConn) {
+	by := s.holderOf(c.RemoteAddr())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.limit {
-		if oldest := s.atRest.Front(); oldest != nil {
-			other := oldest.Value.(*watchedConn)
+		if other := s.evictee(by); other != nil {
 			s.drop(other)
 			s.evicted.Inc()
 			_ = other.Close() // its reader learns of it
@@ -58,15 +75,76 @@ func (s *connections) add(c *watchedConn) {
 		}
 		s.change.Wait()
 	}
-	s.open[c] = s.atRest.PushBack(c)
+	h := s.holders[by]
+	if h == nil {
+		h = &holder{by: by}
+		s.holders[by] = h
+	}
+	c.holder = h
+	h.open++
+	s.toRest(c)
+}
+
+// holderOf returns by what the holder of a connection from addr is known.
+func (s *connections) holderOf(addr net.Addr) netip.Prefix {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	for _, p := range s.proxies {
+		if p.Contains(ip) {
+			return netip.Prefix{}
+		}
+	}
+	return limit.Address(ip)
+}
+
+// evictee returns the connection that is to go for one more of by; nil when none is
+// at rest. s.mu is held.
+func (s *connections) evictee(by netip.Prefix) *watchedConn {
+	var found *watchedConn
+	most := -1
+	for _, h := range s.holders {
+		oldest := h.atRest.Front()
+		if oldest == nil {
+			continue
+		}
+		n := h.open
+		if h.by == by {
+			n++
+		}
+		if h.by == (netip.Prefix{}) && n <= s.limit/2 {
+			n = 0
+		}
+		c := oldest.Value.(*watchedConn)
+		if n > most || n == most && c.since < found.since {
+			found, most = c, n
+		}
+	}
+	return found
+}
+
+// toRest has c at rest as the last. s.mu is held.
+func (s *connections) toRest(c *watchedConn) {
+	s.rests++
+	c.since = s.rests
+	s.open[c] = c.holder.atRest.PushBack(c)
 }
 
 // drop forgets c. s.mu is held.
 func (s *connections) drop(c *watchedConn) {
-	if e := s.open[c]; e != nil {
-		s.atRest.Remove(e)
+	e, ok := s.open[c]
+	if !ok {
+		return
+	}
+	if e != nil {
+		c.holder.atRest.Remove(e)
 	}
 	delete(s.open, c)
+	if c.holder.open--; c.holder.open == 0 {
+		delete(s.holders, c.holder.by)
+	}
 	s.change.Broadcast()
 }
 
@@ -76,7 +154,7 @@ func (s *connections) work(c *watchedConn) bool {
 	defer s.mu.Unlock()
 	e, ok := s.open[c]
 	if e != nil {
-		s.atRest.Remove(e)
+		c.holder.atRest.Remove(e)
 		s.open[c] = nil
 	}
 	return ok
@@ -87,7 +165,7 @@ func (s *connections) rest(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e, ok := s.open[c]; ok && e == nil {
-		s.open[c] = s.atRest.PushBack(c)
+		s.toRest(c)
 		s.change.Broadcast()
 	}
 }

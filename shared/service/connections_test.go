@@ -2,11 +2,15 @@ package service
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -20,7 +24,13 @@ type dialed struct {
 
 func (r *running) dial(t *testing.T) *dialed {
 	t.Helper()
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
+	return r.dialFrom(t, "127.0.0.1")
+}
+
+// dialFrom dials as a client that has that address of the loopback interface.
+func (r *running) dialFrom(t *testing.T, address string) *dialed {
+	t.Helper()
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +48,7 @@ func (d *dialed) send(s string) {
 // status of the next answer, which has no body to be read; 0 when the connection is closed instead.
 func (d *dialed) status() int {
 	d.t.Helper()
-	_ = d.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = d.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	resp, err := http.ReadResponse(d.in, nil) //nolint:bodyclose // it closes nothing
 	if err != nil {
 		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // as it came
@@ -53,11 +63,16 @@ func TestConnectionsAtRestMakeRoomTheOldestFirst(t *testing.T) {
 	settings := relaxed
 	settings.MaxUploads = 1 // four connections
 	release := make(chan struct{})
+	var atWork atomic.Int64
 	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
 		"/quick": func(http.ResponseWriter, *http.Request) {},
-		"/long":  func(http.ResponseWriter, *http.Request) { <-release },
+		"/unbounded/long": func(http.ResponseWriter, *http.Request) {
+			atWork.Add(1)
+			defer atWork.Add(-1)
+			<-release
+		},
 	})
-	const quick, long = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n", "GET /long HTTP/1.1\r\nHost: x\r\n\r\n"
+	const quick, long = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n", "GET /unbounded/long HTTP/1.1\r\nHost: x\r\n\r\n"
 	busy, half, idle, late := r.dial(t), r.dial(t), r.dial(t), r.dial(t)
 	busy.send(long)
 	half.send("GET /quick HT")
@@ -66,7 +81,7 @@ func TestConnectionsAtRestMakeRoomTheOldestFirst(t *testing.T) {
 		t.Fatalf("the first request: %d", s)
 	}
 	eventually(t, "one at work and three at rest", func() bool {
-		return number(t, r, `test_http_requests_in_flight`) == 1 && number(t, r, `cats_connections{listener="work"}`) == 4
+		return atWork.Load() == 1 && number(t, r, `cats_connections{listener="work"}`) == 4
 	})
 	time.Sleep(50 * time.Millisecond) // idle is at rest when its answer is out
 	late.send(quick)
@@ -100,7 +115,7 @@ func TestConnectionsAtRestMakeRoomTheOldestFirst(t *testing.T) {
 	for _, d := range []*dialed{late, fifth, sixth} {
 		d.send(long)
 	}
-	eventually(t, "all at work", func() bool { return number(t, r, `test_http_requests_in_flight`) == 4 })
+	eventually(t, "all at work", func() bool { return atWork.Load() == 4 })
 	waiting := r.dial(t)
 	waiting.send(quick)
 	answered := make(chan int, 1)
@@ -125,11 +140,15 @@ func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
 	settings := relaxed
 	settings.MaxUploads = 1
 	release := make(chan struct{})
-	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/long": func(http.ResponseWriter, *http.Request) { <-release }})
+	var atWork atomic.Int64
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/unbounded/long": func(http.ResponseWriter, *http.Request) {
+		atWork.Add(1)
+		<-release
+	}})
 	for range 6 {
-		r.dial(t).send("GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+		r.dial(t).send("GET /unbounded/long HTTP/1.1\r\nHost: x\r\n\r\n")
 	}
-	eventually(t, "all at work", func() bool { return number(t, r, `test_http_requests_in_flight`) == 4 })
+	eventually(t, "all at work", func() bool { return atWork.Load() == 4 })
 	r.stop()
 	eventually(t, "the end of accepting", func() bool {
 		_, err := net.DialTimeout("tcp", strings.TrimPrefix(r.work, "http://"), time.Second) //nolint:noctx // it is refused
@@ -138,6 +157,189 @@ func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
 	close(release)
 	if err := r.wait(t); err != nil {
 		t.Error(err)
+	}
+}
+
+// One that opens connection after connection takes its own places, and not those of
+// a client whose request takes longer to come than all places take to be filled.
+func TestAFloodFromOneAddressCostsNobodyElseTheirPlace(t *testing.T) {
+	t.Parallel()
+	settings := relaxed
+	settings.MaxUploads = 4 // 16 connections
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	flooding, stop := context.WithCancel(t.Context())
+	defer stop()
+	var flood sync.WaitGroup
+	var opened atomic.Int64
+	for range 4 {
+		flood.Go(func() {
+			dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.2")}}
+			for flooding.Err() == nil {
+				conn, err := dialer.DialContext(flooding, "tcp", strings.TrimPrefix(r.work, "http://"))
+				if err != nil {
+					continue // it has run out of ports, or is to stop
+				}
+				opened.Add(1)
+				tcp, _ := conn.(*net.TCPConn)
+				_ = tcp.SetLinger(0) // or it has no ports left
+				time.AfterFunc(100*time.Millisecond, func() { _ = conn.Close() })
+			}
+		})
+	}
+	evicted := func() float64 { return number(t, r, `cats_connections_evicted_total{listener="work"}`) }
+	eventually(t, "a flood", func() bool { return evicted() > 200 })
+	slow := r.dialFrom(t, "127.0.0.3")
+	before := evicted()
+	for _, b := range []byte("GET /quick HTTP/1.1\r\nHost: x\r\n\r\n") {
+		slow.send(string(b))
+		time.Sleep(20 * time.Millisecond)
+	}
+	if s := slow.status(); s != 200 {
+		t.Errorf("a slow client meanwhile: %d", s)
+	}
+	t.Logf("%d connections opened, %.0f had to go while the slow client sent", opened.Load(), evicted()-before)
+	if evicted()-before < 20*16 {
+		t.Error("that was no flood")
+	}
+	stop()
+	flood.Wait()
+}
+
+// A header that comes byte by byte is never still, and has ten seconds all the same.
+func TestAHeaderThatTakesTooLongIsGivenUp(t *testing.T) {
+	t.Parallel()
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	d := r.dial(t)
+	began := time.Now()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = d.status() // it is never whole, and so has none
+	}()
+	d.send("GET /quick HTTP/1.1\r\nX: ")
+	for again := time.NewTicker(100 * time.Millisecond); ; {
+		select {
+		case <-again.C:
+			_, _ = io.WriteString(d.conn, "x")
+			if time.Since(began) < 2*headerTimeout {
+				continue
+			}
+			t.Fatal("it is still waited for")
+		case <-ended:
+		}
+		break
+	}
+	if took := time.Since(began); took < headerTimeout/2 {
+		t.Errorf("it was given up after %v", took)
+	}
+}
+
+// Who holds most gives way, and trusted proxies together only beyond half.
+func TestWhoHoldsMostGivesWay(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 2 // eight connections
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	const quick, one, two = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n", "127.0.0.2", "127.0.0.3"
+	const proxy, other = "127.0.1.1", "127.0.1.2"
+	var open []*dialed
+	dial := func(addresses ...string) {
+		for _, address := range addresses {
+			d := r.dialFrom(t, address)
+			d.send(quick)
+			if s := d.status(); s != 200 {
+				t.Fatalf("number %d, from %s: %d", len(open), address, s)
+			}
+			open = append(open, d)
+		}
+		time.Sleep(20 * time.Millisecond) // they are at rest when their answers are out
+	}
+	gone := func(want ...int) {
+		t.Helper()
+		for _, i := range want {
+			if s := open[i].status(); s != 0 {
+				t.Errorf("number %d was answered %d", i, s)
+			}
+		}
+		if n := number(t, r, `cats_connections_evicted_total{listener="work"}`); int(n) != len(open)-8 {
+			t.Errorf("%v had to go; want %d", n, len(open)-8)
+		}
+	}
+	dial(one, two, two, two, two, two, two, two) // alone, one may have them all, and nearly does
+	dial(one)
+	gone(1) // and not the oldest
+	dial(one, proxy)
+	gone(1, 2, 3) // two holds four, one three, the proxies one
+	dial(other, proxy, proxy)
+	gone(1, 2, 3, 4, 0, 5) // of those that hold as many, the one at rest for longest; the proxies hold four, and that is half
+	dial(proxy, other)
+	gone(1, 2, 3, 4, 0, 5, 10, 11) // beyond half, their own
+	for i, d := range open {
+		if slices.Contains([]int{0, 1, 2, 3, 4, 5, 10, 11}, i) {
+			continue
+		}
+		d.send(quick)
+		if s := d.status(); s != 200 {
+			t.Errorf("number %d had to go: %d", i, s)
+		}
+	}
+}
+
+// What does not answer behind requests without a body does not take all connections:
+// the next is told at once.
+func TestMoreRequestsThanMayBeUnderWayAreRefusedAtOnce(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 2 // eight connections
+	release := make(chan struct{})
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
+		"/long": func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			<-release
+		},
+		"/quick": func(http.ResponseWriter, *http.Request) {},
+	})
+	const get, put = "GET /long HTTP/1.1\r\nHost: x\r\n\r\n", "PUT /long HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
+	var open []*dialed
+	under := func(raw string) {
+		t.Helper()
+		d := r.dial(t)
+		d.send(raw)
+		open = append(open, d)
+		eventually(t, "it", func() bool { return number(t, r, `test_http_requests_in_flight`) == float64(len(open)) })
+	}
+	refused := func(what, raw string) {
+		t.Helper()
+		began := time.Now()
+		d := r.dial(t)
+		d.send(raw)
+		if s := d.status(); s != http.StatusServiceUnavailable || time.Since(began) > 2*time.Second {
+			t.Errorf("%s: %d after %v", what, s, time.Since(began))
+		}
+	}
+	for range 4 {
+		under(get)
+	}
+	refused("a fifth without a body", get)
+	for range 3 {
+		under(put)
+	}
+	refused("an upload beyond all that may be under way", put)
+	refused("another without a body", "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+	close(release)
+	for i, d := range open {
+		if s := d.status(); s != 200 {
+			t.Errorf("number %d: %d", i, s)
+		}
+	}
+	d := r.dial(t)
+	d.send("GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+	if s := d.status(); s != 200 {
+		t.Errorf("one after those: %d", s)
+	}
+	if lines := r.log.lines(t, "request"); len(lines) < 3 || !strings.HasPrefix(fmt.Sprint(lines[0]["error"]), "overloaded") {
+		t.Errorf("the log has %v", lines)
 	}
 }
 
@@ -242,7 +444,7 @@ func TestMoreBodiesThanMayWaitAreRefusedAtOnce(t *testing.T) {
 // them leaves connections for others.
 func TestBodiesWithoutAnAnswerLeaveConnectionsForOthers(t *testing.T) {
 	settings := relaxed
-	settings.MaxUploads = 1
+	settings.MaxUploads = 2
 	release := make(chan struct{})
 	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{
 		"/up": func(w http.ResponseWriter, r *http.Request) {
@@ -256,7 +458,7 @@ func TestBodiesWithoutAnAnswerLeaveConnectionsForOthers(t *testing.T) {
 	})
 	const up = "PUT /up HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx"
 	var stored []*dialed
-	for i := range perPlace {
+	for i := range perPlace * settings.MaxUploads {
 		d := r.dial(t)
 		d.send(up)
 		stored = append(stored, d)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"runtime/debug"
 	"strconv"
@@ -46,12 +47,13 @@ var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{1
 
 // Requests gives each request an id, a log line, metrics, a limit on how slow
 // its body may be, a place among the bodies that are read at once, and an end to
-// its panics.
+// its panics; or turns it away when too many are under way.
 type Requests struct {
 	log      *slog.Logger
 	patience patience
 	bodies   *bodies
-	internal http.HandlerFunc
+	underWay *underWay
+	refuse   func(http.ResponseWriter, *http.Request, error)
 
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -64,12 +66,13 @@ type Requests struct {
 // NewRequests returns a Requests whose metrics are in reg, named
 // cats_NAME_http_…. A body that brings less than the settings say ends in
 // [os.ErrDeadlineExceeded], one that gets no place in ErrOverloaded, and one that
-// had to give its place away in ErrStalled. internal answers for a handler that
-// panicked.
-func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, internal http.HandlerFunc) *Requests {
+// had to give its place away in ErrStalled. refuse answers in place of a handler:
+// with ErrOverloaded where too many requests are under way, and with ErrInternal for
+// one that panicked.
+func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
 	prefix := "cats_" + name + "_http_"
 	q := &Requests{
-		log: log, internal: internal, bodies: newBodies(settings.MaxUploads),
+		log: log, refuse: refuse, bodies: newBodies(settings.MaxUploads), underWay: newUnderWay(settings.MaxUploads),
 		patience: patience{settings.StallTimeout, int64(float64(settings.MinRate) * settings.StallTimeout.Seconds())},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
@@ -99,6 +102,7 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 type record struct {
 	requestID   string
 	traceParent string
+	client      netip.Addr // where it is not the peer
 	err         error
 }
 
@@ -118,6 +122,10 @@ func RequestID(ctx context.Context) string { return recordOf(ctx).requestID }
 // Note keeps err for the log line of the request that ctx belongs to. Only the
 // request's own goroutine may call it.
 func Note(ctx context.Context, err error) { recordOf(ctx).err = err }
+
+// NoteClient keeps, for the log line of the request that ctx belongs to, who sent it
+// where that is not the peer. Only the request's own goroutine may call it.
+func NoteClient(ctx context.Context, client netip.Addr) { recordOf(ctx).client = client }
 
 // Propagate adds the id and the trace context of the request that ctx belongs to,
 // to the header of a request to the other container.
@@ -159,15 +167,17 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		answer := &answer{ResponseWriter: w, body: body}
 
 		q.inFlight.Inc()
+		end, ok := q.underWay.begin(!body.done && (r.Method == http.MethodPut || r.Method == http.MethodPost))
 		defer func() {
 			q.inFlight.Dec()
+			end()
 			q.bodies.end(body)
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
 				q.log.ErrorContext(r.Context(), "panic", "request_id", rec.requestID, "panic", cut, "stack", string(debug.Stack()))
 				if answer.status == 0 {
-					q.internal(answer, r)
+					q.refuse(answer, r, signerapi.ErrInternal)
 					cut = nil
 				}
 			}
@@ -182,6 +192,11 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			waits := r.Header.Get("Expect") != "" && body.n.Load() == 0 && time.Since(start) < askTimeout
 			body.drain(waits, conn)
 		}()
+		if !ok {
+			rec.err = signerapi.ErrOverloaded
+			q.refuse(answer, r, signerapi.ErrOverloaded)
+			return
+		}
 		h.ServeHTTP(answer, r)
 	})
 }
@@ -209,6 +224,9 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 		slog.Int64("received", received),
 		slog.Int64("sent", a.n),
 		slog.String("remote", r.RemoteAddr),
+	}
+	if rec.client.IsValid() {
+		attrs = append(attrs, slog.String("client", rec.client.String()))
 	}
 	if rec.traceParent != "" {
 		attrs = append(attrs, slog.String("trace_id", traceParentForm.FindStringSubmatch(rec.traceParent)[1]))

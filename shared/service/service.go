@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -165,6 +166,9 @@ type Service struct {
 	Address    string // of the work listener
 	Handler    http.Handler
 	OpsAddress string // of /metrics, /livez and /readyz
+	// Proxies are the addresses of trusted proxies in front of the work listener,
+	// whose connections are many clients'.
+	Proxies []netip.Prefix
 
 	// Ready says why the process should get no requests now; nil means that it
 	// should. It is asked at each probe and must be cheap.
@@ -251,18 +255,19 @@ func (s Service) listen(ctx context.Context, name, address string) (watchedListe
 		return watchedListener{}, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
 	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
-	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Registry, name)}, nil
+	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Proxies, s.Registry, name)}, nil
 }
 
 func (s Service) server(h http.Handler, l watchedListener) *http.Server {
 	return &http.Server{
-		Handler:           l.connections.handler(h),
-		ConnState:         l.connections.state,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ConnContext:       withConn,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
+		Handler:                      l.connections.handler(h),
+		ConnState:                    l.connections.state,
+		ReadHeaderTimeout:            headerTimeout,
+		IdleTimeout:                  idleTimeout,
+		MaxHeaderBytes:               maxHeaderBytes,
+		ConnContext:                  withConn,
+		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
+		DisableGeneralOptionsHandler: true,                                                // "OPTIONS *" is the handler's, too
 	}
 }
 

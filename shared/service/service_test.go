@@ -11,12 +11,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/signerapi"
 )
 
 // logBuffer is a log that the test reads while the service writes it.
@@ -58,16 +61,25 @@ type running struct {
 	done      chan error
 }
 
-// start runs a service whose routes are those of handlers, until the test ends.
+// start runs a service whose routes are those of handlers, until the test ends. Paths
+// that begin with /unbounded do not pass through Requests.
 func start(t *testing.T, settings Settings, ready func(context.Context) error, background func(context.Context) error, handlers map[string]http.HandlerFunc) *running {
 	t.Helper()
 	r := &running{log: &logBuffer{}, reg: NewRegistry("test"), done: make(chan error, 1)}
 	log := NewLogger(r.log, slog.LevelDebug, "test")
-	requests := NewRequests("test", r.reg, log, settings, func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "sorry", http.StatusInternalServerError)
+	requests := NewRequests("test", r.reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
+		status := http.StatusInternalServerError
+		if errors.Is(err, signerapi.ErrOverloaded) {
+			status = http.StatusServiceUnavailable
+		}
+		http.Error(w, "sorry", status)
 	})
 	mux := http.NewServeMux()
 	for path, h := range handlers {
+		if strings.HasPrefix(path, "/unbounded") {
+			mux.Handle(path, h)
+			continue
+		}
 		mux.Handle(path, requests.Route(path, h))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -75,7 +87,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	go func() {
 		r.done <- Service{
 			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
-			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background,
+			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Proxies: testProxies,
 		}.Run(ctx)
 	}()
 	eventually(t, "both listeners", func() bool { return len(r.log.lines(t, "listening")) == 2 })
@@ -99,6 +111,9 @@ func (r *running) wait(t *testing.T) error {
 		return nil
 	}
 }
+
+// testProxies are trusted by every service under test.
+var testProxies = []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}
 
 var relaxed = Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16, DrainTimeout: 5 * time.Second}
 

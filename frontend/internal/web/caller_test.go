@@ -26,7 +26,7 @@ func TestWhoBringsNoTokenIsTurnedAwayBeforeAnythingIsRead(t *testing.T) {
 	} {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
-				h, m, _ := newWebFor(t, c.rules)
+				h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER="+c.rules.Issuer, "READ_ACCESS="+string(c.rules.Read))
 				m.fail = signerapi.ErrNotFound
 				body := png
 				if method == "POST" {

@@ -58,7 +58,6 @@ func (s web) getPicture(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
 	h.Set("Location", string(link.URL))
 	h.Set("Cache-Control", fmt.Sprintf("private, max-age=%d", max(0, int(time.Until(link.ExpiresAt)/time.Second)/2)))
-	h.Set("Referrer-Policy", "no-referrer")
 	w.WriteHeader(http.StatusTemporaryRedirect)
 	return nil
 }

@@ -1,7 +1,6 @@
 package web
 
 import (
-	"math"
 	"net/http"
 	"strconv"
 
@@ -27,6 +26,7 @@ var status = map[string]int{
 
 	signerapi.ErrUnauthenticated.Code: http.StatusUnauthorized,
 	signerapi.ErrForbidden.Code:       http.StatusForbidden,
+	errCrossOrigin.Code:               http.StatusForbidden,
 
 	signerapi.ErrNotFound.Code: http.StatusNotFound,
 	errNoRoute.Code:            http.StatusNotFound,
@@ -36,6 +36,7 @@ var status = map[string]int{
 	signerapi.ErrConflict.Code:             http.StatusConflict,
 	signerapi.ErrPreconditionFailed.Code:   http.StatusPreconditionFailed,
 	signerapi.ErrTooLarge.Code:             http.StatusRequestEntityTooLarge,
+	errURITooLong.Code:                     http.StatusRequestURITooLong,
 	signerapi.ErrUnsupportedMediaType.Code: http.StatusUnsupportedMediaType,
 
 	signerapi.ErrInvalidUser.Code:     http.StatusUnprocessableEntity,
@@ -77,7 +78,7 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		e, code = signerapi.ErrInternal, http.StatusInternalServerError
 	}
 	if e.RetryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+		w.Header().Set("Retry-After", strconv.FormatInt(seconds(e.RetryAfter), 10))
 	}
 	if code == http.StatusUnauthorized {
 		challenge := `Bearer realm="cats-api"`
@@ -96,5 +97,5 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 	})
 }
 
-// Internal answers for a handler that panicked.
-func Internal(w http.ResponseWriter, r *http.Request) { fail(w, r, signerapi.ErrInternal) }
+// Refuse answers in place of a handler.
+func Refuse(w http.ResponseWriter, r *http.Request, err error) { fail(w, r, err) }

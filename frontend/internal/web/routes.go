@@ -30,9 +30,10 @@ type web struct {
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, limits picture.Limits, access access.Rules, requests *service.Requests, reg prometheus.Registerer) http.Handler {
+func New(signer signerapi.Signer, options Options, requests *service.Requests, reg prometheus.Registerer) http.Handler {
 	m := newMetrics(reg)
-	s := web{counted{signer, m}, limits, access}
+	s := web{counted{signer, m}, options.Limits, options.Rules}
+	g := newGuard(options, reg)
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -49,13 +50,13 @@ func New(signer signerapi.Signer, limits picture.Limits, access access.Rules, re
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
 	} {
-		r.Handle(route.path, requests.Route(route.path, route.resource))
-		r.Handle(route.path+"/", requests.Route(route.path, http.HandlerFunc(withoutSlash)))
+		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
+		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
 	}
-	r.NotFoundHandler = requests.Route("other", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, errNoRoute)
-	}))
-	return r
+	})))
+	return g.outermost(r)
 }
 
 type handler func(http.ResponseWriter, *http.Request) error
@@ -94,6 +95,7 @@ func (res resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case ok:
 		if err := h(w, r); err != nil {
+			callerRefused(w, err)
 			fail(w, r, err)
 		}
 	case method == http.MethodOptions:
@@ -141,7 +143,6 @@ func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	}
 	h := w.Header()
 	h.Set("Content-Type", contentType)
-	h.Set("X-Content-Type-Options", "nosniff")
 	if h.Get("Cache-Control") == "" {
 		h.Set("Cache-Control", "no-store")
 	}

@@ -19,8 +19,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"cats.example/shared/access"
-	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -107,19 +105,23 @@ const maxSize = 20_000
 
 // newWeb returns the public API over an empty memory, with its registry.
 func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
-	return newWebFor(t, access.Rules{})
+	t.Helper()
+	return newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0")
 }
 
-// newWebFor is newWeb where rules say who may do what.
-func newWebFor(t testing.TB, rules access.Rules) (http.Handler, *memory, *prometheus.Registry) {
+// newWebWith is newWeb with settings, NAME=value each.
+func newWebWith(t testing.TB, settings ...string) (http.Handler, *memory, *prometheus.Registry) {
 	t.Helper()
-	var limits picture.Limits
-	if err := service.Parse(&limits, []string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}); err != nil {
+	var options Options
+	if err := service.Parse(&options, append([]string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}, settings...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := options.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
 	m := &memory{cats: map[string]string{}}
-	return New(m, limits, rules, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Internal), reg), m, reg
+	return New(m, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg), m, reg
 }
 
 // send answers one request, written as a client sends it.

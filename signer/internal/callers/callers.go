@@ -21,6 +21,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"cats.example/shared/access"
+	"cats.example/shared/limit"
 	"cats.example/shared/signerapi"
 )
 
@@ -45,9 +46,10 @@ const (
 // Options say whose tokens are taken and what they allow.
 type Options struct {
 	access.Rules
-	Audience string // that a token must be for
-	Claim    string // whose value is the name of the user
-	Client   *http.Client
+	limit.PerClient        // of each caller
+	Audience        string // that a token must be for
+	Claim           string // whose value is the name of the user
+	Client          *http.Client
 }
 
 // Callers knows the callers.
@@ -56,6 +58,7 @@ type Callers struct {
 	log      *slog.Logger
 	verifier atomic.Pointer[verifier] // nil before the issuer has answered
 	failed   atomic.Pointer[error]    // why it has not
+	clients  *limit.Clients[string]   // by sub
 	outcomes *prometheus.CounterVec
 	now      func() time.Time
 }
@@ -67,16 +70,17 @@ const (
 	expired     = "expired"
 	invalid     = "invalid"
 	forbidden   = "forbidden"
+	limited     = "rate_limited"
 	unavailable = "issuer_unavailable"
 )
 
 // New asks nobody anything before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
-	c := &Callers{opts: opts, log: log, now: time.Now, outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &Callers{opts: opts, log: log, now: time.Now, clients: limit.New[string](opts.PerClient, reg, "signer", "caller"), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cats_signer_callers_total", Help: "Calls that needed a known caller, by what came of asking who calls.",
 	}, []string{"outcome"})}
 	reg.MustRegister(c.outcomes)
-	for _, o := range []string{known, anonymous, expired, invalid, forbidden, unavailable} {
+	for _, o := range []string{known, anonymous, expired, invalid, forbidden, limited, unavailable} {
 		c.outcomes.WithLabelValues(o)
 	}
 	return c
@@ -251,16 +255,21 @@ func (b boundedAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// of returns the name of the caller on whose behalf ctx is. It is "" where the token
-// is good and names none.
-func (c *Callers) of(ctx context.Context) (string, error) {
+// caller is one whose token is good.
+type caller struct {
+	subject string // by which the issuer knows them
+	name    string // of the picture that is theirs; "" for none
+}
+
+// of returns the caller on whose behalf ctx is, and counts a request of theirs.
+func (c *Callers) of(ctx context.Context) (caller, error) {
 	token := signerapi.TokenOf(ctx)
 	if token == "" {
-		return "", c.refuse(anonymous, signerapi.ErrUnauthenticated)
+		return caller{}, c.refuse(anonymous, signerapi.ErrUnauthenticated)
 	}
 	v := c.verifier.Load()
 	if v == nil {
-		return "", c.refuse(unavailable, signerapi.AsError(c.Ready()))
+		return caller{}, c.refuse(unavailable, signerapi.AsError(c.Ready()))
 	}
 	var signature error
 	verified, err := v.Verify(context.WithValue(ctx, verdictKey{}, &signature), string(token))
@@ -268,21 +277,24 @@ func (c *Callers) of(ctx context.Context) (string, error) {
 		late, ok := errors.AsType[*oidc.TokenExpiredError](err)
 		switch {
 		case ok:
-			return "", c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(late))
+			return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(late))
 		case errors.Is(keysError(signature), errNoKeys):
-			return "", c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
+			return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
 		}
-		return "", c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
+		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
 	}
 	claims := map[string]any{}
 	if err := verified.Claims(&claims); err != nil {
-		return "", c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
+		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
 	}
 	name, _ := claims[c.opts.Claim].(string)
 	if c.opts.Claim == "email" && claims["email_verified"] != true {
 		name = "" // whoever may write down any address there would be anybody
 	}
-	return name, nil
+	if _, err := c.clients.Request(verified.Subject); err != nil {
+		return caller{}, c.refuse(limited, err)
+	}
+	return caller{verified.Subject, name}, nil
 }
 
 func (c *Callers) refuse(outcome string, err error) error {
@@ -290,18 +302,18 @@ func (c *Callers) refuse(outcome string, err error) error {
 	return err
 }
 
-// owns returns nil when the caller is the one whose picture it is.
-func (c *Callers) owns(ctx context.Context, user signerapi.User) error {
-	name, err := c.of(ctx)
+// owner returns the caller, who is the one whose picture it is.
+func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error) {
+	who, err := c.of(ctx)
 	if err != nil {
-		return err
+		return caller{}, err
 	}
-	if name != user.String() { // the zero User has no picture, and ParseUser makes none
-		return c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").
-			Wrap(fmt.Errorf("the claim %s of the token is %.128q", c.opts.Claim, name)))
+	if who.name != user.String() { // which is never ""
+		return caller{}, c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").
+			Wrap(fmt.Errorf("the claim %s of the token is %.128q", c.opts.Claim, who.name)))
 	}
 	c.outcomes.WithLabelValues(known).Inc()
-	return nil
+	return who, nil
 }
 
 // reads returns nil when the caller may have a link to the picture of user.
@@ -316,7 +328,8 @@ func (c *Callers) reads(ctx context.Context, user signerapi.User) error {
 		}
 		return err
 	}
-	return c.owns(ctx, user)
+	_, err := c.owner(ctx, user)
+	return err
 }
 
 // Guard returns a signer that does for known callers alone what s does.
@@ -328,9 +341,15 @@ type guard struct {
 }
 
 func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	if err := g.callers.owns(ctx, user); err != nil {
+	who, err := g.callers.owner(ctx, user)
+	if err != nil {
 		return signerapi.Info{}, err
 	}
+	release, err := g.callers.clients.Upload(who.subject)
+	if err != nil {
+		return signerapi.Info{}, g.callers.refuse(limited, err)
+	}
+	defer release()
 	return g.Signer.Put(ctx, user, body, opts)
 }
 
@@ -342,7 +361,7 @@ func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.Lin
 }
 
 func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	if err := g.callers.owns(ctx, user); err != nil {
+	if _, err := g.callers.owner(ctx, user); err != nil {
 		return err
 	}
 	return g.Signer.Delete(ctx, user, conditions)

@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"cats.example/shared/access"
+	"cats.example/shared/limit"
 	"cats.example/shared/signerapi"
 )
 
@@ -413,4 +414,50 @@ func TestOnlySignaturesThatAPublicKeyVerifiesCount(t *testing.T) {
 			t.Errorf("of %q: %q; want %q", c.said, got, c.want)
 		}
 	}
+}
+
+func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
+	k := rsaKey(t, "1")
+	p := newProvider(t, k)
+	mia, tom := k.sign(t, p.claims()), k.sign(t, p.claims("sub", "tom"))
+	c := knowing(t, p, func(o *Options) { o.PerClient = limit.PerClient{Rate: 0.01, Burst: 3, Uploads: 1} })
+	inside, leave := make(chan struct{}), make(chan struct{})
+	s := c.Guard(&slow{inside: inside, leave: leave})
+	first := make(chan error, 1)
+	go func() {
+		_, err := s.Put(with(t, mia), user(t, "mia"), nil, signerapi.PutOptions{})
+		first <- err
+	}()
+	<-inside
+	if _, err := s.Put(with(t, mia), user(t, "mia"), nil, signerapi.PutOptions{}); !errors.Is(err, signerapi.ErrRateLimited) {
+		t.Errorf("a second upload at once: %v", err)
+	}
+	close(leave)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	for i, want := range []error{nil, signerapi.ErrRateLimited, signerapi.ErrRateLimited} {
+		err := s.Delete(with(t, mia), user(t, "mia"), signerapi.Conditions{})
+		if !errors.Is(err, want) {
+			t.Errorf("request %d: %v; want %v", i+3, err, want)
+		}
+		if want != nil && signerapi.AsError(err).RetryAfter <= 0 {
+			t.Errorf("request %d: it does not say when to come again", i+3)
+		}
+	}
+	if err := s.Delete(with(t, tom), user(t, "tom"), signerapi.Conditions{}); err != nil {
+		t.Errorf("another caller: %v", err)
+	}
+}
+
+// slow is a signer that stores when it is told to leave.
+type slow struct {
+	counting
+	inside, leave chan struct{}
+}
+
+func (s *slow) Put(context.Context, signerapi.User, io.Reader, signerapi.PutOptions) (signerapi.Info, error) {
+	close(s.inside)
+	<-s.leave
+	return signerapi.Info{}, nil
 }

@@ -1,0 +1,223 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+// from returns a client that has address, of the loopback interface, and what it
+// gets for a request, with headers of its own, names and values in turn.
+func from(t *testing.T, address string) func(method, url string, header ...string) answer {
+	t.Helper()
+	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
+	t.Cleanup(transport.CloseIdleConnections)
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return func(method, url string, header ...string) answer {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, url, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Add(header[i], header[i+1])
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer{resp, b}
+	}
+}
+
+// One address that asks too much is refused, before it has sent a picture, and
+// nobody else is; behind a trusted proxy, each client has an address of its own.
+func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
+	t.Parallel()
+	const burst = 20
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{
+		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "UPLOADS_PER_CLIENT": "2", "TRUSTED_PROXIES": "127.0.1.0/24",
+	}})
+	greedy, other, proxy := from(t, "127.0.0.2"), from(t, "127.0.0.3"), from(t, "127.0.1.1")
+	target := sys.URL + "/service"
+	var refused answer
+	n := 0
+	for refused.Response == nil && n < 3*burst {
+		a := greedy("GET", target, "X-Forwarded-For", fmt.Sprintf("203.0.113.%d", n))
+		if a.Header.Get("RateLimit-Policy") != `"default";q=20;w=40` || !strings.HasPrefix(a.Header.Get("RateLimit"), `"default";r=`) {
+			t.Errorf("%d says %q of %q", a.StatusCode, a.Header.Get("RateLimit"), a.Header.Get("RateLimit-Policy"))
+		}
+		if n++; a.StatusCode != 200 {
+			refused = a
+		}
+	}
+	if n <= burst || n > burst+5 || refused.StatusCode != 429 || refused.field(t, "code") != "rate_limited" || refused.Header.Get("Retry-After") != "2" || refused.Header.Get("RateLimit") != `"default";r=0;t=2` {
+		t.Errorf("number %d was answered %d %v %s", n, refused.StatusCode, refused.Header, refused.body)
+	}
+	other("GET", target).want(t, 200)
+
+	// It is refused before it has sent anything of a picture.
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.2")}}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for range 3 { // should a request have become possible meanwhile
+		greedy("GET", target)
+	}
+	fmt.Fprint(conn, "PUT /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != 429 || !resp.Close { //nolint:bodyclose // it closes nothing
+		t.Errorf("an upload that waits to be asked: %v, %v; want 429 at once", resp, err)
+	}
+
+	// Behind a proxy.
+	for i := range burst + 3 {
+		if a := proxy("GET", target, "X-Forwarded-For", fmt.Sprintf("10.0.0.%d, 203.0.113.7:%d", i, 1000+i)); a.StatusCode != 200 && i < burst {
+			t.Errorf("number %d of a client behind a proxy: %d", i, a.StatusCode)
+		}
+	}
+	proxy("GET", target, "X-Forwarded-For", "203.0.113.7").want(t, 429)
+	proxy("GET", target, "X-Forwarded-For", "203.0.113.8", "X-Request-Id", "by-proxy").want(t, 200)
+	other("GET", target, "X-Request-Id", "direct").want(t, 200)
+	for id, want := range map[string]string{"by-proxy": `"client":"203.0.113.8"`, "direct": ""} {
+		line, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"request_id":"`+id+`"`) })
+		if err != nil || strings.Contains(line, `"client"`) != (want != "") || !strings.Contains(line, want) || !strings.Contains(line, `"remote":"127.0.`) {
+			t.Errorf("%v: %s", err, line)
+		}
+	}
+	if n := sum(t, sys.FrontendOps, "cats_frontend_rate_limited_total"); n < 7 {
+		t.Errorf("%v refusals are counted", n)
+	}
+
+	// Uploads under way. They are another limit than that of requests.
+	up := func() *net.TCPConn {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.4")}}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		fmt.Fprintf(c, "PUT /cat/up HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(cat), cat[:len(cat)-1])
+		return c.(*net.TCPConn)
+	}
+	first, second := up(), up()
+	eventually(t, func() error {
+		if n := sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); n < 2 {
+			return fmt.Errorf("%v uploads are under way", n)
+		}
+		return nil
+	})
+	if s := statusOf(t, up()); s != 429 {
+		t.Errorf("a third upload at once: %d", s)
+	}
+	other("GET", target).want(t, 200)
+	for _, c := range []*net.TCPConn{first, second} {
+		_, _ = c.Write(cat[len(cat)-1:])
+		if s := statusOf(t, c); s != 200 {
+			t.Errorf("one of two: %d", s)
+		}
+	}
+}
+
+// A day's work with a token, of links, errors and headers of all kinds: neither the
+// token nor a signature is to be found in what is written or told of it.
+func TestLinksAndTokensAreToldToNobody(t *testing.T) {
+	t.Parallel()
+	const token, claim = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtaWEifQ.c2lnbmF0dXJlLW9mLW1pYQ", "sig="
+	storage := newAccount(t)
+	debug := map[string]string{"LOG_LEVEL": "debug", "MAX_PICTURE_SIZE": "64KiB"}
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: over(debug, map[string]string{"CORS_ORIGINS": "https://cats.example.com"}), SignerEnv: debug})
+	picture := string(picture(20<<10, 'p'))
+	var told []string // what is for others than the one who may have the link
+	headers := []string{"Authorization", "Bearer " + token, "Origin", "https://cats.example.com", "User-Agent", "Mozilla/5.0 (" + claim + token + ")"}
+	work := func(status int, method, path, body string, more ...string) answer {
+		t.Helper()
+		a := ask(t, method, sys.URL+path, body, append(append([]string{}, headers...), more...)...)
+		if a.StatusCode != status {
+			t.Errorf("%s %s: %d %s; want %d", method, path, a.StatusCode, a.body, status)
+		}
+		for name, values := range a.Header {
+			if name != "Location" {
+				told = append(told, name+": "+strings.Join(values, " "))
+			}
+		}
+		if a.StatusCode >= 400 || method != "GET" {
+			told = append(told, string(a.body))
+		}
+		return a
+	}
+	work(200, "PUT", "/cat/mia", picture)
+	work(412, "PUT", "/cat/mia", picture, "If-None-Match", "*")
+	link, _ := work(200, "GET", "/cat/mia?ttl=10m&download=mia.png", "").field(t, "picture_url").(string)
+	redirect := work(307, "GET", "/cat/mia/picture", "")
+	if !strings.Contains(link, claim) || !strings.Contains(redirect.Header.Get("Location"), claim) || redirect.Header.Get("Referrer-Policy") != "no-referrer" {
+		t.Errorf("a link is %s, a redirect says %v", link, redirect.Header)
+	}
+	signature := link[strings.Index(link, claim)+len(claim):]
+	signature, _, _ = strings.Cut(signature, "&")
+	do(t, "GET", link, "", nil).want(t, 200)
+	_, query, _ := strings.Cut(link, "?")
+	headers = append(headers, "Referer", link, "Cookie", "token="+token, "X-Request-Id", claim+"x?"+signature, "Traceparent", signature, "X-Forwarded-For", link, "Forwarded", "for="+token)
+	work(200, "GET", "/cat/mia", "")
+	work(404, "GET", "/cat/nobody?"+query, "")
+	work(404, "GET", "/"+token+"?"+query, "")
+	work(422, "GET", "/cat/"+strings.Repeat(token, 3)+"?"+query, "")
+	work(422, "GET", "/cat/mia?ttl="+token, "")
+	work(422, "GET", "/cat/mia?download=%2F"+token, "")
+	work(414, "GET", "/cat/mia?"+strings.Repeat(query, 30), "")
+	work(413, "PUT", "/cat/mia", strings.Repeat(picture, 5))
+	work(415, "PUT", "/cat/mia", "<a href="+link+">")
+	work(422, "POST", "/cat/mia", "file="+link, "Content-Type", "application/x-www-form-urlencoded")
+	work(400, "POST", "/cat/mia", "--b\r\n"+link, "Content-Type", "multipart/form-data; boundary=b")
+	work(422, "PUT", "/cat/mia", picture, "Content-Digest", token)
+	work(422, "PUT", "/cat/mia", picture, "If-Match", token)
+	work(405, "PATCH", "/cat/mia", "")
+	work(403, "PUT", "/cat/mia", picture, "Origin", "https://"+token+".example", "Sec-Fetch-Site", "cross-site")
+	work(204, "OPTIONS", "/cat/mia", "", "Access-Control-Request-Method", "PUT", "Access-Control-Request-Headers", "authorization")
+	storage.set("mia", refuse(403, "AuthorizationPermissionMismatch"))
+	work(502, "GET", "/cat/mia", "")
+	work(502, "PUT", "/cat/mia", picture)
+	storage.set("mia", refuse(503, "ServerBusy", "Retry-After", "9"))
+	work(503, "GET", "/cat/mia", "")
+	work(503, "DELETE", "/cat/mia", "")
+	storage.set("mia", nil)
+	work(204, "DELETE", "/cat/mia", "")
+	fmt.Fprint(dial(t, sys), "GET /cat/mia?"+query+" HTTP/1.1\r\nAuthorization: Bearer "+token+"\r\n : x\r\n\r\n")
+	do(t, "GET", sys.URL+"/service", "", nil) // the log's last line but one is out with the next
+
+	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+		told = append(told, string(do(t, "GET", base+"/metrics", "", nil).want(t, 200).body))
+	}
+	if _, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"route":"/service"`) }); err != nil {
+		t.Error(err)
+	}
+	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+		text, err := os.ReadFile(log.Path())
+		if err != nil || len(text) < 1000 {
+			t.Errorf("%s: %d bytes, %v", log.Path(), len(text), err)
+		}
+		told = append(told, string(text))
+	}
+	for _, text := range told {
+		for _, secret := range []string{claim, "sig%3D", token, signature, "eyJ"} {
+			for line := range strings.Lines(text) {
+				if strings.Contains(line, secret) {
+					t.Errorf("%q is told in %.300s", secret, line)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,218 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/cors"
+
+	"cats.example/shared/access"
+	"cats.example/shared/limit"
+	"cats.example/shared/picture"
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// maxTarget is the longest request target, in bytes: a user name and a file name
+// that are percent-encoded whole, several times over.
+const maxTarget = 4 << 10
+
+// preflightAge is for how long a browser may know what other origins may do.
+const preflightAge = time.Hour
+
+// Options are the settings of the public API.
+type Options struct {
+	TrustedProxies []AddressRange `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
+	CORSOrigins    []Origin       `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
+
+	access.Rules
+	limit.PerClient
+	picture.Limits
+}
+
+// Validate reports the faults of the options, joined.
+func (o Options) Validate() error {
+	return errors.Join(o.Rules.Validate(), o.PerClient.Validate(), o.Limits.Validate())
+}
+
+// Origin is where a page in a browser comes from, as the header Origin has it.
+type Origin string
+
+// UnmarshalText implements [encoding.TextUnmarshaler]. There is no origin for all:
+// who runs this in a network of their own, without tokens, relies on pages of
+// others not to reach it through the browsers there.
+func (o *Origin) UnmarshalText(text []byte) error {
+	s := strings.TrimSpace(string(text))
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || s != u.Scheme+"://"+u.Host || strings.ToLower(s) != s || strings.Contains(s, "*") {
+		return fmt.Errorf("%q is no origin: want such as https://cats.example.com, in lower case, without a path, and none with *", s)
+	}
+	*o = Origin(s)
+	return nil
+}
+
+// errURITooLong and errCrossOrigin are the guard's own.
+var (
+	errURITooLong  = &signerapi.Error{Code: "uri_too_long", Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
+	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Detail: "a page of another origin may not do this; its operator can allow origins"}
+)
+
+// guard stands before all of the public API.
+type guard struct {
+	Options
+	clients *limit.Clients[netip.Prefix]
+	policy  []string // the RateLimit-Policy header
+	csrf    http.CrossOriginProtection
+	cors    *cors.Cors // nil where there is no other origin
+}
+
+func newGuard(options Options, reg prometheus.Registerer) *guard {
+	g := &guard{Options: options, clients: limit.New[netip.Prefix](options.PerClient, reg, "frontend", "address")}
+	if g.clients.Limited() {
+		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.Burst, math.Ceil(float64(options.Burst)/options.Rate))}
+	}
+	var origins []string
+	for _, o := range options.CORSOrigins {
+		origins = append(origins, string(o))
+		if err := g.csrf.AddTrustedOrigin(string(o)); err != nil {
+			panic(err) // it was read as an origin
+		}
+	}
+	if len(origins) > 0 {
+		g.cors = cors.New(cors.Options{
+			AllowedOrigins: origins,
+			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete},
+			AllowedHeaders: []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "Content-MD5", "Content-Digest", "X-Request-Id", "Traceparent"},
+			ExposedHeaders: []string{"ETag", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id", "WWW-Authenticate", "Allow"},
+			MaxAge:         int(preflightAge.Seconds()),
+		})
+	}
+	return g
+}
+
+// The headers of every answer, in their canonical form, which are set without
+// looking for it. No page is to be made of an answer, or to frame one, and nobody is
+// to be told the address of a link.
+var (
+	noSniff  = []string{"nosniff"}
+	noSource = []string{"default-src 'none'; frame-ancestors 'none'"}
+	noRefer  = []string{"no-referrer"}
+)
+
+// outermost has h's answers say how browsers are to take them, refusals included.
+func (g *guard) outermost(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header["X-Content-Type-Options"] = noSniff
+		header["Content-Security-Policy"] = noSource
+		header["Referrer-Policy"] = noRefer
+		if ambiguous(r) {
+			header.Set("Connection", "close")
+		}
+		if g.cors != nil && !preflight(r) {
+			g.cors.HandlerFunc(w, r)
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// ambiguous reports whether somebody on the way may see another end of r than
+// net/http does, so that nothing behind it is to be taken for a request. Of a body in
+// chunks, net/http passes over a Content-Length, and in HTTP/1.0 over chunks; no
+// handler can tell. A tunnel that was refused may be taken for open.
+func ambiguous(r *http.Request) bool {
+	return r.ContentLength < 0 || len(r.TransferEncoding) > 0 || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.Method == http.MethodConnect
+}
+
+// preflight reports whether a browser asks what pages of another origin may do.
+func preflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
+}
+
+// inner has h get only what is within the limits of who sends it. What is refused is
+// so before any of its body is read.
+func (g *guard) inner(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, forwarded := g.client(r)
+		if forwarded {
+			service.NoteClient(r.Context(), client)
+		}
+		if err := g.count(w, limit.Address(client)); err != nil {
+			fail(w, r, err)
+			return
+		}
+		switch {
+		case len(r.RequestURI) > maxTarget:
+			fail(w, r, errURITooLong)
+			return
+		case g.cors != nil && preflight(r):
+			g.cors.HandlerFunc(w, r)
+			return
+		}
+		if err := g.csrf.Check(r); err != nil {
+			fail(w, r, errCrossOrigin.Wrap(err))
+			return
+		}
+		if r.Method == http.MethodPut || r.Method == http.MethodPost {
+			release, err := g.clients.Upload(limit.Address(client))
+			if err != nil {
+				fail(w, r, err)
+				return
+			}
+			defer release()
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// The policies of the RateLimit header: of what an address asks, here, and of what a
+// signed-in caller asks, which is the signer's to count.
+const (
+	addressPolicy = `"default"`
+	callerPolicy  = `"caller"`
+)
+
+// count counts a request of an address and has the answer say what is left, as
+// draft-ietf-httpapi-ratelimit-headers-11 has it: until the quota is there again, or
+// after a refusal, until the next request is possible.
+func (g *guard) count(w http.ResponseWriter, client netip.Prefix) error {
+	if !g.clients.Limited() {
+		return nil
+	}
+	state, err := g.clients.Request(client)
+	wait := state.Full
+	if err != nil {
+		wait = signerapi.AsError(err).RetryAfter
+	}
+	header := w.Header()
+	header["Ratelimit-Policy"] = g.policy // the canonical form of RateLimit-Policy
+	header["Ratelimit"] = []string{rateLimit(addressPolicy, state.Remaining, wait)}
+	return err
+}
+
+// callerRefused has the answer say that the signer has refused for the caller's sake.
+func callerRefused(w http.ResponseWriter, err error) {
+	if e := signerapi.AsError(err); e.Code == signerapi.ErrRateLimited.Code {
+		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, e.RetryAfter))
+	}
+}
+
+// rateLimit is an element of the RateLimit header.
+func rateLimit(policy string, remaining int, wait time.Duration) string {
+	b := append(make([]byte, 0, 48), policy...)
+	b = append(b, ";r="...)
+	b = strconv.AppendInt(b, int64(remaining), 10)
+	b = append(b, ";t="...)
+	return string(strconv.AppendInt(b, seconds(wait), 10))
+}
+
+// seconds rounds up to whole ones.
+func seconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }

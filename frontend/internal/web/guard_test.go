@@ -1,0 +1,307 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/service"
+	"cats.example/shared/signerapi"
+)
+
+// sendWith is send with headers, name and value in turn.
+func sendWith(t testing.TB, h http.Handler, method, target string, body io.Reader, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, target, body)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return rec
+}
+
+// unread is a body that must not be asked for.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body was read")
+	return 0, io.EOF
+}
+
+func TestEveryAnswerSaysHowBrowsersAreToTakeIt(t *testing.T) {
+	h, m, _ := newWebWith(t, "RATE_LIMIT=0", "CORS_ORIGINS=https://a.example")
+	m.cats["x"] = png
+	for _, c := range []struct {
+		method, target string
+		status         int
+	}{
+		{"GET", "/service", 200},
+		{"HEAD", "/cat/x", 200},
+		{"GET", "/cat/x/picture", 307},
+		{"GET", "/service/", 307},
+		{"OPTIONS", "/cat/x", 204},
+		{"PATCH", "/cat/x", 405},
+		{"TRACE", "/cat/x", 405},
+		{"GET", "/nothing", 404},
+		{"OPTIONS", "*", 404},
+		{"GET", "/cat/%00", 422},
+		{"GET", "/cat/" + strings.Repeat("x", 5000), 414},
+		{"DELETE", "/cat/x", 204},
+	} {
+		rec := send(t, h, c.method, c.target, "", nil)
+		got := rec.Header()
+		if rec.Code != c.status || got.Get("X-Content-Type-Options") != "nosniff" || got.Get("Referrer-Policy") != "no-referrer" ||
+			got.Get("Content-Security-Policy") != "default-src 'none'; frame-ancestors 'none'" || got.Get("Server") != "" || got.Get("X-Request-Id") == "" {
+			t.Errorf("%s %.20s: %d %v; want %d", c.method, c.target, rec.Code, got, c.status)
+		}
+	}
+}
+
+func TestATargetLongerThan4KiBIsRefused(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.fail = errors.New("the signer was asked")
+	long := "/cat/x?download=" + strings.Repeat("x", maxTarget-len("/cat/x?download="))
+	wantProblem(t, send(t, h, "GET", long, "", nil), 422, "invalid_argument")
+	for _, target := range []string{long + "x", "/nowhere?" + long, "/service/?" + long} {
+		wantProblem(t, send(t, h, "PUT", target, "", unread{t}), 414, "uri_too_long")
+	}
+}
+
+func TestAnAddressThatAsksTooMuchIsRefusedBeforeItsBodyIsRead(t *testing.T) {
+	h, m, reg := newWebWith(t, "RATE_LIMIT=0.1", "RATE_BURST=3")
+	for i := range 3 {
+		rec := send(t, h, "GET", []string{"/service", "/nowhere", "/cat/x/"}[i], "", nil)
+		want := []string{`"default";q=3;w=30`, fmt.Sprintf(`"default";r=%d;t=%d`, 2-i, 10*(i+1))}
+		if got := []string{rec.Header().Get("RateLimit-Policy"), rec.Header().Get("RateLimit")}; !cmp.Equal(want, got) {
+			t.Errorf("number %d says %q; want %q", i, got, want)
+		}
+	}
+	m.fail = errors.New("the signer was asked")
+	for _, method := range []string{"GET", "PUT", "POST", "DELETE", "OPTIONS"} {
+		rec := send(t, h, method, "/cat/x", "", unread{t})
+		p := wantProblem(t, rec, 429, "rate_limited")
+		if rec.Header().Get("Retry-After") != "10" || rec.Header().Get("RateLimit") != `"default";r=0;t=10` || !strings.Contains(p.Detail, "0.1 a second") {
+			t.Errorf("%s: %v %s", method, rec.Header(), rec.Body)
+		}
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP cats_frontend_rate_limited_total Requests that were refused since their client asked for too much, by limit.
+# TYPE cats_frontend_rate_limited_total counter
+cats_frontend_rate_limited_total{limit="requests"} 5
+cats_frontend_rate_limited_total{limit="uploads"} 0
+`), "cats_frontend_rate_limited_total"); err != nil {
+		t.Error(err)
+	}
+	// Claims of others change nothing: nobody is trusted.
+	wantProblem(t, sendWith(t, h, "GET", "/service", nil, "X-Forwarded-For", "203.0.113.1", "X-Real-Ip", "203.0.113.1", "Forwarded", "for=203.0.113.1"), 429, "rate_limited")
+}
+
+func TestClientsBehindATrustedProxyHaveLimitsOfTheirOwn(t *testing.T) {
+	h, _, _ := newWebWith(t, "RATE_LIMIT=0.1", "RATE_BURST=1", "TRUSTED_PROXIES=192.0.2.0/24") // httptest's requests are from there
+	for _, c := range []struct {
+		forwarded string
+		status    int
+	}{
+		{"203.0.113.1", 200},
+		{"203.0.113.1:4711", 429},
+		{"8.8.8.8, 203.0.113.1", 429},
+		{"203.0.113.2", 200},
+		{"2001:db8::1", 200},
+		{"2001:db8::2", 429}, // of the same /64
+		{"2001:db8:0:1::2", 200},
+		{"nonsense", 200}, // the proxy itself
+		{"", 429},
+	} {
+		if rec := sendWith(t, h, "GET", "/service", nil, "X-Forwarded-For", c.forwarded); rec.Code != c.status {
+			t.Errorf("%q: %d; want %d", c.forwarded, rec.Code, c.status)
+		}
+	}
+}
+
+func TestOneAddressHasFewUploadsUnderWay(t *testing.T) {
+	h, _, _ := newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=2")
+	var bodies []*io.PipeWriter
+	answers := make(chan int, 2)
+	for i := range 2 {
+		out, in := io.Pipe()
+		bodies = append(bodies, in)
+		go func() {
+			answers <- send(t, h, []string{"PUT", "POST"}[i], "/cat/x", "multipart/form-data; boundary=b", out).Code
+		}()
+		_, _ = io.WriteString(in, "x") // it is read, and so under way
+	}
+	rec := send(t, h, "PUT", "/cat/x", "", unread{t})
+	p := wantProblem(t, rec, 429, "rate_limited")
+	if rec.Header().Get("Retry-After") == "" || !strings.Contains(p.Detail, "2 are possible") {
+		t.Errorf("%v %s", rec.Header(), rec.Body)
+	}
+	if rec := send(t, h, "GET", "/cat/x", "", nil); rec.Code != 404 {
+		t.Errorf("a GET meanwhile: %d", rec.Code)
+	}
+	for _, b := range bodies {
+		_ = b.CloseWithError(errors.New("gone"))
+		<-answers
+	}
+	if rec := send(t, h, "PUT", "/cat/x", "", strings.NewReader(png)); rec.Code != 200 {
+		t.Errorf("after those: %d %s", rec.Code, rec.Body)
+	}
+}
+
+// A signed-in caller is counted by the signer.
+func TestARefusalOfTheCallerIsTold(t *testing.T) {
+	h, m, _ := newWebWith(t, "RATE_LIMIT=0.1", "RATE_BURST=100")
+	m.fail = signerapi.ErrRateLimited.After(7 * time.Second)
+	rec := send(t, h, "GET", "/cat/x", "", nil)
+	wantProblem(t, rec, 429, "rate_limited")
+	want := []string{`"default";r=99;t=10`, `"caller";r=0;t=7`}
+	if got := rec.Header().Values("RateLimit"); rec.Header().Get("Retry-After") != "7" || !cmp.Equal(want, got) {
+		t.Errorf("RateLimit is %q; want %q", got, want)
+	}
+}
+
+func TestPagesOfOtherOriginsChangeNothing(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.cats["x"] = png
+	other, own := []string{"Origin", "https://evil.example"}, []string{"Origin", "https://example.com"} // httptest's Host
+	for name, header := range map[string][]string{
+		"of another origin":         append([]string{"Sec-Fetch-Site", "cross-site"}, other...),
+		"of another subdomain":      {"Sec-Fetch-Site", "same-site", "Origin", "https://x.example.com"},
+		"of another, an old one":    other,
+		"of a sandbox":              {"Origin", "null"},
+		"that does not say its own": {"Sec-Fetch-Site", "cross-site"},
+	} {
+		for _, method := range []string{"PUT", "POST", "DELETE", "PATCH"} {
+			rec := sendWith(t, h, method, "/cat/x", unread{t}, header...)
+			wantProblem(t, rec, 403, "cross_origin")
+			if rec.Header().Get("Access-Control-Allow-Origin") != "" {
+				t.Errorf("%s: %v", name, rec.Header())
+			}
+		}
+		if rec := sendWith(t, h, "GET", "/cat/x", nil, header...); rec.Code != 200 || rec.Header().Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("a GET by a browser %s: %d %v", name, rec.Code, rec.Header())
+		}
+	}
+	for name, header := range map[string][]string{
+		"of this one": append([]string{"Sec-Fetch-Site", "same-origin"}, own...), "of this one, an old one": own, "that a person asked": {"Sec-Fetch-Site", "none"}, "or curl": nil,
+	} {
+		if rec := sendWith(t, h, "PUT", "/cat/x", strings.NewReader(png), header...); rec.Code != 200 {
+			t.Errorf("a page %s: %d %s", name, rec.Code, rec.Body)
+		}
+	}
+	if m.cats["x"] != png {
+		t.Error("something was changed")
+	}
+}
+
+func TestPagesOfAllowedOriginsMayUseTheAPI(t *testing.T) {
+	const origin = "https://cats.example.com"
+	h, m, _ := newWebWith(t, "RATE_LIMIT=1000", "CORS_ORIGINS=https://first.example:8443, "+origin)
+	m.cats["x"] = png
+	headers := "authorization,content-digest,content-md5,content-type,if-match,if-none-match,traceparent,x-request-id"
+	for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
+		rec := sendWith(t, h, "OPTIONS", "/cat/x", nil, "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", headers)
+		got := rec.Header()
+		if rec.Code != 204 || got.Get("Access-Control-Allow-Origin") != origin || got.Get("Access-Control-Allow-Methods") != method ||
+			got.Get("Access-Control-Allow-Headers") != headers || got.Get("Access-Control-Allow-Credentials") != "" || got.Get("Access-Control-Max-Age") != "3600" ||
+			!strings.Contains(got.Get("Vary"), "Origin") || got.Get("X-Content-Type-Options") == "" || got.Get("RateLimit") == "" {
+			t.Errorf("may it %s: %d %v", method, rec.Code, got)
+		}
+	}
+	for _, c := range []struct {
+		method, target string
+		status         int
+	}{{"GET", "/cat/x", 200}, {"GET", "/cat/nobody", 404}, {"PUT", "/cat/y", 200}, {"DELETE", "/cat/y", 204}, {"GET", "/nowhere", 404}, {"GET", "/" + strings.Repeat("x", 5000), 414}} {
+		rec := sendWith(t, h, c.method, c.target, strings.NewReader(png), "Origin", origin, "Sec-Fetch-Site", "cross-site")
+		got := rec.Header()
+		exposed := strings.ToLower(got.Get("Access-Control-Expose-Headers"))
+		if rec.Code != c.status || got.Get("Access-Control-Allow-Origin") != origin || !cmp.Equal(got.Values("Vary"), []string{"Origin"}) || got.Get("Access-Control-Allow-Credentials") != "" {
+			t.Errorf("%s %s: %d %v", c.method, c.target, rec.Code, got)
+		}
+		for _, name := range []string{"etag", "retry-after", "ratelimit", "ratelimit-policy", "x-request-id", "www-authenticate", "allow"} {
+			if !strings.Contains(exposed, name) {
+				t.Errorf("%s is not among %q", name, exposed)
+			}
+		}
+	}
+	for _, other := range []string{"https://evil.example", "http://cats.example.com", "https://cats.example.com.evil.example", "https://cats.example.com:8443", "null"} {
+		rec := sendWith(t, h, "OPTIONS", "/cat/x", nil, "Origin", other, "Access-Control-Request-Method", "PUT")
+		if rec.Header().Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("%s may: %v", other, rec.Header())
+		}
+		wantProblem(t, sendWith(t, h, "PUT", "/cat/x", unread{t}, "Origin", other, "Sec-Fetch-Site", "cross-site"), 403, "cross_origin")
+	}
+	rec := sendWith(t, h, "GET", "/cat/x", nil)
+	if rec.Header().Get("Vary") != "Origin" || rec.Header().Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("without an origin: %v", rec.Header())
+	}
+	if rec := sendWith(t, h, "OPTIONS", "/cat/x", nil, "Origin", origin); rec.Code != 204 || rec.Header().Get("Allow") == "" {
+		t.Errorf("OPTIONS that is no preflight: %d %v", rec.Code, rec.Header())
+	}
+}
+
+func TestOriginsAreExact(t *testing.T) {
+	for _, s := range []string{
+		"*", "https://*.example.com", "cats.example.com", "https://cats.example.com/", "https://cats.example.com/x", "null", "HTTPS://cats.example.com",
+		"https://Cats.example.com", "ftp://x", "https://u@x", "https://x?y", "https://",
+	} {
+		if err := service.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err == nil || !strings.Contains(err.Error(), "CORS_ORIGINS") {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+}
+
+// A body in chunks, and HTTP/1.0, end the connection.
+func TestWhatCanBeReadInTwoWaysIsTheLastOfItsConnection(t *testing.T) {
+	h, _, _ := newWeb(t)
+	for name, c := range map[string]struct {
+		change func(*http.Request)
+		closes bool
+	}{
+		"a GET":                    {func(*http.Request) {}, false},
+		"a body of a known length": {func(r *http.Request) { r.Method = "PUT"; r.ContentLength = int64(len(png)) }, false},
+		"a body in chunks":         {func(r *http.Request) { r.Method = "PUT"; r.ContentLength = -1 }, true},
+		"HTTP/1.0":                 {func(r *http.Request) { r.ProtoMinor = 0 }, true},
+		"HTTP/1.2":                 {func(r *http.Request) { r.ProtoMinor = 2 }, true},
+		"HTTP/2":                   {func(r *http.Request) { r.ProtoMajor, r.ProtoMinor = 2, 0 }, true},
+		"a tunnel":                 {func(r *http.Request) { r.Method = "CONNECT" }, true},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/service", strings.NewReader(png))
+		r.ContentLength = 0
+		c.change(r)
+		if r.ContentLength == 0 {
+			r.Body = http.NoBody
+		} else {
+			r.URL.Path = "/cat/x"
+		}
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		if got := rec.Header().Get("Connection") == "close"; got != c.closes {
+			t.Errorf("%s: closes %v, after %d", name, got, rec.Code)
+		}
+	}
+}
+
+func BenchmarkService(b *testing.B) {
+	for name, settings := range map[string][]string{
+		"unlimited": {"RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0"}, "limited": {"RATE_LIMIT=1e8", "RATE_BURST=1000000"},
+		"proxied": {"RATE_LIMIT=1e8", "RATE_BURST=1000000", "TRUSTED_PROXIES=10.0.0.0/8,192.0.2.0/24"},
+	} {
+		b.Run(name, func(b *testing.B) {
+			h, _, _ := newWebWith(b, settings...)
+			r := httptest.NewRequestWithContext(b.Context(), "GET", "/service", nil)
+			r.Header.Set("X-Forwarded-For", "8.8.8.8, 203.0.113.7")
+			for b.Loop() {
+				h.ServeHTTP(httptest.NewRecorder(), r)
+			}
+		})
+	}
+}
