@@ -95,7 +95,7 @@ func (m *memory) Delete(_ context.Context, u signerapi.User, c signerapi.Conditi
 func (*memory) Ready(context.Context) error { return nil }
 
 // png is a picture as far as its first bytes go.
-var png = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + strings.Repeat("cat", 3000)
+var png = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01" + strings.Repeat("cat", 3000)
 
 const maxSize = 20_000
 
