@@ -64,8 +64,8 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 	return load{int(metrics.Requests), took.Seconds(), metrics.Latencies.P50, metrics.Latencies.P99, metrics.Latencies.Max}, nil //nolint:gosec // not that many
 }
 
-// pngMagic is what makes a picture one.
-const pngMagic = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+// pngMagic is what makes a picture one, of one pixel.
+const pngMagic = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
 
 // pictureOf returns a picture of n bytes.
 func pictureOf(n int) []byte {

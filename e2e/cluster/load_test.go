@@ -168,7 +168,7 @@ func picture(n int) []byte {
 	b := make([]byte, n)
 	random := rand.NewChaCha8([32]byte{byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256))})
 	_, _ = random.Read(b)
-	copy(b, "\x89PNG\r\n\x1a\n")
+	copy(b, "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01")
 	return b
 }
 

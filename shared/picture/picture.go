@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"slices"
+	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/gabriel-vasile/mimetype"
@@ -20,13 +20,12 @@ import (
 // headBytes is how much of a file decides its type.
 const headBytes = 3072
 
-// anyType as the one element of Limits.Types accepts every file.
-const anyType = "*"
-
 // Limits are the settings of what is accepted.
 type Limits struct {
 	MaxSize Size     `env:"MAX_PICTURE_SIZE" envDefault:"32MiB" help:"largest picture, such as 512KiB or 32MiB; the same in both containers"`
-	Types   []string `env:"PICTURE_TYPES" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif" help:"accepted media types, by the first bytes of the file; * accepts any file; the same in both containers"`
+	Types   []string `env:"PICTURE_TYPES" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif" help:"accepted media types, by the first bytes of the file; others than these are not possible; the same in both containers"`
+
+	MaxPixels uint64 `env:"MAX_PIXELS" envDefault:"210000000" help:"most pixels that a picture may have, width times height by its header; the same in both containers"`
 }
 
 // Size is a number of bytes, written as "32MiB", "512KiB" or "1000".
@@ -48,18 +47,16 @@ func (l Limits) Validate() error {
 	if l.MaxSize <= 0 {
 		faults = append(faults, errors.New("MAX_PICTURE_SIZE must be above zero"))
 	}
+	if l.MaxPixels == 0 {
+		faults = append(faults, errors.New("MAX_PIXELS must be above zero"))
+	}
 	for _, t := range l.Types {
-		if l.all() {
-			break
-		}
-		if mimetype.Lookup(t) == nil {
-			faults = append(faults, fmt.Errorf("PICTURE_TYPES: no media type %q is known (want such as image/png, or * alone)", t))
+		if _, ok := formats[t]; !ok {
+			faults = append(faults, fmt.Errorf("PICTURE_TYPES: %q is not possible, only %s are", t, strings.Join(possible(), ", ")))
 		}
 	}
 	return errors.Join(faults...)
 }
-
-func (l Limits) all() bool { return slices.Equal(l.Types, []string{anyType}) }
 
 // CheckSize returns ErrTooLarge when size, in bytes, is over the limit, and
 // ErrEmpty when it is zero. A size of -1 is not known and passes.
@@ -78,6 +75,11 @@ func (l Limits) CheckSize(size int64) error {
 // once it has given the limit, and with ErrIncomplete where size is not -1 and
 // body has another length. The errors of body come through as they are; Open's
 // own are ErrEmpty, ErrTooLarge and ErrUnsupportedMediaType.
+//
+// The header of the picture is read on the way, and nothing else is decoded: too
+// many pixels are ErrTooLarge, a header that is missing or makes no sense is
+// ErrUnsupportedMediaType. Where it is not in the first bytes, the reader fails with
+// that, in place of io.EOF at the latest.
 func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
 	if err := l.CheckSize(size); err != nil {
 		return "", nil, err
@@ -101,19 +103,23 @@ func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Rea
 	if !ok {
 		return "", nil, signerapi.ErrUnsupportedMediaType.With("the file is " + mediaType + ", which is not an accepted type")
 	}
-	if err != nil {
-		return mediaType, bytes.NewReader(head), nil
+	header := newScan(mediaType, l.MaxPixels)
+	if err := header.read(head); err != nil {
+		return "", nil, err
 	}
-	return mediaType, io.MultiReader(bytes.NewReader(head), r), nil
+	if err == nil {
+		return mediaType, io.MultiReader(bytes.NewReader(head), &scannedReader{r, header}), nil
+	}
+	if err := header.end(); err != nil {
+		return "", nil, err
+	}
+	return mediaType, bytes.NewReader(head), nil
 }
 
 // detect returns the accepted media type that head is, or a more general one of
 // which it is a kind (an animated PNG is a PNG); otherwise what it is.
 func (l Limits) detect(head []byte) (string, bool) {
 	found := mimetype.Detect(head)
-	if l.all() {
-		return found.String(), true
-	}
 	for m := found; m != nil; m = m.Parent() {
 		for _, t := range l.Types {
 			if m.Is(t) {
@@ -144,6 +150,24 @@ func (r *limitedReader) Read(p []byte) (int, error) {
 	}
 	if r.want >= 0 && (r.n > r.want || err == io.EOF && r.n < r.want) {
 		return 0, signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+	}
+	return n, err
+}
+
+// scannedReader shows the header what it gives, and fails where that does.
+type scannedReader struct {
+	r      io.Reader
+	header scan
+}
+
+func (r *scannedReader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	wrong := r.header.read(p[:n])
+	if err == io.EOF { // only a bare one is the end of a body
+		wrong = r.header.end()
+	}
+	if wrong != nil {
+		return 0, wrong
 	}
 	return n, err
 }

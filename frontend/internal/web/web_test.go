@@ -99,7 +99,7 @@ func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Condi
 func (*memory) Ready(context.Context) error { return nil }
 
 // png is a picture as far as its first bytes go.
-var png = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + strings.Repeat("cat", 3000)
+var png = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01" + strings.Repeat("cat", 3000)
 
 const maxSize = 20_000
 

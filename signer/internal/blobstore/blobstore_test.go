@@ -184,9 +184,9 @@ func user(t testing.TB, name string) signerapi.User {
 	return u
 }
 
-// pngOf returns n bytes that begin as a PNG does.
+// pngOf returns n bytes that begin as a PNG of one pixel does, 24 of them at least.
 func pngOf(n int) string {
-	return ("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + strings.Repeat("0123456789abcdef!", n/17+2))[:n]
+	return ("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01" + strings.Repeat("0123456789abcdef!", n/17+2))[:n]
 }
 
 func TestAPictureUpTo4MiBIsOneRoundTripAndALargerOneIsWhole(t *testing.T) {

@@ -1,13 +1,18 @@
 package blobstore
 
 import (
+	"errors"
 	"fmt"
 	"mime"
 	"net/url"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 
+	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 )
 
@@ -34,15 +39,16 @@ func window(now time.Time, ttl time.Duration) (began, start, end time.Time) {
 
 // signedLink is the link of a picture to look at, as it was signed last.
 type signedLink struct {
-	url   signerapi.SignedURL
-	end   time.Time
-	ttl   time.Duration
-	began time.Time // of its window
-	key   *delegationKey
+	url         signerapi.SignedURL
+	end         time.Time
+	ttl         time.Duration
+	contentType string    // that the picture had
+	began       time.Time // of its window
+	key         *delegationKey
 }
 
-// link makes the link: read only, one blob, HTTPS only, never beyond the key. The
-// same link is signed once in a window.
+// link makes the link: read only, one blob, HTTPS only, never beyond the key, and
+// served as what it is and nothing else. The same link is signed once in a window.
 func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, download string) (signerapi.Link, error) {
 	began, _, end := window(s.now(), ttl)
 	key, err := s.key.covering(began, end)
@@ -51,24 +57,25 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 	}
 	if download != "" {
 		s.metrics.downloads.Inc()
-		signed, end, err := s.sign(user, ttl, download)
+		signed, end, err := s.sign(user, ttl, there.info.ContentType, download)
 		return signerapi.Link{Info: there.info, URL: signed, ExpiresAt: end}, err
 	}
 	s.metrics.views.Inc()
 	last := there.link.Load()
-	if last == nil || last.ttl != ttl || last.key != key || !last.began.Equal(began) {
-		signed, end, err := s.sign(user, ttl, "")
+	contentType := there.info.ContentType
+	if last == nil || last.ttl != ttl || last.contentType != contentType || last.key != key || !last.began.Equal(began) {
+		signed, end, err := s.sign(user, ttl, contentType, "")
 		if err != nil {
 			return signerapi.Link{}, err
 		}
-		last = &signedLink{signed, end, ttl, began, key}
+		last = &signedLink{signed, end, ttl, contentType, began, key}
 		there.link.Store(last)
 	}
 	return signerapi.Link{Info: there.info, URL: last.url, ExpiresAt: last.end}, nil
 }
 
-func (s *Store) sign(user signerapi.User, ttl time.Duration, download string) (signed signerapi.SignedURL, end time.Time, err error) {
-	query, end, err := s.signature(s.blobName(user), ttl, download)
+func (s *Store) sign(user signerapi.User, ttl time.Duration, contentType, download string) (signed signerapi.SignedURL, end time.Time, err error) {
+	query, end, err := s.signature(s.blobName(user), ttl, contentType, download)
 	if err != nil {
 		return "", time.Time{}, err
 	}
@@ -76,9 +83,9 @@ func (s *Store) sign(user signerapi.User, ttl time.Duration, download string) (s
 		url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query), end, nil
 }
 
-// signature returns the query that makes a link of the URL of the blob name, and
-// when it ends.
-func (s *Store) signature(name string, ttl time.Duration, download string) (query string, end time.Time, err error) {
+// signature returns the query that makes a link of the URL of the blob name, which
+// has that content type, and when it ends.
+func (s *Store) signature(name string, ttl time.Duration, contentType, download string) (query string, end time.Time, err error) {
 	began, start, end := window(s.now(), ttl)
 	key, err := s.key.covering(began, end)
 	if err != nil {
@@ -95,8 +102,9 @@ func (s *Store) signature(name string, ttl time.Duration, download string) (quer
 		ContainerName: s.opts.Container,
 		BlobName:      name,
 	}
-	if download != "" {
-		values.ContentDisposition = attachment(download)
+	values.ContentType, values.ContentDisposition = s.servedAs(contentType, download)
+	if err := checkSigned(values); err != nil {
+		return "", time.Time{}, err
 	}
 	signed, err := values.SignWithUserDelegation(key.credential)
 	if err != nil {
@@ -105,8 +113,50 @@ func (s *Store) signature(name string, ttl time.Duration, download string) (quer
 	return signed.Encode(), end, nil
 }
 
-// attachment is the Content-Disposition, as RFC 6266 has it, that saves under
-// name, which CheckDownloadName has passed.
-func attachment(name string) string {
-	return mime.FormatMediaType("attachment", map[string]string{"filename": name})
+// opaque is what a browser only ever saves.
+const opaque = "application/octet-stream"
+
+// servedAs is how storage has to serve a blob of contentType through a link,
+// whatever becomes of the blob: a picture to look at, or to save when there is a
+// name to save it under, and to save only what is no picture, which was not stored
+// here. The file name, RFC 6266, ends as those of the type do, so that no picture
+// is saved as a program or a page, however it is made and whoever asks for the link.
+func (s *Store) servedAs(contentType, download string) (servedType, disposition string) {
+	kind, name := "inline", s.opts.BlobName
+	if download != "" {
+		kind, name = "attachment", download
+	}
+	name, ok := picture.FileName(name, contentType)
+	if !ok {
+		contentType, kind, name = opaque, "attachment", name+".bin"
+	}
+	if strings.Contains(name, `"`) { // mime would put a backslash before it, which is not signed
+		return contentType, kind + "; filename*=utf-8''" + strings.ReplaceAll(url.QueryEscape(name), "+", "%20")
+	}
+	return contentType, mime.FormatMediaType(kind, map[string]string{"filename": name})
+}
+
+// errUnsignable means that a signature would not say what it seems to.
+var errUnsignable = errors.New("not signing a link")
+
+// checkSigned returns errUnsignable for what could be read as other values than it
+// holds: what is signed are lines, in which the SDK makes a slash of a backslash
+// in the name, and servers take the segments . and .. out of it.
+func checkSigned(v sas.BlobSignatureValues) error {
+	for _, field := range []struct{ name, value string }{
+		{"container", v.ContainerName},
+		{"blob", v.BlobName},
+		{"content type", v.ContentType},
+		{"content disposition", v.ContentDisposition},
+	} {
+		if field.value == "" || !utf8.ValidString(field.value) || strings.Contains(field.value, `\`) || strings.ContainsFunc(field.value, unicode.IsControl) {
+			return fmt.Errorf("%w: the %s is %q", errUnsignable, field.name, field.value)
+		}
+	}
+	for segment := range strings.SplitSeq(v.BlobName, "/") {
+		if segment == "" || segment == "." || segment == ".." {
+			return fmt.Errorf("%w: the blob is %q", errUnsignable, v.BlobName)
+		}
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/google/go-cmp/cmp"
 
 	"cats.example/shared/signerapi"
@@ -17,7 +18,7 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	now := time.Date(2030, 1, 2, 3, 4, 59, 0, time.UTC)
 	s.now = func() time.Time { return now }
 	s.key.key.Load().end = now.Add(100 * time.Hour)
-	got, err := s.Link(t.Context(), user(t, "a b"), signerapi.LinkOptions{TTL: 10 * time.Minute, Download: `my "猫".png`})
+	got, err := s.Link(t.Context(), user(t, "a b"), signerapi.LinkOptions{TTL: 10 * time.Minute, Download: `my "猫".gif`})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +32,7 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	q := u.Query()
 	for name, want := range map[string]string{
 		"sp": "r", "sr": "b", "spr": "https", "st": "2030-01-02T02:59:10Z", "se": "2030-01-02T03:14:10Z",
-		"rscd": `attachment; filename*=utf-8''my%20%22%E7%8C%AB%22.png`, "skoid": "o",
+		"rsct": "image/gif", "rscd": `attachment; filename*=utf-8''my%20%22%E7%8C%AB%22.gif`, "skoid": "o",
 	} {
 		if q.Get(name) != want {
 			t.Errorf("%s is %q; want %q", name, q.Get(name), want)
@@ -45,6 +46,113 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	}
 	if _, err := s.Link(t.Context(), user(t, "nobody"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrNotFound) {
 		t.Errorf("no picture: %v", err)
+	}
+}
+
+func TestALinkServesAPictureAsWhatItIsAndAllElseToBeSaved(t *testing.T) {
+	s, back, _ := withKey(t, nil)
+	for _, c := range []struct{ stored, download, contentType, disposition string }{
+		{"image/png", "", "image/png", "inline; filename=cat.png"},
+		{"image/jpeg", "", "image/jpeg", "inline; filename=cat.jpg"},
+		{"image/gif", "", "image/gif", "inline; filename=cat.gif"},
+		{"image/webp", "", "image/webp", "inline; filename=cat.webp"},
+		{"image/avif", "", "image/avif", "inline; filename=cat.avif"},
+		{"image/heic", "", "image/heic", "inline; filename=cat.heic"},
+		{"image/heif", "", "image/heif", "inline; filename=cat.heif"},
+		{"image/png", "my cat.png", "image/png", `attachment; filename="my cat.png"`},
+		{"image/png", "a;b.PNG", "image/png", `attachment; filename="a;b.PNG"`},
+		{"image/png", "a=\"b\".png", "image/png", "attachment; filename*=utf-8''a%3D%22b%22.png"},
+		{"image/jpeg", "cat.jpeg", "image/jpeg", "attachment; filename=cat.jpeg"},
+		{"image/png", "evil.html", "image/png", "attachment; filename=evil.html.png"},
+		{"image/gif", "evil.exe\u202egif", "image/gif", "attachment; filename*=utf-8''evil.exe%E2%80%AEgif.gif"},
+		{"image/gif", ".gif", "image/gif", "attachment; filename=.gif.gif"},
+		{"text/html", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"text/html", "evil.html", "application/octet-stream", "attachment; filename=evil.html.bin"},
+		{"image/svg+xml", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"image/png; charset=x", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"", "", "application/octet-stream", "attachment; filename=cat.bin"},
+	} {
+		back.blobs["/cats/x/cat"], back.types["/cats/x/cat"] = "cat", c.stored
+		got, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{Download: c.download})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := queryOf(t, got.URL)
+		if q.Get("rsct") != c.contentType || q.Get("rscd") != c.disposition || got.ContentType != c.stored {
+			t.Errorf("%s as %q: served as %s, %s", c.stored, c.download, q.Get("rsct"), q.Get("rscd"))
+		}
+	}
+}
+
+func queryOf(t *testing.T, link signerapi.SignedURL) url.Values {
+	t.Helper()
+	u, err := url.Parse(string(link))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Query()
+}
+
+// Another replica may have put one of another type in its place.
+func TestALinkThatIsKnownGoesByTheTypeOfThePictureThatIsThere(t *testing.T) {
+	s, back, _ := withKey(t, func(o *Options) { o.KnownTTL = time.Second })
+	now := time.Date(2030, 1, 2, 3, 0, 0, 0, time.UTC)
+	s.now = func() time.Time { return now }
+	s.key.key.Load().end = now.Add(100 * time.Hour)
+	var last signerapi.SignedURL
+	for _, contentType := range []string{"image/png", "image/gif", "text/html", "image/png"} {
+		back.blobs["/cats/x/cat"], back.types["/cats/x/cat"] = "cat", contentType
+		now = now.Add(2 * time.Second) // in the same window
+		for range 2 {
+			got, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if pinned := queryOf(t, got.URL).Get("rsct"); pinned != contentType && (contentType != "text/html" || pinned != "application/octet-stream") {
+				t.Errorf("a link to %s is to be served as %s", contentType, pinned)
+			}
+			last = got.URL
+		}
+	}
+	now = now.Add(2 * time.Second)
+	if again, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); err != nil || again.URL != last {
+		t.Errorf("of the same type, the link does not stand still: %v", err)
+	}
+}
+
+// The SDK signs a line end, after which come other fields, and makes a slash of a
+// backslash.
+func TestNothingIsSignedThatCouldBeReadOtherwise(t *testing.T) {
+	good := sas.BlobSignatureValues{ContainerName: "cats", BlobName: "a b/猫", ContentType: "image/png", ContentDisposition: `inline; filename="a b.png"`}
+	if err := checkSigned(good); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"a\nb", "a\rb", "a\x00", "a\x7fb", "a\u0085b", `a\b`, "a\xff", ""} {
+		for field, set := range map[string]func(*sas.BlobSignatureValues){
+			"container":   func(v *sas.BlobSignatureValues) { v.ContainerName = bad },
+			"blob":        func(v *sas.BlobSignatureValues) { v.BlobName = bad },
+			"type":        func(v *sas.BlobSignatureValues) { v.ContentType = bad },
+			"disposition": func(v *sas.BlobSignatureValues) { v.ContentDisposition = bad },
+		} {
+			v := good
+			set(&v)
+			if err := checkSigned(v); !errors.Is(err, errUnsignable) {
+				t.Errorf("%s %q: %v", field, bad, err)
+			}
+		}
+	}
+	for _, name := range []string{"..", "a/../b", "a/./b", "a//b", "/a", "a/"} {
+		v := good
+		v.BlobName = name
+		if err := checkSigned(v); !errors.Is(err, errUnsignable) {
+			t.Errorf("blob %q: %v", name, err)
+		}
+	}
+	for _, name := range []string{"cat\n", `..\cat`, ".."} { // settings that were not checked
+		s, _, _ := withKey(t, func(o *Options) { o.BlobName = name })
+		if query, _, err := s.signature("x/"+name, time.Hour, "image/png", ""); !errors.Is(err, errUnsignable) || query != "" {
+			t.Errorf("BLOB_NAME %q: %v", name, err)
+		}
 	}
 }
 

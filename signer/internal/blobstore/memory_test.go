@@ -29,7 +29,7 @@ func TestNoUploadGoesBeyondTheMemory(t *testing.T) {
 	sizes := []int{1, pageBytes, 100_000, 4 << 20, 4<<20 + 1, 9 << 20}
 	for i := range 24 {
 		wg.Go(func() {
-			name, content := string(rune('a'+i)), pngOf(max(sizes[i%len(sizes)], 20))
+			name, content := string(rune('a'+i)), pngOf(max(sizes[i%len(sizes)], 24))
 			if _, err := s.Put(t.Context(), user(t, name), strings.NewReader(content), unknown); err != nil {
 				t.Errorf("%d bytes: %v", len(content), err)
 				return

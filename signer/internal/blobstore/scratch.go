@@ -39,15 +39,16 @@ func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
 // Its name is random and has no slash; a picture's has one always, so that none
 // is ever touched. Its errors are, or wrap, a *Refusal where storage answered.
 type Scratch struct {
-	store  *Store
-	name   string
-	client *blockblob.Client
+	store       *Store
+	name        string
+	client      *blockblob.Client
+	contentType string // "" before Put
 }
 
 // NewScratch names a scratch blob. It calls nobody.
 func (s *Store) NewScratch() *Scratch {
 	name := ScratchPrefix + rand.Text()
-	return &Scratch{s, name, s.container.NewBlockBlobClient(name)}
+	return &Scratch{store: s, name: name, client: s.container.NewBlockBlobClient(name)}
 }
 
 // Name returns the name of the blob.
@@ -57,6 +58,7 @@ func (c *Scratch) Name() string { return c.name }
 // a picture's, it ends with ctx. After an error that is not a *Refusal it may
 // have been stored all the same.
 func (c *Scratch) Put(ctx context.Context, content []byte, contentType string) error {
+	c.contentType = contentType
 	_, err := c.client.Upload(impatient(withOp(ctx, opPut)), streaming.NopCloser(bytes.NewReader(content)), &blockblob.UploadOptions{
 		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &contentType},
 	})
@@ -77,7 +79,7 @@ func (c *Scratch) Delete(ctx context.Context) error {
 // Links returns a link to the blob, signed as a picture's is: at the account, and
 // at LinkBase.
 func (c *Scratch) Links() (account, base signerapi.SignedURL, err error) {
-	query, _, err := c.store.signature(c.name, scratchTTL, "")
+	query, _, err := c.store.signature(c.name, scratchTTL, c.contentType, "")
 	if err != nil {
 		return "", "", err
 	}
