@@ -263,6 +263,8 @@ func (s Service) server(h http.Handler, l watchedListener) *http.Server {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
+
+		DisableGeneralOptionsHandler: true, // or "OPTIONS *" is answered past the handler, unseen
 	}
 }
 
