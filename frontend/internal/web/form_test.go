@@ -160,6 +160,8 @@ func FuzzForm(f *testing.F) {
 	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Disposition: form-data; name=\"file\"; filename=a\r\n\r\n"+short+"\r\n--x--"))
 	f.Add("multipart/form-data; boundary=\"\"", []byte("----"))
 	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n=89PNG\r\n--x--\r\n"))
+	two, body := formOf(f, part{"file", "a", short}, part{"file", "b", short})
+	f.Add(two, body)
 	h, m, _ := newWeb(f)
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		clear(m.cats)

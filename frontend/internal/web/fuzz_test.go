@@ -148,6 +148,9 @@ func FuzzAnyRequest(f *testing.F) {
 	contentType, form := formOf(f, part{"file", "cat.png", png[:40]})
 	const start = "HTTP/1.1\r\nHost: cats\r\n"
 	put := "PUT /cat/x " + start + "Content-Length: 40\r\n\r\n" + png[:40]
+	for i := range refusals {
+		f.Add(byte(i), []byte(put+"GET /cat/seen "+start+"\r\nDELETE /cat/seen "+start+"\r\n"))
+	}
 	for i, s := range []string{
 		"GET /service " + start + "\r\n",
 		put + "GET /cat/x?ttl=1m&download=cat.png " + start + "If-None-Match: \"2\", *\r\n\r\n",
