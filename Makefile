@@ -30,6 +30,19 @@ test: ## all tests, with the race detector
 	@# the end-to-end tests would pass unrun when only what they build has changed.
 	go test -race -count=1 -timeout 10m work
 
+# How long each target is fuzzed, as go test has it: 10m, or 1000000x executions.
+FUZZTIME ?= 1m
+
+.PHONY: fuzz
+fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
+	@targets=$$(go test -list '^Fuzz' work | awk '/^Fuzz/ {t[n++] = $$1} $$1 == "ok" {for (i = 0; i < n; i++) print $$2, t[i]; n = 0}'); sum=0; found=; \
+	while read -r package target; do \
+	  out=$$(go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "$$package" 2>&1) || { found="$$found $$target"; echo "$$out" >&2; }; \
+	  execs=$$(sed -nE 's/.*execs: ([0-9]+).*/\1/p' <<<"$$out" | tail -1); \
+	  echo "$$package $$target: $${execs:-0} executions"; sum=$$((sum + $${execs:-0})); \
+	done <<<"$$targets"; \
+	echo "in all: $$sum executions, findings:$${found:- none}"; [ -z "$$found" ] && [ "$$sum" -gt 0 ]
+
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running
 	.bin/golangci-lint run $(MODULES:%=./%/...)

@@ -260,14 +260,15 @@ func (s Service) listen(ctx context.Context, name, address string) (watchedListe
 
 func (s Service) server(h http.Handler, l watchedListener) *http.Server {
 	return &http.Server{
-		Handler:                      l.connections.handler(h),
-		ConnState:                    l.connections.state,
-		ReadHeaderTimeout:            headerTimeout,
-		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               maxHeaderBytes,
-		ConnContext:                  withConn,
-		ErrorLog:                     slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
-		DisableGeneralOptionsHandler: true,                                                // "OPTIONS *" is the handler's, too
+		Handler:           l.connections.handler(h),
+		ConnState:         l.connections.state,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       withConn,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
+
+		DisableGeneralOptionsHandler: true, // or "OPTIONS *" is answered past the handler, unseen
 	}
 }
 

@@ -261,6 +261,21 @@ func TestARequestThatOutlastsTheDrainIsCutAndTold(t *testing.T) {
 	}
 }
 
+func TestNoRequestIsAnsweredPastTheHandler(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, nil)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(r.work, "http://")) //nolint:noctx // nothing to wait for
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "400") {
+		t.Errorf("OPTIONS * is answered with %q, %v; want the 400 of the router", line, err)
+	}
+}
+
 func TestABackgroundErrorStopsTheService(t *testing.T) {
 	broken := errors.New("no container")
 	r := start(t, relaxed, alwaysReady, func(context.Context) error { return broken }, nil)

@@ -2,6 +2,7 @@ package signerapi
 
 import (
 	"errors"
+	"net/http"
 	"net/url"
 	"path"
 	"strings"
@@ -29,12 +30,14 @@ func TestUserNamesThatCouldMeanAnotherBlobAreRefused(t *testing.T) {
 	}
 }
 
-// FuzzParseUser holds what the blob name and the URL rely on.
+// FuzzParseUser holds what the blob name, the URL and the contract rely on: a name
+// that is taken is what it was on the other side of each of them, and two names are
+// never one there.
 func FuzzParseUser(f *testing.F) {
-	for _, s := range []string{"Davyd", "..", "a/b", "猫", "\xff", "a ", "a%2Fb", "\u202e"} {
-		f.Add(s)
+	for _, s := range []string{"Davyd", "..", "a/b", "猫", "\xff", "a ", "a%2Fb", "\u202e", "a;b&c=d+e", "\u00e9", "e\u0301"} {
+		f.Add(s, s+"x")
 	}
-	f.Fuzz(func(t *testing.T, name string) {
+	f.Fuzz(func(t *testing.T, name, other string) {
 		u, err := ParseUser(name)
 		if err != nil {
 			if !errors.Is(err, ErrInvalidUser) || u != (User{}) {
@@ -45,11 +48,22 @@ func FuzzParseUser(f *testing.F) {
 		if u.String() != name || !utf8.ValidString(name) || len(name) > MaxUserName {
 			t.Fatalf("ParseUser(%q) accepted it as %q", name, u)
 		}
-		if blob := u.String() + "/cat"; path.Clean(blob) != blob || strings.Count(blob, "/") != 1 {
+		blob := u.String() + "/cat"
+		if path.Clean(blob) != blob || strings.Count(blob, "/") != 1 || strings.ContainsAny(blob, "\\\r\n\x00") {
 			t.Fatalf("%q is another blob once cleaned", blob)
 		}
-		if back, err := url.PathUnescape(url.PathEscape(name)); err != nil || back != name {
-			t.Fatalf("%q does not survive a URL: %q, %v", name, back, err)
+		link, err := url.Parse("https://a.blob/cats/" + url.PathEscape(name) + "/cat?sig=x")
+		if err != nil || link.Path != "/cats/"+blob || link.JoinPath().String() != link.String() || link.RawQuery != "sig=x" {
+			t.Fatalf("%q does not survive the URL of a link: %v, %v", name, link, err)
+		}
+		var q query
+		q.add("user", name)
+		values, back, err := arguments(&http.Request{URL: &url.URL{RawQuery: string(q)}})
+		if err != nil || back != u || len(values) != 1 {
+			t.Fatalf("%q crosses the wire as %q with %v, %v", name, back, values, err)
+		}
+		if v, err := ParseUser(other); err == nil && other != name && (v == u || url.PathEscape(other) == url.PathEscape(name) || url.QueryEscape(other) == url.QueryEscape(name)) {
+			t.Fatalf("%q and %q are one user", name, other)
 		}
 	})
 }

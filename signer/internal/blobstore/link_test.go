@@ -2,13 +2,16 @@ package blobstore
 
 import (
 	"errors"
+	"mime"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/google/go-cmp/cmp"
 
+	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 )
 
@@ -230,6 +233,50 @@ func FuzzWindow(f *testing.F) {
 		_, start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)
 		if end2.Before(end) || start2.Before(start) || (end2.Equal(end) && later > int64(ttl/12/time.Second)+1) {
 			t.Fatalf("ttl %v: %v later it ends %v after %v", ttl, later, end2, end)
+		}
+	})
+}
+
+// FuzzLink holds that every user has one blob and one link: the URL that is asked of
+// storage and the one that is signed are of the same two segments, whatever the name,
+// and read nothing else; and a download has the name that was asked for.
+func FuzzLink(f *testing.F) {
+	for _, name := range []string{"Davyd", "a b", "猫", "a%2Fb", "a?sig=x#y", "a;b&c=d", ".hidden", "..x", "~", "*"} {
+		f.Add(name, "cat.png")
+		f.Add("x", name)
+	}
+	s, _, _ := withKey(f, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	f.Fuzz(func(t *testing.T, name, download string) {
+		u, err := signerapi.ParseUser(name)
+		if err != nil || signerapi.CheckDownloadName(download) != nil {
+			return
+		}
+		signed, _, err := s.sign(u, time.Hour, "image/png", download)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, err := url.Parse(string(signed))
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked, err := url.Parse(s.container.NewBlobClient(s.blobName(u)).URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "/cats/" + name + "/cat"; link.Path != want || asked.Path != want || asked.RawQuery != "" || strings.Count(link.EscapedPath(), "/") != 3 || link.Host != "cdn.example.com" {
+			t.Fatalf("%q: storage is asked for %s, and the link is %s", name, asked, link)
+		}
+		q, err := url.ParseQuery(link.RawQuery)
+		if err != nil || len(q["sp"]) != 1 || q.Get("sp") != "r" || q.Get("sr") != "b" || q.Get("spr") != "https" || q.Get("rsct") != "image/png" || len(q["rscd"]) != 1 {
+			t.Fatalf("%q, %q: the link is %s, %v", name, download, link, err)
+		}
+		wantKind, wantName := "inline", "cat.png"
+		if download != "" {
+			wantKind = "attachment"
+			wantName, _ = picture.FileName(download, "image/png")
+		}
+		if kind, params, err := mime.ParseMediaType(q.Get("rscd")); err != nil || kind != wantKind || params["filename"] != wantName {
+			t.Fatalf("%q is %s, saved as %q: %q, %v", download, kind, params["filename"], q.Get("rscd"), err)
 		}
 	})
 }
