@@ -221,3 +221,43 @@ func TestLinksAndTokensAreToldToNobody(t *testing.T) {
 		}
 	}
 }
+
+// Links that storage says nothing of hold a bounded number of connections: the next is
+// told at once, and pictures of others go on being stored.
+func TestStorageThatStallsLeavesConnectionsForOthers(t *testing.T) {
+	t.Parallel()
+	const most = 8
+	storage := newAccount(t)
+	few := map[string]string{"MAX_UPLOADS": fmt.Sprint(most / 2)}
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: few, SignerEnv: few})
+	release := make(chan struct{})
+	storage.set("stalled", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		<-release
+		healthy.ServeHTTP(w, r)
+	})
+	statuses := make(chan int, most)
+	for range most {
+		conn := dial(t, sys)
+		fmt.Fprint(conn, "GET /cat/stalled HTTP/1.1\r\nHost: x\r\n\r\n")
+		go func() { statuses <- statusOf(t, conn) }()
+	}
+	eventually(t, func() error {
+		if n := sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n < most {
+			return fmt.Errorf("%v requests wait", n)
+		}
+		return nil
+	})
+	began := time.Now()
+	a := do(t, "GET", sys.URL+"/cat/stalled", "", nil).want(t, 503)
+	if took := time.Since(began); took > 2*time.Second || a.field(t, "code") != "overloaded" || a.Header.Get("Retry-After") == "" || a.Header.Get("X-Content-Type-Options") == "" {
+		t.Errorf("one too many: after %v, %v %s", took, a.Header, a.body)
+	}
+	put(t, sys, "other", cat)
+	close(release)
+	for range most {
+		if s := <-statuses; s != 404 && s != 503 { // on a slow machine the signer may have given up
+			t.Errorf("one that waited: %d", s)
+		}
+	}
+	served(t, sys, "other")
+}
