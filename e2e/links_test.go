@@ -68,7 +68,7 @@ func TestStorageItselfRefusesWhatALinkDoesNotAllow(t *testing.T) {
 	if a := ask(t, "GET", picture, "", "Range", "bytes=10-19").want(t, 206); !bytes.Equal(a.body, cat[10:20]) {
 		t.Errorf("a part of the picture is %q", a.body)
 	}
-	if a := ask(t, "GET", picture, "").want(t, 200); !bytes.Equal(a.body, cat) || a.Header.Get("Content-Disposition") != "" {
+	if a := ask(t, "GET", picture, "").want(t, 200); !bytes.Equal(a.body, cat) || a.Header.Get("Content-Disposition") != "inline; filename=cat.png" {
 		t.Errorf("the picture is %d bytes, %q", len(a.body), a.Header.Get("Content-Disposition"))
 	}
 
@@ -79,6 +79,13 @@ func TestStorageItselfRefusesWhatALinkDoesNotAllow(t *testing.T) {
 		query.Set("sig", sig[:i]+changed+sig[i+1:])
 		target := u.Scheme + "://" + u.Host + u.Path + "?" + query.Encode()
 		ask(t, "GET", target, "").wantRefused(t, "a signature with another letter "+strconv.Itoa(i), forged)
+	}
+	for _, pinned := range []string{"rsct", "rscd"} {
+		query := u.Query()
+		query.Set(pinned, "text/html")
+		ask(t, "GET", u.Scheme+"://"+u.Host+u.Path+"?"+query.Encode(), "").wantRefused(t, "another "+pinned, forged)
+		query.Del(pinned)
+		ask(t, "GET", u.Scheme+"://"+u.Host+u.Path+"?"+query.Encode(), "").wantRefused(t, "no "+pinned, forged)
 	}
 	ask(t, "GET", strings.Replace(picture, "/Davyd/", "/other/", 1), "").wantRefused(t, "another picture", forged)
 	ask(t, "GET", strings.Replace(picture, "/Davyd/cat", "/Davyd/dog", 1), "").wantRefused(t, "another blob of the user", forged)
@@ -167,8 +174,8 @@ func TestPictureRedirectsAsToldAndIsKeptForLessThanTheLinkLives(t *testing.T) {
 			t.Errorf("%q: kept for %d seconds of %v", query, seconds, time.Until(ends))
 		}
 		fetched := ask(t, "GET", u.String(), "").want(t, 200)
-		_, params, _ := mime.ParseMediaType(fetched.Header.Get("Content-Disposition"))
-		if want := u.Query().Get("rscd") != ""; want != strings.Contains(query, "download") || want != (params["filename"] == "Мурчик.png") {
+		kind, params, _ := mime.ParseMediaType(fetched.Header.Get("Content-Disposition"))
+		if saved := strings.Contains(query, "download"); saved != (kind == "attachment" && params["filename"] == "Мурчик.png") || saved == (kind == "inline" && params["filename"] == "cat.png") {
 			t.Errorf("%q: Content-Disposition %q", query, fetched.Header.Get("Content-Disposition"))
 		}
 		if fetched.Header.Get("Content-Type") != "image/png" || !bytes.Equal(fetched.body, cat) {
@@ -197,7 +204,7 @@ func TestPictureRedirectsAsToldAndIsKeptForLessThanTheLinkLives(t *testing.T) {
 func TestAnAnswerSaysWhatIsStored(t *testing.T) {
 	t.Parallel()
 	sys := public(t)
-	for i, content := range [][]byte{cat, random(oneBlob+77, 1), append([]byte("\xff\xd8\xff\xe0\x00\x10JFIF\x00"), random(999, 2)...)} {
+	for i, content := range [][]byte{cat, random(oneBlob+77, 1), append(pixel(t, "image/jpeg"), random(999, 2)...)} {
 		contentType, body := form(t, content)
 		uploaded := do(t, "POST", sys.URL+"/cat/x", contentType, body).want(t, 200)
 		picture, expires := link(t, sys, "x", "")

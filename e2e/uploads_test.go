@@ -61,36 +61,6 @@ func TestPicturesOfEverySizeComeBackByteForByte(t *testing.T) {
 	}
 }
 
-func TestAPictureIsWhatItsFirstBytesSay(t *testing.T) {
-	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
-	anything := start(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "*"}, FrontendEnv: map[string]string{"PICTURE_TYPES": "*"}})
-	strict := start(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/gif"}, FrontendEnv: map[string]string{"PICTURE_TYPES": "*"}})
-	for want, head := range map[string]string{
-		"image/jpeg": "\xff\xd8\xff\xe0\x00\x10JFIF\x00", "image/gif": "GIF89a", "image/webp": "RIFF\x24\x00\x00\x00WEBPVP8 ",
-		"image/avif": "\x00\x00\x00\x20ftypavif\x00\x00\x00\x00", "image/heic": "\x00\x00\x00\x18ftypheic\x00\x00\x00\x00",
-	} {
-		a := do(t, "PUT", sys.URL+"/cat/x", "text/plain", []byte(head+strings.Repeat("\x00", 100))).want(t, 200)
-		picture, _ := link(t, sys, "x", "")
-		if fetched := do(t, "GET", picture, "", nil); a.field(t, "content_type") != want || fetched.Header.Get("Content-Type") != want {
-			t.Errorf("%s: answered %s, stored as %s", want, a.body, fetched.Header.Get("Content-Type"))
-		}
-	}
-	put(t, sys, "x", cat)
-	for what, content := range map[string]string{"text": "hello", "html": "<html><script>", "svg": `<svg xmlns="http://www.w3.org/2000/svg"/>`, "pdf": "%PDF-1.7"} {
-		do(t, "PUT", sys.URL+"/cat/x", "image/png", []byte(content)).problem(t, 415, "unsupported_media_type")
-		contentType, body := form(t, []byte(content))
-		do(t, "POST", sys.URL+"/cat/x", contentType, body).problem(t, 415, "unsupported_media_type")
-		do(t, "PUT", anything.URL+"/cat/x", "image/png", []byte(content)).want(t, 200)
-		if do(t, "PUT", strict.URL+"/cat/"+what, "", []byte(content)).StatusCode != 415 {
-			t.Errorf("%s: the signer trusts the frontend's word", what)
-		}
-	}
-	if !bytes.Equal(served(t, sys, "x"), cat) {
-		t.Error("the old picture is gone")
-	}
-}
-
 func TestAPictureOverTheLimitIsRefusedAndNothingIsStored(t *testing.T) {
 	t.Parallel()
 	const limit = 6 << 20

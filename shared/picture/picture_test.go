@@ -70,6 +70,7 @@ func TestWhatIsNoWebImageIsRefused(t *testing.T) {
 	for name, content := range map[string]string{
 		"text": "hello", "html": "<!DOCTYPE html><script>", "svg": `<svg xmlns="http://www.w3.org/2000/svg"></svg>`,
 		"pdf": "%PDF-1.7", "zip": "PK\x03\x04", "tiff": "II*\x00", "zeros": "\x00\x00\x00", "a PNG, one byte short": "\x89PNG\r\n\x1a",
+		"a PNG, and no more": "\x89PNG\r\n\x1a\n", "a GIF, and no more": "GIF89a", "a JPEG, and no more": "\xff\xd8\xff\xe0",
 	} {
 		if _, _, err := defaults(t).Open(strings.NewReader(content), -1); !errors.Is(err, signerapi.ErrUnsupportedMediaType) {
 			t.Errorf("%s: %v; want ErrUnsupportedMediaType", name, err)

@@ -131,8 +131,8 @@ type LinkOptions struct {
 	// TTL is the longest the link may live, in whole seconds; 0 for the signer's
 	// default. Outside the signer's limits it is ErrInvalidArgument.
 	TTL time.Duration
-	// Download is the file name under which a browser saves the picture; "" shows
-	// it in place. At most [MaxDownloadName] bytes of UTF-8, without control
+	// Download is the file name under which a browser saves the picture, with the
+	// extension of its type added where it is missing; "" shows it in place. At most [MaxDownloadName] bytes of UTF-8, without control
 	// characters, "/" or "\"; anything else is ErrInvalidArgument.
 	Download string
 }

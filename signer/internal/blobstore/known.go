@@ -38,7 +38,7 @@ type known struct {
 type existing struct {
 	info  signerapi.Info
 	until time.Time
-	link  atomic.Pointer[signedLink] // the last one that was signed; it does not go by info
+	link  atomic.Pointer[signedLink] // the last one that was signed; of info, it goes by the content type
 }
 
 func newKnown(ttl time.Duration, now func() time.Time, look func(context.Context, signerapi.User) (signerapi.Info, error)) *known {

@@ -1,0 +1,245 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/binary"
+	"mime"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"cats.example/local/stand"
+)
+
+// pixel returns a picture of one pixel, of any type that is accepted by default.
+func pixel(t *testing.T, mediaType string) []byte {
+	t.Helper()
+	name := map[string]string{
+		"image/jpeg": "jpg", "image/png": "png", "image/gif": "gif", "image/webp": "webp",
+		"image/avif": "avif", "image/heic": "heic", "image/heif": "heic",
+	}[mediaType]
+	content, err := os.ReadFile(filepath.Join("..", "shared", "picture", "testdata", "pixel."+name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mediaType == "image/heif" {
+		content = bytes.Replace(content, []byte("ftypheic"), []byte("ftypmif1"), 1)
+	}
+	return content
+}
+
+// all types that are accepted, and how names of their files end.
+var extensions = map[string]string{
+	"image/jpeg": ".jpg", "image/png": ".png", "image/gif": ".gif", "image/webp": ".webp",
+	"image/avif": ".avif", "image/heic": ".heic", "image/heif": ".heif",
+}
+
+// after returns content with what stands behind mark, and so many bytes, made all
+// ones: the size that a header announces.
+func after(t *testing.T, content []byte, mark string, offset, length int, with byte) []byte {
+	t.Helper()
+	at := bytes.LastIndex(content, []byte(mark))
+	if at < 0 {
+		t.Fatalf("there is no %q in it", mark)
+	}
+	at += len(mark) + offset
+	return slices.Concat(content[:at], bytes.Repeat([]byte{with}, length), content[at+length:])
+}
+
+// segments are n bytes, some less, that may stand before the frame of a JPEG.
+func segments(n int) []byte {
+	one := append(binary.BigEndian.AppendUint16([]byte{0xff, 0xe2}, 60_002), bytes.Repeat([]byte{'p'}, 60_000)...)
+	return bytes.Repeat(one, n/len(one))
+}
+
+// sent is content in each way that there is to send it.
+func sent(t *testing.T, url string, content []byte) []answer {
+	t.Helper()
+	chunks, err := try(t.Context(), "PUT", url, "image/png", chunked{bytes.NewReader(content)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	contentType, body := form(t, content)
+	return []answer{do(t, "PUT", url, "image/png", content), chunks, do(t, "POST", url, contentType, body)}
+}
+
+// wantServed checks as what storage serves a link.
+func wantServed(t *testing.T, what, link, contentType, disposition, name string) []byte {
+	t.Helper()
+	a := do(t, "GET", link, "", nil).want(t, 200)
+	kind, params, err := mime.ParseMediaType(a.Header.Get("Content-Disposition"))
+	if a.Header.Get("Content-Type") != contentType || kind != disposition || params["filename"] != name || err != nil {
+		t.Errorf("%s is served as %q, %q; want %s, %s as %q", what, a.Header.Get("Content-Type"), a.Header.Get("Content-Disposition"), contentType, disposition, name)
+	}
+	return a.body
+}
+
+func TestAPictureIsWhatItsFirstBytesSayAndIsServedAsThat(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	for want, extension := range extensions {
+		content := pixel(t, want)
+		if a := do(t, "PUT", sys.URL+"/cat/x", "text/html", content).want(t, 200); a.field(t, "content_type") != want {
+			t.Errorf("%s: answered %s", want, a.body)
+		}
+		inline, _ := link(t, sys, "x", "")
+		saved, _ := link(t, sys, "x", "?download=evil.html")
+		if !bytes.Equal(wantServed(t, want, inline, want, "inline", "cat"+extension), content) {
+			t.Errorf("%s comes back as other bytes", want)
+		}
+		wantServed(t, want, saved, want, "attachment", "evil.html"+extension)
+	}
+	put(t, sys, "x", cat)
+	for what, content := range map[string]string{
+		"text": "hello", "HTML": "<html><script>alert(1)</script>", "HTML behind a comment": "<!-- GIF89a --><script>alert(1)</script>",
+		"SVG": `<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>`, "SVG as XML": `<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>`,
+		"PDF": "%PDF-1.7", "script": "#!/bin/sh\nid", "zip": "PK\x03\x04", "TIFF": "II*\x00", "video": "\x00\x00\x00\x18ftypmp42\x00\x00\x00\x00mp42isom",
+		"a PNG before its header": string(cat[:12]), "a GIF's first bytes": "GIF89a", "a JPEG's first bytes": "\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+		"a WebP without an image": "RIFF\x04\x00\x00\x00WEBP", "an AVIF without sizes": "\x00\x00\x00\x10ftypavif\x00\x00\x00\x00\x00\x00\x00\x00mdat",
+	} {
+		for _, user := range []string{"x", "nobody"} {
+			for _, a := range sent(t, sys.URL+"/cat/"+user, []byte(content)) {
+				if a.StatusCode != http.StatusUnsupportedMediaType || a.field(t, "code") != "unsupported_media_type" {
+					t.Errorf("%s: %d %s; want 415", what, a.StatusCode, a.body)
+				}
+			}
+		}
+	}
+	if all := names(t, sys); !slices.Equal(all, []string{"x/cat"}) || !bytes.Equal(served(t, sys, "x"), cat) {
+		t.Errorf("the old picture is gone, or another is there: %q", all)
+	}
+}
+
+// What is a picture and something else at once is a picture.
+func TestAPictureThatIsAlsoAPageIsServedAsAPicture(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	const page = "<html><script>alert(1)</script></html>"
+	for want, content := range map[string][]byte{
+		"image/gif": []byte("GIF89a/*\x01\x01\x00\x00\x00*/=1;alert(1);//" + page), // valid JavaScript, of 10,799 × 257 pixels
+		"image/png": append(bytes.Clone(pixel(t, "image/png")), page...),
+		// Its first segment is a comment, which is a page.
+		"image/jpeg": slices.Concat([]byte("\xff\xd8\xff\xfe\x00\x28"), []byte(page), pixel(t, "image/jpeg")[2:]),
+	} {
+		do(t, "PUT", sys.URL+"/cat/x", "text/html", content).want(t, 200)
+		for query, served := range map[string]struct{ disposition, name string }{"": {"inline", "cat"}, "?download=page.html": {"attachment", "page.html"}} {
+			at, _ := link(t, sys, "x", query)
+			if !bytes.Equal(wantServed(t, want, at, want, served.disposition, served.name+extensions[want]), content) {
+				t.Errorf("%s comes back as other bytes", want)
+			}
+		}
+	}
+}
+
+// A few bytes announce more pixels than there is memory for. What the header comes
+// late in is refused when much of it is stored already, and is not seen by anybody.
+func TestADecompressionBombIsRefusedByItsHeader(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	put(t, sys, "x", cat)
+	jpeg := after(t, pixel(t, "image/jpeg"), "\xff\xc0", 3, 4, 0xff)
+	avif := after(t, pixel(t, "image/avif"), "ispe", 4, 8, 0xff)
+	late := func(n int) []byte { return slices.Concat(jpeg[:2], segments(n), jpeg[2:]) }
+	free := make([]byte, oneBlob+100_000)
+	binary.BigEndian.PutUint32(free, uint32(len(free)))
+	copy(free[4:], "free")
+	canvas := slices.Concat([]byte("RIFF\x16\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x00\x00\x00\x00"), bytes.Repeat([]byte{0xff}, 6))
+	for what, c := range map[string]struct {
+		content []byte
+		pixels  uint64
+	}{
+		"a PNG":                           {after(t, cat, "IHDR", 0, 8, 0x80), 0x80808080 * 0x80808080},
+		"a GIF's screen":                  {after(t, pixel(t, "image/gif"), "GIF89a", 0, 4, 0xff), 65535 * 65535},
+		"a GIF's frame":                   {slices.Concat(pixel(t, "image/gif")[:34], []byte(",\xff\xff\xff\xff\xff\xff\xff\xff\x00\x02\x02\x44\x01\x00;")), 131070 * 131070},
+		"a WebP":                          {after(t, pixel(t, "image/webp"), "\x9d\x01\x2a", 0, 4, 0xff), 16383 * 16383},
+		"a WebP's canvas":                 {canvas, 1 << 48},
+		"a JPEG":                          {jpeg, 65535 * 65535},
+		"a JPEG behind 300 KB":            {late(300_000), 65535 * 65535},
+		"a JPEG behind more than a block": {late(oneBlob + 100_000), 65535 * 65535},
+		"an AVIF":                         {avif, 0xffffffff * 0xffffffff},
+		"an AVIF behind a block":          {slices.Concat(avif[:32], free, avif[32:]), 0xffffffff * 0xffffffff},
+		"a HEIC":                          {after(t, pixel(t, "image/heic"), "ispe", 4, 8, 0xff), 0xffffffff * 0xffffffff},
+		"a HEIF":                          {after(t, pixel(t, "image/heif"), "ispe", 4, 8, 0xff), 0xffffffff * 0xffffffff},
+	} {
+		for _, user := range []string{"x", "nobody"} {
+			for _, a := range sent(t, sys.URL+"/cat/"+user, c.content) {
+				a.problem(t, http.StatusRequestEntityTooLarge, "too_large")
+				if says := "the picture has " + strconv.FormatUint(c.pixels, 10) + " pixels "; !strings.Contains(string(a.body), says) || !strings.Contains(string(a.body), " 210000000 are accepted") {
+					t.Errorf("%s: %s; want %q", what, a.body, says)
+				}
+			}
+		}
+	}
+	if all := names(t, sys); !slices.Equal(all, []string{"x/cat"}) || !bytes.Equal(served(t, sys, "x"), cat) {
+		t.Errorf("the old picture is gone, or another is there: %q", all)
+	}
+}
+
+// The signer takes nobody's word: not a frontend's whose limits are wider, nor of
+// who speaks its API in place of one.
+func TestTheSignerLooksAtPicturesItself(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
+	small := pixel(t, "image/png")
+	put(t, sys, "x", small)
+	for _, a := range sent(t, sys.URL+"/cat/x", cat) {
+		a.problem(t, http.StatusRequestEntityTooLarge, "too_large")
+	}
+	for _, a := range sent(t, sys.URL+"/cat/x", pixel(t, "image/gif")) {
+		a.problem(t, http.StatusUnsupportedMediaType, "unsupported_media_type")
+	}
+	for what, c := range map[string]struct {
+		content string
+		status  int
+	}{
+		"HTML":             {"<html><script>alert(1)</script>", 415},
+		"SVG":              {`<svg xmlns="http://www.w3.org/2000/svg"/>`, 415},
+		"a PNG cut short":  {string(cat[:20]), 415},
+		"too many pixels":  {string(cat), 413},
+		"and, but later":   {"\xff\xd8" + string(segments(100_000)) + string(after(t, pixel(t, "image/jpeg"), "\xff\xc0", 3, 4, 0xff)[2:]), 413},
+		"no frame, but it": {"\xff\xd8" + string(segments(100_000)), 415},
+	} {
+		if a := ask(t, "PUT", sys.SignerAPI+"/v1/picture?user=x", c.content, "Cats-Contract", "1", "Content-Type", "image/png"); a.StatusCode != c.status {
+			t.Errorf("%s: %d %s; want %d", what, a.StatusCode, a.body, c.status)
+		}
+	}
+	if all := names(t, sys); !slices.Equal(all, []string{"x/cat"}) || !bytes.Equal(served(t, sys, "x"), small) {
+		t.Errorf("the old picture is gone, or another is there: %q", all)
+	}
+}
+
+// Somebody with a role on the container can put there what he likes. No link makes
+// a browser run it, neither a new one nor one that was given before.
+func TestABlobThatIsNoPictureIsOnlyEverSaved(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	const page = "<html><script>alert(1)</script></html>"
+	put(t, sys, "x", cat)
+	before, _ := link(t, sys, "x", "")
+	for _, contentType := range []string{"text/html", "image/svg+xml", "text/javascript", "application/pdf", "image/png; charset=utf-8", "IMAGE/PNG"} {
+		if err := sys.Storage.Put(t.Context(), sys.Container, "x/cat", contentType, []byte(page)); err != nil {
+			t.Fatal(err)
+		}
+		at, _ := link(t, sys, "x", "")
+		if got := wantServed(t, contentType, at, "application/octet-stream", "attachment", "cat.bin"); string(got) != page {
+			t.Errorf("%s: %q", contentType, got)
+		}
+		at, _ = link(t, sys, "x", "?download=page.html")
+		wantServed(t, contentType, at, "application/octet-stream", "attachment", "page.html.bin")
+		at = do(t, "GET", sys.URL+"/cat/x/picture", "", nil).want(t, 307).Header.Get("Location")
+		wantServed(t, contentType, at, "application/octet-stream", "attachment", "cat.bin")
+		wantServed(t, contentType+" by an old link", before, "image/png", "inline", "cat.png")
+	}
+	if err := sys.Storage.Put(t.Context(), sys.Container, "x/cat", "image/png", []byte(page)); err != nil {
+		t.Fatal(err)
+	}
+	at, _ := link(t, sys, "x", "")
+	wantServed(t, "a page that says that it is a PNG", at, "image/png", "inline", "cat.png")
+	put(t, sys, "x", pixel(t, "image/gif"))
+	at, _ = link(t, sys, "x", "")
+	wantServed(t, "the GIF in its place", at, "image/gif", "inline", "cat.gif")
+}
