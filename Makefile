@@ -55,11 +55,27 @@ lint: .bin/golangci-lint ## everything that is checked without running
 	  elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing" >&2; exit 1; \
 	  else echo "skipped: shellcheck is not installed"; fi
 
-# Its hundreds of modules stay out of the workspace.
-.bin/golangci-lint: tools/go.mod tools/go.sum
-	@echo "building golangci-lint, once (about two minutes)"
-	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools install tool
+# The hundreds of modules of the tools stay out of the workspace.
+.bin/%: tools/go.mod tools/go.sum
+	@echo "building $*, once (golangci-lint takes about two minutes)"
+	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools install $$(GOWORK=off go -C tools list tool | grep '/$*$$')
 	@touch $@
+
+.PHONY: vuln
+vuln: .bin/govulncheck ## look for known vulnerabilities in what is called; GOVULNDB is a mirror of https://vuln.go.dev
+	@bad=; for m in $(MODULES); do echo "== $$m"; \
+	  GOWORK=off .bin/govulncheck $(if $(GOVULNDB),-db $(GOVULNDB)) -C $$m -test ./... || case $$? in \
+	    3) bad+=" $$m: vulnerable." ;; \
+	    *) bad+=" $$m: NOT CHECKED." ;; \
+	  esac; done; [ -z "$$bad" ] || { echo "vuln:$$bad NOT CHECKED means that the database could not be read: https://vuln.go.dev, or GOVULNDB" >&2; exit 1; }
+
+.PHONY: licences
+licences: ## write docs/licences.md anew, after a change of dependencies
+	go run ./e2e/licences
+
+.PHONY: sbom
+sbom: build .bin/cyclonedx-gomod ## list what the programs link, as CycloneDX, in bin/
+	@for p in frontend signer; do .bin/cyclonedx-gomod bin -json -std -version $(VERSION) -output bin/$$p.cdx.json bin/$$p; done
 
 .PHONY: bench
 bench: ## measure against bare yardsticks, on Linux (some eight minutes); BENCH="-only known,sink" and more: BENCH=--help

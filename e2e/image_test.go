@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"debug/buildinfo"
 	"debug/elf"
 	"io/fs"
 	"os"
@@ -77,8 +79,8 @@ func build(t *testing.T, stage []instruction, args map[string]string) string {
 				copyInto(t, src, filepath.Join(workdir, words[len(words)-1]), strings.HasSuffix(words[len(words)-1], "/"))
 			}
 		case "RUN":
-			// The one path outside the work tree that our files write to.
-			script := regexp.MustCompile(`-o /`).ReplaceAllString(i.args, "-o "+root+"/")
+			// All absolute paths of our files are outside the work tree.
+			script := strings.ReplaceAll(i.args, " /", " "+root+"/")
 			cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
 			cmd.Dir, cmd.Env = workdir, env
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -181,7 +183,9 @@ func TestImagesBuildFromWhatTheirDockerfilesCopy(t *testing.T) {
 			if len(parsed) != 2 {
 				t.Fatalf("%d stages; want a build stage and the image", len(parsed))
 			}
-			binary := filepath.Join(build(t, parsed[0], map[string]string{"VERSION": "v1.2.3-test", "REVISION": "abc"}), name)
+			args := map[string]string{"VERSION": "v1.2.3-test", "REVISION": "abc"}
+			root := build(t, parsed[0], args)
+			binary := filepath.Join(root, name)
 
 			info, err := os.Stat(binary)
 			if err != nil || info.Size() > 30<<20 {
@@ -195,6 +199,8 @@ func TestImagesBuildFromWhatTheirDockerfilesCopy(t *testing.T) {
 				wantStaticAndStripped(t, binary)
 			}
 			wantPlainImage(t, parsed, name)
+			wantLicences(t, binary, filepath.Join(root, "licences"))
+			wantSameBytes(t, binary, filepath.Join(build(t, parsed[0], args), name))
 		})
 	}
 }
@@ -216,15 +222,62 @@ func wantStaticAndStripped(t *testing.T, binary string) {
 	}
 }
 
-// wantPlainImage checks the final stage: distroless, a numeric user, one file,
-// no shell, and bases pinned by version.
+// wantLicences checks that there is the licence of each module that is linked, and
+// of Go itself, and nothing but such texts.
+func wantLicences(t *testing.T, binary, dir string) {
+	t.Helper()
+	info, err := buildinfo.ReadFile(binary)
+	if err != nil || len(info.Deps) < 10 {
+		t.Fatalf("%v, %v; want what is linked", info, err)
+	}
+	modules := []string{"."} // Go
+	for _, m := range info.Deps {
+		if !strings.HasPrefix(m.Path, "cats.example/") {
+			modules = append(modules, m.Path)
+		}
+	}
+	for _, m := range modules {
+		if found, err := filepath.Glob(filepath.Join(dir, m, "LICENSE*")); err != nil || len(found) == 0 {
+			t.Errorf("licences/%s has no LICENSE: %v", m, err)
+		}
+	}
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && !regexp.MustCompile(`^(LICENSE|NOTICE|PATENTS)`).MatchString(d.Name()) {
+			t.Errorf("%s is in the image", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantSameBytes checks that another build, in another folder, gave the same binary:
+// whoever doubts an image can build its commit again and compare.
+func wantSameBytes(t *testing.T, one, other string) {
+	t.Helper()
+	a, err := os.ReadFile(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(a, b) {
+		t.Error("a second build in another folder gave other bytes")
+	}
+}
+
+// wantPlainImage checks the final stage: distroless, a numeric user, one program and
+// the licences, no shell, and bases pinned by version.
 func wantPlainImage(t *testing.T, parsed [][]instruction, name string) {
 	t.Helper()
 	final := parsed[1]
 	if got := find(final, "FROM"); !slices.Equal(got, []string{"gcr.io/distroless/static-debian12:nonroot"}) {
 		t.Errorf("FROM %v", got)
 	}
-	if got := find(parsed[0], "FROM"); !regexp.MustCompile(`^golang:\d+\.\d+\.\d+-\w+ AS build$`).MatchString(got[0]) {
+	if got := find(parsed[0], "FROM"); !regexp.MustCompile(`^--platform=\$BUILDPLATFORM golang:\d+\.\d+\.\d+-\w+ AS build$`).MatchString(got[0]) {
 		t.Errorf("FROM %v: not pinned by version", got)
 	}
 	if got := find(final, "USER"); len(got) != 1 || !regexp.MustCompile(`^[1-9]\d*:[1-9]\d*$`).MatchString(got[0]) {
@@ -233,7 +286,7 @@ func wantPlainImage(t *testing.T, parsed [][]instruction, name string) {
 	if got := find(final, "ENTRYPOINT"); !slices.Equal(got, []string{`["/` + name + `"]`}) {
 		t.Errorf("ENTRYPOINT %v", got)
 	}
-	if got := find(final, "COPY"); !slices.Equal(got, []string{"--from=build /" + name + " /" + name}) {
+	if got := find(final, "COPY"); !slices.Equal(got, []string{"--from=build /licences /licences", "--from=build /" + name + " /" + name}) {
 		t.Errorf("COPY %v", got)
 	}
 	if labels := strings.Join(find(final, "LABEL"), " "); !strings.Contains(labels, "org.opencontainers.image.version") || len(find(final, "RUN")) > 0 {
