@@ -287,7 +287,10 @@ func (b *body) Read(p []byte) (int, error) {
 		b.whole.Store(true)
 		// From here on the server reads to notice a client that leaves. A deadline
 		// would look like one and cancel the request.
-		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
+		b.with(true, func(c *watchedConn) {
+			c.request.Trailer = nil // a thousand may have come behind the body
+			c.until(time.Time{})
+		})
 	case err != nil:
 		b.with(true, func(c *watchedConn) { c.until(time.Now()) }) // there is no more to come
 		if b.gaveUp.Load() {
