@@ -54,6 +54,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"LINK_BASE_URL=cdn.example.com":  "want a URL",
 		"LINK_BASE_URL=https://c.com?a=": "want a URL",
 		"UPLOAD_MEMORY=1MiB":             "at least 8MiB",
+		"MAX_UPLOADS=1025":               "at most 1024", // 64 MiB in pages of 32 KiB, two for each
 		"UPLOAD_WAIT=0s":                 "above zero",
 		"EXISTENCE_TTL=-1s":              "not below",
 		"MAX_PICTURE_SIZE=0":             "above zero",
@@ -65,7 +66,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, also)
 		}
 	}
-	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/"} {
+	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "UPLOAD_MEMORY=8MiB"} {
 		if _, err := parse(append(slices.Clone(good), ok)); err != nil {
 			t.Errorf("%s: %v", ok, err)
 		}
