@@ -127,6 +127,8 @@ const (
 	uploadShare     = 0.4
 	minUploadMemory = picture.Size(8 << 20) // two blocks
 	maxUploadMemory = 64 << 20
+
+	bodiesPerUpload = 2 // read here, for one of MAX_UPLOADS: one whose body has ended at the frontend may be under way here
 )
 
 func (c config) uploadMemory() int64 {
@@ -218,6 +220,12 @@ func (c config) apiFaults() error {
 	}
 	if c.UploadMemory != 0 && c.UploadMemory < minUploadMemory {
 		faults = append(faults, fmt.Errorf("UPLOAD_MEMORY is %v: it must be at least %v", c.UploadMemory, minUploadMemory))
+	}
+	// Or slow clients, of which each holds a page, would have all of it without ever
+	// having to make way.
+	if most := c.uploadMemory() / blobstore.PageBytes / bodiesPerUpload; int64(c.MaxUploads) > most && c.uploadMemory() >= int64(minUploadMemory) {
+		faults = append(faults, fmt.Errorf("MAX_UPLOADS is %d: with an upload memory of %v it can be at most %d; a larger memory limit has more, or UPLOAD_MEMORY says how much",
+			c.MaxUploads, picture.Size(c.uploadMemory()), most))
 	}
 	if c.UploadWait <= 0 || c.ExistenceTTL < 0 {
 		faults = append(faults, errors.New("UPLOAD_WAIT must be above zero, EXISTENCE_TTL not below"))

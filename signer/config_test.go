@@ -62,6 +62,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"OIDC_ISSUER=https://login.example.com": "OIDC_AUDIENCE",
 		"OIDC_AUDIENCE=cats":                    "OIDC_ISSUER",
 		"READ_ACCESS=everybody":                 "anyone",
+		"MAX_UPLOADS=1025":                      "at most 1024", // 64 MiB in pages of 32 KiB, two for each
 	} {
 		name, _, _ := strings.Cut(setting, "=")
 		_, err := parse(append(slices.Clone(good), setting))
@@ -69,7 +70,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, also)
 		}
 	}
-	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/"} {
+	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "UPLOAD_MEMORY=8MiB"} {
 		if _, err := parse(append(slices.Clone(good), ok)); err != nil {
 			t.Errorf("%s: %v", ok, err)
 		}

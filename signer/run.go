@@ -43,6 +43,19 @@ func shareCores() {
 	}
 }
 
+// paths are the handlers by path, to the byte, with that of all others under "". An
+// [http.ServeMux] would send those on that can be cleaned into one of its own, before
+// anyone has looked at the request.
+type paths map[string]http.Handler
+
+func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h, ok := p[r.URL.EscapedPath()]
+	if !ok {
+		h = p[""]
+	}
+	h.ServeHTTP(w, r)
+}
+
 // run serves the signer until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
@@ -70,19 +83,19 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	// of a body that comes in pieces, and what comes behind the file in a form.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	settings.MaxUploads *= 2 // one whose body has ended there may be under way here
+	settings.MaxUploads *= bodiesPerUpload
 	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})
-	mux := http.NewServeMux()
+	calls := paths{}
 	for _, route := range signerapi.Routes(signer, service.Note) {
 		if route.Probe {
-			mux.Handle(route.Path, route.Handler)
+			calls[route.Path] = route.Handler
 			continue
 		}
-		mux.Handle(route.Path, requests.Route(route.Path, settled(route.Handler, signer.Ready, time.Now().Add(settleTime))))
+		calls[route.Path] = requests.Route(route.Path, settled(route.Handler, signer.Ready, time.Now().Add(settleTime)))
 	}
-	mux.Handle("/", requests.Route("other", http.NotFoundHandler()))
+	calls[""] = requests.Route("other", http.NotFoundHandler())
 
 	return service.Service{
 		Settings:   cfg.Settings,
@@ -90,7 +103,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Registry:   reg,
 		Name:       "api",
 		Address:    cfg.APIAddress,
-		Handler:    mux,
+		Handler:    calls,
 		OpsAddress: cfg.OpsAddress,
 		Ready: func(ctx context.Context) error {
 			err := signer.Ready(ctx)

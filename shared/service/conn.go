@@ -1,8 +1,11 @@
 package service
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 )
@@ -29,7 +32,12 @@ type watchedConn struct {
 	began    time.Time     // of the watched read under way; zero for none
 	total    time.Duration // waited ever, without the read under way
 
-	accepts time.Time // until when answers are to be accepted; the handlers' own
+	accepts time.Time     // until when answers are to be accepted; the handlers' own
+	request *http.Request // the last one, as net/http has it; the handlers' own
+
+	inHeader bool // what is read is a request's header
+	header   headerLines
+	behind   int // lines that net/http may have read with the end of a body
 
 	holder *holder // connections' own, as is since
 	since  uint64  // which of all rests is its last
@@ -37,6 +45,9 @@ type watchedConn struct {
 
 func (c *watchedConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
+	if c.inHeader {
+		p = p[:min(len(p), headerRead)]
+	}
 	if c.patience.window > 0 {
 		c.began = time.Now()
 		_ = c.SetReadDeadline(c.began.Add(c.patience.window - c.waited)) // a closed connection says so itself
@@ -45,6 +56,12 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	switch {
+	case c.inHeader && !c.header.take(p[:n]):
+		return 0, errHeaderLines
+	case !c.inHeader && 1 < len(p) && len(p) <= serverBuffer: // by one it looks whether the client is still there
+		c.behind = bytes.Count(p[:n], []byte("\n"))
+	}
 	if !c.began.IsZero() {
 		took := time.Since(c.began)
 		c.began = time.Time{}
@@ -56,6 +73,21 @@ func (c *watchedConn) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// readsHeader says whether what is read from now on is the header of a request.
+func (c *watchedConn) readsHeader(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inHeader, c.header, c.behind = yes, headerLines{}, 0
+}
+
+// fewBehind reports whether there can be no header of too many lines already behind
+// the body that was read.
+func (c *watchedConn) fewBehind() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.behind <= maxHeaderLines
 }
 
 // watch has what is read from now on watched, the read under way apart.
@@ -105,6 +137,53 @@ func (c *watchedConn) until(t time.Time) {
 	_ = c.SetReadDeadline(t)
 }
 
+const (
+	// maxHeaderLines is how many lines a request's header may have. net/http bounds
+	// its bytes alone, and makes a hundred bytes of memory of a line of four: a few
+	// hundred connections with headers of nothing but such lines would take several
+	// times what the container has.
+	maxHeaderLines = 128
+	// headerRead is how much of a header is read at once, in bytes: what of it is
+	// behind its end is the next one's, and is not counted. Nor is what net/http reads
+	// into its buffer, of serverBuffer bytes, together with the end of a body: where
+	// those are too many lines for a header, it is the last request.
+	headerRead   = 1 << 10
+	serverBuffer = 4 << 10
+)
+
+// errHeaderLines ends a connection; net/http says 400.
+var errHeaderLines = errors.New("the header has too many lines")
+
+// headerLines counts the lines of a header up to the empty one at its end.
+type headerLines struct {
+	n     int
+	line  int  // bytes of the line that has begun
+	cr    bool // its first byte is a carriage return
+	ended bool
+}
+
+// take counts what came next and reports whether there are no more lines than may be.
+func (h *headerLines) take(p []byte) bool {
+	for !h.ended && len(p) > 0 {
+		end := bytes.IndexByte(p, '\n')
+		if h.line == 0 {
+			h.cr = p[0] == '\r'
+		}
+		if end < 0 {
+			h.line += len(p)
+			return true
+		}
+		h.line += end
+		empty := h.line == 0 || h.line == 1 && h.cr
+		h.ended = empty && h.n > 0
+		h.line, p = 0, p[end+1:]
+		if h.n++; h.n > maxHeaderLines && !h.ended {
+			return false
+		}
+	}
+	return true
+}
+
 // receiveBuffer is what the kernel may hold of a connection that nobody has read,
 // in bytes. By itself it would hold megabytes, which count as the container's
 // memory, and which a goroutine reads without ever having to wait: as long as some
@@ -125,7 +204,7 @@ func (l watchedListener) Accept() (net.Conn, error) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		_ = tcp.SetReadBuffer(receiveBuffer) // gone already: the first read says so
 	}
-	watched := &watchedConn{Conn: c, all: l.connections}
+	watched := &watchedConn{Conn: c, all: l.connections, inHeader: true}
 	l.connections.add(watched)
 	return watched, nil
 }

@@ -186,8 +186,13 @@ func (s *connections) handler(h http.Handler) http.Handler {
 			if !s.work(c) {
 				panic(http.ErrAbortHandler) // nobody would hear the answer
 			}
+			c.readsHeader(false)
+			c.request, r.Trailer = r, nil // nobody looks at trailers, and one line announces thousands
 			c.answerWithin(time.Now())
-			defer s.rest(c) // and not later: a client that does not read the answer must not stay for it
+			defer func() {
+				c.readsHeader(true)
+				s.rest(c) // and not later: a client that does not read the answer must not stay for it
+			}()
 		}
 		h.ServeHTTP(w, r)
 	})

@@ -305,7 +305,10 @@ func (b *body) Read(p []byte) (int, error) {
 		b.whole.Store(true)
 		// From here on the server reads to notice a client that leaves. A deadline
 		// would look like one and cancel the request.
-		b.with(true, func(c *watchedConn) { c.until(time.Time{}) })
+		b.with(true, func(c *watchedConn) {
+			c.request.Trailer = nil // a thousand may have come behind the body
+			c.until(time.Time{})
+		})
 	case err != nil:
 		b.with(true, func(c *watchedConn) { c.until(time.Now()) }) // there is no more to come
 		if b.gaveUp.Load() {
@@ -377,7 +380,7 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 && status >= 200 {
 		a.status = status
-		if !a.body.whole.Load() {
+		if !a.body.whole.Load() || a.body.conn != nil && !a.body.conn.fewBehind() {
 			// What is left of it, or is broken, must not be taken for a request. In
 			// full duplex net/http does not see to that where the framing is broken,
 			// or where less than 256 KiB of it are missing.

@@ -17,6 +17,12 @@ const (
 	formOverhead = 1 << 20
 	// partHeader is the most that may come between two parts, headers included.
 	partHeader = 16 << 10
+	// maxPartLines is how many lines those may have: a line of four bytes takes a
+	// hundred of memory, and 128 such headers would be more than the container has.
+	// What the multipart reader has already read when they begin, and what it reads of
+	// the part that they are of, goes with them one way or the other: 4 KiB each.
+	maxPartLines  = 256
+	maxPartFields = 64 // that stay while the part is read
 	// formRead is how much of a form is read at once, in bytes. The multipart reader
 	// by itself asks for 4 KiB at a time.
 	formRead = 32 << 10
@@ -98,8 +104,13 @@ func (f *form) next() (*multipart.Part, error) {
 	if err != nil {
 		return nil, formError(err)
 	}
+	if len(part.Header) > maxPartFields {
+		return nil, errPartHeader
+	}
 	return part, nil
 }
+
+var errPartHeader = errMalformedForm.With("the header of a part of the form is too large")
 
 // skip reads to the end of a part that nobody asked for.
 func (f *form) skip(part *multipart.Part) error {
@@ -183,9 +194,25 @@ type meter struct {
 	tail   string // to give at the end
 	left   int64
 	header int64 // -1 for no limit of its own
+	lines  int   // between two parts, since the last empty one
+	empty  bool  // the line that has begun
 }
 
-func (m *meter) allow(n int64) { m.header = n }
+func (m *meter) allow(n int64) { m.header, m.lines, m.empty = n, 0, true }
+
+// count counts the lines of p.
+func (m *meter) count(p []byte) {
+	for _, c := range p {
+		switch {
+		case c == '\n' && m.empty:
+			m.lines = 0
+		case c == '\n':
+			m.lines, m.empty = m.lines+1, true
+		case c != '\r':
+			m.empty = false
+		}
+	}
+}
 
 func (m *meter) Read(p []byte) (int, error) {
 	n, err := m.r.Read(p)
@@ -204,8 +231,9 @@ func (m *meter) Read(p []byte) (int, error) {
 		return 0, signerapi.ErrTooLarge.With("the form is too large")
 	}
 	if m.header >= 0 {
-		if m.header -= int64(n); m.header < 0 {
-			return 0, errMalformedForm.With("the header of a part of the form is too large")
+		m.count(p[:n])
+		if m.header -= int64(n); m.header < 0 || m.lines > maxPartLines {
+			return 0, errPartHeader
 		}
 	}
 	return n, err

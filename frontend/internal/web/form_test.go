@@ -48,6 +48,35 @@ func TestAFormMayHaveOtherFieldsAroundTheFile(t *testing.T) {
 	}
 }
 
+// lines are n short lines of a header.
+func lines(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "%x:\n", i)
+	}
+	return b.String()
+}
+
+// A header that does not end is given up before it has taken memory of note.
+func TestAPartsHeaderHasFewLines(t *testing.T) {
+	for _, n := range []int{0, 200, 1500} {
+		read := 0
+		m := &meter{r: io.TeeReader(strings.NewReader("--x\r\n"+lines(n)+"\n\n"+strings.Repeat("y\n", 200)), counter{&read}), left: 1 << 20}
+		m.allow(partHeader)
+		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{m}, make([]byte, 512))
+		if n < maxPartLines != errors.Is(err, errBodyEnd) || n > maxPartLines && (err != errPartHeader || read > 3000) { //nolint:errorlint // as it came
+			t.Errorf("%d lines: %v after %d bytes", n, err, read)
+		}
+	}
+}
+
+type counter struct{ n *int }
+
+func (c counter) Write(p []byte) (int, error) {
+	*c.n += len(p)
+	return len(p), nil
+}
+
 func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
 	good, goodBody := formOf(t, part{"file", "cat.png", png})
 	boundary := strings.TrimPrefix(good, "multipart/form-data; boundary=")
@@ -82,6 +111,8 @@ func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
 		{"cut behind a boundary", "POST", good, strings.TrimSuffix(whole, "--\r\n") + "\r\n", 400, "malformed_form"},
 		{"cut within the header of a further part", "POST", good, strings.TrimSuffix(whole, "--\r\n") + "\r\nContent-Disposition: form-data; na", 400, "malformed_form"},
 		{"a header without end", "POST", good, "--" + boundary + "\r\nX: " + strings.Repeat("x", 100_000), 400, "malformed_form"},
+		{"a header of many lines", "POST", good, "--" + boundary + "\r\n" + lines(100) + strings.TrimPrefix(whole, "--"+boundary+"\r\n"), 400, "malformed_form"},
+		{"a header of many lines without end", "POST", good, "--" + boundary + "\r\n" + lines(3500), 400, "malformed_form"},
 		{"a preamble without end", "POST", good, strings.Repeat("x\r\n", 50_000) + whole, 400, "malformed_form"},
 		{"a file over the limit", "POST", good, formBody(part{"file", "a", huge}), 413, "too_large"},
 		{"other fields over the limit", "POST", good, formBody(part{"a", "", strings.Repeat("x", formOverhead+1)}, part{"file", "a", png}), 413, "too_large"},

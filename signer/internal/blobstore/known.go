@@ -17,6 +17,7 @@ import (
 const (
 	knownUsers = 8192 // pictures that are remembered at most; some 2 KiB each with a link
 	maxLooks   = 128  // lookups at once
+	maxAsked   = 512  // those that wait for that among them; whoever asked may be gone
 	lookWait   = 2 * time.Second
 )
 
@@ -30,6 +31,7 @@ type known struct {
 	there   *lru.Cache[signerapi.User, *existing]
 	flight  singleflight.Group
 	looks   *semaphore.Weighted
+	asked   *semaphore.Weighted
 	seed    maphash.Seed
 	changes [256]atomic.Uint64 // of the pictures of the users with that hash
 }
@@ -46,7 +48,7 @@ func newKnown(ttl time.Duration, now func() time.Time, look func(context.Context
 	if err != nil {
 		panic(err) // the size is ours
 	}
-	return &known{ttl: ttl, look: look, now: now, there: there, looks: semaphore.NewWeighted(maxLooks), seed: maphash.MakeSeed()}
+	return &known{ttl: ttl, look: look, now: now, there: there, looks: semaphore.NewWeighted(maxLooks), asked: semaphore.NewWeighted(maxAsked), seed: maphash.MakeSeed()}
 }
 
 // of returns the picture of user.
@@ -70,6 +72,10 @@ func (k *known) of(ctx context.Context, user signerapi.User) (*existing, error) 
 }
 
 func (k *known) ask(ctx context.Context, user signerapi.User) (*existing, error) {
+	if !k.asked.TryAcquire(1) {
+		return nil, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are under way or wait", maxAsked))
+	}
+	defer k.asked.Release(1)
 	wait, cancel := context.WithTimeout(ctx, lookWait)
 	defer cancel()
 	if err := k.looks.Acquire(wait, 1); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,6 +123,31 @@ func TestALookupThatAChangeOvertookIsForgotten(t *testing.T) {
 	if p, err := k.of(t.Context(), x); err != nil || p.info.Size != 2 {
 		t.Errorf("later: %+v, %v", p, err)
 	}
+}
+
+// Those who asked may be gone, and their lookups go on: there is an end to them, too.
+func TestLookupsOfThoseWhoLeftAreFew(t *testing.T) {
+	release := make(chan struct{})
+	k := newKnown(0, time.Now, func(context.Context, signerapi.User) (signerapi.Info, error) {
+		<-release
+		return signerapi.Info{}, nil
+	})
+	before := runtime.NumGoroutine()
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for i := range 4 * maxAsked {
+		_, _ = k.of(gone, user(t, string(rune('\u4e00'+i))))
+	}
+	for deadline := time.Now().Add(time.Second); runtime.NumGoroutine() > before+maxAsked+10; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("%d goroutines", runtime.NumGoroutine()-before)
+			break
+		}
+	}
+	if _, err := k.of(t.Context(), user(t, "x")); !errors.Is(err, signerapi.ErrOverloaded) {
+		t.Errorf("one more: %v", err)
+	}
+	close(release)
 }
 
 func TestTooManyLookupsAreOverload(t *testing.T) {

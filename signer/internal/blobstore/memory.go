@@ -12,6 +12,8 @@ const (
 	// pageBytes is what an upload takes of the memory at once, and what one that
 	// has hardly begun, or hardly comes along, holds.
 	pageBytes = 32 << 10
+	// PageBytes is that for whoever judges how much memory will do.
+	PageBytes = pageBytes
 	// slowPage is how long a page may take to be filled before what came of the
 	// picture so far must make room, when room is wanted.
 	slowPage = time.Second
