@@ -2,8 +2,10 @@ package service
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -114,8 +116,13 @@ type watchedListener struct {
 	connections *connections
 }
 
+// Accept closes a connection at rest where there is no file descriptor for the next.
 func (l watchedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
+	for errors.Is(err, syscall.EMFILE) && l.connections.shed(err) {
+		time.Sleep(time.Millisecond) // its reader lets go of it
+		c, err = l.Listener.Accept()
+	}
 	if err != nil {
 		return nil, err
 	}

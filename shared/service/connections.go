@@ -2,6 +2,7 @@ package service
 
 import (
 	"container/list"
+	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -10,13 +11,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// shortAgain is after how long a lack of file descriptors is told again.
+const shortAgain = 10 * time.Second
+
 // connections bounds how many connections a listener has open, and so what they
 // cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
 // many, the next takes the place of the one that has been at rest for longest:
 // that has no request under way, or has its answer. While none is, it waits.
 type connections struct {
 	limit   int
+	log     *slog.Logger
 	evicted prometheus.Counter
+	short   time.Time // when a lack of file descriptors was last told; the listener's own
 
 	mu     sync.Mutex
 	change sync.Cond                      // of what follows
@@ -25,10 +31,10 @@ type connections struct {
 }
 
 // newConnections has its metrics in reg, for the listener called name.
-func newConnections(limit int, reg prometheus.Registerer, name string) *connections {
+func newConnections(limit int, log *slog.Logger, reg prometheus.Registerer, name string) *connections {
 	labels := prometheus.Labels{"listener": name}
 	c := &connections{
-		limit: limit, open: map[*watchedConn]*list.Element{},
+		limit: limit, log: log, open: map[*watchedConn]*list.Element{},
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cats_connections_evicted_total", Help: "Connections at rest that were closed to make room for others.", ConstLabels: labels,
 		}),
@@ -49,16 +55,37 @@ func (s *connections) add(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.limit {
-		if oldest := s.atRest.Front(); oldest != nil {
-			other := oldest.Value.(*watchedConn)
-			s.drop(other)
-			s.evicted.Inc()
-			_ = other.Close() // its reader learns of it
-			continue
+		if !s.evict() {
+			s.change.Wait()
 		}
-		s.change.Wait()
 	}
 	s.open[c] = s.atRest.PushBack(c)
+}
+
+// evict closes the connection that has been at rest for longest, and returns false
+// when there is none. s.mu is held.
+func (s *connections) evict() bool {
+	oldest := s.atRest.Front()
+	if oldest == nil {
+		return false
+	}
+	other := oldest.Value.(*watchedConn)
+	s.drop(other)
+	s.evicted.Inc()
+	_ = other.Close() // its reader learns of it
+	return true
+}
+
+// shed makes room for a connection that there was no file descriptor for, as err
+// says, and returns false when none can be made. Only the listener calls it.
+func (s *connections) shed(err error) bool {
+	if time.Since(s.short) > shortAgain {
+		s.short = time.Now()
+		s.log.Error("no file descriptor for a connection: connections at rest are closed", "error", err.Error()+"; fix: raise the limit of open files (ulimit -n) to four for each of MAX_UPLOADS and more, or lower MAX_UPLOADS")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.evict()
 }
 
 // drop forgets c. s.mu is held.
