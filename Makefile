@@ -30,6 +30,10 @@ test: ## all tests, with the race detector
 	@# the end-to-end tests would pass unrun when only what they build has changed.
 	go test -race -count=1 -timeout 10m work
 
+.PHONY: faults
+faults: ## write docs/faults.md from what the tests see when they break one thing after the other
+	go test -race -count=1 -timeout 5m ./e2e -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update
+
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running
 	.bin/golangci-lint run $(MODULES:%=./%/...)

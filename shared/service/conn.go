@@ -24,6 +24,7 @@ type patience struct {
 type watchedConn struct {
 	net.Conn
 	all      *connections
+	since    time.Time // at rest; of all
 	mu       sync.Mutex
 	patience patience      // the zero value when not watched
 	got      int64         // in this window
@@ -116,7 +117,7 @@ type watchedListener struct {
 	connections *connections
 }
 
-// Accept closes a connection at rest where there is no file descriptor for the next.
+// Accept closes connections at rest where there is no file descriptor for the next.
 func (l watchedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	for errors.Is(err, syscall.EMFILE) && l.connections.shed(err) {

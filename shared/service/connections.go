@@ -14,6 +14,9 @@ import (
 // shortAgain is after how long a lack of file descriptors is told again.
 const shortAgain = 10 * time.Second
 
+// restShort is how long a connection may be at rest where file descriptors are short.
+const restShort = time.Second
+
 // connections bounds how many connections a listener has open, and so what they
 // cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
 // many, the next takes the place of the one that has been at rest for longest:
@@ -55,29 +58,35 @@ func (s *connections) add(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.limit {
-		if !s.evict() {
+		if !s.evict(0) {
 			s.change.Wait()
 		}
 	}
+	c.since = time.Now()
 	s.open[c] = s.atRest.PushBack(c)
 }
 
-// evict closes the connection that has been at rest for longest, and returns false
-// when there is none. s.mu is held.
-func (s *connections) evict() bool {
+// evict closes the connection that has been at rest for longest, if for longer than
+// least, and returns false when there is none. s.mu is held.
+func (s *connections) evict(least time.Duration) bool {
 	oldest := s.atRest.Front()
 	if oldest == nil {
 		return false
 	}
 	other := oldest.Value.(*watchedConn)
+	if time.Since(other.since) < least {
+		return false
+	}
 	s.drop(other)
 	s.evicted.Inc()
 	_ = other.Close() // its reader learns of it
 	return true
 }
 
-// shed makes room for a connection that there was no file descriptor for, as err
-// says, and returns false when none can be made. Only the listener calls it.
+// shed makes room where there was no file descriptor for a connection, as err says,
+// and returns false when none can be made. The kernel says so whether another one has
+// come or not: those that have had no time for their request stay. Only the listener
+// calls it.
 func (s *connections) shed(err error) bool {
 	if time.Since(s.short) > shortAgain {
 		s.short = time.Now()
@@ -85,7 +94,7 @@ func (s *connections) shed(err error) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.evict()
+	return s.evict(restShort)
 }
 
 // drop forgets c. s.mu is held.
@@ -114,6 +123,7 @@ func (s *connections) rest(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e, ok := s.open[c]; ok && e == nil {
+		c.since = time.Now()
 		s.open[c] = s.atRest.PushBack(c)
 		s.change.Broadcast()
 	}
