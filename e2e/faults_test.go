@@ -910,15 +910,15 @@ func open(t *testing.T, pid int) uint64 {
 	return uint64(len(files))
 }
 
-// limitFiles leaves a process the file descriptors that it has, until more is called.
-func limitFiles(t *testing.T, pid int) (more func()) {
+// limitFiles has a process get no file descriptor of that number or above, until more
+// is called. What it has stays.
+func limitFiles(t *testing.T, pid int, number uint64) (more func()) {
 	t.Helper()
 	var had unix.Rlimit
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &had); err != nil {
 		t.Fatal(err)
 	}
-	less := unix.Rlimit{Cur: lowestFree(t, pid), Max: had.Max}
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &less, nil); err != nil {
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: number, Max: had.Max}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return func() {
@@ -927,6 +927,10 @@ func limitFiles(t *testing.T, pid int) (more func()) {
 		}
 	}
 }
+
+// roomForNone is the number of the first descriptor that is not standard input,
+// output or error: whatever a process closes, it gets no other.
+const roomForNone = 3
 
 func TestFaultsOfFileDescriptors(t *testing.T) {
 	needStand(t)
@@ -941,8 +945,7 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 		begin: func() {
 			w.down() // it needs new connections then
 			w.up()
-			time.Sleep(2500 * time.Millisecond) // and until our own idle ones are closed
-			more = limitFiles(t, sys.Signer.Pid())
+			more = limitFiles(t, sys.Signer.Pid(), roomForNone)
 		},
 		end:  func() { more() },
 		says: []string{"storage_unavailable", "too many open files"},
@@ -955,7 +958,14 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 			if _, err := tryWith(t.Context(), kept, http.MethodGet, sys.URL+"/service", "", nil); err != nil {
 				t.Error(err)
 			}
-			time.Sleep(2500 * time.Millisecond) // until our other connections are closed
+			more = limitFiles(t, sys.Frontend.Pid(), roomForNone)
+		},
+		end:  func() { more() },
+		says: []string{"signer_unavailable", "too many open files"},
+		told: 10 * time.Second, within: 8 * time.Second,
+		meanwhile: func() { // new connections take the place of those at rest
+			more()
+			time.Sleep(2500 * time.Millisecond) // until ours are closed
 			// No number below the limit is free, and none of a connection is above it.
 			for lowestFree(t, sys.Frontend.Pid()) != open(t, sys.Frontend.Pid()) {
 				had := open(t, sys.Frontend.Pid())
@@ -967,12 +977,9 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 					return nil
 				})
 			}
-			more = limitFiles(t, sys.Frontend.Pid())
-		},
-		end:  func() { more() },
-		says: []string{"signer_unavailable", "too many open files"},
-		told: 10 * time.Second, within: 8 * time.Second,
-		meanwhile: func() { // new connections take the place of those at rest
+			dial(t, sys)
+			time.Sleep(100 * time.Millisecond)
+			more = limitFiles(t, sys.Frontend.Pid(), open(t, sys.Frontend.Pid()))
 			mark := sys.Frontend.Log.Mark()
 			defer logged(t, sys.Frontend.Log, mark, `"level":"ERROR"`, "no file descriptor for a connection", "fix: raise the limit of open files")
 			var wg sync.WaitGroup
