@@ -43,6 +43,10 @@ fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
 	done <<<"$$targets"; \
 	echo "in all: $$sum executions, findings:$${found:- none}"; [ -z "$$found" ] && [ "$$sum" -gt 0 ]
 
+.PHONY: faults
+faults: ## write docs/faults.md from what the tests see when they break one thing after the other
+	go test -race -count=1 -timeout 5m ./e2e -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update
+
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running
 	.bin/golangci-lint run $(MODULES:%=./%/...)

@@ -284,36 +284,6 @@ func TestAnIssuerThatIsDownOrSlowAtTheStart(t *testing.T) {
 	keepsSecrets(t, sys)
 }
 
-func TestAnIssuerThatGoesDownIsNotMissedWhileTheTokenLives(t *testing.T) {
-	t.Parallel()
-	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 24 * time.Second}) // renewed after about half of it
-	put(t, sys, "u", cat)
-	sys.Issuer.Use(broken)
-	mark := sys.Signer.Log.Mark()
-	logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "no token", "AADSTS90033")
-	for range 10 {
-		if !bytes.Equal(served(t, sys, "u"), cat) {
-			t.Error("another picture is served than was stored")
-		}
-	}
-	put(t, sys, "u", cat)
-	// Then there is nothing to go on, until the issuer is back.
-	eventually(t, func() error {
-		if a := do(t, http.MethodGet, sys.URL+"/cat/u", "", nil); a.StatusCode != http.StatusBadGateway {
-			return fmt.Errorf("without a token, GET is %d", a.StatusCode)
-		}
-		return nil
-	})
-	sys.Issuer.Use(nil)
-	eventually(t, func() error {
-		if a := do(t, http.MethodGet, sys.URL+"/cat/u", "", nil); a.StatusCode != http.StatusOK {
-			return fmt.Errorf("with the issuer back, GET is %d %s", a.StatusCode, a.body)
-		}
-		return nil
-	})
-	keepsSecrets(t, sys)
-}
-
 func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 	t.Parallel()
 	const rotations, exchanges, enough = 3, 6, 200
@@ -391,7 +361,7 @@ func TestLinksBearClocksThatDifferAndNeverOutliveTheirKey(t *testing.T) {
 		}
 		now := time.Now()
 		for _, name := range []string{"st", "skt"} {
-			if ahead := now.Sub(at[name]); ahead < 4*time.Minute {
+			if ahead := now.Sub(at[name]); ahead < 14*time.Minute {
 				t.Errorf("ttl %q: %s is %v ago; a storage clock that is behind would refuse the link", ttl, name, ahead)
 			}
 		}

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 // testMain starts what all tests share, and returns the exit code.
 func testMain(m *testing.M) int {
+	if dir := os.Getenv(rotating); dir != "" {
+		return rotate(dir)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "cats-e2e-")
@@ -72,6 +75,9 @@ func testMain(m *testing.M) int {
 		_ = f.Value.Set("8") // the tests wait more than they work
 	}
 	code := m.Run()
+	if err := endFaults(); err != nil {
+		code = fatal(err)
+	}
 	if err := st.Close(context.WithoutCancel(ctx)); err != nil {
 		return fatal(err)
 	}
@@ -174,6 +180,11 @@ func client() *http.Client {
 
 // try sends one request; the body may be nil.
 func try(ctx context.Context, method, url, contentType string, body io.Reader) (answer, error) {
+	return tryWith(ctx, client(), method, url, contentType, body)
+}
+
+// tryWith is try by a client of the test's own.
+func tryWith(ctx context.Context, c *http.Client, method, url, contentType string, body io.Reader) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err != nil {
 		return answer{}, err
@@ -181,7 +192,7 @@ func try(ctx context.Context, method, url, contentType string, body io.Reader) (
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := client().Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
 		return answer{}, err
 	}

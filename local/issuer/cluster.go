@@ -18,6 +18,9 @@ import (
 // [http.Handler] it publishes its OpenID configuration and keys, as a cluster
 // with an OIDC issuer does.
 type Cluster struct {
+	// Now is the cluster's clock, time.Now unless it is set before the first token.
+	Now func() time.Time
+
 	url      string
 	key      *rsa.PrivateKey
 	stranger func() (*rsa.PrivateKey, error) // makes it once; only tests need one
@@ -31,7 +34,7 @@ func NewCluster(url string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{url: url, key: key, stranger: sync.OnceValues(newKey), mux: http.NewServeMux()}
+	c := &Cluster{Now: time.Now, url: url, key: key, stranger: sync.OnceValues(newKey), mux: http.NewServeMux()}
 	c.mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{
 			"issuer":                                url,
@@ -71,7 +74,7 @@ func (c *Cluster) Token(f Federated) (string, error) {
 		f.Issuer = c.url
 	}
 	if f.IssuedAt.IsZero() {
-		f.IssuedAt = time.Now()
+		f.IssuedAt = c.Now()
 	}
 	claims := jwt.Claims{
 		ID:        newUUID(),

@@ -48,6 +48,8 @@ type Config struct {
 	Client *http.Client
 	// Lifetime of access tokens, 1 h when zero.
 	Lifetime time.Duration
+	// Now is the issuer's clock, time.Now when nil.
+	Now func() time.Time
 	// Log gets a line for each exchange, which never holds a token.
 	Log *slog.Logger
 }
@@ -79,6 +81,9 @@ func New(cfg Config) (*Issuer, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	i := &Issuer{cfg: cfg, key: key, mux: http.NewServeMux()}
 	i.SetLifetime(cfg.Lifetime)
@@ -163,7 +168,7 @@ func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
 
 // AccessToken returns a token as an exchange would, without one.
 func (i *Issuer) AccessToken(lifetime time.Duration) (string, error) {
-	now := time.Now()
+	now := i.cfg.Now()
 	return sign(i.key, map[string]any{
 		"iss": "https://sts.windows.net/" + i.cfg.Tenant + "/",
 		"aud": "https://storage.azure.com",
@@ -235,7 +240,7 @@ func (i *Issuer) checkAssertion(ctx context.Context, assertion string) (subject 
 	if _, err := verifier.Verify(ctx, assertion); err != nil {
 		return c.Subject, invalid(700027, "Client assertion contains an invalid signature: %v.", err)
 	}
-	now := time.Now()
+	now := i.cfg.Now()
 	if c.Expiry == nil || !now.Before(c.Expiry.Time()) ||
 		(c.NotBefore != nil && c.NotBefore.Time().After(now.Add(clockSkew))) ||
 		(c.IssuedAt != nil && c.IssuedAt.Time().After(now.Add(clockSkew))) {

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"cats.example/local/issuer"
@@ -40,6 +41,8 @@ type Options struct {
 	Root string
 	// Dir, which is made, is for certificates, tokens and logs.
 	Dir string
+	// Clock gives the stand a clock of its own, see [Stand.SetClock].
+	Clock bool
 	// FrontPort is where the account is served in plain HTTP, 0 for any.
 	FrontPort int
 }
@@ -55,6 +58,7 @@ type Stand struct {
 
 	opts  Options
 	admin *issuer.Issuer // of the stand's own tokens
+	ahead atomic.Int64   // of this machine's clock
 
 	mu      sync.Mutex
 	closers []func(context.Context) error // run last to first
@@ -75,7 +79,7 @@ func New(ctx context.Context, opts Options) (_ *Stand, err error) {
 	if s.CA, err = OpenCA(opts.Dir, "localhost", "*.blob.localhost", accountHost); err != nil {
 		return nil, err
 	}
-	if s.admin, err = issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID}); err != nil {
+	if s.admin, err = issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID, Now: s.now}); err != nil {
 		return nil, err
 	}
 	if err := s.startStorage(ctx); err != nil {
@@ -133,6 +137,7 @@ func (s *Stand) startCluster(ctx context.Context) error {
 		_ = l.Close()
 		return err
 	}
+	s.Cluster.Now = s.now
 	s.onClose(serve(s.CA.secure(l), s.Cluster))
 	return nil
 }

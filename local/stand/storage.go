@@ -56,6 +56,10 @@ func (s *Stand) azurite() (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	nodeOptions, err := s.clock()
+	if err != nil {
+		return nil, err
+	}
 	var key [64]byte
 	_, _ = rand.Read(key[:]) // never fails
 	return &Process{
@@ -72,6 +76,7 @@ func (s *Stand) azurite() (*Process, error) {
 		env: map[string]string{
 			"PATH":             os.Getenv("PATH"),
 			"HOME":             dir,
+			"NODE_OPTIONS":     nodeOptions,
 			"AZURITE_ACCOUNTS": Account + ":" + base64.StdEncoding.EncodeToString(key[:]),
 		},
 		addresses: map[string]string{},

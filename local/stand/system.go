@@ -212,6 +212,7 @@ func (s *System) startIdentity(ctx context.Context, stand *Stand) (authority str
 		Issuer: stand.Cluster.URL(), Subject: Subject,
 		Client:   stand.Client(),
 		Lifetime: s.opts.AccessTokenLifetime,
+		Now:      stand.now,
 		Log:      log,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -39,8 +40,8 @@ type watchedConn struct {
 	header   headerLines
 	behind   int // lines that net/http may have read with the end of a body
 
-	holder *holder // connections' own, as is since
-	since  uint64  // which of all rests is its last
+	holder *holder   // connections' own, as is since
+	since  time.Time // when it came to rest last
 }
 
 func (c *watchedConn) Read(p []byte) (int, error) {
@@ -196,8 +197,13 @@ type watchedListener struct {
 	connections *connections
 }
 
+// Accept closes connections at rest where there is no file descriptor for the next.
 func (l watchedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
+	for errors.Is(err, syscall.EMFILE) && l.connections.shed(err) {
+		time.Sleep(time.Millisecond) // its reader lets go of it
+		c, err = l.Listener.Accept()
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package service
 
 import (
 	"container/list"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,12 @@ import (
 	"cats.example/shared/limit"
 )
 
+// shortAgain is after how long a lack of file descriptors is told again.
+const shortAgain = 10 * time.Second
+
+// restShort is how long a connection may be at rest where file descriptors are short.
+const restShort = time.Second
+
 // connections bounds how many connections a listener has open, and so what they
 // cost: net/http takes some 17 KiB for each, idle ones included. Where there are as
 // many, the next takes the place of one at rest: that has no request under way, or
@@ -22,13 +29,14 @@ import (
 type connections struct {
 	limit   int
 	proxies []netip.Prefix
+	log     *slog.Logger
 	evicted prometheus.Counter
+	short   time.Time // when a lack of file descriptors was last told; the listener's own
 
 	mu      sync.Mutex
 	change  sync.Cond                      // of what follows
 	open    map[*watchedConn]*list.Element // in its holder's atRest; nil for those at work
 	holders map[netip.Prefix]*holder
-	rests   uint64 // how often one came to rest
 }
 
 // holder is who has connections open: an address, in IPv6 a /64; or all trusted
@@ -42,10 +50,10 @@ type holder struct {
 
 // newConnections has its metrics in reg, for the listener called name. proxies are
 // the addresses of trusted proxies.
-func newConnections(limit int, proxies []netip.Prefix, reg prometheus.Registerer, name string) *connections {
+func newConnections(limit int, proxies []netip.Prefix, log *slog.Logger, reg prometheus.Registerer, name string) *connections {
 	labels := prometheus.Labels{"listener": name}
 	c := &connections{
-		limit: limit, proxies: proxies, open: map[*watchedConn]*list.Element{}, holders: map[netip.Prefix]*holder{},
+		limit: limit, proxies: proxies, log: log, open: map[*watchedConn]*list.Element{}, holders: map[netip.Prefix]*holder{},
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cats_connections_evicted_total", Help: "Connections at rest that were closed to make room for others.", ConstLabels: labels,
 		}),
@@ -67,13 +75,9 @@ func (s *connections) add(c *watchedConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.open) >= s.limit {
-		if other := s.evictee(by); other != nil {
-			s.drop(other)
-			s.evicted.Inc()
-			_ = other.Close() // its reader learns of it
-			continue
+		if !s.evict(by, 0) {
+			s.change.Wait()
 		}
-		s.change.Wait()
 	}
 	h := s.holders[by]
 	if h == nil {
@@ -100,14 +104,18 @@ func (s *connections) holderOf(addr net.Addr) netip.Prefix {
 	return limit.Address(ip)
 }
 
-// evictee returns the connection that is to go for one more of by; nil when none is
-// at rest. s.mu is held.
-func (s *connections) evictee(by netip.Prefix) *watchedConn {
+// evictee returns the connection that is to go for one more of by; nil when none has
+// been at rest for least. s.mu is held.
+func (s *connections) evictee(by netip.Prefix, least time.Duration) *watchedConn {
 	var found *watchedConn
 	most := -1
 	for _, h := range s.holders {
 		oldest := h.atRest.Front()
 		if oldest == nil {
+			continue
+		}
+		c := oldest.Value.(*watchedConn)
+		if time.Since(c.since) < least {
 			continue
 		}
 		n := h.open
@@ -117,8 +125,7 @@ func (s *connections) evictee(by netip.Prefix) *watchedConn {
 		if h.by == (netip.Prefix{}) && n <= s.limit/2 {
 			n = 0
 		}
-		c := oldest.Value.(*watchedConn)
-		if n > most || n == most && c.since < found.since {
+		if n > most || n == most && c.since.Before(found.since) {
 			found, most = c, n
 		}
 	}
@@ -127,9 +134,35 @@ func (s *connections) evictee(by netip.Prefix) *watchedConn {
 
 // toRest has c at rest as the last. s.mu is held.
 func (s *connections) toRest(c *watchedConn) {
-	s.rests++
-	c.since = s.rests
+	c.since = time.Now()
 	s.open[c] = c.holder.atRest.PushBack(c)
+}
+
+// evict closes a connection that has been at rest for least, for one more of by, and
+// returns false when there is none. s.mu is held.
+func (s *connections) evict(by netip.Prefix, least time.Duration) bool {
+	other := s.evictee(by, least)
+	if other == nil {
+		return false
+	}
+	s.drop(other)
+	s.evicted.Inc()
+	_ = other.Close() // its reader learns of it
+	return true
+}
+
+// shed makes room where there was no file descriptor for a connection, as err says,
+// and returns false when none can be made. The kernel says so whether another one has
+// come or not: those that have had no time for their request stay. Only the listener
+// calls it.
+func (s *connections) shed(err error) bool {
+	if time.Since(s.short) > shortAgain {
+		s.short = time.Now()
+		s.log.Error("no file descriptor for a connection: connections at rest are closed", "error", err.Error()+"; fix: raise the limit of open files (ulimit -n) to four for each of MAX_UPLOADS and more, or lower MAX_UPLOADS")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.evict(netip.Prefix{}, restShort)
 }
 
 // drop forgets c. s.mu is held.

@@ -255,7 +255,7 @@ func (s Service) listen(ctx context.Context, name, address string) (watchedListe
 		return watchedListener{}, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
 	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
-	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Proxies, s.Registry, name)}, nil
+	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Proxies, s.Log, s.Registry, name)}, nil
 }
 
 func (s Service) server(h http.Handler, l watchedListener) *http.Server {

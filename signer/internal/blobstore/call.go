@@ -89,10 +89,21 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 
 var errShed = errors.New("storage did not answer of late, and is asked again in a few seconds")
 
-// available returns an error while the circuit is open.
-func (s *Store) available() error {
-	if s.circuit.State() == gobreaker.StateOpen {
-		return signerapi.ErrStorageUnavailable.Wrap(errShed)
+// available returns an error while the circuit is open. Where storage has to show
+// that it answers again, it is asked for the picture of user, which takes a moment:
+// the blocks of one large upload would be all the probes, and keep everybody else
+// out until they are stored.
+func (s *Store) available(ctx context.Context, user signerapi.User) error {
+	for range probes {
+		switch s.circuit.State() {
+		case gobreaker.StateOpen:
+			return signerapi.ErrStorageUnavailable.Wrap(errShed)
+		case gobreaker.StateClosed:
+			return nil
+		}
+		if _, err := s.look(ctx, user); errors.Is(err, signerapi.ErrStorageUnavailable) {
+			return err
+		}
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/cenkalti/backoff/v5"
@@ -49,9 +50,14 @@ type delegation struct {
 	log      *slog.Logger
 	metrics  *metrics
 	now      func() time.Time
+	clock    clock
 
 	key     atomic.Pointer[delegationKey]
-	lastErr atomic.Pointer[error] // of the last fetch, for whoever asks why there is no key
+	lastErr atomic.Pointer[error] // of the last fetch or trial, for whoever asks why there is no key
+
+	given      chan signerapi.User // whose link could be tried, at most one
+	trialEvery time.Duration
+	tried      time.Time // when one was last
 }
 
 var errNoContainer = errors.New("the container does not exist")
@@ -78,14 +84,22 @@ func (d *delegation) covering(began, end time.Time) (*delegationKey, error) {
 
 // run fetches a key and renews it until ctx is done, then returns nil. Once, as
 // soon as storage answers, it makes sure of the container and returns the error
-// when that does not exist.
-func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error) error {
+// when that does not exist. Now and then it has a link of the key tried; a key that
+// is refused is dropped at once, and the next one used only when a link of it is
+// taken.
+func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error, try tryLink) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = keyFirstRetry, keyLastRetry
 	checked := false
+	var refused, nobody signerapi.User // to whose picture a link of the last key was refused
 	for {
 		var wait time.Duration
 		k, err := d.fetch(ctx)
+		if err == nil && refused != nobody {
+			if err = try(ctx, k, refused); err == nil {
+				refused = nobody
+			}
+		}
 		if err == nil {
 			if previous := d.key.Load(); previous != nil {
 				last := *previous
@@ -113,10 +127,8 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 		default:
 			retry.Reset()
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
+		if user := d.watch(ctx, time.After(wait), try); user != nobody {
+			refused = user
 		}
 	}
 }
@@ -133,10 +145,14 @@ func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {
 	fetched := d.now()
 	now := fetched.UTC().Truncate(time.Second)
 	k := &delegationKey{fetched: fetched, start: now.Add(-keySkew), end: now.Add(d.lifetime)}
-	credential, err := d.account.GetUserDelegationCredential(ctx, service.KeyInfo{
+	var resp *http.Response
+	credential, err := d.account.GetUserDelegationCredential(policy.WithCaptureResponse(ctx, &resp), service.KeyInfo{
 		Start:  new(k.start.Format(sas.TimeFormat)),
 		Expiry: new(k.end.Format(sas.TimeFormat)),
 	}, nil)
+	if resp != nil {
+		d.clock.compare(d.now(), resp.Header.Get("Date"))
+	}
 	if err != nil {
 		d.metrics.keyRefresh.WithLabelValues("error").Inc()
 		if resp, ok := errors.AsType[*azcore.ResponseError](err); ok && resp.StatusCode == http.StatusUnauthorized {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -134,6 +135,14 @@ func brief(err error, role string) error {
 		r.RequestID = resp.RawResponse.Header.Get("X-Ms-Request-Id")
 	}
 	return r
+}
+
+// withoutURL is err without the URL of the request, which may be a signed link.
+func withoutURL(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err
+	}
+	return err
 }
 
 // retryAfter returns what the answer asks to wait, 0 when it does not.

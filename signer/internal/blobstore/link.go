@@ -23,8 +23,8 @@ const (
 	// 7 days that a user delegation key can live.
 	MaxLinkTTL = 72 * time.Hour
 	// LinkSkew is how far our clock may be ahead of storage's: links start so much
-	// in the past.
-	LinkSkew = 5 * time.Minute
+	// in the past, as keys do.
+	LinkSkew = keySkew
 )
 
 // window returns when the window began that now is in, and the times of a link
@@ -58,6 +58,9 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 	if download != "" {
 		s.metrics.downloads.Inc()
 		signed, end, err := s.sign(user, ttl, there.info.ContentType, download)
+		if err == nil {
+			s.key.gave(user)
+		}
 		return signerapi.Link{Info: there.info, URL: signed, ExpiresAt: end}, err
 	}
 	s.metrics.views.Inc()
@@ -71,6 +74,7 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 		last = &signedLink{signed, end, ttl, contentType, began, key}
 		there.link.Store(last)
 	}
+	s.key.gave(user)
 	return signerapi.Link{Info: there.info, URL: last.url, ExpiresAt: last.end}, nil
 }
 
@@ -79,8 +83,12 @@ func (s *Store) sign(user signerapi.User, ttl time.Duration, contentType, downlo
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	return signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" +
-		url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName) + "?" + query), end, nil
+	return signerapi.SignedURL(s.opts.LinkBase + s.path(user) + "?" + query), end, nil
+}
+
+// path is that of the picture of user, escaped.
+func (s *Store) path(user signerapi.User) string {
+	return "/" + s.opts.Container + "/" + url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName)
 }
 
 // signature returns the query that makes a link of the URL of the blob name, which
@@ -94,6 +102,12 @@ func (s *Store) signature(name string, ttl time.Duration, contentType, download 
 	if start.Before(key.start) {
 		start = key.start
 	}
+	query, err = s.signWith(key, name, start, end, contentType, download)
+	return query, end, err
+}
+
+// signWith is signature with that key and from start to end.
+func (s *Store) signWith(key *delegationKey, name string, start, end time.Time, contentType, download string) (query string, err error) {
 	values := sas.BlobSignatureValues{
 		Protocol:      sas.ProtocolHTTPS,
 		StartTime:     start,
@@ -104,13 +118,13 @@ func (s *Store) signature(name string, ttl time.Duration, contentType, download 
 	}
 	values.ContentType, values.ContentDisposition = s.servedAs(contentType, download)
 	if err := checkSigned(values); err != nil {
-		return "", time.Time{}, err
+		return "", err
 	}
 	signed, err := values.SignWithUserDelegation(key.credential)
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("signing: %w", err)
+		return "", fmt.Errorf("signing: %w", err)
 	}
-	return signed.Encode(), end, nil
+	return signed.Encode(), nil
 }
 
 // opaque is what a browser only ever saves.

@@ -34,7 +34,7 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	}
 	q := u.Query()
 	for name, want := range map[string]string{
-		"sp": "r", "sr": "b", "spr": "https", "st": "2030-01-02T02:59:10Z", "se": "2030-01-02T03:14:10Z",
+		"sp": "r", "sr": "b", "spr": "https", "st": "2030-01-02T02:49:10Z", "se": "2030-01-02T03:14:10Z",
 		"rsct": "image/gif", "rscd": `attachment; filename*=utf-8''my%20%22%E7%8C%AB%22.gif`, "skoid": "o",
 	} {
 		if q.Get(name) != want {

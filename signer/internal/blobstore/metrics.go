@@ -13,6 +13,7 @@ const (
 	opDelete    = "delete_blob"
 	opKey       = "user_delegation_key"
 	opContainer = "head_container"
+	opTrial     = "link_trial"
 )
 
 // metrics of the store. It is a policy of the SDK's pipeline, behind the retries,
@@ -24,6 +25,8 @@ type metrics struct {
 	downloads  prometheus.Counter
 	keyExpiry  prometheus.Gauge
 	keyRefresh *prometheus.CounterVec
+	trials     *prometheus.CounterVec
+	clockAhead prometheus.Gauge
 	conflicts  prometheus.Counter
 	circuit    prometheus.Gauge
 }
@@ -44,6 +47,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		keyRefresh: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "user_delegation_key_refresh_total", Help: "Requests for a user delegation key by outcome.",
 		}, []string{"outcome"}),
+		trials: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: p + "link_trials_total", Help: "Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.",
+		}, []string{"outcome"}),
+		clockAhead: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: p + "clock_skew_seconds", Help: "How far the clock was ahead of storage's when last compared; below 0 it was behind.",
+		}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: p + "upload_conflicts_total", Help: "Uploads that lost against another one to the same name.",
 		}),
@@ -55,13 +64,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.circuit = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: p + "storage_circuit_open", Help: "1 while storage is asked nothing because it did not answer, 0 otherwise.",
 	})
-	reg.MustRegister(m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.conflicts)
-	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer} {
+	reg.MustRegister(m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts)
+	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial} {
 		m.duration.WithLabelValues(op)
 		m.requests.WithLabelValues(op, "error")
 	}
 	for _, outcome := range []string{"ok", "error"} {
 		m.keyRefresh.WithLabelValues(outcome)
+	}
+	for _, outcome := range []string{trialOK, trialRefused, trialUnclear} {
+		m.trials.WithLabelValues(outcome)
 	}
 	return m
 }

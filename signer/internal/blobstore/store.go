@@ -108,7 +108,10 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		}
 		m.circuit.Set(0)
 	})
-	s.key = &delegation{account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now}
+	s.key = &delegation{
+		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now,
+		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
+	}
 	m.watch(reg, s.memory)
 	return s, nil
 }
@@ -124,7 +127,7 @@ func (s *Store) blobName(user signerapi.User) string {
 // blocks that are committed together, after the body has come to a clean end.
 func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	// Before a byte of it is asked for:
-	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), opts.Conditions.Check(), opts.Digests.Check(), s.available()); err != nil {
+	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
 	if opts.Conditions != (signerapi.Conditions{}) && (opts.Size < 0 || opts.Size > blockPages*pageBytes) {
@@ -216,8 +219,8 @@ func (s *Store) Ready(context.Context) error {
 	return err
 }
 
-// Run keeps the user delegation key fresh until ctx is done; then it returns
-// nil. It begins once authenticated is closed. It returns an error when storage
+// Run keeps the user delegation key fresh, and tries its links, until ctx is done;
+// then it returns nil. It begins once authenticated is closed. It returns an error when storage
 // says that the container does not exist, which waiting cannot mend.
 func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	select {
@@ -225,7 +228,7 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 		return nil
 	case <-authenticated:
 	}
-	return s.key.run(ctx, s.checkContainer)
+	return s.key.run(ctx, s.checkContainer, s.tryLink)
 }
 
 // checkContainer returns errNoContainer when storage says that it is not there.

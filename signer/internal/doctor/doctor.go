@@ -35,10 +35,12 @@ const (
 	totalLimit    = 50 * time.Second
 )
 
-// From which difference on the clocks are told, and from which something breaks.
+// From which difference on the clocks are told, and from which something breaks:
+// links that begin too late, and short ones that end too early.
 const (
-	clockWarns = time.Minute
-	clockFails = blobstore.LinkSkew
+	clockWarns  = time.Minute
+	clockAhead  = blobstore.LinkSkew
+	clockBehind = 5 * time.Minute
 )
 
 // picture is what the scratch blob holds: a PNG of one pixel.
@@ -285,12 +287,14 @@ func (v *visit) clock(ctx context.Context, because string) {
 	date = date.Add(time.Second / 2) // it is cut to whole seconds
 	ahead := sent.Add(came.Sub(sent) / 2).Sub(date)
 	switch off := ahead.Abs(); {
-	case off > clockFails && ahead > 0:
+	case ahead > clockAhead:
 		v.fail(check, fmt.Errorf("ours is %v ahead of storage's; links start only %v back, so storage takes them for not valid yet; fix: time synchronisation on this node", off.Round(time.Second), blobstore.LinkSkew))
-	case off > clockFails:
+	case -ahead > clockBehind:
 		v.fail(check, fmt.Errorf("ours is %v behind storage's; links end that much too early, short ones at once; fix: time synchronisation on this node", off.Round(time.Second)))
+	case off > clockWarns && ahead > 0:
+		v.problem(warn, check, fmt.Errorf("ours is %v ahead of storage's; links break from %v on; fix: time synchronisation on this node", off.Round(time.Second), clockAhead))
 	case off > clockWarns:
-		v.problem(warn, check, fmt.Errorf("ours and storage's differ by %v; links break from %v on; fix: time synchronisation on this node", off.Round(time.Second), clockFails))
+		v.problem(warn, check, fmt.Errorf("ours is %v behind storage's; links end that much too early; fix: time synchronisation on this node", off.Round(time.Second)))
 	default:
 		v.line(ok, check, "within %v of storage's", max(off.Truncate(time.Second)+time.Second, time.Second))
 	}

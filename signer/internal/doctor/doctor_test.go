@@ -247,10 +247,10 @@ func TestTheClocksDifferenceIsToldByHowMuchItBreaks(t *testing.T) {
 	}{
 		{0, "ok", "within 1s"},
 		{50 * time.Second, "ok", "within 5"},
-		{2 * time.Minute, "warn", "links break from 5m0s on"},
-		{-2 * time.Minute, "warn", "links break from 5m0s on"},
-		{6 * time.Minute, "fail", "behind storage's; links end that much too early"},
-		{-6 * time.Minute, "fail", "ahead of storage's; links start only 5m0s back"},
+		{2 * time.Minute, "warn", "behind storage's; links end that much too early"},
+		{-10 * time.Minute, "warn", "links break from 15m0s on"},
+		{6 * time.Minute, "fail", "behind storage's; links end that much too early, short ones at once"},
+		{-16 * time.Minute, "fail", "ahead of storage's; links start only 15m0s back"},
 	} {
 		opts, back := healthy(t)
 		back.fault = func(_ string, w http.ResponseWriter) bool {

@@ -1,0 +1,143 @@
+package blobstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	trialEvery   = time.Minute // while links are given out, and jittered
+	trialTimeout = 10 * time.Second
+	trialLife    = time.Hour // of a link that is tried; nobody else gets it
+)
+
+// errLinkRefused is that storage does not take a link because of the key that it is
+// signed with: that was revoked, or its identity has lost its role.
+var errLinkRefused = errors.New("storage refuses a link of the user delegation key")
+
+// Outcomes of a trial, as they are labelled in metrics. Unclear says nothing about
+// the key: no answer, or one about something else.
+const (
+	trialOK      = "ok"
+	trialRefused = "refused"
+	trialUnclear = "unclear"
+)
+
+// gave has a link like the one that user was given just now tried soon. It never
+// waits.
+func (d *delegation) gave(user signerapi.User) {
+	select {
+	case d.given <- user:
+	default: // there is one to try already
+	}
+}
+
+// watch has links of the key at hand tried for the time until: the first one that
+// is given out, and then about one a minute as long as some are. When storage
+// refuses one, it takes the key away and returns early, with the link's user.
+func (d *delegation) watch(ctx context.Context, until <-chan time.Time, try tryLink) (refused signerapi.User) {
+	rested := time.After(time.Until(d.tried.Add(jittered(d.trialEvery))))
+	var given <-chan signerapi.User // nil before rested, and without a key
+	for {
+		select {
+		case <-ctx.Done():
+			return signerapi.User{}
+		case <-until:
+			return signerapi.User{}
+		case <-rested:
+			if d.key.Load() != nil {
+				given = d.given
+			}
+		case user := <-given:
+			err := try(ctx, d.key.Load(), user)
+			d.tried = time.Now()
+			if errors.Is(err, errLinkRefused) {
+				d.lastErr.Store(&err) // before the key goes, for whoever asks why
+				d.key.Store(nil)
+				d.metrics.keyExpiry.Set(0)
+				d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
+				return user
+			}
+			if err != nil && ctx.Err() == nil {
+				d.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())
+			}
+			given = nil
+			rested = time.After(jittered(d.trialEvery))
+		}
+	}
+}
+
+// jittered is d, give or take a quarter, so that replicas do not ask together.
+func jittered(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.75 + 0.5*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+}
+
+// tryLink tries a link of a key to the picture of a user.
+type tryLink func(context.Context, *delegationKey, signerapi.User) error
+
+// tryLink asks storage, as a client would, for the picture of user by a link of k
+// and without a token. It returns nil when storage takes the link, whether the
+// picture is there or not, and errLinkRefused when it does not because of the key.
+// Any other error says nothing about the key: no answer, one of a proxy, or one
+// about the network that this comes from, which need not be the clients'.
+func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.User) error {
+	outcome, err := s.tryOut(ctx, k, user)
+	s.metrics.trials.WithLabelValues(outcome).Inc()
+	return err
+}
+
+func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.User) (outcome string, err error) {
+	end := s.now().UTC().Add(trialLife).Truncate(time.Second)
+	if end.After(k.end) {
+		end = k.end
+	}
+	query, err := s.signWith(k, s.blobName(user), k.start, end, opaque, "")
+	if err != nil {
+		return trialUnclear, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, s.opts.AccountURL+s.path(user)+"?"+query, nil)
+	if err != nil {
+		return trialUnclear, errors.New("the link is not a URL")
+	}
+	start := time.Now()
+	resp, err := s.opts.Transport.Do(req)
+	s.metrics.duration.WithLabelValues(opTrial).Observe(time.Since(start).Seconds())
+	if err != nil {
+		s.metrics.requests.WithLabelValues(opTrial, "error").Inc()
+		return trialUnclear, fmt.Errorf("trying a link: %w", withoutURL(err))
+	}
+	_ = resp.Body.Close()
+	s.metrics.requests.WithLabelValues(opTrial, strconv.Itoa(resp.StatusCode)).Inc()
+	s.key.clock.compare(s.now(), resp.Header.Get("Date"))
+	r := &Refusal{Status: resp.StatusCode, Code: resp.Header.Get("X-Ms-Error-Code"), RequestID: resp.Header.Get("X-Ms-Request-Id")}
+	switch {
+	case r.Status == http.StatusOK, r.Status == http.StatusPartialContent, r.Status == http.StatusNotFound:
+		return trialOK, nil
+	case r.Status != http.StatusForbidden || r.Code == "":
+		return trialUnclear, fmt.Errorf("trying a link: %w", r)
+	}
+	switch bloberror.Code(r.Code) {
+	case bloberror.AuthorizationFailure:
+		r.Fix = "the account's network rules refuse where this comes from; whether they let clients read their links can only be tried from outside"
+		return trialUnclear, fmt.Errorf("trying a link: %w", r)
+	case bloberror.AccountIsDisabled:
+		r.Fix = "the storage account is disabled"
+		return trialUnclear, fmt.Errorf("trying a link: %w", r)
+	case bloberror.AuthenticationFailed:
+		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
+	default:
+		r.Fix = "give the identity the role " + contributorRole + "; a new one takes minutes to be known"
+	}
+	return trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
+}
