@@ -43,6 +43,13 @@ fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
 	done <<<"$$targets"; \
 	echo "in all: $$sum executions, findings:$${found:- none}"; [ -z "$$found" ] && [ "$$sum" -gt 0 ]
 
+# Hours are welcome. SOAK_SEED makes an earlier load again.
+SOAK ?= 3m
+
+.PHONY: soak
+soak: ## random load and kills, and a count of what was lost or has grown; for SOAK=3m, and three minutes more
+	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running
 	.bin/golangci-lint run $(MODULES:%=./%/...)
