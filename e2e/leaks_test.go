@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,7 +46,7 @@ func (s *soak) leaks(long time.Duration, load func(context.Context) *sync.WaitGr
 	s.rest()
 	for name, ops := range processes {
 		before[name] = s.holds(ops, true)
-		peak[name] = before[name]
+		peak[name] = slices.Clone(before[name])
 	}
 	under(func() {
 		r := rand.New(rand.NewPCG(s.seed, 1))
