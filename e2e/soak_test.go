@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -21,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,7 +93,7 @@ func TestSoak(t *testing.T) {
 	load := func(ctx context.Context) *sync.WaitGroup {
 		var wg sync.WaitGroup
 		run := func(step func(context.Context, *rand.Rand)) {
-			n := s.next32()
+			n := streams.Add(1)
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(s.seed, n))
 				for ctx.Err() == nil {
@@ -140,10 +142,8 @@ func TestSoak(t *testing.T) {
 
 const existenceTTL = 5 * time.Second
 
+// streams counts the clients: each has random numbers of its own.
 var streams atomic.Uint64
-
-// next32 is another stream of random numbers for each client.
-func (s *soak) next32() uint64 { return streams.Add(1) }
 
 func pause(ctx context.Context, r *rand.Rand, most time.Duration) {
 	select {
@@ -197,6 +197,7 @@ func later(a, b time.Time) time.Time {
 
 // said is an answer as far as it matters here; status 0 is none.
 type said struct {
+	unsent       bool // nobody was there to be asked
 	status       int
 	ETag         string `json:"etag"`
 	Code, Detail string
@@ -255,7 +256,7 @@ func (s *soak) ask(method, path string, header http.Header, body io.Reader, size
 			s.fault("%s %s: %v", method, path, err)
 		}
 		time.Sleep(50 * time.Millisecond) // nobody is there
-		return said{}
+		return said{unsent: errors.Is(err, syscall.ECONNREFUSED)}
 	}
 	return s.heard(resp, began)
 }
@@ -332,7 +333,7 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 		a = s.inPieces(r, u, len(u.body))
 	}
 	to := time.Now()
-	s.ended(h, w, a, from)
+	s.ended(h, w, a)
 	quiet := !s.excused(from)
 	switch {
 	case a.status == 200:
@@ -364,11 +365,11 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 }
 
 // ended takes down what became of a write.
-func (s *soak) ended(h *history, w *write, a said, began time.Time) {
+func (s *soak) ended(h *history, w *write, a said) {
 	switch {
 	case a.status == 200 && w.size > 0, a.status == 204 && w.size == 0:
 		h.stored(w, a.ETag)
-	case a.status == 0, a.status == 503 && (w.size == 0 || strings.Contains(a.Detail, "may have been stored")):
+	case a.status == 0 && !a.unsent, a.status == 503 && (w.size == 0 || strings.Contains(a.Detail, "may have been stored")):
 		h.unclear(w, time.Now().Add(lingers))
 	default:
 		s.must(h.refused(w))
@@ -398,7 +399,7 @@ func (s *soak) delete(h *history, r *rand.Rand) {
 	from := time.Now()
 	a := s.ask(http.MethodDelete, "/cat/"+h.user, header, nil, 0)
 	to := time.Now()
-	s.ended(h, w, a, from)
+	s.ended(h, w, a)
 	quiet := !s.excused(from)
 	switch {
 	case a.status == 204 && match != nil && quiet:
@@ -446,7 +447,11 @@ func (s *soak) trickle(h *history, r *rand.Rand) {
 	from := time.Now()
 	conn, err := s.dial()
 	if err != nil {
-		h.refuseUnsent(s, w, from, err)
+		s.count("no connection")
+		if !s.excused(from) {
+			s.fault("%v", err)
+		}
+		s.must(h.refused(w))
 		return
 	}
 	defer conn.Close()
@@ -466,19 +471,10 @@ func (s *soak) trickle(h *history, r *rand.Rand) {
 		}
 	}
 	a := s.answerOn(conn, from)
-	s.ended(h, w, a, from)
+	s.ended(h, w, a)
 	if a.status != 200 && a.status != 503 && a.status != 0 && a.status != 409 {
 		s.fault("%s: a slow upload: %v", h.user, a)
 	}
-}
-
-// refuseUnsent is when not a byte of a write was sent.
-func (h *history) refuseUnsent(s *soak, w *write, began time.Time, err error) {
-	s.count("no connection")
-	if !s.excused(began) {
-		s.fault("%v", err)
-	}
-	s.must(h.refused(w))
 }
 
 func (s *soak) dial() (net.Conn, error) {
@@ -518,7 +514,7 @@ func (s *soak) inPieces(r *rand.Rand, u upload, sent int) said {
 		if !s.excused(began) {
 			s.fault("%v", err)
 		}
-		return said{}
+		return said{unsent: true}
 	}
 	defer conn.Close()
 	rest := u.header + u.body[:sent]
@@ -730,7 +726,7 @@ func (s *soak) cycle(r *rand.Rand, long time.Duration, disturbances map[string]f
 func (s *soak) check(when string) {
 	s.t.Helper()
 	for _, p := range []*stand.Process{s.sys.Frontend, s.sys.Signer} {
-		p.Signal(15)
+		p.Signal(syscall.SIGTERM)
 		ends(s.t, p)
 	}
 	for _, h := range s.names {
