@@ -47,6 +47,13 @@ fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
 faults: ## write docs/faults.md from what the tests see when they break one thing after the other
 	go test -race -count=1 -timeout 5m ./e2e -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update
 
+# Hours are welcome. SOAK_SEED makes an earlier load again.
+SOAK ?= 3m
+
+.PHONY: soak
+soak: ## random load and kills, and a count of what was lost or has grown; for SOAK=3m, and three minutes more
+	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running
 	.bin/golangci-lint run $(MODULES:%=./%/...)

@@ -66,7 +66,7 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
 // signer as a broken request, never as a short one.
 func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {
-	tracked := &trackedBody{r: body}
+	tracked := &trackedBody{r: body, left: opts.Size}
 	var query query
 	if opts.Size >= 0 {
 		query.add("size", strconv.FormatInt(opts.Size, 10))
@@ -82,8 +82,13 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	err = c.do(req, &info)
 	// What went wrong with the body is the reason; what the transport or the
 	// signer made of the broken request is only its echo.
-	if bodyErr := tracked.err(); bodyErr != nil {
+	bodyErr, whole := tracked.state()
+	if bodyErr != nil {
 		return Info{}, bodyErr
+	}
+	if whole && errors.Is(err, ErrSignerUnavailable) {
+		e := AsError(err)
+		err = e.With(e.Detail + "; the picture may have been stored all the same")
 	}
 	return info, err
 }
@@ -223,26 +228,30 @@ func decodeError(resp *http.Response, answer []byte) error {
 	return ErrInternal.Wrap(fmt.Errorf("the signer answered %s, outside the contract", resp.Status))
 }
 
-// trackedBody remembers the error that ended a body. The transport may still be
-// reading when RoundTrip has returned, hence the lock.
+// trackedBody remembers the error that ended a body, and whether all of it was read.
+// The transport may still be reading when RoundTrip has returned, hence the lock.
 type trackedBody struct {
-	r  io.Reader
-	mu sync.Mutex
-	e  error
+	r     io.Reader
+	mu    sync.Mutex
+	left  int64 // to its end; below zero where its size is not known
+	whole bool
+	e     error
 }
 
 func (b *trackedBody) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left -= int64(n)
 	if err != nil && err != io.EOF { // a wrapped io.EOF is a broken body, not its end
-		b.mu.Lock()
 		b.e = err
-		b.mu.Unlock()
 	}
+	b.whole = b.whole || err == io.EOF || b.left == 0
 	return n, err
 }
 
-func (b *trackedBody) err() error {
+func (b *trackedBody) state() (broken error, whole bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.e
+	return b.e, b.whole
 }
