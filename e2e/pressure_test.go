@@ -41,7 +41,7 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 			put(t, sys, "warm", cat)
 			before := sum(t, sys.SignerOps, "go_goroutines")
 			var asked atomic.Int64
-			storage.set("", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			storage.set("*", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 				asked.Add(1)
 				f(w, r, healthy)
 			})
@@ -83,7 +83,7 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 			if answered != 2*each || asked.Load() > 2*each*8 {
 				t.Errorf("%d answers, after storage was asked %d times", answered, asked.Load())
 			}
-			storage.set("", nil)
+			storage.set("*", nil)
 			eventually(t, func() error {
 				// One for each of the frontend's connections, two for each of those to
 				// storage: they are kept for a while.
@@ -92,7 +92,16 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 				}
 				return nil
 			})
-			recovers(t, sys)
+			eventually(t, func() error { // the circuit may be open for a while
+				a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/recovered", "", bytes.NewReader(cat))
+				if err != nil || a.StatusCode != http.StatusOK {
+					return fmt.Errorf("afterwards: %w %s", err, a.body)
+				}
+				return nil
+			})
+			if !bytes.Equal(served(t, sys, "recovered"), cat) {
+				t.Error("another picture is served than was stored")
+			}
 		})
 	}
 }
