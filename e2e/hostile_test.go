@@ -166,7 +166,7 @@ func (h *hostile) dial(t *testing.T) *net.TCPConn {
 func (h *hostile) say(t *testing.T, raw string) answer {
 	t.Helper()
 	conn := h.dial(t)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	go func() { _, _ = io.WriteString(conn, raw) }() // it may well be cut off amid that
 	return h.hear(t, fmt.Sprintf("%.200q", raw), bufio.NewReader(conn))
 }
@@ -209,7 +209,7 @@ func (h *hostile) faults(a answer) (faults []string) {
 	switch has := slices.Sorted(maps.Keys(fields)); {
 	case a.StatusCode == 200 && isJSON: // what it holds is for the caller to check
 	case a.StatusCode == 100 || (a.StatusCode == 204 || a.StatusCode == 200) && len(a.body) == 0: // the latter to OPTIONS *
-	case isJSON && (slices.Equal(has, []string{"code", "detail"})) && codeForm.Match(bytes.Trim(fields["code"], `"`)) && a.StatusCode/100 == 4:
+	case isJSON && slices.Equal(has, []string{"code", "detail"}) && codeForm.Match(bytes.Trim(fields["code"], `"`)) && a.StatusCode/100 == 4:
 	case isJSON && slices.Equal(has, []string{"code", "detail"}) && a.StatusCode == 503 && a.Header.Get("Retry-After") != "":
 	case !isJSON && plainForm.Match(a.body) && (a.StatusCode/100 == 4 || a.StatusCode == 501 || a.StatusCode == 505): // net/http's own, or no call
 	default:
@@ -500,11 +500,19 @@ func (h *hostile) links(t *testing.T, small string) {
 			return u.Scheme + "://" + u.Host + u.EscapedPath() + "?" + q.Encode()
 		}
 		for _, c := range []struct{ what, method, target string }{
-			{"a write", "PUT", u.String()}, {"a delete", "DELETE", u.String()}, {"a snapshot", "PUT", u.String() + "&comp=snapshot"}, {"metadata", "PUT", u.String() + "&comp=metadata"},
-			{"a list", "GET", at("/"+h.sys.Container, "&restype=container&comp=list")}, {"a list of containers", "GET", at("/", "&comp=list")},
-			{"another's picture", "GET", at("/"+h.sys.Container+"/cat/cat", "")}, {"another container", "GET", at("/"+secretContainer+"/"+secretBlob, "")},
-			{"another permission", "GET", changed("sp", "racwdl")}, {"another resource", "GET", changed("sr", "c")}, {"a longer life", "GET", changed("se", "2099-01-01T00:00:00Z")},
-			{"another key", "GET", changed("ske", "2099-01-01T00:00:00Z")}, {"another name to save it by", "GET", changed("rscd", "inline")},
+			{"a write", "PUT", u.String()},
+			{"a delete", "DELETE", u.String()},
+			{"a snapshot", "PUT", u.String() + "&comp=snapshot"},
+			{"metadata", "PUT", u.String() + "&comp=metadata"},
+			{"a list", "GET", at("/"+h.sys.Container, "&restype=container&comp=list")},
+			{"a list of containers", "GET", at("/", "&comp=list")},
+			{"another's picture", "GET", at("/"+h.sys.Container+"/cat/cat", "")},
+			{"another container", "GET", at("/"+secretContainer+"/"+secretBlob, "")},
+			{"another permission", "GET", changed("sp", "racwdl")},
+			{"another resource", "GET", changed("sr", "c")},
+			{"a longer life", "GET", changed("se", "2099-01-01T00:00:00Z")},
+			{"another key", "GET", changed("ske", "2099-01-01T00:00:00Z")},
+			{"another name to save it by", "GET", changed("rscd", "inline")},
 		} {
 			if a := ask(t, c.method, c.target, "", "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode/100 == 2 {
 				t.Errorf("%s: %d", c.what, a.StatusCode)
@@ -575,7 +583,7 @@ func (h *hostile) bodies(t *testing.T, small string, stored func(string)) {
 	} {
 		wg.Go(func() {
 			conn := h.dial(t)
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			go func() { _, _ = io.WriteString(conn, c.raw) }() // it may well be cut off amid that
 			in := bufio.NewReader(conn)
 			a := h.hear(t, name, in)
@@ -675,7 +683,7 @@ func (h *hostile) garbage(t *testing.T) {
 // all sends raw bytes and no more, and hears all that comes back until the end.
 func (h *hostile) all(t *testing.T, raw string) (answers int) {
 	conn := h.dial(t)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	go func() {
 		_, _ = io.WriteString(conn, raw) // it may well be cut off amid that
 		_ = conn.CloseWrite()
