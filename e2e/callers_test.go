@@ -108,8 +108,8 @@ func as(t *testing.T, token, method, url string, body []byte, header ...string) 
 	return answer{resp, b}
 }
 
-// known is the environment of a system that knows its callers.
-func known(issuer string, more map[string]string) stand.SystemOptions {
+// withCallers are the options of a system that knows its callers.
+func withCallers(issuer string, more map[string]string) stand.SystemOptions {
 	both := map[string]string{"OIDC_ISSUER": issuer}
 	maps.Copy(both, more)
 	signer := maps.Clone(both)
@@ -120,7 +120,7 @@ func known(issuer string, more map[string]string) stand.SystemOptions {
 func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	t.Parallel()
 	p := startProvider(t, "0")
-	sys := start(t, known(p.issuer, nil))
+	sys := start(t, withCallers(p.issuer, nil))
 	mia, tom, dogs := p.token(t, "mia", catsAudience), p.token(t, "tom", catsAudience), p.token(t, "mia", "https://dogs.example")
 	picture := sys.URL + "/cat/mia"
 	as(t, mia, "PUT", picture, cat).want(t, 200)
@@ -206,7 +206,7 @@ func TestAnyoneReadsWhereThatIsTheRuleAndTheIssuerMayComeLater(t *testing.T) {
 	t.Parallel()
 	needStand(t)
 	// The cluster's issuer is one of OpenID Connect like any other.
-	opts := known(st.Cluster.URL(), map[string]string{"READ_ACCESS": "anyone"})
+	opts := withCallers(st.Cluster.URL(), map[string]string{"READ_ACCESS": "anyone"})
 	sys := start(t, opts)
 	token := func(f issuer.Federated) string {
 		t.Helper()

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -89,5 +90,49 @@ func TestTheReadmesMetricsAreThoseThatThereAre(t *testing.T) {
 	}
 	if diff := cmp.Diff(slices.Sorted(maps.Keys(there)), slices.Sorted(maps.Keys(told))); diff != "" {
 		t.Errorf("metrics (- there, + README):\n%s", diff)
+	}
+}
+
+func TestTheTestsThatTheDocsNameAreThere(t *testing.T) {
+	root, err := stand.FindRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, module := range []string{"shared", "frontend", "signer", "local", "k8s", "e2e"} {
+		err := filepath.WalkDir(filepath.Join(root, module), func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return err
+			case d.Name() == "node_modules":
+				return fs.SkipDir
+			}
+			if !strings.HasSuffix(path, "_test.go") {
+				return nil
+			}
+			b, err := os.ReadFile(path)
+			for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)`).FindAllSubmatch(b, -1) {
+				there[string(m[1])] = true
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	docs, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, doc := range docs {
+		b, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`).FindAllString(string(b), -1) {
+			if !there[name] {
+				t.Errorf("%s names %s, which is nowhere", filepath.Base(doc), name)
+			}
+		}
 	}
 }
