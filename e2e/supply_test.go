@@ -188,6 +188,8 @@ func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
 	for _, file := range append(files, "local/emulator/Dockerfile") {
 		if name := strings.TrimPrefix(file, "../"); name != "Dockerfile.bases" && !strings.Contains(release.text, "dockerfile: "+name+"}") {
 			t.Errorf("%s is not released", name)
+		} else if name != "Dockerfile.bases" && !slices.Contains(find(stages(t, filepath.Join("..", name))[1], "COPY"), "--from=build /licences /licences") {
+			t.Errorf("%s: the image has no licences", name)
 		}
 	}
 }

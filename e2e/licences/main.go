@@ -13,8 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/licensecheck"
 
@@ -197,10 +199,27 @@ func isLicence(e fs.DirEntry) bool {
 		(strings.HasPrefix(name, "LICENSE") || strings.HasPrefix(name, "LICENCE") || strings.HasPrefix(name, "COPYING"))
 }
 
+// scanner knows the licences that are allowed, and those most wanted to be seen where
+// they are a small part of a text. Of all others it says that it does not know the
+// text, which is refused as well; with all 551 it would take seconds to start.
+var scanner = sync.OnceValues(func() (*licensecheck.Scanner, error) {
+	var known []licensecheck.License
+	for _, l := range licensecheck.BuiltinLicenses() {
+		if _, ok := allowed[l.ID]; ok || regexp.MustCompile(`GPL|^(SSPL|BUSL|CC-BY|OpenSSL|Commons)`).MatchString(l.ID) {
+			known = append(known, l)
+		}
+	}
+	return licensecheck.NewScanner(known)
+})
+
 // recognise returns the SPDX identifiers of the licences in a text. All of them must
 // be allowed, and hardly anything else may be in it.
 func recognise(text []byte) ([]string, error) {
-	cov := licensecheck.Scan(text)
+	s, err := scanner()
+	if err != nil {
+		return nil, err
+	}
+	cov := s.Scan(text)
 	if cov.Percent < 75 {
 		return nil, fmt.Errorf("only %.0f %% of it is the text of a known licence", cov.Percent)
 	}
