@@ -74,12 +74,7 @@ func (f *flood) end() {
 func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 	t.Parallel()
 	const limit, most = 42 << 20, 4 * 128 // GOMEMLIMIT as the manifests' 60 MiB make it; connections
-	h := newHostile(t, map[string]string{"GOMEMLIMIT": fmt.Sprint(limit)})
-	sys, pid := h.sys, h.sys.Signer.Pid()
-	put(t, sys, "good", cat)
-	link(t, sys, "good", "")
-	goroutines, fds := sum(t, sys.SignerOps, "go_goroutines"), sum(t, sys.SignerOps, "process_open_fds")
-
+	needStand(t)
 	idle := 10_000
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
@@ -89,10 +84,19 @@ func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 		files.Cur = files.Max
 		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files) // or it stays as it is, and there are fewer
 	}
-	if room := int(min(files.Cur, 1<<20)) - 3000; room < idle {
-		idle = max(room, 600)
+	if files.Cur < 4096 {
+		t.Skipf("needs some thousands of open files; the limit is %d", files.Cur)
+	}
+	if room := int(min(files.Cur, 1<<20)) - 3500; room < idle { // what this and other tests have besides
+		idle = room
 		t.Logf("%d connections only: the limit of open files is %d", idle, files.Cur)
 	}
+
+	h := newHostile(t, map[string]string{"GOMEMLIMIT": fmt.Sprint(limit)})
+	sys, pid := h.sys, h.sys.Signer.Pid()
+	put(t, sys, "good", cat)
+	link(t, sys, "good", "")
+	goroutines, fds := sum(t, sys.SignerOps, "go_goroutines"), sum(t, sys.SignerOps, "process_open_fds")
 
 	// Who looks on: Kubernetes, and Prometheus.
 	var worst, memory, connections atomic.Int64
@@ -202,7 +206,7 @@ func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 
 	eventually(t, func() error {
 		g, o := sum(t, sys.SignerOps, "go_goroutines"), sum(t, sys.SignerOps, "process_open_fds")
-		if inFlight := sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); g > goroutines+60 || o > fds+60 || inFlight > 0 { // connections to storage stay for a while
+		if inFlight := sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); g > goroutines+2*128+60 || o > fds+128+60 || inFlight > 0 { // 128 connections to storage are kept for a while
 			return fmt.Errorf("%v goroutines, %v before; %v open files, %v before; %v requests in flight", g, goroutines, o, fds, inFlight)
 		}
 		return nil

@@ -1,9 +1,11 @@
 package service
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net/http"
+	"net/textproto"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -99,4 +101,38 @@ func TestTrailersAreNotKept(t *testing.T) {
 			t.Errorf("%s: %d bytes are held for each", name, each)
 		}
 	}
+}
+
+// However it comes in pieces, a header has as many lines as net/textproto, which
+// net/http reads it with, makes of it, and ends where that says.
+func FuzzHeaderLines(f *testing.F) {
+	for _, s := range []string{"a: b\r\n\r\nrest", "a:\n\n", "\r\n\r\n", "a\r\r\n\r\n", "a:b\r\n c\r\n\r\n", strings.Repeat("a:\n", 200), "a: \r"} {
+		f.Add(s, 3)
+	}
+	f.Fuzz(func(t *testing.T, s string, at int) {
+		s = "GET / HTTP/1.1\r\n" + s
+		at = min(max(at, 0), len(s))
+		var whole, pieces headerLines
+		few := whole.take([]byte(s))
+		if got := pieces.take([]byte(s[:at])) && pieces.take([]byte(s[at:])); got != few || few && pieces != whole {
+			t.Fatalf("cut at %d: %v %+v; whole: %v %+v", at, got, pieces, few, whole)
+		}
+		r := textproto.NewReader(bufio.NewReader(strings.NewReader(s)))
+		lines := 0
+		for {
+			line, err := r.ReadLineBytes()
+			if err != nil {
+				break
+			}
+			if lines++; len(line) == 0 {
+				if few && !whole.ended || !few && lines <= maxHeaderLines {
+					t.Fatalf("it ends after %d lines: %v %+v", lines, few, whole)
+				}
+				return
+			}
+		}
+		if whole.ended || few && lines > maxHeaderLines+1 {
+			t.Fatalf("%d lines and no end: %v %+v", lines, few, whole)
+		}
+	})
 }
