@@ -86,26 +86,10 @@ func (p *provider) token(t *testing.T, client, audience string) string {
 // as sends one request with a bearer token, or without where it is "".
 func as(t *testing.T, token, method, url string, body []byte, header ...string) answer {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
 	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
+		header = append(header, "Authorization", "Bearer "+token)
 	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	resp, err := client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{resp, b}
+	return ask(t, method, url, string(body), header...)
 }
 
 // withCallers are the options of a system that knows its callers.
