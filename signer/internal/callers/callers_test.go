@@ -1,6 +1,7 @@
 package callers
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -41,12 +42,12 @@ type provider struct {
 
 	mu     sync.Mutex
 	public []jose.JSONWebKey
-	scheme string // of the keys' address, in place of https
+	keysAt string // another address of the keys
 }
 
 func newProvider(t *testing.T, keys ...key) *provider {
 	t.Helper()
-	p := &provider{scheme: "https"}
+	p := &provider{}
 	p.publish(keys...)
 	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.down.Load() {
@@ -60,7 +61,7 @@ func newProvider(t *testing.T, keys ...key) *provider {
 		case "/.well-known/openid-configuration":
 			p.asked.Add(1)
 			_ = json.NewEncoder(w).Encode(map[string]any{
-				"issuer": p.URL, "jwks_uri": p.scheme + strings.TrimPrefix(p.URL, "https") + "/keys",
+				"issuer": p.URL, "jwks_uri": cmp.Or(p.keysAt, p.URL+"/keys"),
 				"id_token_signing_alg_values_supported": []string{"RS256", "ES256", "none", "HS256"},
 			})
 		case "/keys":
@@ -398,7 +399,9 @@ func TestAnIssuerThatCannotBeRightIsRefused(t *testing.T) {
 	if err := asking(p, nil).Check(t.Context()); err != nil {
 		t.Errorf("the right one: %v", err)
 	}
-	p.scheme = "http"
+	plain := httptest.NewServer(p.Config.Handler)
+	defer plain.Close()
+	p.keysAt = plain.URL + "/keys"
 	if err := asking(p, nil).Check(t.Context()); err == nil {
 		t.Error("keys that anybody on the way can change were taken")
 	}
