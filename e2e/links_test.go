@@ -22,14 +22,20 @@ import (
 // ask sends a request with headers of its own, names and values in turn.
 func ask(t *testing.T, method, url, body string, header ...string) answer {
 	t.Helper()
+	return askBy(t, client(), method, url, body, header...)
+}
+
+// askBy is ask with a client of its own.
+func askBy(t *testing.T, client *http.Client, method, url, body string, header ...string) answer {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
+		req.Header.Add(header[i], header[i+1])
 	}
-	resp, err := client().Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

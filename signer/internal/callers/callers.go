@@ -56,9 +56,9 @@ type Options struct {
 type Callers struct {
 	opts     Options
 	log      *slog.Logger
-	verifier atomic.Pointer[verifier] // nil before the issuer has answered
-	failed   atomic.Pointer[error]    // why it has not
-	clients  *limit.Clients[string]   // by sub
+	verifier atomic.Pointer[oidc.IDTokenVerifier] // nil before the issuer has answered
+	failed   atomic.Pointer[error]                // why it has not
+	clients  *limit.Clients[string]               // by sub
 	outcomes *prometheus.CounterVec
 	now      func() time.Time
 }
@@ -126,12 +126,6 @@ func (c *Callers) Ready() error {
 	return signerapi.ErrIssuerUnavailable.Wrap(errors.New("the issuer of the callers' tokens has not answered yet"))
 }
 
-// verifier checks tokens by what the issuer said.
-type verifier struct {
-	*oidc.IDTokenVerifier
-	keys *keySet
-}
-
 // Check returns why tokens could not be verified now, for [cats.example/signer/internal/doctor].
 func (c *Callers) Check(ctx context.Context) error {
 	_, err := c.discover(ctx)
@@ -139,7 +133,7 @@ func (c *Callers) Check(ctx context.Context) error {
 }
 
 // discover asks the issuer how it signs, and for its keys.
-func (c *Callers) discover(ctx context.Context) (*verifier, error) {
+func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*issuerTimeout)
 	defer cancel()
 	client := *c.opts.Client
@@ -164,15 +158,15 @@ func (c *Callers) discover(ctx context.Context) (*verifier, error) {
 	keysClient.Transport = seldom{bounded, rate.NewLimiter(rate.Every(keysEvery), keysBurst)}
 	keys := &keySet{oidc.NewRemoteKeySet(oidc.ClientContext(context.WithoutCancel(ctx), &keysClient), said.Keys)}
 	// The keys are fetched when a token wants them; this one, signed by nobody, does.
-	if err := keys.check(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.AAAA"); errors.Is(err, errNoKeys) {
+	if _, err := keys.VerifySignature(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.AAAA"); errors.Is(err, errNoKeys) {
 		return nil, err
 	}
-	return &verifier{oidc.NewVerifier(c.opts.Issuer, keys, &oidc.Config{
+	return oidc.NewVerifier(c.opts.Issuer, keys, &oidc.Config{
 		ClientID: c.opts.Audience,
 		// Ours and not the issuer's word for "none" or for secrets that are shared.
 		SupportedSigningAlgs: signedByKeys(said.Algs),
 		Now:                  func() time.Time { return c.now().Add(-ClockSkew) },
-	}), keys}, nil
+	}), nil
 }
 
 // signedByKeys returns those of algs that sign with a key of which the public half
@@ -197,33 +191,22 @@ var errNoKeys = errors.New("fetching the issuer's keys")
 // errSeldom is that they were had a moment ago.
 var errSeldom = errors.New("the issuer was asked for its keys a moment ago")
 
-// keySet is the library's, whose errors keep what they are for [Callers.verify].
+// keySet is the library's, whose errors keep what they are for [Callers.of].
 type keySet struct{ *oidc.RemoteKeySet }
 
 type verdictKey struct{}
 
-// VerifySignature implements [oidc.KeySet].
+// VerifySignature implements [oidc.KeySet]. The error is errNoKeys where the token
+// could not be checked, and another where it was not signed with one of the keys.
 func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	payload, err := k.RemoteKeySet.VerifySignature(ctx, token)
+	if err != nil && !errors.Is(err, errSeldom) && strings.HasPrefix(err.Error(), "fetching keys") {
+		err = fmt.Errorf("%w: %w", errNoKeys, err)
+	}
 	if verdict, ok := ctx.Value(verdictKey{}).(*error); ok {
 		*verdict = err // the verifier turns it into text
 	}
 	return payload, err
-}
-
-// check returns errNoKeys where token could not be checked, another error where it
-// was not signed with one of the keys.
-func (k *keySet) check(ctx context.Context, token string) error {
-	_, err := k.RemoteKeySet.VerifySignature(ctx, token)
-	return keysError(err)
-}
-
-// keysError makes an error of the library's an errNoKeys where it is that.
-func keysError(err error) error {
-	if err == nil || errors.Is(err, errSeldom) || !strings.HasPrefix(err.Error(), "fetching keys") {
-		return err
-	}
-	return fmt.Errorf("%w: %w", errNoKeys, err)
 }
 
 // seldom keeps those who send tokens from having the issuer asked as often as they like.
@@ -278,7 +261,7 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 		switch {
 		case ok:
 			return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(late))
-		case errors.Is(keysError(signature), errNoKeys):
+		case errors.Is(signature, errNoKeys):
 			return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
 		}
 		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))

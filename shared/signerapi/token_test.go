@@ -1,0 +1,73 @@
+package signerapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestTheCallersTokenIsPassedOnAndNeverShown(t *testing.T) {
+	var got []Token
+	srv := httptest.NewServer(NewHandler(tokens{stub{}, &got}, ignore))
+	defer srv.Close()
+	c := clientOf(t, srv.URL)
+	for _, want := range []Token{"", "eyJhbGciOiJub25lIn0.e30.-_~+/=="} {
+		got = nil
+		ctx := t.Context()
+		if want != "" {
+			ctx = WithToken(ctx, want)
+		}
+		_, put := c.Put(ctx, user(t, "x"), strings.NewReader("x"), PutOptions{Size: 1})
+		_, link := c.Link(ctx, user(t, "x"), LinkOptions{})
+		if err := errors.Join(put, link, c.Delete(ctx, user(t, "x"), Conditions{})); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]Token{want, want, want}, got); diff != "" {
+			t.Errorf("tokens (-want +got):\n%s", diff)
+		}
+		for _, shown := range []string{fmt.Sprint(want), fmt.Sprintf("%#v %+v %q", want, want, want), want.LogValue().String()} {
+			if want != "" && strings.Contains(shown, string(want)) {
+				t.Errorf("it is shown: %s", shown)
+			}
+		}
+	}
+	for _, field := range [][]string{{"Bearer a", "Bearer b"}, {"Basic YTpi"}, {"Bearer"}, {"Bearer a b"}, {"Bearer a,b"}, {""}} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/link?user=x", nil)
+		r.Header.Set(contractHeader, contractVersion)
+		r.Header["Authorization"] = field
+		rec := httptest.NewRecorder()
+		NewHandler(stub{}, ignore).ServeHTTP(rec, r) // which panics when it is called
+		if rec.Code != http.StatusUnauthorized {
+			t.Errorf("%q: %d %s; want 401", field, rec.Code, rec.Body)
+		}
+	}
+}
+
+// tokens notes whose token comes with each call.
+type tokens struct {
+	stub
+	got *[]Token
+}
+
+func (s tokens) Put(ctx context.Context, _ User, body io.Reader, _ PutOptions) (Info, error) {
+	*s.got = append(*s.got, TokenOf(ctx))
+	_, err := io.Copy(io.Discard, body)
+	return Info{}, err
+}
+
+func (s tokens) Link(ctx context.Context, _ User, _ LinkOptions) (Link, error) {
+	*s.got = append(*s.got, TokenOf(ctx))
+	return Link{}, nil
+}
+
+func (s tokens) Delete(ctx context.Context, _ User, _ Conditions) error {
+	*s.got = append(*s.got, TokenOf(ctx))
+	return nil
+}
