@@ -450,7 +450,9 @@ func (s *soak) garbage(r *rand.Rand) {
 	_, _ = conn.Write(raw)
 	_ = conn.(*net.TCPConn).CloseWrite()
 	got, _ := io.ReadAll(conn)
-	if status, _, _ := bytes.Cut(bytes.TrimPrefix(got, []byte("HTTP/1.1 ")), []byte(" ")); len(got) > 0 {
+	if len(got) > 0 {
+		_, after, _ := bytes.Cut(got, []byte(" ")) // HTTP/1.0 is answered in kind
+		status, _, _ := bytes.Cut(after, []byte(" "))
 		s.count("garbage: " + string(status))
 		if n, err := strconv.Atoi(string(status)); err != nil || n == 500 || n == 502 {
 			s.fault("%q is answered with %q", raw, got)
