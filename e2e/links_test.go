@@ -33,7 +33,7 @@ func askBy(t *testing.T, client *http.Client, method, url, body string, header .
 		t.Fatal(err)
 	}
 	for i := 0; i < len(header); i += 2 {
-		req.Header.Add(header[i], header[i+1])
+		req.Header.Set(header[i], header[i+1])
 	}
 	resp, err := client.Do(req)
 	if err != nil {
