@@ -101,16 +101,14 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 			more()
 			time.Sleep(2500 * time.Millisecond) // until ours are closed
 			// No number below the limit is free, and none of a connection is above it.
-			for lowestFree(t, sys.Frontend.Pid()) != open(t, sys.Frontend.Pid()) {
-				had := open(t, sys.Frontend.Pid())
-				dial(t, sys)
-				eventually(t, func() error {
-					if now := open(t, sys.Frontend.Pid()); now <= had {
-						return fmt.Errorf("%d descriptors are open", now)
-					}
-					return nil
-				})
-			}
+			eventually(t, func() error {
+				lowest, all := lowestFree(t, sys.Frontend.Pid()), open(t, sys.Frontend.Pid())
+				if lowest != all {
+					dial(t, sys)
+					return fmt.Errorf("descriptor %d of %d is free", lowest, all)
+				}
+				return nil
+			})
 			dial(t, sys)
 			time.Sleep(100 * time.Millisecond)
 			more = limitFiles(t, sys.Frontend.Pid(), open(t, sys.Frontend.Pid()))

@@ -317,7 +317,7 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 					}
 				}
 				answered.Add(1)
-				time.Sleep(time.Duration(1+len(request.body)>>16) * time.Millisecond) // leave the machine to others
+				time.Sleep(time.Duration(20+len(request.body)>>13) * time.Millisecond) // leave the machine to others
 			}
 		})
 	}

@@ -107,6 +107,10 @@ func TestTheSplitHolds(t *testing.T) {
 func TestABrokenSplitIsNoticed(t *testing.T) {
 	const skip = "azure.workload.identity/skip-containers"
 	yes := true
+	whole := deployment(t, build(t, tree(t), "base")).Spec.Template
+	if faults := isolation(whole); len(faults) > 0 {
+		t.Fatal(faults)
+	}
 	for name, breaks := range map[string]func(*corev1.PodTemplateSpec){
 		"no skip-containers":           func(p *corev1.PodTemplateSpec) { delete(p.Annotations, skip) },
 		"skip-containers with a comma": func(p *corev1.PodTemplateSpec) { p.Annotations[skip] = "frontend,other" },
@@ -143,12 +147,9 @@ func TestABrokenSplitIsNoticed(t *testing.T) {
 		"one by default":          func(p *corev1.PodTemplateSpec) { p.Spec.AutomountServiceAccountToken = nil },
 		"another service account": func(p *corev1.PodTemplateSpec) { p.Spec.ServiceAccountName = "default" },
 	} {
-		pod := deployment(t, build(t, tree(t), "base")).Spec.Template
-		if faults := isolation(pod); len(faults) > 0 {
-			t.Fatal(faults)
-		}
-		breaks(&pod)
-		if len(isolation(pod)) == 0 {
+		pod := whole.DeepCopy()
+		breaks(pod)
+		if len(isolation(*pod)) == 0 {
 			t.Errorf("%s is not noticed", name)
 		}
 	}

@@ -123,9 +123,15 @@ func deployment(t *testing.T, objects []runtime.Object) *appsv1.Deployment {
 	return one(t, objects, func(d *appsv1.Deployment) bool { return d.Name == "cats-api" })
 }
 
-// variants are all that is applied by someone.
+// built are the variants, by the first test that asks for them.
+var built map[string][]runtime.Object
+
+// variants are all that is applied by someone. No test may change them.
 func variants(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
+	if built != nil {
+		return built
+	}
 	all := map[string][]runtime.Object{
 		"aks":      build(t, filled(t), "overlays/aks"),
 		"emulator": build(t, tree(t), "overlays/emulator"),
@@ -142,6 +148,7 @@ func variants(t *testing.T) map[string][]runtime.Object {
 	mem := filled(t)
 	edit(t, mem, "overlays/aks/kustomization.yaml", `(?m)^ +# - (\S+).*$`, "  - $1")
 	all["aks with everything"] = build(t, mem, "overlays/aks")
+	built = all
 	return all
 }
 

@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -24,18 +28,35 @@ import (
 	"cats.example/local/stand"
 )
 
+// binDir has the real signer and frontend, once a test has asked for them.
+var binDir string
+
+var builds = sync.OnceValues(func() (root string, err error) {
+	if root, err = stand.FindRoot(); err != nil {
+		return "", err
+	}
+	return root, stand.Build(context.Background(), root, binDir)
+})
+
+func TestMain(m *testing.M) {
+	var err error
+	if binDir, err = os.MkdirTemp("", "cats-local-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(binDir)
+	os.Exit(code)
+}
+
 // build builds the real signer and frontend and returns the checkout and where they are.
 func build(t *testing.T) (root, bin string) {
 	t.Helper()
-	root, err := stand.FindRoot()
+	root, err := builds()
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin = t.TempDir()
-	if err := stand.Build(t.Context(), root, bin); err != nil {
-		t.Fatal(err)
-	}
-	return root, bin
+	return root, binDir
 }
 
 func TestEverySettingOfBothIsPassedOnOrMadeHere(t *testing.T) {
@@ -96,14 +117,23 @@ func listen(t *testing.T, port int) net.Listener {
 	return l
 }
 
-// freePorts returns settings whose ports nobody listens on.
+// freePorts returns settings whose ports nobody listens on. They are below those that
+// the kernel gives to connections, of which other tests make thousands meanwhile.
 func freePorts(t *testing.T) config {
 	t.Helper()
 	var ports [5]int
 	for i := range ports {
-		l := listen(t, 0)
-		defer l.Close() // all at once, so that no two are the same
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		for ports[i] == 0 {
+			port := 10_000 + rand.IntN(20_000)
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
+			if errors.Is(err, syscall.EADDRINUSE) {
+				continue
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close() // all at once, so that no two are the same
+			ports[i] = port
+		}
 	}
 	return config{ports[0], ports[1], ports[2], ports[3], ports[4], "cats", ""}
 }

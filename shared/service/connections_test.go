@@ -151,7 +151,10 @@ func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
 	eventually(t, "all at work", func() bool { return atWork.Load() == 4 })
 	r.stop()
 	eventually(t, "the end of accepting", func() bool {
-		_, err := net.DialTimeout("tcp", strings.TrimPrefix(r.work, "http://"), time.Second) //nolint:noctx // it is refused
+		c, err := net.DialTimeout("tcp", strings.TrimPrefix(r.work, "http://"), time.Second) //nolint:noctx // it is refused
+		if err == nil {
+			_ = c.Close() // or the server waits for a request in it
+		}
 		return err != nil
 	})
 	close(release)

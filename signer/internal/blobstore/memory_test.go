@@ -232,7 +232,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			for range 8 {
+			for range 4 {
 				body := io.Reader(strings.NewReader(content[:rand.IntN(len(content))+1]))
 				if rand.IntN(2) == 0 {
 					body = io.MultiReader(body, broken{})
