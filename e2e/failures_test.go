@@ -44,7 +44,7 @@ type account struct {
 	server  *http.Server
 
 	mu     sync.Mutex
-	faults map[string]fault // by user, "" for what is about no blob, "*" for what has none of its own
+	faults map[string]fault // by user, "" for what is about no blob
 	all    fault            // of what has no fault of its own
 }
 

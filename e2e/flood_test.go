@@ -72,8 +72,9 @@ func (f *flood) end() {
 // Ten thousand connections, and six hundred uploads that hardly come, take as much
 // of the signer as it has to give, and no more: it stays within the memory that the
 // manifests give it, serves who behaves, and is as before when they are gone.
+//
+// It runs beside no other test of this package, which would all be slowed down.
 func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
-	t.Parallel()
 	const limit, most = 42 << 20, 4 * 128 // GOMEMLIMIT as the manifests' 60 MiB make it; connections
 	needStand(t)
 	idle := 10_000

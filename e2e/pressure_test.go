@@ -29,10 +29,11 @@ func TestAnAnswerThatComesLateIsNotALoss(t *testing.T) {
 	}
 }
 
-// While storage takes two seconds over each answer, or throttles, what waits is
+// While storage takes a second over each answer, or throttles, what waits is
 // bounded, and all is as before once it is over.
+//
+// It runs beside no other test of this package: all have part of the same two cores.
 func TestWhatWaitsForStorageIsBounded(t *testing.T) {
-	t.Parallel()
 	for name, f := range map[string]fault{"slow": slow, "throttled": refuse(503, "ServerBusy", "Retry-After", "1"), "resets": reset} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -41,7 +42,7 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 			put(t, sys, "warm", cat)
 			before := sum(t, sys.SignerOps, "go_goroutines")
 			var asked atomic.Int64
-			storage.set("*", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			storage.setAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 				asked.Add(1)
 				f(w, r, healthy)
 			})
@@ -76,14 +77,14 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 			for code := range told {
 				n := told[code].Load()
 				answered += n
-				if n > 0 && code != 200 && code != 404 && code != 503 {
+				if n > 0 && code != 503 && (name != "slow" || code != 200 && code != 404) {
 					t.Errorf("%d were told %d", n, code)
 				}
 			}
-			if answered != 2*each || asked.Load() > 2*each*8 {
+			if answered != 2*each || asked.Load() == 0 || asked.Load() > 2*each*8 {
 				t.Errorf("%d answers, after storage was asked %d times", answered, asked.Load())
 			}
-			storage.set("*", nil)
+			storage.setAll(nil)
 			eventually(t, func() error {
 				// One for each of the frontend's connections, two for each of those to
 				// storage: they are kept for a while.

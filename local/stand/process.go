@@ -60,7 +60,7 @@ func (p *Process) Start(ctx context.Context) error {
 	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log
 	cmd.SysProcAttr = group()
-	cmd.WaitDelay = time.Second // for output that a grandchild holds open
+	cmd.WaitDelay = 5 * time.Second // for output that a grandchild holds open
 	run := &processRun{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
