@@ -44,7 +44,8 @@ type Signer interface {
 	// the picture that was there is still there, except that the answer of storage
 	// or of the signer may have been lost: after ErrStorageUnavailable,
 	// ErrThrottled, ErrIdentityUnavailable, ErrSignerUnavailable or ErrInternal the
-	// new one may have been stored all the same.
+	// new one may have been stored all the same, and where ErrPreconditionFailed or
+	// ErrConflict say so, it may have been there for a while.
 	//
 	// The end of the picture is io.EOF, exactly; any other error from body, io.EOF
 	// wrapped in another error included, is a broken picture and stores nothing.

@@ -80,6 +80,36 @@ func TestARepeatedCreateIsNotAConflictWithItself(t *testing.T) {
 	}
 }
 
+// Where another picture comes between two tries, the second is refused, and what the
+// first has done is told all the same.
+func TestARefusedRepetitionSaysThatTheFirstMayHaveBeenDone(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	tries := 0
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut && r.Method != http.MethodDelete {
+			return false
+		}
+		if tries++; tries%2 == 1 {
+			panic(http.ErrAbortHandler)
+		}
+		back.blobs["/cats/x/cat"] = "another"
+		refuse(w, 412, "ConditionNotMet")
+		return true
+	}
+	c := signerapi.Conditions{IfMatch: `"0x1"`}
+	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c})
+	if !errors.Is(err, signerapi.ErrPreconditionFailed) || !strings.Contains(signerapi.AsError(err).Detail, "may have been stored") {
+		t.Errorf("put: %v", err)
+	}
+	err = s.Delete(t.Context(), user(t, "x"), c)
+	if !errors.Is(err, signerapi.ErrPreconditionFailed) || !strings.Contains(signerapi.AsError(err).Detail, "may have deleted") {
+		t.Errorf("delete: %v", err)
+	}
+	if tries != 4 {
+		t.Errorf("storage was asked %d times", tries)
+	}
+}
+
 func TestConditionsGoToStorage(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	var got []string

@@ -208,6 +208,9 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	if op.unclear > 0 && errors.Is(err, signerapi.ErrNotFound) {
 		return nil // an earlier try of ours has deleted it, or another did: it is gone
 	}
+	if op.unclear > 0 && errors.Is(err, signerapi.ErrPreconditionFailed) {
+		return signerapi.AsError(err).With("storage refused to repeat this deletion, after its first try may have deleted the picture")
+	}
 	return err
 }
 
