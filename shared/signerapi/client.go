@@ -88,7 +88,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	}
 	if whole && errors.Is(err, ErrSignerUnavailable) {
 		e := AsError(err)
-		err = e.With(e.Detail + "; the picture may have been stored all the same")
+		err = e.With(e.Detail + MayBeStored)
 	}
 	return info, err
 }

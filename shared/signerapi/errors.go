@@ -50,6 +50,10 @@ var (
 	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
 )
 
+// MayBeStored ends the Detail of an error of a Put after which the picture may be
+// there. Who is told of another that it is not must be able to rely on it.
+const MayBeStored = "; the picture may have been stored all the same"
+
 // wire is the one table of what crosses the wire: the errors a client accepts and
 // the status that goes with each. A client goes by the code, never by the status.
 var wire = []struct {

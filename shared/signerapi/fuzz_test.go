@@ -199,8 +199,7 @@ func FuzzAnswers(f *testing.F) {
 				}
 				// Whether a picture was sent whole before an answer that makes no sense
 				// ended the call is a matter of time.
-				detail, _ := strings.CutSuffix(e.Detail, "; the picture may have been stored all the same")
-				o = outcome{code: e.Code + detail}
+				o = outcome{code: e.Code + strings.TrimSuffix(e.Detail, MayBeStored)}
 			}
 			return o
 		}
@@ -273,3 +272,68 @@ func FuzzConditions(f *testing.F) {
 		}
 	})
 }
+
+// FuzzHandler has strangers' queries answered: never a 500, and only a user name
+// that ParseUser takes reaches the signer.
+func FuzzHandler(f *testing.F) {
+	for _, s := range []string{"user=a", "user=a&ttl_seconds=60", "user=%2e%2e", "user=a&download=x%22.png", "user=a;b", "%", "user=a&size=1"} {
+		f.Add("GET", s)
+		f.Add("PUT", s)
+	}
+	f.Fuzz(func(t *testing.T, method, query string) {
+		check := func(u User) {
+			if _, err := ParseUser(u.String()); err != nil {
+				t.Fatalf("user %q reached the signer", u)
+			}
+		}
+		h := NewHandler(stub{
+			put: func(u User, _ io.Reader, o PutOptions) (Info, error) { check(u); return Info{Size: o.Size}, nil },
+			link: func(u User, o LinkOptions) (Link, error) {
+				check(u)
+				if o.TTL < 0 || CheckDownloadName(o.Download) != nil {
+					t.Fatalf("options %+v reached the signer", o)
+				}
+				return Link{}, nil
+			},
+			delete: func(u User, _ Conditions) error { check(u); return nil },
+		}, ignore)
+		for _, path := range []string{picturePath, linkPath} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
+			r.Method, r.URL.RawQuery = method, query
+			r.Header.Set(contractHeader, contractVersion)
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			if rec.Code >= 500 {
+				t.Fatalf("%s %s?%s: %d %s", method, path, query, rec.Code, rec.Body)
+			}
+		}
+	})
+}
+
+// FuzzDecodeAnswer has the client read a signer gone mad.
+func FuzzDecodeAnswer(f *testing.F) {
+	f.Add(200, `{"url":"https://x","expires_at":"2030-01-02T03:04:05Z"}`)
+	f.Add(404, `{"code":"not_found","detail":"x"}`)
+	f.Add(503, `{"code":["throttled"]}`)
+	f.Add(302, "")
+	f.Fuzz(func(t *testing.T, status int, answer string) {
+		if status < 200 || status > 999 {
+			return
+		}
+		c := clientOf(t, "http://signer.test:1")
+		c.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
+		})
+		if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
+			if _, ok := errors.AsType[*Error](err); !ok {
+				t.Fatalf("an error outside the contract: %v", err)
+			}
+		} else if status/100 != 2 {
+			t.Fatalf("status %d with %q passed for a link", status, answer)
+		}
+	})
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -340,7 +340,7 @@ func (up *upload) visible(ctx context.Context, sum []byte, op *operation, doing 
 	if errors.Is(e, signerapi.ErrPreconditionFailed) || errors.Is(e, signerapi.ErrConflict) {
 		return signerapi.Info{}, e.With("storage refused to repeat this upload, after its first try may have been stored for a while")
 	}
-	return signerapi.Info{}, e.With(e.Detail + "; the picture may have been stored all the same")
+	return signerapi.Info{}, e.With(e.Detail + signerapi.MayBeStored)
 }
 
 func (up *upload) headers(sum []byte) *blob.HTTPHeaders {
