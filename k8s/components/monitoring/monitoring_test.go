@@ -82,10 +82,17 @@ func promtool(t *testing.T, args ...string) {
 	// is tried out on a cluster.
 	scrape := regexp.MustCompile(`(?s)kubernetes_sd_configs:.*?\n    relabel_configs:`).
 		ReplaceAll(read(t, "scrape_configs.yaml"), []byte("static_configs: [{targets: [localhost:8090]}]\n    relabel_configs:"))
-	for name, content := range map[string][]byte{
-		"rules.yaml": groups, "prometheus.yaml": scrape,
-		testFiles[0]: read(t, testFiles[0]), testFiles[1]: read(t, testFiles[1]),
-	} {
+	files := map[string][]byte{"rules.yaml": groups, "prometheus.yaml": scrape}
+	// Where an alert is evaluated before its recordings, it sees those of the step
+	// before, which at steps of more than five minutes are stale.
+	order := "group_eval_order:\n"
+	for _, g := range file.Spec.Groups {
+		order += "- " + g.Name + "\n"
+	}
+	for _, name := range testFiles {
+		files[name] = append([]byte(order), read(t, name)...)
+	}
+	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
