@@ -85,6 +85,7 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 		says: []string{"storage_unavailable", "too many open files"},
 		told: 10 * time.Second, within: 20 * time.Second,
 	}.run(t)
+	mark := sys.Frontend.Log.Mark() // the listener says it once in a while, and may try just when the limit is set
 	incident{
 		name: "no file descriptors are left in the frontend", sys: sys, inTurn: true, lone: true, deletes: true,
 		log: sys.Frontend.Log, asker: kept,
@@ -112,7 +113,6 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 			dial(t, sys)
 			time.Sleep(100 * time.Millisecond)
 			more = limitFiles(t, sys.Frontend.Pid(), open(t, sys.Frontend.Pid()))
-			mark := sys.Frontend.Log.Mark()
 			defer logged(t, sys.Frontend.Log, mark, `"level":"ERROR"`, "no file descriptor for a connection", "fix: raise the limit of open files")
 			var wg sync.WaitGroup
 			for range 3 {
