@@ -39,7 +39,7 @@ func startProvider(t *testing.T, port string) *provider {
 	p := &provider{cmd: exec.CommandContext(t.Context(), "node", filepath.Join(root, "e2e", "testdata", "provider.mjs"))}
 	p.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "NODE_MODULES=" + filepath.Join(root, "local", "node_modules"),
-		"CERT=" + st.CA.CertFile, "KEY=" + st.CA.KeyFile, "PORT=" + port, "CLIENTS=mia,tom", "AUDIENCE=" + catsAudience,
+		"CERT=" + st.CA.File, "KEY=" + st.CA.KeyFile, "PORT=" + port, "CLIENTS=mia,tom", "AUDIENCE=" + catsAudience,
 	}
 	var stderr bytes.Buffer
 	p.cmd.Stderr = &stderr
