@@ -46,7 +46,7 @@ type config struct {
 	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
 	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 
-	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 64GiB; 0 for none. Browsers need a CORS rule of the account for that"`
+	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
 
 	APIAddress   string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
 	OpsAddress   string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`

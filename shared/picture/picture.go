@@ -126,7 +126,7 @@ func (l Limits) Inspect(head io.Reader) (mediaType string, err error) {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = io.EOF
 	}
-	if err != nil && err != io.EOF { //nolint:errorlint // only a bare io.EOF is the end
+	if err != nil && err != io.EOF {
 		return "", err
 	}
 	if n == 0 {
@@ -141,10 +141,10 @@ func (l Limits) Inspect(head io.Reader) (mediaType string, err error) {
 		if wrong := header.read(buf[:n]); wrong != nil {
 			return "", wrong
 		}
-		if err == io.EOF || header.step == nil { //nolint:errorlint // as above
+		if err == io.EOF || header.step == nil {
 			return mediaType, header.end()
 		}
-		if n, err = head.Read(buf); err != nil && err != io.EOF { //nolint:errorlint // as above
+		if n, err = head.Read(buf); err != nil && err != io.EOF {
 			return "", err
 		}
 	}

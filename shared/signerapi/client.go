@@ -153,7 +153,7 @@ func (c *Client) Commit(ctx context.Context, user User, ticket string, opts Comm
 	defer cancel()
 	var query query
 	query.add("ticket", ticket)
-	opts.Conditions.query(&query)
+	opts.query(&query)
 	Digests{MD5: opts.MD5}.query(&query)
 	req, err := c.request(ctx, http.MethodPost, commitPath, user, query, nil)
 	if err != nil {

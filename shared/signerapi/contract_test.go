@@ -38,6 +38,7 @@ func (s stub) Delete(_ context.Context, u User, c Conditions) error        { ret
 func (s stub) Ticket(_ context.Context, u User, size int64) (Ticket, error) {
 	return s.ticket(u, size)
 }
+
 func (s stub) Commit(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
 	return s.commit(u, id, o)
 }

@@ -125,7 +125,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	if r.ContentLength > int64(s.options.MaxSize)+formOverhead {
-		return s.options.Limits.CheckSize(r.ContentLength)
+		return s.options.CheckSize(r.ContentLength)
 	}
 	form, err := openForm(r, int64(s.options.MaxSize))
 	if err != nil {
@@ -148,7 +148,7 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
 		return err
 	}
-	_, whole, err := s.options.Limits.Open(body, opts.Size)
+	_, whole, err := s.options.Open(body, opts.Size)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -73,9 +74,7 @@ func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 
 func ask(h http.Handler, method, target string, header http.Header) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, nil) //nolint:noctx // a test's own
-	for name, values := range header {
-		r.Header[name] = values
-	}
+	maps.Copy(r.Header, header)
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, r)
 	return rec

@@ -47,12 +47,13 @@ const (
 	onePiece    = 64 << 20 // the largest that is sent in one request, which can be sent once
 	directBlock = 8 << 20
 
-	// copyBlock is what storage copies in one call, and the largest picture of which
-	// it can tell the MD5 while it does so.
-	copyBlock = 256 << 20
-	// MaxDirect is the largest picture that can be sent straight to storage: what is
-	// copied in the time that a commit has.
-	MaxDirect = 64 << 30
+	// copyBlock is what storage copies in one call, and copyWhole the largest picture
+	// that it copies in one, so that it can compare the MD5 while it does so.
+	copyBlock = 64 << 20
+	copyWhole = 256 << 20
+	// MaxDirect is the largest picture that can be sent straight to storage: at 70 MiB/s
+	// it is copied in the time that a commit has.
+	MaxDirect = 16 << 30
 
 	commits  = 16      // at once; a commit takes some 100 KiB of memory
 	headMost = 1 << 20 // that is read of what was sent, at most
@@ -214,10 +215,10 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info) (signerapi.Info, 
 	// An MD5 that storage has of a blob is what its sender said, and is checked like one
 	// that is said now.
 	switch info.MD5 = sent.MD5; {
-	case sent.Size > copyBlock && c.opts.MD5 != nil:
+	case sent.Size > copyWhole && c.opts.MD5 != nil:
 		return signerapi.Info{}, signerapi.ErrInvalidArgument.With(fmt.Sprintf(
-			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyBlock)))
-	case sent.Size > copyBlock:
+			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyWhole)))
+	case sent.Size > copyWhole:
 		info.MD5 = nil
 	case c.opts.MD5 != nil && sent.MD5 != nil && !bytes.Equal(c.opts.MD5, sent.MD5):
 		return signerapi.Info{}, signerapi.ErrDigestMismatch
@@ -275,21 +276,22 @@ func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Inf
 	}
 	source := s.opts.AccountURL + "/" + s.opts.Container + "/" + c.name + "?" + query
 	var validation blob.SourceContentValidationType
+	size := int64(copyBlock)
 	if info.MD5 != nil {
-		validation = blob.SourceContentValidationTypeMD5(info.MD5)
+		validation, size = blob.SourceContentValidationTypeMD5(info.MD5), copyWhole
 	}
 	var prefix [16]byte // another upload's blocks must not be taken for ours
 	_, _ = rand.Read(prefix[:])
 	var names []string
 	copies, ctx := errgroup.WithContext(ctx)
 	copies.SetLimit(parallel)
-	for at := int64(0); at < info.Size; at += copyBlock {
+	for at := int64(0); at < info.Size; at += size {
 		name := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(prefix[:], uint32(len(names)))) //nolint:gosec // few
 		names = append(names, name)
 		copies.Go(func() error {
 			return s.call(ctx, &operation{name: opCopy}, "copying what was sent", func(ctx context.Context) error {
 				_, err := c.picture.StageBlockFromURL(ctx, name, source, &blockblob.StageBlockFromURLOptions{
-					Range:                          blob.HTTPRange{Offset: at, Count: min(copyBlock, info.Size-at)},
+					Range:                          blob.HTTPRange{Offset: at, Count: min(size, info.Size-at)},
 					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(etag))},
 					SourceContentValidation:        validation,
 				})
@@ -379,7 +381,7 @@ func breakLease(ctx context.Context, client *blockblob.Client) error {
 	if err != nil {
 		return err
 	}
-	_, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: to.Ptr(int32(0))})
+	_, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0))})
 	return err
 }
 
@@ -399,8 +401,8 @@ func (s *Store) sweep(ctx context.Context) {
 
 func (s *Store) removeAbandoned(ctx context.Context) error {
 	pages := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
-		Prefix:     to.Ptr(StagedPrefix),
-		MaxResults: to.Ptr(int32(500)),
+		Prefix:     new(StagedPrefix),
+		MaxResults: new(int32(500)),
 		Include:    container.ListBlobsInclude{UncommittedBlobs: true},
 	})
 	for pages.More() {

@@ -128,3 +128,32 @@ func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
 		t.Errorf("%v; want ErrOverloaded", err)
 	}
 }
+
+// FuzzTicket holds that whatever is taken for a ticket is for one well-formed name,
+// which is another for another user, and ends when the ticket does.
+func FuzzTicket(f *testing.F) {
+	f.Add(newTicket(time.Unix(1_800_000_000, 0), 7).id, "mia")
+	f.Add("0-0-", "a b")
+	f.Add("17179869183-1-A-B", "猫")
+	f.Fuzz(func(t *testing.T, id, name string) {
+		who, err := signerapi.ParseUser(name)
+		if err != nil {
+			return
+		}
+		got, err := parseTicket(id)
+		if err != nil {
+			if !errors.Is(err, signerapi.ErrNoUpload) {
+				t.Fatalf("%q: %v", id, err)
+			}
+			return
+		}
+		blob := got.blobName(who)
+		end, ok := endOf(blob)
+		if !ok || !end.Equal(got.end) || strings.Trim(strings.TrimPrefix(blob, StagedPrefix), "0123456789abcdef-") != "" || got.size < 0 {
+			t.Fatalf("%q is %+v, for %q", id, got, blob)
+		}
+		if blob == got.blobName(user(t, name+"x")) {
+			t.Fatalf("%q is for two users", blob)
+		}
+	})
+}
