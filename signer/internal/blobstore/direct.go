@@ -55,6 +55,8 @@ const (
 	// it is copied in the time that a commit has.
 	MaxDirect = 16 << 30
 
+	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
+
 	commits  = 16      // at once; a commit takes some 100 KiB of memory
 	headMost = 1 << 20 // that is read of what was sent, at most
 )
@@ -270,11 +272,10 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 // as it is, and returns their names.
 func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Info) ([]string, error) {
 	s := c.store
-	query, _, err := s.signature(c.name, scratchTTL, "", "")
+	source, err := s.source(c.name)
 	if err != nil {
 		return nil, err
 	}
-	source := s.opts.AccountURL + "/" + s.opts.Container + "/" + c.name + "?" + query
 	var validation blob.SourceContentValidationType
 	size := int64(copyBlock)
 	if info.MD5 != nil {
@@ -300,6 +301,12 @@ func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Inf
 		})
 	}
 	return names, copies.Wait()
+}
+
+// source returns a link to a blob of ours by which storage copies it.
+func (s *Store) source(name string) (string, error) {
+	query, _, err := s.signature(name, sourceTTL, "", "")
+	return s.opts.AccountURL + "/" + s.opts.Container + "/" + name + "?" + query, err
 }
 
 // copyError says what storage's errors mean that are about the source of a copy.
