@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cats.example/shared/access"
 	"cats.example/shared/signerapi"
 )
 
@@ -69,6 +70,9 @@ func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 	wantProblem(t, ask(h, "GET", "/about", nil), 503, "signer_unavailable")
 	if err := (Options{SignIn: SignIn{ClientID: "page"}}).Validate(); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER is not set") {
 		t.Errorf("a client of no issuer: %v", err)
+	}
+	if err := (Options{Rules: access.Rules{Issuer: "https://login.example.com"}, SignIn: SignIn{ClientID: "page", Scope: "api://x/.default"}}).Validate(); err == nil || !strings.Contains(err.Error(), `OIDC_SCOPE is "api://x/.default"`) {
+		t.Errorf("a scope without openid: %v", err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,8 +43,11 @@ type Options struct {
 // Validate reports the faults of the options, joined.
 func (o Options) Validate() error {
 	var fault error
-	if o.ClientID != "" && !o.On() {
+	switch {
+	case o.ClientID != "" && !o.On():
 		fault = errors.New("OIDC_ISSUER is not set, and OIDC_CLIENT_ID is: nobody has to sign in")
+	case o.ClientID != "" && !slices.Contains(strings.Fields(o.Scope), "openid"):
+		fault = fmt.Errorf("OIDC_SCOPE is %q: want openid in it, or the page cannot tell whose sign-in it was", o.Scope)
 	}
 	return errors.Join(fault, o.Rules.Validate(), o.PerClient.Validate(), o.Limits.Validate())
 }

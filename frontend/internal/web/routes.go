@@ -54,6 +54,10 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, r
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
 	}
+	r.Handle("/", requests.Route("/", g.inner(resource{http.MethodGet: newPage(signer, options).get})))
+	for name, contentType := range pageTypes {
+		r.Handle(name, requests.Route("/page/{file}", g.inner(resource{http.MethodGet: pageFileHandler(name, contentType)})))
+	}
 	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, errNoRoute)
 	})))
