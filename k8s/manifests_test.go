@@ -183,7 +183,7 @@ func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
 		}
 		return deployment(t, build(t, mem, "overlays/aks")), nil
 	}
-	for _, name := range []string{"OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "READ_ACCESS"} {
+	for _, name := range []string{"OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "READ_ACCESS", "OIDC_CLIENT_ID", "OIDC_SCOPE"} {
 		if _, err := known(name); err == nil || !strings.Contains(err.Error(), "data."+name) {
 			t.Errorf("without %s: %v", name, err)
 		}
@@ -204,6 +204,9 @@ func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
 	}
 	if signer["OIDC_AUDIENCE"] == "" || signer["OIDC_USER_CLAIM"] != "sub" {
 		t.Errorf("the signer has %v", signer)
+	}
+	if id, ok := frontend["OIDC_CLIENT_ID"]; !ok || id != "" || frontend["OIDC_SCOPE"] != "openid" {
+		t.Errorf("the frontend has %v", frontend)
 	}
 }
 
