@@ -79,6 +79,7 @@ func testMain(m *testing.M) int {
 		_ = f.Value.Set("8") // the tests wait more than they work
 	}
 	code := m.Run()
+	endBrowser()
 	if err := endFaults(); err != nil {
 		code = fatal(err)
 	}

@@ -1,6 +1,7 @@
 // An OpenID provider on https://localhost:PORT, by oidc-provider: gives access
 // tokens for AUDIENCE to the clients in CLIENTS, each under its own name, whose secret
-// is "secret". It has a new key with each start.
+// is "secret", and to whoever says who they are and sits before the client "page", at
+// any port of http://127.0.0.1/. It has a new key with each start.
 import { readFileSync } from 'node:fs'
 import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { createServer } from 'node:https'
@@ -14,13 +15,21 @@ server.listen(Number(env.PORT), '127.0.0.1', () => {
   const issuer = `https://localhost:${server.address().port}`
   const provider = new Provider(issuer, {
     jwks: { keys: [{ ...key, kid: randomUUID(), use: 'sig', alg: 'ES256' }] },
-    clients: env.CLIENTS.split(',').map((id) => ({
-      client_id: id, client_secret: 'secret', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
-      id_token_signed_response_alg: 'ES256',
-    })),
-    ttl: { ClientCredentials: 600 },
+    clients: [
+      ...env.CLIENTS.split(',').map((id) => ({
+        client_id: id, client_secret: 'secret', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
+        id_token_signed_response_alg: 'ES256',
+      })),
+      {
+        client_id: 'page', token_endpoint_auth_method: 'none', application_type: 'native', redirect_uris: ['http://127.0.0.1/'],
+        grant_types: ['authorization_code'], response_types: ['code'], id_token_signed_response_alg: 'ES256',
+      },
+    ],
+    clientBasedCORS: () => true,
+    cookies: { keys: [randomUUID()] },
+    ttl: { ClientCredentials: 600, AccessToken: 600, Grant: 600, IdToken: 600, Interaction: 600, Session: 600 },
     features: {
-      devInteractions: { enabled: false },
+      devInteractions: { enabled: true }, // a form for the name, and one for consent
       clientCredentials: { enabled: true },
       resourceIndicators: {
         enabled: true,

@@ -99,7 +99,7 @@ func Install(ctx context.Context, root, logPath string) error {
 		return fmt.Errorf("installing Azurite: %w", err)
 	}
 	defer out.Close()
-	npm := command(ctx, "npm", "ci", "--omit=dev", "--ignore-scripts", "--no-audit", "--no-fund")
+	npm := command(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 	npm.Dir, npm.Stdout, npm.Stderr = dir, out, out
 	if err := npm.Run(); err != nil {
 		if ctx.Err() != nil {

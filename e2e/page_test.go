@@ -1,0 +1,554 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/dom"
+	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"cats.example/local/stand"
+)
+
+// onDisk writes content under a name and returns its path.
+func onDisk(t *testing.T, name string, content io.Reader) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, content); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// catFile is the path of a picture.
+func catFile(t *testing.T) string {
+	t.Helper()
+	return onDisk(t, "cat.png", bytes.NewReader(cat))
+}
+
+// hasPicture fails the test unless content is the picture of user.
+func hasPicture(t *testing.T, sys *stand.System, user string, content []byte) {
+	t.Helper()
+	if got := served(t, sys, user); !bytes.Equal(got, content) {
+		t.Errorf("the picture of %s is another", user)
+	}
+}
+
+// drop lets go of a file over the page.
+func (b *tab) drop(path string) {
+	b.t.Helper()
+	for _, typ := range []input.DispatchDragEventType{"dragEnter", "dragOver", "drop"} {
+		cdpCall(b, input.DispatchDragEvent, input.DispatchDragEventParams{
+			Type: typ, X: 400, Y: 450, Data: &input.DragData{Items: []*input.DragDataItem{}, Files: []string{path}, DragOperationsMask: 1},
+		})
+	}
+}
+
+// watch keeps what the progress element has shown.
+func (b *tab) watch() {
+	b.t.Helper()
+	eval[bool](b, `(window.seen = [], setInterval(() => document.body.dataset.view === "uploading" && seen.push(document.querySelector("#progress").value), 20), true)`)
+}
+
+func TestThePageStoresAPictureAndSharesIt(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	b := browse(t, sys.URL)
+	b.allow(sys.URL, "clipboard-read", "clipboard-write")
+	b.sees("Share a cat")
+	b.accessible("start")
+	b.do(chromedp.SendKeys(chromedp.CSS("#name"), "Davyd"+kb.Enter))
+	b.sees("No picture yet")
+	b.holds(`location.search === "?user=Davyd" && document.title === "Davyd · Cats"`)
+	b.accessible("empty")
+
+	b.pick(catFile(t))
+	b.focused("upload")
+	b.sees("cat.png")
+	b.sees("235 KB")
+	b.holds(`document.querySelector("#image").naturalWidth > 0`)
+	b.accessible("preview")
+	b.watch()
+	b.slow(float64(len(cat)))
+	b.click("#upload")
+	b.focused("cancel")
+	b.holds(`document.querySelector("#progress").value > 40`)
+	b.sees(" of 235 KB")
+	b.shot("uploading")
+	b.focused("copy")
+	var values []float64
+	values = append(values, eval[[]float64](b, `seen`)...)
+	if distinct := slices.Compact(slices.Clone(values)); !slices.IsSorted(values) || len(distinct) < 4 {
+		t.Errorf("the progress was %v", distinct)
+	}
+	b.slow(-1)
+	b.holds(`document.querySelector("#image").naturalWidth > 0 && document.querySelector("#image").src.startsWith("http")`)
+	b.accessible("done")
+	hasPicture(t, sys, "Davyd", cat)
+
+	b.click("#copy")
+	b.sees("Copied.")
+	link := eval[string](b, `navigator.clipboard.readText()`)
+	if got := do(t, http.MethodGet, link, "", nil).want(t, 200).body; !bytes.Equal(got, cat) {
+		t.Error("what was copied is no link to the picture")
+	}
+	b.do(chromedp.Focus(chromedp.CSS("#ttl")))
+	b.key(kb.ArrowUp) // from an hour
+	b.sees("Here is a new link.")
+	b.holds(`/Ends in (9|10) min/.test(document.querySelector("#left").textContent)`)
+	for _, entry := range cdpCall(b, page.GetNavigationHistory, cdp.Empty{}).Entries {
+		if strings.Contains(entry.URL, "sig=") {
+			t.Errorf("a link is in the history: %s", entry.URL)
+		}
+	}
+
+	b.drop(onDisk(t, "second.png", bytes.NewReader(append(bytes.Clone(cat), "second"...))))
+	b.sees("second.png")
+	b.click("#upload")
+	b.sees("Stored.")
+	hasPicture(t, sys, "Davyd", append(bytes.Clone(cat), "second"...))
+
+	eval[bool](b, `new Promise((done) => Object.assign(document.createElement("canvas"), { width: 30, height: 20 }).toBlob(done))
+		.then((png) => navigator.clipboard.write([new ClipboardItem({ "image/png": png })])).then(() => true)`)
+	b.do(func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
+		_, err := cdp.Call(ctx, target, input.DispatchKeyEvent, input.DispatchKeyEventParams{Type: "keyDown", Modifiers: 2, Key: "v", Code: "KeyV", WindowsVirtualKeyCode: 86, Commands: []string{"paste"}})
+		return chromedp.Void{}, err
+	})
+	b.focused("upload")
+	b.sees("image.png")
+	b.click("#upload")
+	b.sees("Stored.")
+	b.holds(`document.querySelector("#image").naturalWidth === 30`)
+
+	b.click("#download")
+	b.holds(`document.querySelector("#message").hidden`)
+	b.click("#delete")
+	b.focused("confirm-keep")
+	b.accessible("confirm")
+	b.key(kb.Escape)
+	b.focused("delete")
+	b.click("#delete")
+	b.click("#confirm-delete")
+	b.sees("Deleted.")
+	b.focused("file")
+	do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).want(t, 404)
+	b.do(chromedp.NavigateBack())
+	b.sees("Share a cat")
+}
+
+func TestCancellingAnUploadOnThePageLeavesTheOldPicture(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	put(t, sys, "Davyd", cat)
+	b := browse(t, sys.URL+"/?user=Davyd")
+	b.focused("")
+	b.sees("Ends in")
+	b.pick(onDisk(t, "new.png", large(1<<20)))
+	b.slow(200_000)
+	b.click("#upload")
+	b.holds(`document.querySelector("#progress").value > 10`)
+	b.click("#cancel")
+	b.sees("Cancelled.")
+	b.focused("replace")
+	b.sees("235 KB")
+	hasPicture(t, sys, "Davyd", cat)
+}
+
+// What a page says when it is told no, and that there is a way on from there.
+func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
+	b := browse(t, sys.URL+"/?user="+"%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
+	b.sees("<img src=x onerror=alert(1)>’s cat") // as text
+	b.sees("No picture yet")
+	if n := eval[int](b, `document.querySelectorAll("h1 img").length`); n != 0 {
+		t.Error("a name has become an element")
+	}
+
+	b.pick(onDisk(t, "<b>large<b>.png", large(1<<20+1)))
+	b.sees("This picture is too large")
+	b.sees("1 MB and 210 million pixels at most")
+	b.focused("message-action")
+	b.pick(onDisk(t, "cat.txt", strings.NewReader("mew")))
+	b.sees("This is no picture that can be shared here")
+	b.sees("cat.txt is of the type text/plain.")
+	b.pick(onDisk(t, "empty.png", strings.NewReader("")))
+	b.sees("This file is empty")
+	b.pick(onDisk(t, "no.png", strings.NewReader("mew"))) // which only the service finds out
+	b.sees("This browser has no preview of this picture.")
+	b.click("#upload")
+	b.sees("This is no picture that can be shared here")
+	b.sees("The service says: ")
+	b.holds(`document.body.dataset.view === "empty"`)
+	b.accessible("refused")
+
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), ".."), chromedp.Click(chromedp.CSS("#show")))
+	b.sees("This name cannot be used")
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), "a/b"), chromedp.Click(chromedp.CSS("#show")))
+	b.sees(`the user name must not hold "/" or "\"`)
+	b.click("#message-action")
+	b.focused("name")
+	b.drop(catFile(t))
+	b.sees("Whose cat is it?")
+
+	// Somebody else is there, too.
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), "Davyd"), chromedp.Click(chromedp.CSS("#show")))
+	b.sees("No picture yet")
+	put(t, sys, "Davyd", picture2)
+	b.pick(catFile(t))
+	b.click("#upload")
+	b.sees("The picture has changed meanwhile")
+	hasPicture(t, sys, "Davyd", picture2)
+	b.click("#message-action")
+	b.sees("Stored.")
+	hasPicture(t, sys, "Davyd", cat)
+	put(t, sys, "Davyd", picture2)
+	b.click("#delete")
+	b.click("#confirm-delete")
+	b.sees("The picture has changed meanwhile")
+	hasPicture(t, sys, "Davyd", picture2)
+
+	b.pick(catFile(t))
+	b.online(false)
+	b.click("#upload")
+	b.sees("You are offline")
+	b.online(true)
+	b.click("#message-action")
+	b.sees("Stored.")
+	hasPicture(t, sys, "Davyd", cat)
+}
+
+func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.5", "RATE_BURST": "20"}})
+	b := browse(t, sys.URL+"/?user=Davyd")
+	b.sees("No picture yet")
+	b.pick(catFile(t))
+	b.focused("upload")
+	for do(t, http.MethodGet, sys.URL+"/service", "", nil).StatusCode != 429 {
+	}
+	b.click("#upload")
+	b.sees("That was a lot at once")
+	b.sees("Try again in ")
+	b.focused("message-action")
+	b.shot("countdown")
+	b.click("#message-action") // too early
+	b.sees("That was a lot at once")
+	for { // the link is a request of its own
+		b.holds(`document.querySelector("#message-action").ariaDisabled !== "true"`)
+		b.click("#message-action")
+		b.holds(`document.body.dataset.view === "picture" || !document.querySelector("#message").hidden`)
+		if eval[string](b, `document.body.dataset.view`) == "picture" {
+			break
+		}
+	}
+	b.sees("Ends in")
+}
+
+func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	b, late := browse(t, sys.URL+"/?user=Davyd"), browse(t, "about:blank")
+	b.sees("No picture yet")
+	b.pick(catFile(t))
+	b.focused("upload")
+	if err := sys.Signer.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.click("#upload")
+	late.do(chromedp.Navigate(sys.URL + "/?user=Davyd"))
+	b.sees("The service is not ready")
+	late.sees("The service is not ready")
+	if err := sys.Signer.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.WaitReady(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, on := range []*tab{b, late} {
+		on.holds(`document.querySelector("#message-action").ariaDisabled !== "true"`)
+		on.click("#message-action")
+		on.sees("Ends in")
+		on.holds(`document.querySelector("#image").naturalWidth > 0`)
+	}
+	hasPicture(t, sys, "Davyd", cat)
+}
+
+func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "5s"}})
+	put(t, sys, "Davyd", cat)
+	b := browse(t, sys.URL+"/?user=Davyd")
+	b.sees("Ends in")
+	first := eval[string](b, `document.querySelector("#link").value`)
+	b.sees("It has ended")
+	do(t, http.MethodGet, first, "", nil).want(t, 403)
+	b.holds(`document.querySelector("#link").value === ""`)
+	b.shot("ended")
+	b.click("#renew")
+	b.sees("Here is a new link.")
+	b.focused("copy")
+	do(t, http.MethodGet, eval[string](b, `document.querySelector("#link").value`), "", nil).want(t, 200)
+}
+
+func TestThePageIsUsedByKeyboardAlone(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	b := browse(t, sys.URL)
+	b.sees("Share a cat")
+	cdpCall(b, page.SetInterceptFileChooserDialog, page.SetInterceptFileChooserDialogParams{Enabled: true})
+	opened := chromedp.Events(b.ctx, page.FileChooserOpened)
+	until := func(id string) {
+		t.Helper()
+		for range 10 {
+			b.key(kb.Tab)
+			if eval[string](b, `document.activeElement?.id ?? ""`) == id {
+				return
+			}
+		}
+		b.fail(fmt.Errorf("Tab does not lead to %s", id))
+	}
+	until("name")
+	b.key("Davyd", kb.Enter)
+	b.sees("No picture yet")
+	b.focused("stage")
+	until("file")
+	if outline := eval[string](b, `getComputedStyle(document.querySelector("#file + label")).outlineStyle`); outline != "solid" {
+		t.Errorf("the outline of what has the focus is %s", outline)
+	}
+	b.key(kb.Enter)
+	for ev, err := range opened {
+		if err != nil {
+			b.fail(err)
+		}
+		cdpCall(b, dom.SetFileInputFiles, dom.SetFileInputFilesParams{Files: []string{catFile(t)}, BackendNodeID: ev.BackendNodeID})
+		break
+	}
+	b.focused("upload")
+	b.key(kb.Enter)
+	b.focused("copy")
+	b.sees("Stored.")
+	b.key(kb.Enter)
+	b.sees("Copied.")
+	until("delete")
+	b.key(" ")
+	b.focused("confirm-keep")
+	b.key(kb.Enter)
+	b.focused("delete")
+	hasPicture(t, sys, "Davyd", cat)
+}
+
+func TestThePageFitsAPhone(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	b := browse(t, sys.URL)
+	b.screen(320, 640)
+	fits := func(state string) {
+		t.Helper()
+		if width := eval[int](b, `document.scrollingElement.scrollWidth`); width > 320 {
+			t.Errorf("%s: %d pixels wide", state, width)
+		}
+		small := eval[[]string](b, `[...document.querySelectorAll("button, input:not([type=file]), select, a, label.button")].filter((el) => el.checkVisibility())
+			.filter((el) => el.getBoundingClientRect().height < 44).map((el) => el.outerHTML)`)
+		if len(small) > 0 {
+			t.Errorf("%s: too small for fingers: %q", state, small)
+		}
+		b.shot("phone-" + state)
+	}
+	b.sees("Share a cat")
+	fits("start")
+	name := strings.Repeat("Wolfeschlegelsteinhausen", 5)
+	b.do(chromedp.SendKeys(chromedp.CSS("#name"), name+kb.Enter))
+	b.sees("No picture yet")
+	fits("long-name")
+	b.do(chromedp.Navigate(sys.URL + "/?user=Davyd"))
+	b.sees("No picture yet")
+	fits("empty")
+	b.pick(onDisk(t, strings.Repeat("cat", 40)+".png", bytes.NewReader(cat)))
+	b.focused("upload")
+	fits("preview")
+	b.slow(100_000)
+	b.click("#upload")
+	b.holds(`document.querySelector("#progress").value > 30`)
+	fits("uploading")
+	b.slow(-1)
+	b.sees("Stored.")
+	fits("done")
+	b.bright("dark")
+	fits("done-dark")
+	b.pick(onDisk(t, "cat.txt", strings.NewReader("mew")))
+	b.sees("This is no picture")
+	fits("refused")
+	b.click("#message-close")
+	b.click("#delete")
+	fits("confirm")
+	dark := eval[string](b, `getComputedStyle(document.body).backgroundColor`)
+	b.bright("light")
+	if light := eval[string](b, `getComputedStyle(document.body).backgroundColor`); light == dark {
+		t.Errorf("dark is as bright as light: %s", dark)
+	}
+}
+
+func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
+	t.Parallel()
+	sys := direct(t, stand.SystemOptions{
+		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB", "MAX_DIRECT_SIZE": "80MiB"},
+	})
+	const size = 66 << 20 // in blocks
+	b := browse(t, sys.URL+"/?user=Davyd")
+	b.sees("up to 80 MB")
+
+	// Too large for both ways; and in one piece.
+	b.pick(onDisk(t, "huge.png", large(80<<20+1)))
+	b.sees("This picture is too large")
+	b.pick(catFile(t))
+	b.click("#upload")
+	b.sees("Stored.")
+	b.holds(`document.querySelector("#image").naturalWidth > 0`)
+	hasPicture(t, sys, "Davyd", cat)
+
+	// In blocks, of which one is lost, and then the network is.
+	var mu sync.Mutex
+	sent := map[string]int{}
+	failed := make(chan struct{}, 100)
+	block := regexp.MustCompile(`&comp=block&blockid=(.*)$`)
+	if err := chromedp.Listen(b.ctx, func(ev any) {
+		switch ev := ev.(type) {
+		case *network.EventResponseReceived:
+			if m := block.FindStringSubmatch(ev.Response.URL); m != nil && ev.Response.Status == 201 && ev.Type == network.ResourceTypeXHR {
+				mu.Lock()
+				sent[m[1]]++
+				mu.Unlock()
+			}
+		case *network.EventLoadingFailed:
+			if ev.Type == network.ResourceTypeXHR {
+				failed <- struct{}{}
+			}
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b.blocked(`*://*:*/*\?*blockid=MDAwMDAwMDI%3D`) // the third
+	b.pick(onDisk(t, "large.png", large(size)))
+	b.sees("Too large for a preview.")
+	b.slow(30 << 20)
+	b.click("#upload")
+	<-failed
+	b.blocked()
+	b.holds(`document.querySelector("#progress").value > 40`)
+	b.shot("uploading-large")
+	b.online(false)
+	b.sees("You are offline")
+	hasPicture(t, sys, "Davyd", cat)
+	mu.Lock()
+	before := len(sent)
+	mu.Unlock()
+	b.online(true)
+	b.click("#message-action")
+	b.sees("Stored.")
+	b.sees("66 MB")
+	b.sees("not shown by itself")
+	mu.Lock()
+	defer mu.Unlock()
+	if before == 0 || len(sent) != 9 {
+		t.Errorf("%d blocks were stored before the network was gone, and %d in all", before, len(sent))
+	}
+	for id, n := range sent {
+		if n != 1 {
+			t.Errorf("block %s was stored %d times", id, n)
+		}
+	}
+	link, _ := do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).want(t, 200).field(t, "picture_url").(string)
+	if a := do(t, http.MethodHead, link, "", nil).want(t, 200); a.ContentLength != size {
+		t.Errorf("%d bytes are stored; want %d", a.ContentLength, size)
+	}
+}
+
+func TestThePageHasPeopleSignIn(t *testing.T) {
+	t.Parallel()
+	p := startProvider(t, "0")
+	sys := start(t, withCallers(p.issuer, map[string]string{"OIDC_CLIENT_ID": "page"}))
+	b := browse(t, sys.URL+"/?user=tom")
+	b.sees("Sign in to see your picture")
+	b.accessible("signed out")
+	away := func() {
+		b.t.Helper()
+		b.click("#sign-in")
+		b.holds(`location.origin === "` + p.issuer + `"`)
+	}
+
+	// What comes back must be what was asked for.
+	b.do(chromedp.Navigate(sys.URL + "/?code=mew&state=mew"))
+	b.sees("That sign-in was not begun here")
+	b.holds(`location.search === ""`)
+	away()
+	b.do(chromedp.Navigate(sys.URL + "/?code=mew&state=another"))
+	b.sees("That sign-in was not begun here")
+	b.holds(`sessionStorage.length === 0`)
+	away()
+	b.click(`a[href$="/abort"]`)
+	b.sees("You were not signed in")
+
+	away()
+	b.do(chromedp.SendKeys(chromedp.CSS("[name=login]"), "mia"), chromedp.SendKeys(chromedp.CSS("[name=password]"), "mew"))
+	b.click("[type=submit]")
+	b.sees("Authorize")
+	b.click("[type=submit]")
+	b.sees("Signed in as mia")
+	b.sees("No picture yet")
+	b.holds(`sessionStorage.length === 0 && localStorage.length === 0 && document.cookie === ""`)
+	b.holds(`location.search === "?user=mia" && document.querySelector("#choose").hidden`)
+	for _, entry := range cdpCall(b, page.GetNavigationHistory, cdp.Empty{}).Entries {
+		if strings.HasPrefix(entry.URL, sys.URL) && strings.Contains(entry.URL, "code=") && !strings.Contains(entry.URL, "code=mew") {
+			t.Errorf("a code is in the history: %s", entry.URL)
+		}
+	}
+	b.pick(catFile(t))
+	b.click("#upload")
+	b.sees("Stored.")
+	b.holds(`document.querySelector("#image").naturalWidth > 0`)
+	b.accessible("signed in")
+	as(t, p.token(t, "mia", catsAudience), "GET", sys.URL+"/cat/mia", nil).want(t, 200)
+
+	// It ends, and is forgotten.
+	eval[bool](b, `(Date.now = ((now) => () => now() + 3600_000)(Date.now), true)`)
+	b.sees("Your sign-in has ended")
+	b.focused("message-action")
+	b.click("#message-action")
+	b.sees("Authorize") // the issuer knows who it is
+	b.click("[type=submit]")
+	b.sees("Signed in as mia")
+	b.click("#sign-out")
+	b.sees("Signed out.")
+	b.sees("Sign in to see your picture")
+	b.holds(`document.querySelector("#link").value === "" && !document.querySelector("#image").src`)
+	keepsSecrets(t, sys)
+
+	// Where anyone may look, there is nothing to change for who is nobody.
+	sys = start(t, withCallers(p.issuer, map[string]string{"OIDC_CLIENT_ID": "page", "READ_ACCESS": "anyone"}))
+	as(t, p.token(t, "mia", catsAudience), "PUT", sys.URL+"/cat/mia", cat).want(t, 200)
+	b.do(chromedp.Navigate(sys.URL + "/?user=mia"))
+	b.sees("Ends in")
+	b.holds(`document.querySelector("#delete").hidden && document.querySelector("#replace").hidden && !document.querySelector("#sign-in-top").hidden`)
+	b.drop(catFile(t))
+	b.sees("You are not signed in")
+}
