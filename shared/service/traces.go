@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,10 +45,11 @@ const (
 var spanAttributes = map[attribute.Key]bool{
 	semconv.HTTPRequestMethodKey: true, semconv.HTTPRouteKey: true, semconv.HTTPResponseStatusCodeKey: true,
 	semconv.HTTPRequestBodySizeKey: true, semconv.HTTPResponseBodySizeKey: true,
-	semconv.URLTemplateKey: true, semconv.ServerAddressKey: true, semconv.ErrorTypeKey: true,
+	semconv.URLTemplateKey: true, semconv.ServerAddressKey: true, semconv.ServerPortKey: true,
+	semconv.ErrorTypeKey: true,
 	// The Azure SDK goes by an older convention, in which net.peer.name is the host asked.
 	"http.method": true, "http.status_code": true, "net.peer.name": true,
-	"az.client_request_id": true, "az.service_request_id": true,
+	"az.service_request_id": true,
 }
 
 // Traces sends the spans of a process to an OpenTelemetry collector. A nil *Traces
@@ -90,10 +92,12 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("making the exporter of traces: %w", err)
 	}
-	about, err := resource.New(ctx,
-		resource.WithAttributes(semconv.ServiceName("cats-"+name), semconv.ServiceVersion(version.Version)),
-		resource.WithTelemetrySDK(), resource.WithFromEnv())
-	if err != nil { // some of it is there all the same
+	service := []attribute.KeyValue{semconv.ServiceName("cats-" + name)}
+	if version.Version != "" {
+		service = append(service, semconv.ServiceVersion(version.Version))
+	}
+	about, err := resource.New(ctx, resource.WithAttributes(service...), resource.WithTelemetrySDK(), resource.WithFromEnv())
+	if err != nil { // what could be read of it is there
 		otel.Handle(err)
 	}
 	t := &Traces{provider: sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(discreet{exporter}))}
@@ -186,8 +190,10 @@ func (c tracedCalls) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !trace.SpanContextFromContext(req.Context()).IsValid() {
 		return c.next.RoundTrip(req)
 	}
+	port, _ := strconv.Atoi(req.URL.Port())
 	ctx, span := c.tracer.Start(req.Context(), req.Method+" "+req.URL.Path, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
-		semconv.HTTPRequestMethodKey.String(req.Method), semconv.URLTemplate(req.URL.Path), semconv.ServerAddress(req.URL.Host)))
+		semconv.HTTPRequestMethodKey.String(req.Method), semconv.URLTemplate(req.URL.Path),
+		semconv.ServerAddress(req.URL.Hostname()), semconv.ServerPort(port)))
 	defer span.End()
 	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.next.RoundTrip(req.WithContext(ctx))

@@ -271,6 +271,14 @@ func TestADurationHasTheTraceThatIsRecordedAsItsExample(t *testing.T) {
 	}
 }
 
+func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "x", Help: "x"})
+	ctx := context.WithValue(t.Context(), recordKey{}, &record{})
+	if n := testing.AllocsPerRun(100, func() { Observe(ctx, h, 1) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestLostTracesAreToldOnce(t *testing.T) {
 	log := &logBuffer{}
 	traces, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://user:secret@127.0.0.1:1"}, NewLogger(log, slog.LevelInfo, "test"))
