@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -39,7 +40,7 @@ func startProvider(t *testing.T, port string) *provider {
 	p := &provider{cmd: exec.CommandContext(t.Context(), "node", filepath.Join(root, "e2e", "testdata", "provider.mjs"))}
 	p.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "NODE_MODULES=" + filepath.Join(root, "local", "node_modules"),
-		"CERT=" + st.CA.CertFile, "KEY=" + st.CA.KeyFile, "PORT=" + port, "CLIENTS=mia,tom", "AUDIENCE=" + catsAudience,
+		"CERT=" + st.CA.File, "KEY=" + st.CA.KeyFile, "PORT=" + port, "CLIENTS=mia,tom", "AUDIENCE=" + catsAudience,
 	}
 	var stderr bytes.Buffer
 	p.cmd.Stderr = &stderr
@@ -104,7 +105,7 @@ func withCallers(issuer string, more map[string]string) stand.SystemOptions {
 func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	t.Parallel()
 	p := startProvider(t, "0")
-	sys := start(t, withCallers(p.issuer, nil))
+	sys := direct(t, withCallers(p.issuer, nil))
 	mia, tom, dogs := p.token(t, "mia", catsAudience), p.token(t, "tom", catsAudience), p.token(t, "mia", "https://dogs.example")
 	picture := sys.URL + "/cat/mia"
 	as(t, mia, "PUT", picture, cat).want(t, 200)
@@ -114,6 +115,15 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	}
 	as(t, mia, "GET", picture+"/picture", nil).want(t, 307)
 	as(t, "", "GET", sys.URL+"/service", nil).want(t, 200)
+
+	if a := as(t, "", "GET", sys.URL+"/about", nil).want(t, 200); a.field(t, "read_access") != "own" || a.field(t, "sign_in") != nil {
+		t.Errorf("/about is %s", a.body)
+	}
+	var sent ticket
+	if err := json.Unmarshal(as(t, mia, "POST", fmt.Sprintf("%s/upload?size=%d", picture, len(picture2)), nil).want(t, 201).body, &sent); err != nil {
+		t.Fatal(err)
+	}
+	sent.send(t, bytes.NewReader(picture2), int64(len(picture2)))
 
 	formType, form := form(t, cat)
 	for _, c := range []struct {
@@ -134,6 +144,8 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 			as(t, c.token, "DELETE", picture, nil),
 			as(t, c.token, "GET", picture, nil),
 			as(t, c.token, "GET", picture+"/picture", nil),
+			as(t, c.token, "POST", picture+"/upload?size=9", nil),
+			as(t, c.token, "POST", picture+"/upload/"+sent.ID+"/commit", nil),
 		} {
 			a.problem(t, c.status, c.code)
 			if got := a.Header.Get("Www-Authenticate"); got != c.challenge {
@@ -146,17 +158,21 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	}
 
 	// A frontend that was taken over asks the signer itself.
-	direct := sys.SignerAPI + "/v1/picture?user=mia"
+	api := sys.SignerAPI + "/v1/picture?user=mia"
 	const contract, version = "Cats-Contract", "1"
 	for token, status := range map[string]int{"": 401, tom: 403, dogs: 401} {
-		as(t, token, "PUT", direct, picture2, contract, version).want(t, status)
-		as(t, token, "DELETE", direct, nil, contract, version).want(t, status)
+		as(t, token, "PUT", api, picture2, contract, version).want(t, status)
+		as(t, token, "DELETE", api, nil, contract, version).want(t, status)
 		as(t, token, "GET", sys.SignerAPI+"/v1/link?user=mia", nil, contract, version).want(t, status)
+		as(t, token, "POST", sys.SignerAPI+"/v1/ticket?user=mia&size=1", nil, contract, version).want(t, status)
+		as(t, token, "POST", sys.SignerAPI+"/v1/commit?user=mia&ticket="+sent.ID, nil, contract, version).want(t, status)
 	}
 	link, _ = as(t, mia, "GET", picture, nil).want(t, 200).field(t, "picture_url").(string)
 	if got := do(t, "GET", link, "", nil).want(t, 200).body; !bytes.Equal(got, cat) {
 		t.Error("somebody else has changed the picture")
 	}
+
+	as(t, mia, "POST", picture+"/upload/"+sent.ID+"/commit", nil).want(t, 200)
 
 	// The provider's keys rotate: new tokens are taken without a restart, and those
 	// of before as long as the key is known. And then it is down.

@@ -112,7 +112,7 @@ func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
 	leavesNothing(t, sys)
 	put(t, sys, "u", cat)
 	env, _ := patient(t, sys)
-	report := examine(t, env, 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok delete, ok clock")
+	report := examine(t, append(env, "MAX_DIRECT_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
 	holds(t, report, stand.Subject, st.Cluster.URL(), issuer.Audience, "all works")
 	if string(served(t, sys, "u")) != string(cat) {
 		t.Error("the picture has changed")

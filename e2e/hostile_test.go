@@ -70,7 +70,7 @@ func newHostile(t *testing.T, env map[string]string) *hostile {
 	return h
 }
 
-// record keeps what is beyond the four calls, in whatever way they were made.
+// record keeps what is beyond the calls of the contract, in whatever way they were made.
 func (h *hostile) record(r *http.Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -101,8 +101,14 @@ func (h *hostile) record(r *http.Request) {
 	case container != "" && segments[0] != container:
 		say("another container")
 	case len(segments) == 1:
-		if (r.Method != http.MethodGet && r.Method != http.MethodHead) || query.Encode() != "restype=container" {
+		query.Del("marker")
+		abandoned := r.Method == http.MethodGet && query.Encode() == "comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api-upload-&restype=container"
+		if !abandoned && ((r.Method != http.MethodGet && r.Method != http.MethodHead) || query.Encode() != "restype=container") {
 			say("the container")
+		}
+	case len(segments) == 2 && stagedForm.MatchString(segments[1]):
+		if len(query) > 0 || r.Method != http.MethodHead && r.Method != http.MethodGet && r.Method != http.MethodDelete {
+			say("what was sent")
 		}
 	case len(segments) != 3 || segments[2] != "cat":
 		say("another blob")
@@ -117,6 +123,12 @@ func (h *hostile) record(r *http.Request) {
 		if q := query.Encode(); q != "" && q != "comp=block" && q != "comp=blocklist" {
 			say("a query")
 		}
+		if source := r.Header.Get("X-Ms-Copy-Source"); source != "" {
+			u, err := url.Parse(source)
+			if err != nil || u.Host != r.Host || !stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+container+"/")) || u.Query().Get("sp") != "r" || r.Header.Get("X-Ms-Source-If-Match") == "" {
+				say("a copy of " + source)
+			}
+		}
 		if kind := r.Header.Get("X-Ms-Blob-Content-Type"); kind != "" && !strings.HasPrefix(kind, "image/") {
 			say("the type " + kind)
 		}
@@ -129,7 +141,11 @@ func (h *hostile) record(r *http.Request) {
 var storageHeaders = []string{
 	"x-ms-version", "x-ms-date", "x-ms-client-request-id", "x-ms-return-client-request-id", "x-ms-blob-type",
 	"x-ms-blob-content-type", "x-ms-blob-content-md5", "x-ms-content-crc64", "x-ms-delete-snapshots",
+	"x-ms-range", "x-ms-copy-source", "x-ms-source-range", "x-ms-source-if-match", "x-ms-source-content-md5", "x-ms-meta-catsupload",
 }
+
+// stagedForm is what the blobs are called that are sent straight to storage.
+var stagedForm = regexp.MustCompile(`^cats-api-upload-[0-9]{10}-[0-9a-f]{32}$`)
 
 func (h *hostile) requests() int {
 	h.mu.Lock()
@@ -258,7 +274,7 @@ func fieldOf(a answer, name string) any {
 // identity.
 func TestACompromisedFrontendGetsTheContractAndNothingElse(t *testing.T) {
 	t.Parallel()
-	h := newHostile(t, map[string]string{"MAX_PICTURE_SIZE": "1MiB"})
+	h := newHostile(t, map[string]string{"MAX_PICTURE_SIZE": "1MiB", "MAX_DIRECT_SIZE": "1GiB"})
 	ctx, sys := t.Context(), h.sys
 	pid := sys.Signer.Pid()
 	if err := errors.Join(st.Storage.CreateContainer(ctx, secretContainer), st.Storage.Put(ctx, secretContainer, secretBlob, "image/png", []byte("secret"))); err != nil {
@@ -293,6 +309,7 @@ func TestACompromisedFrontendGetsTheContractAndNothingElse(t *testing.T) {
 	t.Run("downloads", func(t *testing.T) { h.downloads(t) })
 	t.Run("links", func(t *testing.T) { h.links(t, small) })
 	t.Run("bodies", func(t *testing.T) { h.bodies(t, small, stored); unharmed(t) })
+	t.Run("tickets", func(t *testing.T) { h.tickets(t, small, stored); unharmed(t) })
 	t.Run("forged", func(t *testing.T) { h.forged(t, small); unharmed(t) })
 	t.Run("garbage", func(t *testing.T) { h.garbage(t) })
 	t.Run("mutations", func(t *testing.T) { h.mutations(t, small) })

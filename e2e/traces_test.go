@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/hex"
@@ -184,7 +185,7 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 	t.Parallel()
 	c := newCollector(t)
 	storage := newAccount(t)
-	sys := start(t, c.to(stand.SystemOptions{StorageURL: storage.URL}))
+	sys := direct(t, c.to(stand.SystemOptions{StorageURL: storage.URL}))
 
 	secrets := []string{
 		"Davyd", "Secret", "sig=", "skoid", "skt=", "eyJ", "Bearer", "192.0.2.1", "secret-agent", "query-secret", "token-secret", "etag-secret", "state-secret",
@@ -207,13 +208,17 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 	send("the-condition", "DELETE", "/cat/Davyd", "", "If-Match", `"etag-secret"`).want(t, 412)
 	send("the-path", "GET", "/Secretpath/Davyd?x=query-secret", "").want(t, 404)
 	send("the-method", "BREW", "/cat/Davyd", "").want(t, 405)
+	ticket := ticketFor(t, sys, "Davyd", int64(len(cat)))
+	ticket.send(t, bytes.NewReader(cat), int64(len(cat)))
+	send("the-commit", "POST", "/cat/Davyd/upload/"+ticket.ID+"/commit", "").want(t, 200)
+	secrets = append(secrets, ticket.ID)
 	storage.set("SecretBroken", reset)
 	send("the-reset", "GET", "/cat/SecretBroken", "").want(t, 503)
 	storage.set("SecretRefused", refuse(403, "AuthenticationFailed"))
 	send("the-refused", "PUT", "/cat/SecretRefused", string(cat)).want(t, 502)
 
 	ids := map[string]string{}
-	for _, request := range []string{"the-put", "the-get", "the-large", "the-missing", "the-reset", "the-refused"} {
+	for _, request := range []string{"the-put", "the-get", "the-large", "the-missing", "the-commit", "the-reset", "the-refused"} {
 		ids[request] = traceOf(t, sys, request)
 	}
 	for base, metrics := range map[string][]string{
@@ -281,8 +286,10 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", request, diff)
 		}
 	}
-	if large := c.trace(ids["the-large"]); !strings.Contains(strings.Join(large, "\n"), "put_block_list") || len(large) < 9 {
-		t.Errorf("the upload in blocks is\n%s", strings.Join(large, "\n"))
+	for request, last := range map[string]string{"the-large": "put_block_list", "the-commit": "put_block_from_url"} {
+		if all := strings.Join(c.trace(ids[request]), "\n"); !strings.Contains(all, "      cats-signer: "+last+" (internal)\n        cats-signer: HTTP PUT (client)") {
+			t.Errorf("%s is\n%s", request, all)
+		}
 	}
 	for _, row := range []struct {
 		request, name string

@@ -30,8 +30,8 @@ type config struct {
 // compares this with the settings that they have.
 var (
 	passedToBoth     = []string{"OIDC_ISSUER", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "UPLOADS_PER_CLIENT", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL"}
-	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS"}
-	passedToSigner   = []string{"OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "UPLOAD_MEMORY", "UPLOAD_WAIT", "EXISTENCE_TTL"}
+	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
+	passedToSigner   = []string{"OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_SIZE", "UPLOAD_MEMORY", "UPLOAD_WAIT", "EXISTENCE_TTL"}
 	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
 	passedToRealSigner = []string{
 		"STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
@@ -39,6 +39,9 @@ var (
 		"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy",
 	}
 )
+
+// localDirectSize is MAX_DIRECT_SIZE on the stand. Azurite keeps everything in memory.
+const localDirectSize = "5GiB"
 
 func parse(environ []string) (config, error) {
 	var c config
@@ -55,6 +58,9 @@ func frontendEnv(environ []string) map[string]string {
 func (c config) signerEnv(environ []string) map[string]string {
 	env := pick(environ, passedToBoth, passedToSigner)
 	if c.AccountURL == "" {
+		if env["MAX_DIRECT_SIZE"] == "" {
+			env["MAX_DIRECT_SIZE"] = localDirectSize // the stand's storage has the CORS rule
+		}
 		return env
 	}
 	env = pick(environ, passedToBoth, passedToSigner, passedToRealSigner)

@@ -96,7 +96,7 @@ func TestFrontendGetsNoCredential(t *testing.T) {
 		t.Errorf("frontend (-want +got):\n%s", diff)
 	}
 	local := config{}
-	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_SIZE": "5GiB", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
 		t.Errorf("signer on the emulator (-want +got):\n%s", diff)
 	}
 	realAccount := config{AccountURL: "https://davydscats.blob.core.windows.net"}

@@ -46,6 +46,8 @@ type config struct {
 	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
 	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 
+	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
+
 	APIAddress   string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
 	OpsAddress   string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
 	UploadMemory picture.Size  `env:"UPLOAD_MEMORY" help:"memory that uploads share, such as 24MiB; 40 % of GOMEMLIMIT unless set, but at most 64MiB"`
@@ -111,6 +113,7 @@ func (c config) storageOptions(transport policy.Transporter, credential blobstor
 		LinkBase:   c.LinkBase,
 		LinkTTL:    c.LinkTTL,
 		LinkMaxTTL: c.LinkMaxTTL,
+		MaxDirect:  int64(c.MaxDirect),
 		Limits:     c.Limits,
 		Memory:     c.uploadMemory(),
 		MemoryWait: c.UploadWait,
@@ -187,6 +190,9 @@ func (c config) linkFaults() error {
 	if c.LinkTTL < blobstore.MinLinkTTL || c.LinkTTL > c.LinkMaxTTL || c.LinkMaxTTL > blobstore.MaxLinkTTL {
 		faults = append(faults, fmt.Errorf("LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v",
 			c.LinkTTL, c.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL))
+	}
+	if c.MaxDirect < 0 || c.MaxDirect > blobstore.MaxDirect {
+		faults = append(faults, fmt.Errorf("MAX_DIRECT_SIZE is %v: want 0 to %v", c.MaxDirect, picture.Size(blobstore.MaxDirect)))
 	}
 	if c.LinkBase != "" {
 		u, err := url.Parse(c.LinkBase)

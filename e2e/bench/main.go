@@ -185,7 +185,7 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.stand, err = stand.New(ctx, stand.Options{Root: b.root, Dir: b.dir}); err != nil {
 		return err
 	}
-	b.sink, err = startPeer(ctx, "sink", "BENCH_CERT="+b.stand.CA.CertFile, "BENCH_KEY="+b.stand.CA.KeyFile)
+	b.sink, err = startPeer(ctx, "sink", "BENCH_CERT="+b.stand.CA.File, "BENCH_KEY="+b.stand.CA.KeyFile)
 	return err
 }
 

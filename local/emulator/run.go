@@ -138,7 +138,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		})
 	}
 	g.Go(func() error {
-		err := retry(ctx, log, "Azurite", func() error { return storage.CreateContainer(ctx, cfg.Container) })
+		err := retry(ctx, log, "Azurite", func() error {
+			return errors.Join(storage.CreateContainer(ctx, cfg.Container), storage.AllowPages(ctx))
+		})
 		if err == nil {
 			log.Info("ready", "container", cfg.Container, "issuer", cluster.issuer)
 			ready.Store(true)

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -17,36 +18,31 @@ import (
 	"time"
 )
 
-// caLifetime is that of the certificates: a stand does not run for longer.
+// caLifetime is that of the certificate: a stand does not run for longer.
 const caLifetime = 7 * 24 * time.Hour
 
-// CA is a certificate authority made for one stand. Its private key exists only
-// while the certificates are made.
+// CA is the certificate of one stand. It is its own authority, and that of no other:
+// Azurite takes what it is shown itself for a source of its copies when that has
+// signed itself, and whoever trusts it trusts it for this machine only.
 type CA struct {
-	Pool *x509.CertPool  // trusts the authority alone
+	Pool *x509.CertPool  // trusts it alone
 	Leaf tls.Certificate // for the loopback addresses and the names asked for
 
-	File              string // PEM of the authority's certificate
-	CertFile, KeyFile string // PEM of the leaf, its key readable by the owner alone
+	File, KeyFile string // PEM, the key readable by the owner alone
 }
 
-// OpenCA returns the authority and the leaf certificate for names that are in
-// dir: ca.pem, leaf.pem and leaf-key.pem. It makes them when they are missing or
-// no longer good.
+// OpenCA returns the certificate for names that is in dir: ca.pem and ca-key.pem. It
+// makes it when it is missing or no longer good.
 func OpenCA(dir string, names ...string) (*CA, error) {
-	ca := &CA{
-		File:     filepath.Join(dir, "ca.pem"),
-		CertFile: filepath.Join(dir, "leaf.pem"),
-		KeyFile:  filepath.Join(dir, "leaf-key.pem"),
-	}
+	ca := &CA{File: filepath.Join(dir, "ca.pem"), KeyFile: filepath.Join(dir, "ca-key.pem")}
 	if ca.load(names) == nil {
 		return ca, nil
 	}
 	if err := ca.make(names); err != nil {
-		return nil, fmt.Errorf("making the local certificates: %w", err)
+		return nil, fmt.Errorf("making the local certificate: %w", err)
 	}
 	if err := ca.load(names); err != nil {
-		return nil, fmt.Errorf("reading the local certificates: %w", err)
+		return nil, fmt.Errorf("reading the local certificate: %w", err)
 	}
 	return ca, nil
 }
@@ -58,7 +54,7 @@ func (ca *CA) load(names []string) error {
 	if err != nil {
 		return err
 	}
-	if ca.Leaf, err = tls.LoadX509KeyPair(ca.CertFile, ca.KeyFile); err != nil {
+	if ca.Leaf, err = tls.LoadX509KeyPair(ca.File, ca.KeyFile); err != nil {
 		return err
 	}
 	ca.Pool = x509.NewCertPool()
@@ -79,90 +75,38 @@ func (ca *CA) local(host string) bool { return ca.Leaf.Leaf.VerifyHostname(host)
 
 func (ca *CA) make(names []string) error {
 	now := time.Now()
-	var permitted []string
-	for _, name := range names {
-		permitted = append(permitted, strings.TrimPrefix(name, "*."))
-	}
-	root := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "cats-api local CA, made " + now.UTC().Format(time.RFC3339)},
+	var serial [16]byte
+	_, _ = rand.Read(serial[:]) // never fails
+	serial[0] &= 0x7f           // positive in DER's 16 bytes
+	cert := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: "cats-api on this machine, made " + now.UTC().Format(time.RFC3339)},
+		SerialNumber:          new(big.Int).SetBytes(serial[:]),
 		NotBefore:             now.Add(-time.Hour),
 		NotAfter:              now.Add(caLifetime),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		MaxPathLenZero:        true,
-		KeyUsage:              x509.KeyUsageCertSign,
-		// Whoever trusts this authority trusts it for this machine only.
-		PermittedDNSDomainsCritical: true,
-		PermittedDNSDomains:         permitted,
-		PermittedIPRanges:           loopback(),
+		BasicConstraintsValid: true, // it can sign no other
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		DNSNames:              names,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
-	leaf := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: names[0]},
-		NotBefore:   now.Add(-time.Hour),
-		NotAfter:    now.Add(caLifetime),
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-		DNSNames:    names,
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
-	}
-	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return err
 	}
-	leafKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	certDER, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
 	if err != nil {
 		return err
 	}
-	root.SerialNumber, leaf.SerialNumber = serial(), serial()
-	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		return err
 	}
-	if root, err = x509.ParseCertificate(rootDER); err != nil {
-		return err
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
-	if err != nil {
-		return err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(leafKey)
-	if err != nil {
-		return err
-	}
-
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: leafDER})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	for _, f := range []struct {
-		path string
-		pem  []byte
-		mode os.FileMode
-	}{
-		{ca.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}), 0o644},
-		{ca.CertFile, certPEM, 0o644},
-		{ca.KeyFile, keyPEM, 0o600},
-	} {
-		if err := os.WriteFile(f.path, f.pem, f.mode); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(
+		os.WriteFile(ca.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), 0o644), //nolint:gosec // for all to trust
+		os.WriteFile(ca.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600),
+	)
 }
 
 // secure returns l with TLS, under the leaf certificate.
 func (ca *CA) secure(l net.Listener) net.Listener {
 	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{ca.Leaf}, MinVersion: tls.VersionTLS12})
-}
-
-func loopback() []*net.IPNet {
-	return []*net.IPNet{
-		{IP: net.IPv4(127, 0, 0, 0).To4(), Mask: net.CIDRMask(8, 32)},
-		{IP: net.IPv6loopback, Mask: net.CIDRMask(128, 128)},
-	}
-}
-
-func serial() *big.Int {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[0] &= 0x7f           // positive in DER's 16 bytes
-	return new(big.Int).SetBytes(b[:])
 }

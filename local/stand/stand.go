@@ -114,6 +114,9 @@ func (s *Stand) startStorage(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("waiting for Azurite: %w%s", err, azurite.Log.tail(10))
 	}
+	if err := s.Storage.AllowPages(ctx); err != nil {
+		return err
+	}
 	front, err := s.Storage.Front()
 	if err != nil {
 		return err

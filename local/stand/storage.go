@@ -69,7 +69,7 @@ func (s *Stand) azurite() (*Process, error) {
 		args: []string{
 			filepath.Join(s.opts.Root, "local", "node_modules", "azurite", "dist", "src", "blob", "main.js"),
 			"--blobHost", "127.0.0.1", "--blobPort", "0",
-			"--cert", s.CA.CertFile, "--key", s.CA.KeyFile,
+			"--cert", s.CA.File, "--key", s.CA.KeyFile,
 			"--oauth", "basic", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent",
 		},
 		dir: dir,
@@ -187,6 +187,21 @@ func (st *Storage) call(ctx context.Context, method, path string, header http.He
 		return nil, nil, fmt.Errorf("reading storage's answer: %w", err)
 	}
 	return resp.Header, b, nil
+}
+
+// corsRules let the pages of all origins send pictures straight to the account, and
+// fetch them, as an account has to whose pages do that.
+const corsRules = `<?xml version="1.0" encoding="utf-8"?><StorageServiceProperties><Cors><CorsRule>` +
+	`<AllowedOrigins>*</AllowedOrigins><AllowedMethods>GET,HEAD,PUT</AllowedMethods>` +
+	`<AllowedHeaders>content-type,content-md5,x-ms-*</AllowedHeaders><ExposedHeaders>etag,content-md5,x-ms-*</ExposedHeaders>` +
+	`<MaxAgeInSeconds>3600</MaxAgeInSeconds></CorsRule></Cors></StorageServiceProperties>`
+
+// AllowPages sets the account's CORS rules.
+func (st *Storage) AllowPages(ctx context.Context) error {
+	if _, _, err := st.call(ctx, http.MethodPut, "/?restype=service&comp=properties", http.Header{"Content-Type": {"application/xml"}}, []byte(corsRules)); err != nil {
+		return fmt.Errorf("setting the account's CORS rules: %w", err)
+	}
+	return nil
 }
 
 // CreateContainer makes a container, unless it is there.

@@ -116,6 +116,40 @@ func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Rea
 	return mediaType, bytes.NewReader(head), nil
 }
 
+// Inspect decides by head, the first bytes of a picture, what it is, as Open does, and
+// reads no more of them than that takes. What is not in them is not looked at, such as
+// the later frames of a large GIF; but how many pixels the picture has must be. The
+// errors of head come through as they are.
+func (l Limits) Inspect(head io.Reader) (mediaType string, err error) {
+	buf := make([]byte, 32<<10)
+	n, err := io.ReadAtLeast(head, buf, headBytes)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	if n == 0 {
+		return "", signerapi.ErrEmpty
+	}
+	mediaType, ok := l.detect(buf[:min(n, headBytes)])
+	if !ok {
+		return "", signerapi.ErrUnsupportedMediaType.With("the file is " + mediaType + ", which is not an accepted type")
+	}
+	header := newScan(mediaType, l.MaxPixels)
+	for {
+		if wrong := header.read(buf[:n]); wrong != nil {
+			return "", wrong
+		}
+		if err == io.EOF || header.step == nil {
+			return mediaType, header.end()
+		}
+		if n, err = head.Read(buf); err != nil && err != io.EOF {
+			return "", err
+		}
+	}
+}
+
 // detect returns the accepted media type that head is, or a more general one of
 // which it is a kind (an animated PNG is a PNG); otherwise what it is.
 func (l Limits) detect(head []byte) (string, bool) {

@@ -167,3 +167,52 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// FuzzInspect holds that the first bytes alone are judged as those of a whole picture
+// are, in whatever pieces they come.
+func FuzzInspect(f *testing.F) {
+	for mediaType := range formats {
+		f.Add([]byte(pixel(f, mediaType)), 1)
+	}
+	f.Add([]byte(gifOf(1, 1, gifFrameOf(0, 0, 65535, 65535))), 5000)
+	f.Add([]byte(avif(boxOf("mdat", "x"), meta(ispe(1<<31, 1)))), 7)
+	f.Add([]byte("<svg"), 4)
+	f.Fuzz(func(t *testing.T, content []byte, piece int) {
+		l := defaults(t)
+		wantType, whole, want := l.Open(bytes.NewReader(content), -1)
+		if want == nil {
+			_, want = io.Copy(io.Discard, whole)
+		}
+		got, err := l.Inspect(&pieces{content, max(piece, 1)})
+		if (want == nil) != (err == nil) || want != nil && signerapi.AsError(err).Code != signerapi.AsError(want).Code || err == nil && got != wantType {
+			t.Fatalf("it is %q, %v; looked at whole it is %q, %v", got, err, wantType, want)
+		}
+	})
+}
+
+func TestInspectReadsNoMoreThanItTakes(t *testing.T) {
+	tail := strings.Repeat("\x00", 1<<20)
+	for name, c := range map[string]struct {
+		content string
+		most    int // bytes, and a buffer
+		want    error
+	}{
+		"PNG":                     {pngOf(1, 1) + tail, 24, nil},
+		"JPEG":                    {jpegOf(0xc0, strings.Repeat(segment(0xe2, strings.Repeat("x", 60_000)), 5), 7, 7) + tail, 300_100, nil},
+		"AVIF, sizes at the end":  {avif(boxOf("mdat", tail), meta(ispe(1, 1))), 1 << 21, nil},
+		"AVIF, sizes not reached": {avif(boxOf("mdat", tail), meta(ispe(1, 1)))[:1<<20], 1 << 20, signerapi.ErrUnsupportedMediaType},
+	} {
+		r := strings.NewReader(c.content)
+		if _, err := defaults(t).Inspect(r); !errors.Is(err, c.want) || len(c.content)-r.Len() > c.most+32<<10 {
+			t.Errorf("%s: %v, after %d bytes of %d; want %v", name, err, len(c.content)-r.Len(), len(c.content), c.want)
+		}
+	}
+	if _, err := defaults(t).Inspect(io.MultiReader(strings.NewReader(gifOf(1, 1)), iotest.ErrReader(errBroken))); !errors.Is(err, errBroken) {
+		t.Errorf("a read that fails: %v", err)
+	}
+	if _, err := defaults(t).Inspect(strings.NewReader("")); !errors.Is(err, signerapi.ErrEmpty) {
+		t.Errorf("nothing: %v", err)
+	}
+}
+
+var errBroken = errors.New("broken")

@@ -18,6 +18,9 @@ import (
 const (
 	picturePath = "/v1/picture"
 	linkPath    = "/v1/link"
+	ticketPath  = "/v1/ticket"
+	commitPath  = "/v1/commit"
+	aboutPath   = "/v1/about"
 	readyPath   = "/v1/ready"
 )
 
@@ -33,6 +36,7 @@ const (
 // on, which may take as long as it keeps coming; for a link, up to twice that.
 const (
 	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
+	commitTimeout = 4 * time.Minute // the like
 	getTimeout    = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second
@@ -131,6 +135,52 @@ func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) e
 		return err
 	}
 	return c.do(req, nil)
+}
+
+// Ticket implements [Signer].
+func (c *Client) Ticket(ctx context.Context, user User, size int64) (Ticket, error) {
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
+	defer cancel()
+	var query query
+	query.add("size", strconv.FormatInt(size, 10))
+	req, err := c.request(ctx, http.MethodPost, ticketPath, user, query, nil)
+	if err != nil {
+		return Ticket{}, err
+	}
+	var ticket Ticket
+	return ticket, c.do(req, &ticket)
+}
+
+// Commit implements [Signer].
+func (c *Client) Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error) {
+	if err := CheckTicket(ticket); err != nil {
+		return Info{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	var query query
+	query.add("ticket", ticket)
+	opts.query(&query)
+	Digests{MD5: opts.MD5}.query(&query)
+	req, err := c.request(ctx, http.MethodPost, commitPath, user, query, nil)
+	if err != nil {
+		return Info{}, err
+	}
+	var info Info
+	err = c.do(req, &info)
+	if errors.Is(err, ErrSignerUnavailable) {
+		e := AsError(err)
+		err = e.With(e.Detail + MayBeStored)
+	}
+	return info, err
+}
+
+// About implements [Signer].
+func (c *Client) About(ctx context.Context) (About, error) {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	var about About
+	return about, c.do(c.newRequest(ctx, http.MethodGet, aboutPath, "", nil), &about)
 }
 
 // Ready implements [Signer].

@@ -24,6 +24,9 @@ type stub struct {
 	put    func(User, io.Reader, PutOptions) (Info, error)
 	link   func(User, LinkOptions) (Link, error)
 	delete func(User, Conditions) error
+	ticket func(User, int64) (Ticket, error)
+	commit func(User, string, CommitOptions) (Info, error)
+	about  About
 	ready  error
 }
 
@@ -32,7 +35,15 @@ func (s stub) Put(_ context.Context, u User, body io.Reader, opts PutOptions) (I
 }
 func (s stub) Link(_ context.Context, u User, o LinkOptions) (Link, error) { return s.link(u, o) }
 func (s stub) Delete(_ context.Context, u User, c Conditions) error        { return s.delete(u, c) }
-func (s stub) Ready(context.Context) error                                 { return s.ready }
+func (s stub) Ticket(_ context.Context, u User, size int64) (Ticket, error) {
+	return s.ticket(u, size)
+}
+
+func (s stub) Commit(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
+	return s.commit(u, id, o)
+}
+func (s stub) About(context.Context) (About, error) { return s.about, nil }
+func (s stub) Ready(context.Context) error          { return s.ready }
 
 // unknown is all that is known of a picture in most tests.
 var unknown = PutOptions{Size: -1}
@@ -121,6 +132,48 @@ func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestATicketAndItsCommitCarryEverything(t *testing.T) {
+	want := Ticket{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api-upload-1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
+	opts := CommitOptions{Conditions: Conditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}, MD5: make([]byte, 16)}
+	info := Info{ETag: `"1"`, ContentType: "image/gif", Size: 3}
+	about := About{MaxDirect: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 7200, LinkOrigin: "https://a.blob", UserClaim: "oid"}
+	c := across(t, stub{
+		about: about,
+		ticket: func(u User, size int64) (Ticket, error) {
+			if u.String() != "Мурчик" || size != 1<<40 {
+				t.Errorf("the signer was told %q, %d", u, size)
+			}
+			return want, nil
+		},
+		commit: func(u User, id string, o CommitOptions) (Info, error) {
+			if diff := cmp.Diff(opts, o); diff != "" || u.String() != "Мурчик" || id != want.ID {
+				t.Errorf("the signer was told %q, %q, %s", u, id, diff)
+			}
+			return info, nil
+		},
+	})
+	ticket, err := c.Ticket(t.Context(), user(t, "Мурчик"), 1<<40)
+	if diff := cmp.Diff(want, ticket); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	got, err := c.Commit(t.Context(), user(t, "Мурчик"), ticket.ID, opts)
+	if diff := cmp.Diff(info, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	said, err := c.About(t.Context())
+	if diff := cmp.Diff(about, said); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	for _, id := range []string{"", "a b", "a/b", "..", strings.Repeat("a", maxTicket+1), "猫"} {
+		if _, err := c.Commit(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, ErrNoUpload) {
+			t.Errorf("the ticket %q: %v", id, err)
+		}
+	}
+	if s := fmt.Sprintf("%v %+v %#v", want, want, want); strings.Contains(s, "sig=") {
+		t.Errorf("a ticket prints its URL: %s", s)
 	}
 }
 
@@ -380,6 +433,16 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 		{"GET", "/v1/link?user=a&download=%0d%0aSet-Cookie:x", 422},
 		{"GET", "/v1/link?user=a&download=" + strings.Repeat("x", 256), 422},
 		{"GET", "/v1/link?user=a&download=..%2Fx", 422},
+		{"GET", "/v1/ticket?user=a&size=1", 405},
+		{"POST", "/v1/ticket?user=a", 422},
+		{"POST", "/v1/ticket?user=a&size=-1", 422},
+		{"POST", "/v1/ticket?user=..&size=1", 422},
+		{"POST", "/v1/commit?user=a", 404},
+		{"POST", "/v1/commit?user=a&ticket=..%2Fx", 404},
+		{"POST", "/v1/commit?user=a%2Fb&ticket=1-1-A", 422},
+		{"POST", "/v1/commit?user=a&ticket=1-1-A&md5=00", 422},
+		{"POST", "/v1/commit?user=a&ticket=1-1-A&if_match=x", 422},
+		{"POST", "/v1/about", 405},
 		{"GET", "/v1/list", 404},
 		{"GET", "/", 404},
 	} {
@@ -395,7 +458,7 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 
 func TestARequestThatDoesNotKnowTheContractIsRefused(t *testing.T) {
 	h := NewHandler(stub{}, ignore) // which panics when it is called
-	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"GET", "/v1/ready"}} {
+	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"POST", "/v1/ticket?user=a&size=1"}, {"POST", "/v1/commit?user=a&ticket=1-1-A"}, {"GET", "/v1/about"}, {"GET", "/v1/ready"}} {
 		for _, version := range []string{"", "0", "11"} {
 			r := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader("x"))
 			r.Header.Set(contractHeader, version)

@@ -29,6 +29,7 @@ var (
 	ErrUnauthenticated      = &Error{Code: "unauthenticated", Detail: "this needs a bearer token of a caller who is known here"}
 	ErrForbidden            = &Error{Code: "forbidden", Detail: "the caller may not do this"}
 	ErrNotFound             = &Error{Code: "not_found", Detail: "Cat not found"}
+	ErrNoUpload             = &Error{Code: "no_such_upload", Detail: "there is nothing under this ticket: nothing was sent, its blocks were not made one, or it has expired"}
 	ErrEmpty                = &Error{Code: "empty", Detail: "the picture is empty"}
 	ErrIncomplete           = &Error{Code: "incomplete", Detail: "the picture broke off before its end; nothing was stored"}
 	ErrStalled              = &Error{Code: "stalled", Detail: "the picture stopped coming; nothing was stored"}
@@ -65,6 +66,7 @@ var wire = []struct {
 	{ErrUnauthenticated, http.StatusUnauthorized},
 	{ErrForbidden, http.StatusForbidden},
 	{ErrNotFound, http.StatusNotFound},
+	{ErrNoUpload, http.StatusNotFound},
 	{ErrStalled, http.StatusRequestTimeout},
 	{ErrConflict, http.StatusConflict},
 	{ErrPreconditionFailed, http.StatusPreconditionFailed},

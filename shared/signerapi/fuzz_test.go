@@ -296,8 +296,22 @@ func FuzzHandler(f *testing.F) {
 				return Link{}, nil
 			},
 			delete: func(u User, _ Conditions) error { check(u); return nil },
+			ticket: func(u User, size int64) (Ticket, error) {
+				check(u)
+				if size < 0 {
+					t.Fatalf("a size of %d reached the signer", size)
+				}
+				return Ticket{}, nil
+			},
+			commit: func(u User, id string, o CommitOptions) (Info, error) {
+				check(u)
+				if CheckTicket(id) != nil || o.Check() != nil || (Digests{MD5: o.MD5}).Check() != nil {
+					t.Fatalf("the ticket %q with %+v reached the signer", id, o)
+				}
+				return Info{}, nil
+			},
 		}, ignore)
-		for _, path := range []string{picturePath, linkPath} {
+		for _, path := range []string{picturePath, linkPath, ticketPath, commitPath} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
 			r.Method, r.URL.RawQuery = method, query
 			r.Header.Set(contractHeader, contractVersion)

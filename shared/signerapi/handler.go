@@ -36,6 +36,9 @@ func Routes(s Signer, note func(context.Context, error)) []Route {
 	return []Route{
 		{Path: picturePath, Handler: h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})},
 		{Path: linkPath, Handler: h.by(map[string]call{http.MethodGet: h.link})},
+		{Path: ticketPath, Handler: h.by(map[string]call{http.MethodPost: h.ticket})},
+		{Path: commitPath, Handler: h.by(map[string]call{http.MethodPost: h.commit})},
+		{Path: aboutPath, Handler: h.by(map[string]call{http.MethodGet: h.about})},
 		{Path: readyPath, Handler: h.by(map[string]call{http.MethodGet: h.ready}), Probe: true},
 	}
 }
@@ -93,9 +96,9 @@ func (h handler) put(r *http.Request) (any, error) {
 		return nil, err
 	}
 	opts := PutOptions{Size: -1}
-	if s := query.Get("size"); s != "" {
-		if opts.Size, err = strconv.ParseInt(s, 10, 64); err != nil || opts.Size < 0 {
-			return nil, ErrInvalidArgument.With("size: not a number of bytes")
+	if query.Get("size") != "" {
+		if opts.Size, err = sizeOf(query); err != nil {
+			return nil, err
 		}
 	}
 	if opts.Conditions, err = conditionsOf(query); err != nil {
@@ -109,6 +112,14 @@ func (h handler) put(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return info, nil
+}
+
+func sizeOf(query url.Values) (int64, error) {
+	size, err := strconv.ParseInt(query.Get("size"), 10, 64)
+	if err != nil || size < 0 {
+		return 0, ErrInvalidArgument.With("size: not a number of bytes")
+	}
+	return size, nil
 }
 
 func conditionsOf(query url.Values) (Conditions, error) {
@@ -150,6 +161,55 @@ func (h handler) delete(r *http.Request) (any, error) {
 		return nil, err
 	}
 	return nil, h.signer.Delete(r.Context(), user, conditions)
+}
+
+func (h handler) ticket(r *http.Request) (any, error) {
+	query, user, err := arguments(r)
+	if err != nil {
+		return nil, err
+	}
+	size, err := sizeOf(query)
+	if err != nil {
+		return nil, err
+	}
+	ticket, err := h.signer.Ticket(r.Context(), user, size)
+	if err != nil {
+		return nil, err
+	}
+	return ticket, nil
+}
+
+func (h handler) commit(r *http.Request) (any, error) {
+	query, user, err := arguments(r)
+	if err != nil {
+		return nil, err
+	}
+	id := query.Get("ticket")
+	if err := CheckTicket(id); err != nil {
+		return nil, err
+	}
+	var opts CommitOptions
+	if opts.Conditions, err = conditionsOf(query); err != nil {
+		return nil, err
+	}
+	digests, err := digestsOf(query)
+	if err != nil {
+		return nil, err
+	}
+	opts.MD5 = digests.MD5
+	info, err := h.signer.Commit(r.Context(), user, id, opts)
+	if err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+func (h handler) about(r *http.Request) (any, error) {
+	about, err := h.signer.About(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	return about, nil
 }
 
 func (h handler) ready(r *http.Request) (any, error) {

@@ -4,15 +4,19 @@
 // both are [Signer], so each can stand in for the other in a test.
 //
 // The contract is narrow on purpose. It can put, link and delete the one picture
-// that belongs to one user name. It cannot list, name a container or a blob,
-// choose a permission, a content type, or a lifetime beyond the signer's own
-// limit. What a fully compromised frontend can do is what stands in this package.
+// that belongs to one user name, and, where the signer's settings have it, have one
+// sent straight to storage. It cannot list, name a container or a blob, choose a
+// permission, a content type, or a lifetime beyond the signer's own limit. What a
+// fully compromised frontend can do is what stands in this package.
 //
 // On the wire it is HTTP/1.1 on the loopback interface:
 //
 //	PUT    /v1/picture?user=U[&size=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
 //	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
 //	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
+//	POST   /v1/ticket?user=U&size=N                             → 200 Ticket
+//	POST   /v1/commit?user=U&ticket=T[&md5=H][&CONDITIONS]      → 200 Info
+//	GET    /v1/about                                            → 200 About
 //	GET    /v1/ready                                            → 204
 //
 // Each call has the header Cats-Contract: 1; a request without is refused with 403.
@@ -61,6 +65,22 @@ type Signer interface {
 	// Delete removes the picture of user, or returns ErrNotFound, or
 	// ErrPreconditionFailed when the picture is not as the conditions say.
 	Delete(ctx context.Context, user User, conditions Conditions) error
+
+	// Ticket returns a signed URL by which a picture of size bytes can be sent
+	// straight to storage, under a name that nobody reads. It changes nothing of the
+	// picture of user; only Commit does. ErrTooLarge means as well that the signer
+	// gives no tickets.
+	Ticket(ctx context.Context, user User, size int64) (Ticket, error)
+
+	// Commit makes what was sent under a ticket the picture of user, in place of what
+	// was there, if it is all there and is a picture as Put wants it; on any error the
+	// picture that was there is still there, with the exceptions that Put has. Asked
+	// again after it has done so, it says the same again. ErrNoUpload means that there
+	// is nothing of user's under that ticket, or not any more.
+	Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
+
+	// About returns what can be asked here. It makes no call to Azure.
+	About(ctx context.Context) (About, error)
 
 	// Ready returns nil when links can be signed now. It makes no call to Azure.
 	Ready(ctx context.Context) error
@@ -150,6 +170,57 @@ type Link struct {
 
 // LogValue keeps a link out of the log but for when it ends.
 func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
+
+// Ticket is the right to send one picture straight to storage.
+type Ticket struct {
+	// ID names the upload in Commit. It is of [CheckTicket]'s form, and unguessable.
+	ID string `json:"id"`
+	// URL can only write, and only the blob of this upload. Without BlockSize it
+	// creates that, once; with it, blocks can be put and put again.
+	URL       SignedURL `json:"url"`
+	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
+	// BlockSize is how large the blocks are to be that the picture is sent in, in
+	// bytes; 0 for all of it in one piece.
+	BlockSize int64 `json:"block_size,omitempty"`
+}
+
+// LogValue keeps a ticket out of the log but for when it ends.
+func (t Ticket) LogValue() slog.Value { return slog.TimeValue(t.ExpiresAt) }
+
+// CommitOptions say what is known of an upload; the zero value knows nothing.
+type CommitOptions struct {
+	Conditions // on the picture that is there
+	// MD5 of what was sent; ErrDigestMismatch when it has another, and
+	// ErrInvalidArgument where storage cannot tell.
+	MD5 []byte
+}
+
+// maxTicket is the longest ID of a ticket, in bytes.
+const maxTicket = 96
+
+// CheckTicket returns ErrNoUpload unless id can be that of a ticket: letters of
+// ASCII, digits and hyphens.
+func CheckTicket(id string) error {
+	if id == "" || len(id) > maxTicket || strings.ContainsFunc(id, notInTicket) {
+		return ErrNoUpload
+	}
+	return nil
+}
+
+func notInTicket(r rune) bool {
+	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+}
+
+// About is what can be asked of a signer.
+type About struct {
+	MaxDirect  int64  `json:"max_direct_size"`  // largest picture of a Ticket, in bytes; 0 where there are none
+	LinkTTL    int64  `json:"link_ttl_seconds"` // of a link, unless asked otherwise
+	LinkMaxTTL int64  `json:"link_max_ttl_seconds"`
+	LinkOrigin string `json:"link_origin"` // scheme, host and port of links and tickets
+	// UserClaim is the claim of a caller's token that is the name of their picture;
+	// "" where callers are not known.
+	UserClaim string `json:"user_claim,omitempty"`
+}
 
 // SignedURL is a URL that carries a credential in its query string. It prints
 // and logs as a placeholder; string(u) is the URL itself, JSON carries it whole.

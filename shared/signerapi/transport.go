@@ -137,6 +137,9 @@ func (c *conn) call(req *http.Request) (*http.Response, error) {
 	case req.Body != nil:
 		c.deadline = time.Time{} // it is changed as the body goes on
 		_ = c.SetDeadline(now.Add(putTimeout))
+	case req.URL.Path == commitPath:
+		c.deadline = now.Add(commitTimeout)
+		_ = c.SetDeadline(c.deadline)
 	case c.deadline.Sub(now) < getTimeout:
 		c.deadline = now.Add(2 * getTimeout) // so that not each call has to set it
 		_ = c.SetDeadline(c.deadline)

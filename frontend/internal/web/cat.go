@@ -124,10 +124,10 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if r.ContentLength > int64(s.limits.MaxSize)+formOverhead {
-		return s.limits.CheckSize(r.ContentLength)
+	if r.ContentLength > int64(s.options.MaxSize)+formOverhead {
+		return s.options.CheckSize(r.ContentLength)
 	}
-	form, err := openForm(r, int64(s.limits.MaxSize))
+	form, err := openForm(r, int64(s.options.MaxSize))
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
 		return err
 	}
-	_, whole, err := s.limits.Open(body, opts.Size)
+	_, whole, err := s.options.Open(body, opts.Size)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,7 @@ var status = map[string]int{
 	errCrossOrigin.Code:               http.StatusForbidden,
 
 	signerapi.ErrNotFound.Code: http.StatusNotFound,
+	signerapi.ErrNoUpload.Code: http.StatusNotFound,
 	errNoRoute.Code:            http.StatusNotFound,
 
 	errMethod.Code:                         http.StatusMethodNotAllowed,

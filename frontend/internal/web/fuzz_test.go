@@ -63,6 +63,19 @@ func (s *strict) Delete(ctx context.Context, u signerapi.User, c signerapi.Condi
 	return s.memory.Delete(ctx, u, c)
 }
 
+func (s *strict) Ticket(ctx context.Context, u signerapi.User, size int64) (signerapi.Ticket, error) {
+	s.check(u)
+	if size < 0 {
+		s.t.Errorf("a picture of %d bytes was announced to the signer", size)
+	}
+	return s.memory.Ticket(ctx, u, size)
+}
+
+func (s *strict) Commit(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	s.check(u, signerapi.CheckTicket(ticket), opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check())
+	return s.memory.Commit(ctx, u, ticket, opts)
+}
+
 // wire is a connection on which a client has sent all that it will, and reads what
 // it gets.
 type wire struct {

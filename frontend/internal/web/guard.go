@@ -34,13 +34,18 @@ type Options struct {
 	CORSOrigins    []Origin       `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
 
 	access.Rules
+	SignIn
 	limit.PerClient
 	picture.Limits
 }
 
 // Validate reports the faults of the options, joined.
 func (o Options) Validate() error {
-	return errors.Join(o.Rules.Validate(), o.PerClient.Validate(), o.Limits.Validate())
+	var fault error
+	if o.ClientID != "" && !o.On() {
+		fault = errors.New("OIDC_ISSUER is not set, and OIDC_CLIENT_ID is: nobody has to sign in")
+	}
+	return errors.Join(fault, o.Rules.Validate(), o.PerClient.Validate(), o.Limits.Validate())
 }
 
 // Origin is where a page in a browser comes from, as the header Origin has it.

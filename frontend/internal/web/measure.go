@@ -27,11 +27,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: p + "upload_rejected_total", Help: "Uploads that were refused or not stored, by the code of the error.",
 		}, []string{"reason"}),
 		stored: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: p + "upload_bytes_total", Help: "Bytes of pictures stored.",
+			Name: p + "upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
 		}),
 	}
 	reg.MustRegister(m.calls, m.rejected, m.stored)
-	for _, op := range []string{"put", "link", "delete"} {
+	for _, op := range []string{"put", "link", "delete", "ticket", "commit", "about"} {
 		m.calls.WithLabelValues(op, "ok")
 		m.calls.WithLabelValues(op, signerapi.ErrSignerUnavailable.Code)
 	}
@@ -80,6 +80,27 @@ func (c counted) Delete(ctx context.Context, user signerapi.User, conditions sig
 	err := c.Signer.Delete(ctx, user, conditions)
 	c.m.count("delete", err)
 	return err
+}
+
+func (c counted) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+	ticket, err := c.Signer.Ticket(ctx, user, size)
+	c.m.count("ticket", err)
+	return ticket, err
+}
+
+func (c counted) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	info, err := c.Signer.Commit(ctx, user, ticket, opts)
+	c.m.count("commit", err)
+	if err == nil {
+		c.m.stored.Add(float64(info.Size))
+	}
+	return info, err
+}
+
+func (c counted) About(ctx context.Context) (signerapi.About, error) {
+	about, err := c.Signer.About(ctx)
+	c.m.count("about", err)
+	return about, err
 }
 
 func (m *metrics) count(op string, err error) {

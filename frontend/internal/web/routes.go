@@ -17,22 +17,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/access"
-	"cats.example/shared/picture"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
 type web struct {
-	signer signerapi.Signer
-	limits picture.Limits
-	access access.Rules
+	signer  signerapi.Signer
+	options Options
 }
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
 func New(signer signerapi.Signer, options Options, requests *service.Requests, reg prometheus.Registerer) http.Handler {
 	m := newMetrics(reg)
-	s := web{counted{signer, m}, options.Limits, options.Rules}
+	s := web{counted{signer, m}, options}
 	g := newGuard(options, reg)
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
@@ -42,6 +40,7 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, r
 		resource
 	}{
 		{"/service", resource{http.MethodGet: s.getService}},
+		{"/about", resource{http.MethodGet: s.getAbout}},
 		{"/cat/{user}", resource{
 			http.MethodGet:    s.reader(s.getCat),
 			http.MethodPost:   m.upload(s.owner(s.postCat)),
@@ -49,6 +48,8 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, r
 			http.MethodDelete: s.owner(s.deleteCat),
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
+		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(s.postUpload))}},
+		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(s.postCommit))}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
@@ -65,10 +66,10 @@ type handler func(http.ResponseWriter, *http.Request) error
 // with the caller's token, which the signer verifies, for whatever h asks of it. Who
 // brings none is turned away here, before anything of a body is read.
 func (s web) owner(h handler) handler  { return s.caller(h, true) }
-func (s web) reader(h handler) handler { return s.caller(h, s.access.Read != access.Anyone) }
+func (s web) reader(h handler) handler { return s.caller(h, s.options.Read != access.Anyone) }
 
 func (s web) caller(h handler, needed bool) handler {
-	if !s.access.On() || !needed {
+	if !s.options.On() || !needed {
 		return h
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {

@@ -34,6 +34,9 @@ type memory struct {
 	opts  signerapi.LinkOptions
 	put   signerapi.PutOptions // of the last picture
 
+	ticket string // of the last commit
+	commit signerapi.CommitOptions
+
 	token signerapi.Token // of the last call
 }
 
@@ -97,6 +100,25 @@ func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Condi
 	}
 	delete(m.cats, u.String())
 	return nil
+}
+
+func (m *memory) Ticket(ctx context.Context, u signerapi.User, size int64) (signerapi.Ticket, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.token, m.asked = signerapi.TokenOf(ctx), u.String()
+	return signerapi.Ticket{ID: fmt.Sprintf("1-%d-A", size), URL: "https://acct.blob/cats/upload?sig=a%2Fb&sp=c", ExpiresAt: time.Unix(2e9, 0).UTC()}, m.fail
+}
+
+func (m *memory) Commit(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.token, m.asked = signerapi.TokenOf(ctx), u.String()
+	m.ticket, m.commit = ticket, opts
+	return m.info("abc"), m.fail
+}
+
+func (m *memory) About(context.Context) (signerapi.About, error) {
+	return signerapi.About{MaxDirect: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 86400, LinkOrigin: "https://acct.blob", UserClaim: "oid"}, m.fail
 }
 
 func (*memory) Ready(context.Context) error { return nil }

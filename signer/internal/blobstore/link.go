@@ -99,10 +99,7 @@ func (s *Store) signature(name string, ttl time.Duration, contentType, download 
 	if err != nil {
 		return "", time.Time{}, err
 	}
-	if start.Before(key.start) {
-		start = key.start
-	}
-	query, err = s.signWith(key, name, start, end, contentType, download)
+	query, err = s.signWith(key, name, later(start, key.start), end, contentType, download)
 	return query, end, err
 }
 
@@ -117,6 +114,10 @@ func (s *Store) signWith(key *delegationKey, name string, start, end time.Time, 
 		BlobName:      name,
 	}
 	values.ContentType, values.ContentDisposition = s.servedAs(contentType, download)
+	return signQuery(key, values)
+}
+
+func signQuery(key *delegationKey, values sas.BlobSignatureValues) (string, error) {
 	if err := checkSigned(values); err != nil {
 		return "", err
 	}
@@ -125,6 +126,13 @@ func (s *Store) signWith(key *delegationKey, name string, start, end time.Time, 
 		return "", fmt.Errorf("signing: %w", err)
 	}
 	return signed.Encode(), nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // opaque is what a browser only ever saves.
@@ -157,13 +165,17 @@ var errUnsignable = errors.New("not signing a link")
 // holds: what is signed are lines, in which the SDK makes a slash of a backslash
 // in the name, and servers take the segments . and .. out of it.
 func checkSigned(v sas.BlobSignatureValues) error {
-	for _, field := range []struct{ name, value string }{
-		{"container", v.ContainerName},
-		{"blob", v.BlobName},
-		{"content type", v.ContentType},
-		{"content disposition", v.ContentDisposition},
+	reads := strings.Contains(v.Permissions, "r") // and then says how it is served
+	for _, field := range []struct {
+		name, value string
+		needed      bool
+	}{
+		{"container", v.ContainerName, true},
+		{"blob", v.BlobName, true},
+		{"content type", v.ContentType, reads},
+		{"content disposition", v.ContentDisposition, reads},
 	} {
-		if field.value == "" || !utf8.ValidString(field.value) || strings.Contains(field.value, `\`) || strings.ContainsFunc(field.value, unicode.IsControl) {
+		if field.value == "" && field.needed || !utf8.ValidString(field.value) || strings.Contains(field.value, `\`) || strings.ContainsFunc(field.value, unicode.IsControl) {
 			return fmt.Errorf("%w: the %s is %q", errUnsignable, field.name, field.value)
 		}
 	}

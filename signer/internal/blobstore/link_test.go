@@ -126,7 +126,7 @@ func TestALinkThatIsKnownGoesByTheTypeOfThePictureThatIsThere(t *testing.T) {
 // The SDK signs a line end, after which come other fields, and makes a slash of a
 // backslash.
 func TestNothingIsSignedThatCouldBeReadOtherwise(t *testing.T) {
-	good := sas.BlobSignatureValues{ContainerName: "cats", BlobName: "a b/猫", ContentType: "image/png", ContentDisposition: `inline; filename="a b.png"`}
+	good := sas.BlobSignatureValues{Permissions: "r", ContainerName: "cats", BlobName: "a b/猫", ContentType: "image/png", ContentDisposition: `inline; filename="a b.png"`}
 	if err := checkSigned(good); err != nil {
 		t.Fatal(err)
 	}

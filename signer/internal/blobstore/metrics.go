@@ -14,6 +14,9 @@ const (
 	opKey       = "user_delegation_key"
 	opContainer = "head_container"
 	opTrial     = "link_trial"
+	opGet       = "get_blob"
+	opCopy      = "put_block_from_url"
+	opList      = "list_blobs"
 )
 
 // metrics of the store. It is a policy of the SDK's pipeline, behind the retries,
@@ -23,6 +26,8 @@ type metrics struct {
 	duration   *prometheus.HistogramVec
 	views      prometheus.Counter
 	downloads  prometheus.Counter
+	tickets    prometheus.Counter
+	unstaged   *prometheus.CounterVec
 	keyExpiry  prometheus.Gauge
 	keyRefresh *prometheus.CounterVec
 	trials     *prometheus.CounterVec
@@ -58,19 +63,25 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 	}
 	signed := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: p + "signed_urls_total", Help: "Links given out: view shows the picture in place, download saves it under a name.",
+		Name: p + "signed_urls_total", Help: "Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.",
 	}, []string{"kind"})
-	m.views, m.downloads = signed.WithLabelValues("view"), signed.WithLabelValues("download")
+	m.views, m.downloads, m.tickets = signed.WithLabelValues("view"), signed.WithLabelValues("download"), signed.WithLabelValues("upload")
+	m.unstaged = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: p + "staged_uploads_removed_total", Help: "Blobs that were sent straight to storage and removed, by what became of them.",
+	}, []string{"outcome"})
 	m.circuit = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: p + "storage_circuit_open", Help: "1 while storage is asked nothing because it did not answer, 0 otherwise.",
 	})
-	reg.MustRegister(m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts)
-	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial} {
+	reg.MustRegister(m.unstaged, m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts)
+	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial, opGet, opCopy, opList} {
 		m.duration.WithLabelValues(op)
 		m.requests.WithLabelValues(op, "error")
 	}
 	for _, outcome := range []string{"ok", "error"} {
 		m.keyRefresh.WithLabelValues(outcome)
+	}
+	for _, outcome := range []string{removedCommitted, removedRefused, removedAbandoned} {
+		m.unstaged.WithLabelValues(outcome)
 	}
 	for _, outcome := range []string{trialOK, trialRefused, trialUnclear} {
 		m.trials.WithLabelValues(outcome)

@@ -22,6 +22,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
@@ -44,6 +46,7 @@ type Options struct {
 	LinkBase   string // public base of the links; "" for AccountURL
 	LinkTTL    time.Duration
 	LinkMaxTTL time.Duration
+	MaxDirect  int64 // largest picture that is sent straight to storage, in bytes; 0 for none
 	Limits     picture.Limits
 	Memory     int64         // for uploads, in bytes
 	MemoryWait time.Duration // how long an upload waits for some of it
@@ -61,6 +64,7 @@ type Store struct {
 	container *container.Client
 	memory    *memory
 	hashing   chan struct{} // holds those that take an MD5 now
+	commits   *semaphore.Weighted
 	known     *known
 	circuit   *gobreaker.CircuitBreaker[struct{}]
 	key       *delegation
@@ -100,6 +104,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		container: account.NewContainerClient(opts.Container),
 		memory:    newMemory(opts.Memory, opts.MemoryWait),
 		hashing:   make(chan struct{}, max(1, opts.Cores-1)),
+		commits:   semaphore.NewWeighted(commits),
 		metrics:   m,
 		retries:   maxRetries,
 		now:       time.Now,
@@ -114,7 +119,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		m.circuit.Set(0)
 	})
 	s.key = &delegation{
-		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(opts.LinkMaxTTL), log: log, metrics: m, now: s.now,
+		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(max(opts.LinkMaxTTL, ticketLife)), log: log, metrics: m, now: s.now,
 		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
 	}
 	m.watch(reg, s.memory)
@@ -189,10 +194,14 @@ func (s *Store) look(ctx context.Context, user signerapi.User) (signerapi.Info, 
 func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, err error) {
 	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
 		p, err := client.GetProperties(ctx, nil)
-		info = signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+		info = infoOf(p)
 		return err
 	})
 	return info, err
+}
+
+func infoOf(p blob.GetPropertiesResponse) signerapi.Info {
+	return signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
 }
 
 // Delete implements [signerapi.Signer].
@@ -227,8 +236,8 @@ func (s *Store) Ready(context.Context) error {
 	return err
 }
 
-// Run keeps the user delegation key fresh, and tries its links, until ctx is done;
-// then it returns nil. It begins once authenticated is closed. It returns an error when storage
+// Run keeps the user delegation key fresh, tries its links, and removes uploads that
+// were abandoned, until ctx is done; then it returns nil. It begins once authenticated is closed. It returns an error when storage
 // says that the container does not exist, which waiting cannot mend.
 func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	select {
@@ -236,7 +245,12 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 		return nil
 	case <-authenticated:
 	}
-	return s.key.run(ctx, s.checkContainer, s.tryLink)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.key.run(ctx, s.checkContainer, s.tryLink) })
+	if s.opts.MaxDirect > 0 {
+		g.Go(func() error { s.sweep(ctx); return nil })
+	}
+	return g.Wait()
 }
 
 // checkContainer returns errNoContainer when storage says that it is not there.

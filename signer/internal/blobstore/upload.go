@@ -277,14 +277,14 @@ func (up *upload) put(ctx context.Context, sum []byte) (signerapi.Info, error) {
 		m.stored()
 	}()
 	op := &operation{name: opPut, body: up.pages}
-	return up.visible(ctx, sum, op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+	return up.store.visible(ctx, up.info(sum), op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
 		done, err := up.client.Upload(ctx, lend(up.pages), &blockblob.UploadOptions{
 			HTTPHeaders:             up.headers(sum),
 			AccessConditions:        accessConditions(up.opts.Conditions),
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum),
 		})
 		return done.ETag, err
-	})
+	}, up.stored(sum))
 }
 
 // commit stores what is left, waits for all blocks, and makes them the picture.
@@ -302,26 +302,37 @@ func (up *upload) commit(ctx context.Context, sum []byte) (signerapi.Info, error
 	if err := up.ctx.Err(); err != nil {
 		return signerapi.Info{}, up.cause(signerapi.ErrIncomplete.Wrap(err))
 	}
-	return up.visible(ctx, sum, &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
+	return up.store.visible(ctx, up.info(sum), &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
 		done, err := up.client.CommitBlockList(ctx, up.blocks, &blockblob.CommitBlockListOptions{
 			HTTPHeaders:      up.headers(sum),
 			AccessConditions: accessConditions(up.opts.Conditions),
 		})
 		return done.ETag, err
-	})
+	}, up.stored(sum))
 }
 
-// visible is the call that makes the picture visible. It does not end with the
-// request: the picture is here whole by then, and a client that leaves now has no
-// say in whether it is stored.
+func (up *upload) info(sum []byte) signerapi.Info {
+	return signerapi.Info{ContentType: up.contentType, Size: up.size, MD5: sum}
+}
+
+// stored returns what reports whether the picture that is there has our MD5: then it
+// is ours, or is the same.
+func (up *upload) stored(sum []byte) func(context.Context) (signerapi.Info, bool) {
+	return func(ctx context.Context) (signerapi.Info, bool) {
+		there, err := up.store.head(ctx, up.client.BlobClient())
+		return there, err == nil && bytes.Equal(there.MD5, sum) && there.Size == up.size
+	}
+}
+
+// visible is the call, made by do, that makes the picture of info visible. It does not
+// end with the request: the picture is here whole by then, and a client that leaves
+// now has no say in whether it is stored.
 //
 // Where storage did not say what became of it, or refused a repetition because of
-// what our own first try had stored, the picture that is there is looked at: if it
-// has our MD5, it is ours, or is the same.
-func (up *upload) visible(ctx context.Context, sum []byte, op *operation, doing string, do func(context.Context) (*azcore.ETag, error)) (signerapi.Info, error) {
+// what our own first try had stored, stored looks at the picture that is there.
+func (s *Store) visible(ctx context.Context, info signerapi.Info, op *operation, doing string, do func(context.Context) (*azcore.ETag, error), stored func(context.Context) (signerapi.Info, bool)) (signerapi.Info, error) {
 	ctx = context.WithoutCancel(ctx)
-	info := signerapi.Info{ContentType: up.contentType, Size: up.size, MD5: sum}
-	err := up.store.call(ctx, op, doing, func(ctx context.Context) error {
+	err := s.call(ctx, op, doing, func(ctx context.Context) error {
 		tag, err := do(ctx)
 		info.ETag = etag(tag)
 		return err
@@ -332,8 +343,7 @@ func (up *upload) visible(ctx context.Context, sum []byte, op *operation, doing 
 	if op.unclear == 0 {
 		return signerapi.Info{}, err
 	}
-	there, lookErr := up.store.head(ctx, up.client.BlobClient())
-	if lookErr == nil && bytes.Equal(there.MD5, sum) && there.Size == up.size {
+	if there, ok := stored(ctx); ok {
 		return there, nil
 	}
 	e := signerapi.AsError(err)

@@ -350,6 +350,33 @@ func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signe
 	return g.Signer.Delete(ctx, user, conditions)
 }
 
+func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+	if _, err := g.callers.owner(ctx, user); err != nil {
+		return signerapi.Ticket{}, err
+	}
+	return g.Signer.Ticket(ctx, user, size)
+}
+
+func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	who, err := g.callers.owner(ctx, user)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	release, err := g.callers.clients.Upload(who.subject)
+	if err != nil {
+		return signerapi.Info{}, g.callers.refuse(limited, err)
+	}
+	defer release()
+	return g.Signer.Commit(ctx, user, ticket, opts)
+}
+
+// About says, to anybody, by which claim callers are known.
+func (g guard) About(ctx context.Context) (signerapi.About, error) {
+	about, err := g.Signer.About(ctx)
+	about.UserClaim = g.callers.opts.Claim
+	return about, err
+}
+
 func (g guard) Ready(ctx context.Context) error {
 	if err := g.Signer.Ready(ctx); err != nil {
 		return err

@@ -42,6 +42,20 @@ func (s *counting) Delete(context.Context, signerapi.User, signerapi.Conditions)
 	return nil
 }
 
+func (s *counting) Ticket(context.Context, signerapi.User, int64) (signerapi.Ticket, error) {
+	s.calls.Add(1)
+	return signerapi.Ticket{}, nil
+}
+
+func (s *counting) Commit(context.Context, signerapi.User, string, signerapi.CommitOptions) (signerapi.Info, error) {
+	s.calls.Add(1)
+	return signerapi.Info{}, nil
+}
+
+func (*counting) About(context.Context) (signerapi.About, error) {
+	return signerapi.About{}, nil
+}
+
 func (*counting) Ready(context.Context) error { return nil }
 
 // knowing returns Callers that have asked p.
@@ -125,7 +139,9 @@ func TestATokenLetsItsCallerAtTheirOwnPictureAlone(t *testing.T) {
 		_, put := s.Put(with(t, c.token), user(t, "mia"), nil, signerapi.PutOptions{})
 		_, link := s.Link(with(t, c.token), user(t, "mia"), signerapi.LinkOptions{})
 		del := s.Delete(with(t, c.token), user(t, "mia"), signerapi.Conditions{})
-		for call, err := range map[string]error{"Put": put, "Link": link, "Delete": del} {
+		_, ticket := s.Ticket(with(t, c.token), user(t, "mia"), 1)
+		_, commit := s.Commit(with(t, c.token), user(t, "mia"), "1-1-A", signerapi.CommitOptions{})
+		for call, err := range map[string]error{"Put": put, "Link": link, "Delete": del, "Ticket": ticket, "Commit": commit} {
 			if !errors.Is(err, c.want) {
 				t.Errorf("a token %s: %s: %v; want %v", c.name, call, err, c.want)
 			}
@@ -133,7 +149,7 @@ func TestATokenLetsItsCallerAtTheirOwnPictureAlone(t *testing.T) {
 				t.Errorf("a token %s: the error holds it: %v", c.name, err)
 			}
 		}
-		calls := int64(3)
+		calls := int64(5)
 		if c.want != nil {
 			calls = 0
 		}

@@ -187,6 +187,7 @@ func (v *visit) scratch(ctx context.Context, because, noKey string) {
 	} else {
 		v.line(ok, "put", "stored the scratch blob %s", blob.Name())
 		v.links(ctx, blob, noKey)
+		v.copy(ctx, blob, noKey)
 	}
 
 	// Whatever has happened until now, even if someone waits for the end.
@@ -225,6 +226,24 @@ func (v *visit) links(ctx context.Context, blob *blobstore.Scratch, because stri
 		return
 	}
 	v.line(ok, "link base", "the same through %s", v.Storage.LinkBase)
+}
+
+// copy has storage copy the blob, where it must for what is sent straight to it.
+func (v *visit) copy(ctx context.Context, blob *blobstore.Scratch, because string) {
+	const check = "copy"
+	if v.Storage.MaxDirect == 0 || v.skipped(ctx, check, because) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storageLimit)
+	defer cancel()
+	if err := blob.Copy(ctx); err != nil {
+		if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Code == "CannotVerifyCopySource" {
+			r.Fix = "storage must be let in to what it copies, by the account's network rules; until it is, set MAX_DIRECT_SIZE to 0"
+		}
+		v.fail(check, err)
+		return
+	}
+	v.line(ok, check, "storage copies within the account, as it must for what is sent straight to it")
 }
 
 // get reads a link and returns an error, which does not hold it, unless it gives

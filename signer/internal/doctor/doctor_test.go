@@ -40,6 +40,8 @@ func op(r *http.Request) string {
 		return "exchange"
 	case q.Get("comp") == "userdelegationkey":
 		return "key"
+	case r.Header.Get("X-Ms-Copy-Source") != "":
+		return "copy"
 	case q.Get("sig") != "" && strings.HasPrefix(r.URL.Path, "/base/"):
 		return "link base"
 	case q.Get("sig") != "":
@@ -79,6 +81,8 @@ func (a *azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, `<?xml version="1.0"?><UserDelegationKey><SignedOid>o</SignedOid><SignedTid>t</SignedTid><SignedStart>%s</SignedStart><SignedExpiry>%s</SignedExpiry><SignedService>b</SignedService><SignedVersion>2024-11-04</SignedVersion><Value>a2V5</Value></UserDelegationKey>`, field("Start"), field("Expiry"))
 	case "put":
 		a.blobs[name] = string(body)
+		w.WriteHeader(http.StatusCreated)
+	case "copy":
 		w.WriteHeader(http.StatusCreated)
 	case "delete":
 		delete(a.blobs, name)
@@ -177,6 +181,32 @@ func TestAllIsWell(t *testing.T) {
 	}
 	opts.Storage.LinkBase = ""
 	examine(t.Context(), t, opts, strings.Replace(well, ", ok link base", "", 1))
+}
+
+func TestWhereTicketsAreGivenStorageMustCopy(t *testing.T) {
+	for _, c := range []struct {
+		status int
+		code   string
+		marks  string
+		says   []string
+	}{
+		{201, "", strings.Replace(well, "ok delete", "ok copy, ok delete", 1), nil},
+		{403, "CannotVerifyCopySource", strings.Replace(well, "ok delete", "fail copy, ok delete", 1), []string{"network rules", "MAX_DIRECT_SIZE"}},
+		{403, "AuthorizationPermissionMismatch", strings.Replace(well, "ok delete", "fail copy, ok delete", 1), []string{"Storage Blob Data Contributor"}},
+	} {
+		opts, back := healthy(t)
+		opts.Storage.MaxDirect = 1 << 30
+		back.fault = func(op string, w http.ResponseWriter) bool {
+			if op == "copy" {
+				refuse(w, c.status, c.code)
+			}
+			return op == "copy"
+		}
+		examine(t.Context(), t, opts, c.marks, c.says...)
+		if len(back.blobs) > 0 {
+			t.Errorf("left: %v", back.blobs)
+		}
+	}
 }
 
 func TestEachRefusalOfStorageIsToldWithWhatToDo(t *testing.T) {

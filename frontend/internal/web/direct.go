@@ -1,0 +1,124 @@
+package web
+
+import (
+	"encoding/base64"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/gorilla/mux"
+
+	"cats.example/shared/access"
+	"cats.example/shared/picture"
+	"cats.example/shared/signerapi"
+)
+
+// SignIn are the settings of how the page has people sign in, where callers must be
+// known.
+type SignIn struct {
+	ClientID string `env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client as which the page has people sign in, a public one (authorization code with PKCE) whose redirect URI is that of the page; unless set, the page has no sign-in"`
+	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, what the page asks the issuer for, such as openid api://CLIENT/.default, so that its access token is for OIDC_AUDIENCE"`
+}
+
+// about is the answer to GET /about: what clients can do here.
+type about struct {
+	MaxPicture    picture.Size   `json:"max_picture_size"` // through POST and PUT
+	MaxDirect     int64          `json:"max_direct_size"`
+	Types         []string       `json:"picture_types"`
+	MaxPixels     uint64         `json:"max_pixels"`
+	LinkTTL       int64          `json:"link_ttl_seconds"`
+	LinkMaxTTL    int64          `json:"link_max_ttl_seconds"`
+	StorageOrigin string         `json:"storage_origin"`
+	ReadAccess    access.Reading `json:"read_access,omitempty"`
+	SignIn        *signIn        `json:"sign_in,omitempty"`
+}
+
+type signIn struct {
+	Issuer    string `json:"issuer"`
+	ClientID  string `json:"client_id"`
+	Scope     string `json:"scope"`
+	UserClaim string `json:"user_claim"`
+}
+
+func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
+	said, err := s.signer.About(r.Context())
+	if err != nil {
+		return err
+	}
+	o := s.options
+	answer := about{
+		MaxPicture: o.MaxSize, MaxDirect: said.MaxDirect, Types: o.Types, MaxPixels: o.MaxPixels,
+		LinkTTL: said.LinkTTL, LinkMaxTTL: said.LinkMaxTTL, StorageOrigin: said.LinkOrigin,
+	}
+	if o.On() {
+		answer.ReadAccess = o.Read
+	}
+	if o.On() && o.ClientID != "" {
+		answer.SignIn = &signIn{o.Issuer, o.ClientID, o.Scope, said.UserClaim}
+	}
+	writeJSON(w, http.StatusOK, "application/json", answer)
+	return nil
+}
+
+// ticket is the answer to POST /cat/{user}/upload.
+type ticket struct {
+	Owner     owner               `json:"owner"`
+	ID        string              `json:"id"`
+	UploadURL signerapi.SignedURL `json:"upload_url"`
+	ExpiresAt time.Time           `json:"expires_at"`
+	BlockSize int64               `json:"block_size,omitempty"`
+}
+
+// postUpload gives a ticket to send a picture straight to storage.
+func (s web) postUpload(w http.ResponseWriter, r *http.Request) error {
+	user, err := userOf(r)
+	if err != nil {
+		return err
+	}
+	announced, _, err := once(r.URL.Query(), "size")
+	if err != nil {
+		return err
+	}
+	size, err := strconv.ParseInt(announced, 10, 64)
+	if err != nil || size < 0 {
+		return signerapi.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
+	}
+	given, err := s.signer.Ticket(r.Context(), user, size)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusCreated, "application/json", ticket{owner{user.String()}, given.ID, given.URL, given.ExpiresAt, given.BlockSize})
+	return nil
+}
+
+// postCommit makes what was sent under a ticket the picture.
+func (s web) postCommit(w http.ResponseWriter, r *http.Request) error {
+	user, err := userOf(r)
+	if err != nil {
+		return err
+	}
+	id := mux.Vars(r)["id"]
+	if err := signerapi.CheckTicket(id); err != nil {
+		return err
+	}
+	var opts signerapi.CommitOptions
+	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
+		return err
+	}
+	sum, ok, err := once(r.URL.Query(), "content_md5")
+	if err != nil {
+		return err
+	}
+	if ok {
+		if opts.MD5, err = base64.StdEncoding.DecodeString(sum); err != nil || len(opts.MD5) != 16 {
+			return signerapi.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
+		}
+	}
+	info, err := s.signer.Commit(r.Context(), user, id, opts)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("ETag", info.ETag)
+	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
+	return nil
+}

@@ -1,0 +1,461 @@
+package blobstore
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+	"golang.org/x/sync/errgroup"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/signerapi"
+)
+
+// StagedPrefix begins the name of every blob that is sent straight to storage. Its
+// name has no slash; a picture's has one always, so that no ticket is for a picture.
+const StagedPrefix = "cats-api-upload-"
+
+const (
+	ticketLife = time.Hour
+	// commitLate is how long after the end of a ticket what was sent under it can
+	// still become a picture.
+	commitLate = 15 * time.Minute
+	// sweepLate is how long after the end of a ticket its blob is removed. A request
+	// that began before that end can last.
+	sweepLate  = time.Hour
+	sweepEvery = 10 * time.Minute
+
+	onePiece    = 64 << 20 // the largest that is sent in one request, which can be sent once
+	directBlock = 8 << 20
+
+	// copyBlock is what storage copies in one call, and copyWhole the largest picture
+	// that it copies in one, so that it can compare the MD5 while it does so.
+	copyBlock = 64 << 20
+	copyWhole = 256 << 20
+	// MaxDirect is the largest picture that can be sent straight to storage: at 70 MiB/s
+	// it is copied in the time that a commit has.
+	MaxDirect = 16 << 30
+
+	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
+
+	commits  = 16      // at once; a commit takes some 100 KiB of memory
+	headMost = 1 << 20 // that is read of what was sent, at most
+)
+
+// ticket is what the ID of one says. Where it does not say what the signer wrote, it
+// is that of another blob, which does not exist: so no replica has to remember any.
+type ticket struct {
+	id   string
+	end  time.Time
+	size int64
+}
+
+func newTicket(now time.Time, size int64) ticket {
+	end := now.Add(ticketLife).UTC().Truncate(time.Second)
+	return ticket{fmt.Sprintf("%d-%d-%s", end.Unix(), size, rand.Text()), end, size}
+}
+
+// parseTicket returns ErrNoUpload for what newTicket cannot have made.
+func parseTicket(id string) (ticket, error) {
+	end, rest, _ := strings.Cut(id, "-")
+	size, _, ok := strings.Cut(rest, "-")
+	seconds, err1 := strconv.ParseUint(end, 10, 34)
+	n, err2 := strconv.ParseUint(size, 10, 62)
+	if err := errors.Join(signerapi.CheckTicket(id), err1, err2); err != nil || !ok {
+		return ticket{}, signerapi.ErrNoUpload
+	}
+	return ticket{id, time.Unix(int64(seconds), 0).UTC(), int64(n)}, nil
+}
+
+// blobName is that of the blob that is sent, unguessable for who does not know the
+// ticket, and another for each user. It begins with when the ticket ends, so that
+// those that were abandoned are the first in a listing.
+func (t ticket) blobName(user signerapi.User) string {
+	sum := sha256.Sum256([]byte(user.String() + "\n" + t.id)) // no name holds a line end
+	return fmt.Sprintf("%s%010d-%s", StagedPrefix, t.end.Unix(), hex.EncodeToString(sum[:16]))
+}
+
+// endOf returns when the ticket of the blob name ended; false for other blobs.
+func endOf(name string) (time.Time, bool) {
+	rest, ok := strings.CutPrefix(name, StagedPrefix)
+	end, _, more := strings.Cut(rest, "-")
+	seconds, err := strconv.ParseUint(end, 10, 34)
+	return time.Unix(int64(seconds), 0), ok && more && err == nil
+}
+
+// Ticket implements [signerapi.Signer].
+func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+	switch {
+	case s.opts.MaxDirect == 0:
+		return signerapi.Ticket{}, signerapi.ErrTooLarge.With("pictures cannot be sent straight to storage here")
+	case size > s.opts.MaxDirect:
+		return signerapi.Ticket{}, signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", picture.Size(s.opts.MaxDirect)))
+	case size <= 0:
+		return signerapi.Ticket{}, signerapi.ErrEmpty
+	}
+	now := s.now()
+	t := newTicket(now, size)
+	key, err := s.key.covering(now, t.end)
+	if err != nil {
+		return signerapi.Ticket{}, err
+	}
+	given := signerapi.Ticket{ID: t.id, ExpiresAt: t.end}
+	// Blocks need the right to write, which is that to send them again. What is sent
+	// in one piece can be created, and then not be changed by who sent it. Neither can
+	// be read: it is not known yet what it is.
+	permissions := sas.BlobPermissions{Create: true}
+	if size > onePiece {
+		permissions = sas.BlobPermissions{Write: true}
+		given.BlockSize = directBlock
+	}
+	name := t.blobName(user)
+	query, err := signQuery(key, sas.BlobSignatureValues{
+		Protocol:      sas.ProtocolHTTPS,
+		StartTime:     later(now.UTC().Truncate(time.Second).Add(-LinkSkew), key.start),
+		ExpiryTime:    t.end,
+		Permissions:   permissions.String(),
+		ContainerName: s.opts.Container,
+		BlobName:      name,
+	})
+	if err != nil {
+		return signerapi.Ticket{}, err
+	}
+	s.metrics.tickets.Inc()
+	given.URL = signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" + name + "?" + query)
+	return given, nil
+}
+
+// Commit implements [signerapi.Signer]. Who sent the blob can be sending another at
+// the same time, so that all that is done with it is tied to its entity tag.
+//
+// Storage copies it in blocks, which are made the picture in one call: its Copy Blob
+// of what is larger than 256 MiB would empty the picture that is there first.
+func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	t, err := parseTicket(id)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	if err := errors.Join(opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check()); err != nil {
+		return signerapi.Info{}, err
+	}
+	if s.now().After(t.end.Add(commitLate)) {
+		return signerapi.Info{}, signerapi.ErrNoUpload
+	}
+	wait, cancel := context.WithTimeout(ctx, s.opts.MemoryWait)
+	defer cancel()
+	if s.commits.Acquire(wait, 1) != nil {
+		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d commits are under way", commits))
+	}
+	defer s.commits.Release(1)
+
+	c := commit{store: s, user: user, opts: opts, name: t.blobName(user), picture: s.container.NewBlockBlobClient(s.blobName(user))}
+	c.staged = s.container.NewBlockBlobClient(c.name)
+	sent, err := s.head(ctx, c.staged.BlobClient())
+	switch {
+	case errors.Is(err, signerapi.ErrNotFound):
+		if info, ok := c.done(ctx); ok {
+			return info, nil
+		}
+		return signerapi.Info{}, signerapi.ErrNoUpload
+	case err != nil:
+		return signerapi.Info{}, err
+	case sent.Size != t.size:
+		return signerapi.Info{}, signerapi.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
+	}
+	info, err := c.run(ctx, sent)
+	switch signerapi.AsError(err).Code { // of nil, ErrInternal's
+	case signerapi.ErrUnsupportedMediaType.Code, signerapi.ErrTooLarge.Code, signerapi.ErrDigestMismatch.Code:
+		s.unstage(ctx, c.name, removedRefused)
+	}
+	if err == nil {
+		s.unstage(ctx, c.name, removedCommitted)
+	}
+	return info, err
+}
+
+// commit is one Commit on its way.
+type commit struct {
+	store   *Store
+	user    signerapi.User
+	opts    signerapi.CommitOptions
+	name    string // of staged
+	staged  *blockblob.Client
+	picture *blockblob.Client
+}
+
+// errChanged is that what was sent is not any more what was looked at.
+var errChanged = signerapi.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
+
+// run makes what was sent the picture, as it is now.
+func (c *commit) run(ctx context.Context, sent signerapi.Info) (signerapi.Info, error) {
+	s := c.store
+	if c.opts.Conditions != (signerapi.Conditions{}) {
+		if err := s.hold(ctx, c.user, c.opts.Conditions); err != nil { // storage would only say so at the end
+			return signerapi.Info{}, err
+		}
+	}
+	info := signerapi.Info{Size: sent.Size}
+	// An MD5 that storage has of a blob is what its sender said, and is checked like one
+	// that is said now.
+	switch info.MD5 = sent.MD5; {
+	case sent.Size > copyWhole && c.opts.MD5 != nil:
+		return signerapi.Info{}, signerapi.ErrInvalidArgument.With(fmt.Sprintf(
+			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyWhole)))
+	case sent.Size > copyWhole:
+		info.MD5 = nil
+	case c.opts.MD5 != nil && sent.MD5 != nil && !bytes.Equal(c.opts.MD5, sent.MD5):
+		return signerapi.Info{}, signerapi.ErrDigestMismatch
+	case c.opts.MD5 != nil:
+		info.MD5 = c.opts.MD5
+	}
+	var err error
+	if info.ContentType, err = c.inspect(ctx, sent.ETag); err != nil {
+		return signerapi.Info{}, err
+	}
+	s.known.forget(c.user)
+	defer s.known.forget(c.user)
+	blocks, err := c.copyBlocks(ctx, sent.ETag, info)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	return s.visible(ctx, info, &operation{name: opCommit}, "committing the copied blocks", func(ctx context.Context) (*azcore.ETag, error) {
+		done, err := c.picture.CommitBlockList(ctx, blocks, &blockblob.CommitBlockListOptions{
+			HTTPHeaders:      &blob.HTTPHeaders{BlobContentType: &info.ContentType, BlobContentMD5: info.MD5},
+			Metadata:         map[string]*string{committedFrom: &c.name},
+			AccessConditions: accessConditions(c.opts.Conditions),
+		})
+		return done.ETag, err
+	}, c.done)
+}
+
+// inspect looks at the beginning of what was sent and returns what it is.
+func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, err error) {
+	s := c.store
+	err = s.call(ctx, &operation{name: opGet}, "looking at what was sent", func(ctx context.Context) error {
+		resp, err := c.staged.DownloadStream(ctx, &blob.DownloadStreamOptions{
+			Range:            blob.HTTPRange{Count: headMost},
+			AccessConditions: accessConditions(signerapi.Conditions{IfMatch: etag}),
+		})
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		mediaType, err = s.opts.Limits.Inspect(resp.Body)
+		return err
+	})
+	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrNotFound) {
+		err = errChanged
+	}
+	return mediaType, err
+}
+
+// copyBlocks has storage copy what was sent into blocks of the picture, which stays
+// as it is, and returns their names.
+func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Info) ([]string, error) {
+	s := c.store
+	source, err := s.source(c.name)
+	if err != nil {
+		return nil, err
+	}
+	var validation blob.SourceContentValidationType
+	size := int64(copyBlock)
+	if info.MD5 != nil {
+		validation, size = blob.SourceContentValidationTypeMD5(info.MD5), copyWhole
+	}
+	var prefix [16]byte // another upload's blocks must not be taken for ours
+	_, _ = rand.Read(prefix[:])
+	var names []string
+	copies, ctx := errgroup.WithContext(ctx)
+	copies.SetLimit(parallel)
+	for at := int64(0); at < info.Size; at += size {
+		name := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(prefix[:], uint32(len(names)))) //nolint:gosec // few
+		names = append(names, name)
+		copies.Go(func() error {
+			return s.call(ctx, &operation{name: opCopy}, "copying what was sent", func(ctx context.Context) error {
+				_, err := c.picture.StageBlockFromURL(ctx, name, source, &blockblob.StageBlockFromURLOptions{
+					Range:                          blob.HTTPRange{Offset: at, Count: min(size, info.Size-at)},
+					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(etag))},
+					SourceContentValidation:        validation,
+				})
+				return copyError(err)
+			})
+		})
+	}
+	return names, copies.Wait()
+}
+
+// source returns a link to a blob of ours by which storage copies it.
+func (s *Store) source(name string) (string, error) {
+	query, _, err := s.signature(name, sourceTTL, "", "")
+	return s.opts.AccountURL + "/" + s.opts.Container + "/" + name + "?" + query, err
+}
+
+// copyError says what storage's errors mean that are about the source of a copy.
+func copyError(err error) error {
+	resp, ok := errors.AsType[*azcore.ResponseError](err)
+	switch {
+	case !ok:
+		return err
+	case bloberror.HasCode(err, bloberror.MD5Mismatch):
+		return signerapi.ErrDigestMismatch
+	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
+		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
+		return errChanged.Wrap(brief(err, contributorRole))
+	}
+	return err
+}
+
+// committedFrom is the metadata of a picture that was sent straight to storage: the
+// name of the blob that it was sent as.
+const committedFrom = "catsupload"
+
+// done reports whether the picture that is there is the one of this commit, which was
+// asked for before, or whose answer was lost.
+func (c *commit) done(ctx context.Context) (info signerapi.Info, ok bool) {
+	err := c.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := c.picture.GetProperties(ctx, nil)
+		for name, value := range p.Metadata {
+			ok = ok || strings.EqualFold(name, committedFrom) && value != nil && *value == c.name // HTTP changes the case
+		}
+		info = infoOf(p)
+		return err
+	})
+	return info, ok && err == nil
+}
+
+// What became of blobs that were sent straight to storage, as it is labelled in
+// metrics.
+const (
+	removedCommitted = "committed"
+	removedRefused   = "refused"
+	removedAbandoned = "abandoned"
+)
+
+// unstage removes what was sent. Where that fails, it is found abandoned later.
+func (s *Store) unstage(ctx context.Context, name, outcome string) {
+	client := s.container.NewBlockBlobClient(name)
+	remove := func() error {
+		return s.call(context.WithoutCancel(ctx), &operation{name: opDelete}, "removing what was sent", func(ctx context.Context) error {
+			_, err := client.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
+			if bloberror.HasCode(err, bloberror.LeaseIDMissing) { // who may write may have taken a lease, too
+				if err = breakLease(ctx, client); err == nil {
+					_, err = client.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
+				}
+			}
+			return err
+		})
+	}
+	err := remove()
+	if outcome == removedAbandoned && errors.Is(err, signerapi.ErrNotFound) {
+		// Blocks that were never made one are no blob, but are listed and paid for. An
+		// empty blob takes their place.
+		err = s.call(ctx, &operation{name: opPut}, "removing blocks that were sent", func(ctx context.Context) error {
+			_, err := client.Upload(ctx, lend(nil), nil)
+			return err
+		})
+		if err == nil {
+			err = remove()
+		}
+	}
+	if err != nil && !errors.Is(err, signerapi.ErrNotFound) {
+		s.log.Warn("what was sent straight to storage could not be removed, and is later", "error", err.Error())
+		return
+	}
+	s.metrics.unstaged.WithLabelValues(outcome).Inc()
+}
+
+func breakLease(ctx context.Context, client *blockblob.Client) error {
+	leased, err := lease.NewBlobClient(client, nil)
+	if err != nil {
+		return err
+	}
+	_, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0))})
+	return err
+}
+
+// sweep removes what was sent straight to storage and abandoned, until ctx is done.
+func (s *Store) sweep(ctx context.Context) {
+	for {
+		if err := s.removeAbandoned(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("uploads that were abandoned could not be removed, and are later", "error", err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(jittered(sweepEvery)):
+		}
+	}
+}
+
+func (s *Store) removeAbandoned(ctx context.Context) error {
+	pages := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
+		Prefix:     new(StagedPrefix),
+		MaxResults: new(int32(500)),
+		Include:    container.ListBlobsInclude{UncommittedBlobs: true},
+	})
+	for pages.More() {
+		var names []string
+		err := s.call(ctx, &operation{name: opList}, "listing uploads", func(ctx context.Context) error {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				return err
+			}
+			names = names[:0]
+			for _, item := range page.Segment.BlobItems {
+				names = append(names, value(item.Name))
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			end, ok := endOf(name)
+			if ok && s.now().Before(end.Add(sweepLate)) {
+				return nil // as all are that come behind it
+			}
+			if ok {
+				s.unstage(ctx, name, removedAbandoned)
+			}
+		}
+	}
+	return nil
+}
+
+// origin is where links and tickets lead.
+func (s *Store) origin() string {
+	u, err := url.Parse(s.opts.LinkBase)
+	if err != nil {
+		return "" // it was checked
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+// About implements [signerapi.Signer].
+func (s *Store) About(context.Context) (signerapi.About, error) {
+	return signerapi.About{
+		MaxDirect:  s.opts.MaxDirect,
+		LinkTTL:    int64(s.opts.LinkTTL / time.Second),
+		LinkMaxTTL: int64(s.opts.LinkMaxTTL / time.Second),
+		LinkOrigin: s.origin(),
+	}, nil
+}

@@ -1,0 +1,159 @@
+package blobstore
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"cats.example/shared/signerapi"
+)
+
+func TestATicketWritesOneBlobForAnHour(t *testing.T) {
+	s, _, _ := withKey(t, nil)
+	if _, err := s.Ticket(t.Context(), user(t, "mia"), 1); !errors.Is(err, signerapi.ErrTooLarge) {
+		t.Errorf("without MaxDirect: %v", err)
+	}
+	s.opts.MaxDirect = MaxDirect
+	for _, c := range []struct {
+		size       int64
+		permission string
+		block      int64
+	}{
+		{1, "c", 0}, {onePiece, "c", 0}, {onePiece + 1, "w", directBlock}, {MaxDirect, "w", directBlock},
+	} {
+		got, err := s.Ticket(t.Context(), user(t, "mia"), c.size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(string(got.URL))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := u.Query()
+		if q.Get("sp") != c.permission || q.Get("sr") != "b" || q.Get("spr") != "https" || got.BlockSize != c.block || q.Get("se") != got.ExpiresAt.Format(time.RFC3339) {
+			t.Errorf("%d bytes: blocks of %d, until %v, by %v", c.size, got.BlockSize, got.ExpiresAt, q)
+		}
+		if left := time.Until(got.ExpiresAt); left > ticketLife || left < ticketLife-10*time.Second {
+			t.Errorf("it lives for %v", left)
+		}
+		if !strings.HasPrefix(u.Path, "/cats/"+StagedPrefix) || strings.Count(u.Path, "/") != 2 || strings.Contains(u.Path, "mia") {
+			t.Errorf("it is for %s", u.Path)
+		}
+		if c.block > 0 && c.size/c.block >= maxBlocks {
+			t.Errorf("%d bytes are too many blocks", c.size)
+		}
+	}
+	for size, want := range map[int64]error{0: signerapi.ErrEmpty, -1: signerapi.ErrEmpty, MaxDirect + 1: signerapi.ErrTooLarge} {
+		if _, err := s.Ticket(t.Context(), user(t, "mia"), size); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v; want %v", size, err, want)
+		}
+	}
+}
+
+func TestTheNameOfWhatIsSentGoesByAllThatTheTicketSays(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	one := newTicket(now, 7)
+	again, err := parseTicket(one.id)
+	if err != nil || again != one {
+		t.Fatalf("%+v became %+v, %v", one, again, err)
+	}
+	name := one.blobName(user(t, "mia"))
+	if end, ok := endOf(name); !ok || !end.Equal(now.Add(ticketLife)) {
+		t.Errorf("%s ends at %v, %v", name, end, ok)
+	}
+	seen := map[string]string{name: "itself"}
+	for what, other := range map[string]string{
+		"another user":   one.blobName(user(t, "Mia")),
+		"another ticket": newTicket(now, 7).blobName(user(t, "mia")),
+		"another size":   parsed(t, strings.Replace(one.id, "-7-", "-8-", 1)).blobName(user(t, "mia")),
+		"a zero more":    parsed(t, strings.Replace(one.id, "-7-", "-07-", 1)).blobName(user(t, "mia")),
+		"another end":    parsed(t, strings.Replace(one.id, "1800003600", "1800003601", 1)).blobName(user(t, "mia")),
+	} {
+		if as, ok := seen[other]; ok {
+			t.Errorf("%s has the name of %s", what, as)
+		}
+		seen[other] = what
+	}
+	for _, id := range []string{"", "-", "--", "1-2", "x-7-A", "1-x-A", "-1-7-A", "1--7-A", "99999999999-7-A", "1-9223372036854775807-A", "1-7-A/..", "1-7-" + strings.Repeat("A", 200)} {
+		if got, err := parseTicket(id); !errors.Is(err, signerapi.ErrNoUpload) {
+			t.Errorf("%q is the ticket %+v, %v", id, got, err)
+		}
+	}
+	for _, name := range []string{"mia/cat", ScratchPrefix + "1-a", StagedPrefix, StagedPrefix + "1", StagedPrefix + "x-a", "x" + StagedPrefix + "1-a"} {
+		if _, ok := endOf(name); ok {
+			t.Errorf("%q would be swept", name)
+		}
+	}
+}
+
+func parsed(t *testing.T, id string) ticket {
+	t.Helper()
+	got, err := parseTicket(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
+	s, back, _ := withKey(t, func(o *Options) { o.MaxDirect = MaxDirect })
+	mia := user(t, "mia")
+	got, err := s.Ticket(t.Context(), mia, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nothing is there, so that it is the same error; but storage is asked only before.
+	for late, asked := range map[time.Duration]bool{commitLate - 2*time.Second: true, commitLate + 2*time.Second: false} {
+		s.now = func() time.Time { return got.ExpiresAt.Add(late) }
+		back.called()
+		if _, err := s.Commit(t.Context(), mia, got.ID, signerapi.CommitOptions{}); !errors.Is(err, signerapi.ErrNoUpload) {
+			t.Errorf("%v after its end: %v", late, err)
+		}
+		if got := len(back.called()) > 0; got != asked {
+			t.Errorf("%v after its end, storage was asked: %v", late, got)
+		}
+	}
+}
+
+func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
+	s, _, _ := newStore(t, nil)
+	s.opts.MemoryWait = 10 * time.Millisecond
+	if !s.commits.TryAcquire(commits) {
+		t.Fatal("it has no places")
+	}
+	_, err := s.Commit(t.Context(), user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
+	if !errors.Is(err, signerapi.ErrOverloaded) {
+		t.Errorf("%v; want ErrOverloaded", err)
+	}
+}
+
+// FuzzTicket holds that whatever is taken for a ticket is for one well-formed name,
+// which is another for another user, and ends when the ticket does.
+func FuzzTicket(f *testing.F) {
+	f.Add(newTicket(time.Unix(1_800_000_000, 0), 7).id, "mia")
+	f.Add("0-0-", "a b")
+	f.Add("17179869183-1-A-B", "猫")
+	f.Fuzz(func(t *testing.T, id, name string) {
+		who, err := signerapi.ParseUser(name)
+		if err != nil {
+			return
+		}
+		got, err := parseTicket(id)
+		if err != nil {
+			if !errors.Is(err, signerapi.ErrNoUpload) {
+				t.Fatalf("%q: %v", id, err)
+			}
+			return
+		}
+		blob := got.blobName(who)
+		end, ok := endOf(blob)
+		if !ok || !end.Equal(got.end) || strings.Trim(strings.TrimPrefix(blob, StagedPrefix), "0123456789abcdef-") != "" || got.size < 0 {
+			t.Fatalf("%q is %+v, for %q", id, got, blob)
+		}
+		if blob == got.blobName(user(t, name+"x")) {
+			t.Fatalf("%q is for two users", blob)
+		}
+	})
+}
