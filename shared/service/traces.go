@@ -78,16 +78,13 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 		return nil, nil //nolint:nilnil // nil is a process without traces
 	}
 	if u, err := url.Parse(endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("the OpenTelemetry endpoint is %q: want a URL such as http://COLLECTOR:4318", endpoint)
+		return nil, errors.New("OTEL_EXPORTER_OTLP_ENDPOINT is no URL such as http://COLLECTOR:4318") // and may hold a password
 	}
 	if protocol == "grpc" {
 		return nil, errors.New("OTEL_EXPORTER_OTLP_PROTOCOL is grpc: only http/protobuf and http/json are possible, which collectors speak at port 4318")
 	}
-	lost := rate.Sometimes{First: 1, Interval: exportWarns}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		lost.Do(func() { log.Warn("traces are lost", "error", err.Error()) })
-	}))
-	otel.SetLogger(logr.FromSlogHandler(log.Handler()))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn(notAsAsked, "error", err.Error()) }))
+	otel.SetLogger(logr.New(sdkLog{log}))
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("making the exporter of traces: %w", err)
@@ -102,9 +99,26 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	}
 	t := &Traces{provider: sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(discreet{exporter}))}
 	t.tracer = t.provider.Tracer(scope)
+	lost := rate.Sometimes{First: 1, Interval: exportWarns}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		lost.Do(func() { log.Warn("traces are lost", "error", fmt.Sprintf("%.500s", err)) }) // a collector's whole answer is in it
+	}))
 	log.Info("traces are sent", "endpoint", redacted(endpoint))
 	return t, nil
 }
+
+const notAsAsked = "traces are not set up as asked"
+
+// sdkLog is where the SDK tells that it cannot read a variable, and goes on without:
+// what it is about, and never the value, which may be the key to a collector.
+type sdkLog struct{ log *slog.Logger }
+
+func (l sdkLog) Error(_ error, about string, _ ...any) { l.log.Warn(notAsAsked, "error", about) }
+func (l sdkLog) Info(int, string, ...any)              {}
+func (l sdkLog) Enabled(int) bool                      { return false }
+func (l sdkLog) Init(logr.RuntimeInfo)                 {}
+func (l sdkLog) WithName(string) logr.LogSink          { return l }
+func (l sdkLog) WithValues(...any) logr.LogSink        { return l }
 
 // redacted is a URL without what may be a secret in it.
 func redacted(endpoint string) string {

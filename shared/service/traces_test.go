@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -276,6 +277,30 @@ func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
 	ctx := context.WithValue(t.Context(), recordKey{}, &record{})
 	if n := testing.AllocsPerRun(100, func() { Observe(ctx, h, 1) }); n > 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestAVariableThatCannotBeReadIsToldWithoutItsValue(t *testing.T) {
+	for name, value := range map[string]string{
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_HEADERS": "Bearer secret", "OTEL_TRACES_SAMPLER": "nonsense",
+	} {
+		t.Setenv(name, value)
+	}
+	log := &logBuffer{}
+	traces, err := NewTraces(t.Context(), "test", os.Environ(), NewLogger(log, slog.LevelDebug, "test"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer traces.close(time.Second)
+	var told []any
+	for _, line := range log.lines(t, notAsAsked) {
+		told = append(told, line["error"])
+	}
+	if diff := cmp.Diff([]any{"parse headers", "unsupported sampler: nonsense"}, told); diff != "" {
+		t.Errorf("told (-want +got):\n%s", diff)
+	}
+	if strings.Contains(log.b.String(), "secret") {
+		t.Errorf("a value is in the log: %s", log.b.String())
 	}
 }
 
