@@ -65,7 +65,7 @@ func startPrometheus(t *testing.T, sys *stand.System) string {
 	address := l.Addr().String()
 	_ = l.Close()
 	cmd := exec.CommandContext(t.Context(), "prometheus", "--config.file=prometheus.yaml",
-		"--storage.tsdb.path=data", "--web.listen-address="+address)
+		"--storage.tsdb.path=data", "--enable-feature=exemplar-storage", "--web.listen-address="+address)
 	cmd.Dir = dir
 	log := &strings.Builder{}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -108,10 +108,11 @@ func promAsk(ctx context.Context, base, path string, query url.Values, data any)
 }
 
 // Every query of the dashboard and every recording rule has something to show, of
-// a system that has seen all kinds of requests.
+// a system that has seen all kinds of requests. Its frontend sends traces, and so is
+// scraped in OpenMetrics, the signer in the plain format.
 func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
 	prometheus := startPrometheus(t, sys)
 	requests := func() {
 		put(t, sys, "Davyd", cat)
@@ -193,4 +194,18 @@ func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 			return nil
 		})
 	}
+	eventually(t, func() error {
+		now := time.Now()
+		var data []struct {
+			Exemplars []struct{ Labels map[string]string }
+		}
+		err := promAsk(t.Context(), prometheus, "/api/v1/query_exemplars", url.Values{
+			"query": {"cats_frontend_http_request_duration_seconds_bucket"},
+			"start": {fmt.Sprint(now.Add(-time.Hour).Unix())}, "end": {fmt.Sprint(now.Add(time.Hour).Unix())},
+		}, &data)
+		if err == nil && (len(data) == 0 || len(data[0].Exemplars[0].Labels["trace_id"]) != 32) {
+			err = fmt.Errorf("the exemplars are %v", data)
+		}
+		return err
+	})
 }

@@ -13,7 +13,7 @@ import (
 
 const (
 	name  = "frontend"
-	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes."
+	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes.\n" + service.AboutTraces
 )
 
 type config struct {

@@ -24,12 +24,21 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.Tell(log)
+	traces, err := service.NewTraces(ctx, name, environ, log)
+	if err != nil {
+		return err
+	}
 	reg := service.NewRegistry(name)
 	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Refuse)
+	requests.Trace(traces, true)
+	if traces != nil {
+		signer.Wrap(traces.Transport)
+	}
 	return service.Service{
 		Settings:   cfg.Settings,
 		Log:        log,
 		Registry:   reg,
+		Traces:     traces,
 		Name:       "public",
 		Address:    cfg.ListenAddress,
 		Handler:    web.New(signer, cfg.Options, requests, reg),

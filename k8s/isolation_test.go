@@ -208,6 +208,12 @@ func TestTheNetworkPolicyLetsThroughWhatIsNeededAndNothingElse(t *testing.T) {
 			{"out to the host's agent", out("168.63.129.16", 443) || out("168.63.129.16", 80), false},
 			{"out to a DNS cache of the node", out("169.254.20.10", 53), true},
 			{"out to DNS anywhere", out("20.60.1.2", 53), false},
+			{"out to a collector of traces", slices.ContainsFunc(rules.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
+				return lets(r.Ports, r.To, netip.Addr{}, "observability", 4318, "")
+			}), traced(variant)},
+			{"out to another namespace", slices.ContainsFunc(rules.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
+				return lets(r.Ports, r.To, netip.Addr{}, "default", 4318, "")
+			}), false},
 			{"out to the cluster's DNS", slices.ContainsFunc(rules.Egress, func(r networkingv1.NetworkPolicyEgressRule) bool {
 				return lets(r.Ports, r.To, netip.Addr{}, "kube-system", 53, "")
 			}), true},

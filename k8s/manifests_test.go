@@ -210,6 +210,30 @@ func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
 	}
 }
 
+// traced reports whether a variant has traces.
+func traced(variant string) bool {
+	return strings.HasSuffix(variant, "traces") || strings.HasSuffix(variant, "everything")
+}
+
+func TestBothContainersSendTheirTracesToOneCollectorOrNone(t *testing.T) {
+	for name, objects := range variants(t) {
+		pod := deployment(t, objects).Spec.Template.Spec
+		signer, frontend := pod.InitContainers[len(pod.InitContainers)-1], pod.Containers[0]
+		for setting, want := range map[string]string{
+			"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel-collector.observability:4318", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1",
+		} {
+			if !traced(name) {
+				want = ""
+			}
+			for _, c := range []corev1.Container{signer, frontend} {
+				if got := variable(c, setting); got != want {
+					t.Errorf("%s: %s: %s is %q; want %q", name, c.Name, setting, got, want)
+				}
+			}
+		}
+	}
+}
+
 func TestTheSettingsArriveWhereTheyBelong(t *testing.T) {
 	mem := filled(t)
 	edit(t, mem, "overlays/aks/kustomization.yaml", `(?m)^ +# - (\S+).*$`, "  - $1")

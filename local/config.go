@@ -26,8 +26,8 @@ type config struct {
 	AccountURL      string `env:"AZURE_STORAGE_ACCOUNT_URL" help:"a real account, https://ACCOUNT.blob.core.windows.net, for whoever is logged in with az"`
 }
 
-// What is passed on to the processes when it is set. A test compares this with
-// the settings that they have.
+// What is passed on to the processes when it is set, besides all of OTEL_*. A test
+// compares this with the settings that they have.
 var (
 	passedToBoth     = []string{"OIDC_ISSUER", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "UPLOADS_PER_CLIENT", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL"}
 	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
@@ -87,6 +87,11 @@ func pick(environ []string, lists ...[]string) map[string]string {
 			if all[name] != "" {
 				picked[name] = all[name]
 			}
+		}
+	}
+	for name, value := range all {
+		if strings.HasPrefix(name, "OTEL_") && value != "" {
+			picked[name] = value
 		}
 	}
 	return picked

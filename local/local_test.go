@@ -91,17 +91,17 @@ func TestEverySettingOfBothIsPassedOnOrMadeHere(t *testing.T) {
 }
 
 func TestFrontendGetsNoCredential(t *testing.T) {
-	environ := []string{"AZURE_CLIENT_SECRET=mew", "HOME=/home/mia", "LOG_LEVEL=debug", "LINK_TTL=10m", "SSL_CERT_FILE="}
-	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug"}, frontendEnv(environ)); diff != "" {
+	environ := []string{"AZURE_CLIENT_SECRET=mew", "HOME=/home/mia", "LOG_LEVEL=debug", "LINK_TTL=10m", "SSL_CERT_FILE=", "OTEL_SDK_DISABLED=true"}
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "OTEL_SDK_DISABLED": "true"}, frontendEnv(environ)); diff != "" {
 		t.Errorf("frontend (-want +got):\n%s", diff)
 	}
 	local := config{}
-	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_SIZE": "5GiB"}, local.signerEnv(environ)); diff != "" {
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_SIZE": "5GiB", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
 		t.Errorf("signer on the emulator (-want +got):\n%s", diff)
 	}
 	realAccount := config{AccountURL: "https://davydscats.blob.core.windows.net"}
 	want := map[string]string{
-		"LOG_LEVEL": "debug", "LINK_TTL": "10m", "HOME": "/home/mia", "AZURE_CLIENT_SECRET": "mew", "CREDENTIAL": "default",
+		"LOG_LEVEL": "debug", "LINK_TTL": "10m", "HOME": "/home/mia", "AZURE_CLIENT_SECRET": "mew", "CREDENTIAL": "default", "OTEL_SDK_DISABLED": "true",
 	}
 	if diff := cmp.Diff(want, realAccount.signerEnv(environ)); diff != "" {
 		t.Errorf("signer on a real account (-want +got):\n%s", diff)

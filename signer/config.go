@@ -27,7 +27,7 @@ import (
 
 const (
 	name  = "signer"
-	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface."
+	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + service.AboutTraces
 )
 
 type config struct {

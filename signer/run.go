@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
+	"github.com/Azure/azure-sdk-for-go/sdk/tracing/azotel"
 	"golang.org/x/sync/errgroup"
 
 	"cats.example/shared/service"
@@ -65,9 +67,21 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	reg := service.NewRegistry(name)
 	transport := blobstore.NewTransport()
+	traces, err := service.NewTraces(ctx, name, environ, log)
+	if err != nil {
+		return err
+	}
+	identityOptions := cfg.identityOptions(transport)
+	var spans tracing.Provider
+	if traces != nil {
+		spans = azotel.NewTracingProvider(traces.Provider(), nil)
+	}
+	identityOptions.Tracing = spans
 
-	tokens := identity.New(cfg.identityOptions(transport), log, reg)
-	store, err := blobstore.New(cfg.storageOptions(transport, tokens), log, reg)
+	tokens := identity.New(identityOptions, log, reg)
+	storageOptions := cfg.storageOptions(transport, tokens)
+	storageOptions.Tracing = spans
+	store, err := blobstore.New(storageOptions, log, reg)
 	if err != nil {
 		return err
 	}
@@ -87,6 +101,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})
+	requests.Trace(traces, false)
 	calls := paths{}
 	for _, route := range signerapi.Routes(signer, service.Note) {
 		if route.Probe {
@@ -101,6 +116,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Settings:   cfg.Settings,
 		Log:        log,
 		Registry:   reg,
+		Traces:     traces,
 		Name:       "api",
 		Address:    cfg.APIAddress,
 		Handler:    calls,

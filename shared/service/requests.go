@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"cats.example/shared/signerapi"
 )
@@ -54,6 +55,9 @@ type Requests struct {
 	bodies   *bodies
 	underWay *underWay
 	refuse   func(http.ResponseWriter, *http.Request, error)
+
+	traces    *Traces // nil for none
+	strangers bool    // send the requests
 
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -98,12 +102,18 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 	return q
 }
 
+// Trace has each request be a span of t, which may be nil, in the trace that the
+// request's header names. Where strangers send requests, each is a trace of its own.
+// It must be called before the first request.
+func (q *Requests) Trace(t *Traces, strangers bool) { q.traces, q.strangers = t, strangers }
+
 // record is what one request's log line is made of.
 type record struct {
 	requestID   string
 	traceParent string
 	client      netip.Addr // where it is not the peer
 	err         error
+	span        trace.Span // nil without traces
 }
 
 type recordKey struct{}
@@ -139,8 +149,12 @@ func Propagate(ctx context.Context, h http.Header) {
 	}
 }
 
+// otherRoute is the label of requests to no path that there is.
+const otherRoute = "other"
+
 // Route returns h with everything that Requests gives, under the label route:
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
+// "other" is for those that have none.
 func (q *Requests) Route(route string, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
@@ -152,7 +166,11 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			rec.traceParent = ""
 		}
 		w.Header().Set(requestIDHeader, rec.requestID)
-		r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
+		ctx := context.WithValue(r.Context(), recordKey{}, rec)
+		if q.traces != nil {
+			ctx = q.traces.begin(ctx, rec, route, r.Method, q.strangers, start)
+		}
+		r = r.WithContext(ctx)
 		conn := http.NewResponseController(w)
 		watched, _ := r.Context().Value(connKey{}).(*watchedConn)
 		body := &body{ReadCloser: r.Body, ctx: r.Context(), conn: watched, requests: q, done: r.Body == http.NoBody}
@@ -184,7 +202,9 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			if answer.status == 0 && cut == nil {
 				answer.WriteHeader(http.StatusOK)
 			}
-			q.done(r, route, rec, answer, body.n.Load(), time.Since(start))
+			took := time.Since(start)
+			rec.end(answer, body.n.Load(), start.Add(took))
+			q.done(r, route, rec, answer, body.n.Load(), took)
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
 			}
@@ -204,7 +224,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, received int64, took time.Duration) {
 	method := methodLabel(r.Method)
 	q.total.WithLabelValues(route, method, strconv.Itoa(a.status)).Inc()
-	q.duration.WithLabelValues(route, method).Observe(took.Seconds())
+	Observe(r.Context(), q.duration.WithLabelValues(route, method), took.Seconds())
 	q.received.Add(float64(received))
 	q.sent.Add(float64(a.n))
 

@@ -161,6 +161,7 @@ type Service struct {
 	Settings Settings
 	Log      *slog.Logger
 	Registry *prometheus.Registry
+	Traces   *Traces // nil for none
 
 	Name       string // the work listener's name in the log
 	Address    string // of the work listener
@@ -183,7 +184,8 @@ type Service struct {
 // requests under way for at most DrainTimeout, background work, ops listener.
 // It returns nil after a clean stop, and an error when something could not
 // start, broke, or was cut off by DrainTimeout. No line of the log of a request
-// that has ended is held back when it returns.
+// that has ended is held back when it returns, and its spans were sent, or there was
+// no time for it: what is left of DrainTimeout, but at least 1 s and at most 5.
 func (s Service) Run(ctx context.Context) error {
 	defer flush(s.Log)
 	work, err := s.listen(ctx, s.Name, s.Address)
@@ -212,6 +214,7 @@ func (s Service) Run(ctx context.Context) error {
 	}
 
 	var cut error
+	end := time.Now().Add(flushTimeout)
 	select {
 	case <-broken.Done():
 	case <-ctx.Done():
@@ -221,7 +224,8 @@ func (s Service) Run(ctx context.Context) error {
 		case <-time.After(s.Settings.DrainDelay):
 		case <-broken.Done():
 		}
-		limit, cancel := context.WithTimeout(bg, s.Settings.DrainTimeout)
+		end = time.Now().Add(s.Settings.DrainTimeout)
+		limit, cancel := context.WithDeadline(bg, end)
 		defer cancel()
 		if cut = workServer.Shutdown(limit); cut != nil {
 			cut = fmt.Errorf("draining for %v: requests were cut off: %w", s.Settings.DrainTimeout, cut)
@@ -231,6 +235,7 @@ func (s Service) Run(ctx context.Context) error {
 	_ = workServer.Close()
 	_ = opsServer.Close()
 	err = errors.Join(g.Wait(), cut)
+	s.Traces.close(min(max(time.Until(end), time.Second), flushTimeout))
 	if err == nil {
 		s.Log.Info("stopped")
 	}
@@ -284,6 +289,9 @@ func (s Service) opsHandler(draining *atomic.Bool) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{
 		Registry: s.Registry,
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
+		// Exemplars are in no other format. Without them, nothing changes for who
+		// scrapes: in this one, the bucket "1" is called "1.0".
+		EnableOpenMetrics: s.Traces != nil,
 	}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, "ok\n")

@@ -67,6 +67,13 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 	return &Client{u.Host, &transport{dial: new(patience).dial}, about}, nil
 }
 
+// Wrap has all calls go through what wrap makes of the client's transport. It must be
+// called before the first of them. The paths of calls are the contract's, with nothing
+// in them that a user can choose; the query has that.
+func (c *Client) Wrap(wrap func(http.RoundTripper) http.RoundTripper) {
+	c.transport = wrap(c.transport)
+}
+
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
 // signer as a broken request, never as a short one.
 func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {

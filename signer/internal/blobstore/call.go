@@ -12,6 +12,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/sony/gobreaker/v2"
 
+	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
@@ -143,7 +144,7 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	if unclear(resp, err) {
 		op.unclear++
 	}
-	m.duration.WithLabelValues(op.name).Observe(time.Since(start).Seconds())
+	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())
 	m.requests.WithLabelValues(op.name, code).Inc()
 	return resp, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
@@ -53,6 +54,7 @@ type Options struct {
 	KnownTTL   time.Duration // how long a picture is known to be there; 0 to ask always
 	Credential Credential
 	Transport  policy.Transporter
+	Tracing    tracing.Provider // the zero one for no spans
 }
 
 // Store is a [signerapi.Signer] over Blob Storage.
@@ -88,6 +90,9 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		PerRetryPolicies: []policy.Policy{bearer, m},
 		Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
 		Retry:            retries(maxRetries, lookTry),
+	}
+	if tracer := opts.Tracing.NewTracer(tracerName, ""); tracer.Enabled() {
+		client.PerCallPolicies = []policy.Policy{spans{tracer}}
 	}
 	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{ClientOptions: client})
 	if err != nil {

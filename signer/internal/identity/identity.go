@@ -17,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,6 +48,7 @@ type Options struct {
 	AuthorityHost            string // "" for the public cloud's
 	DisableInstanceDiscovery bool
 	Transport                policy.Transporter
+	Tracing                  tracing.Provider // the zero one for no spans
 }
 
 // Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
@@ -100,8 +102,9 @@ func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.A
 
 func (o Options) credential() (azcore.TokenCredential, error) {
 	client := azcore.ClientOptions{
-		Transport: o.Transport,
-		Retry:     policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
+		Transport:       o.Transport,
+		TracingProvider: o.Tracing,
+		Retry:           policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
 	}
 	if o.AuthorityHost != "" {
 		client.Cloud = cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}
