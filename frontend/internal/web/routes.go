@@ -29,9 +29,13 @@ type web struct {
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
 func New(signer signerapi.Signer, options Options, requests *service.Requests, reg prometheus.Registerer) http.Handler {
-	m := newMetrics(reg)
-	s := web{counted{signer, m}, options}
 	g := newGuard(options, reg)
+	return g.outermost(newRouter(signer, options, requests, g, newMetrics(reg)))
+}
+
+// newRouter returns the routes. All of them are in openapi.json.
+func newRouter(signer signerapi.Signer, options Options, requests *service.Requests, g *guard, m *metrics) *mux.Router {
+	s, d := web{counted{signer, m}, options}, newDocs()
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -50,6 +54,9 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, r
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
 		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(s.postUpload))}},
 		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(s.postCommit))}},
+		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
+		{"/docs", resource{http.MethodGet: d.getIndex}},
+		{"/docs/{asset}", resource{http.MethodGet: d.getAsset}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
@@ -61,7 +68,7 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, r
 	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, errNoRoute)
 	})))
-	return g.outermost(r)
+	return r
 }
 
 type handler func(http.ResponseWriter, *http.Request) error

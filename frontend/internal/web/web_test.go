@@ -242,7 +242,7 @@ func TestNamesThatAreRefusedReachNoSigner(t *testing.T) {
 
 func TestPathsThatAreNoRouteAre404(t *testing.T) {
 	h, _, _ := newWeb(t)
-	for _, path := range []string{"//", "/cat", "/cat/", "/cat/a/b", "/cat/../service", "/cat/a/../b", "//service", "/cat//picture", "/cat/a/picture/x", "/Service", "/docs"} {
+	for _, path := range []string{"//", "/cat", "/cat/", "/cat/a/b", "/cat/../service", "/cat/a/../b", "//service", "/cat//picture", "/cat/a/picture/x", "/Service", "/docs/x", "/docs/../docs", "/page", "/page/x"} {
 		wantProblem(t, send(t, h, "GET", path, "", nil), 404, "no_such_path")
 	}
 }
