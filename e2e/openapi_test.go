@@ -76,7 +76,7 @@ func told(faults []*errors.ValidationError) string {
 	for _, f := range faults {
 		fmt.Fprintf(&b, "\n  %s: %s", f.Message, f.Reason)
 		for _, s := range f.SchemaValidationErrors {
-			fmt.Fprintf(&b, "\n    %s: %s", s.KeywordLocation, s.Reason)
+			fmt.Fprintf(&b, "\n    %s %s: %s", s.FieldPath, s.KeywordLocation, s.Reason)
 		}
 	}
 	return b.String()

@@ -23,7 +23,7 @@ import (
 //go:embed openapi.json docs
 var written embed.FS
 
-// docsPolicy lets the page of the documentation be what it is made of, and ask this
+// docsPolicy, in place of the guard's, lets the page of the documentation be what it is made of, and ask this
 // API. Swagger UI's own style has its pictures in it.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
