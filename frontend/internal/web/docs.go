@@ -23,8 +23,8 @@ import (
 //go:embed openapi.json docs
 var written embed.FS
 
-// docsPolicy, in place of the guard's, lets the page of the documentation be what it is made of, and ask this
-// API. Swagger UI's own style has its pictures in it.
+// docsPolicy, in place of the guard's, lets the page of the documentation have what it
+// is made of, and ask this API. Swagger UI's own style has its pictures in it.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // docs are the description of this API, and a page that shows it.

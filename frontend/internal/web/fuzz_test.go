@@ -147,12 +147,12 @@ func (wires) Addr() net.Addr { return &net.TCPAddr{} }
 var answerHeaders = map[string]bool{
 	"Access-Control-Allow-Headers": true, "Access-Control-Allow-Methods": true, "Access-Control-Allow-Origin": true, "Access-Control-Expose-Headers": true, "Access-Control-Max-Age": true,
 	"Content-Security-Policy": true, "Ratelimit": true, "Vary": true,
-	"Allow": true, "Cache-Control": true, "Connection": true, "Content-Length": true, "Content-Type": true, "Date": true, "Etag": true,
+	"Allow": true, "Cache-Control": true, "Connection": true, "Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Date": true, "Etag": true,
 	"Location": true, "Referrer-Policy": true, "Retry-After": true, "Www-Authenticate": true, "X-Content-Type-Options": true, "X-Request-Id": true,
 }
 
 // own is where an answer of ours can lead.
-var own = regexp.MustCompile(`^(/service|/cat/[^/?]*(/picture)?)(\?.*)?$`)
+var own = regexp.MustCompile(`^(/service|/about|/openapi\.json|/docs(/[^/?]*)?|/cat/[^/?]*(/picture|/upload(/[^/?]*/commit)?)?)(\?.*)?$`)
 
 // FuzzAnyRequest has the server read whatever a stranger sends on a connection. No
 // input yields a 500, or any 5xx that is not the signer's; what comes back is HTTP
