@@ -300,7 +300,7 @@ func operationsOf(t *testing.T, user, ticket string) (o operations) {
 	o.reads = []apiCall{o.get, o.head, o.picture, o.headPicture}
 	o.changes = []apiCall{o.put, o.post, o.remove, o.upload, o.commit}
 	o.own = slices.Concat(o.reads, o.changes)
-	for _, path := range []string{"/service", "/about", "/openapi.json", "/docs", "/docs/init.js"} {
+	for _, path := range []string{"/service", "/about", "/", "/page/app.js", "/page/style.css", "/page/icon.svg", "/openapi.json", "/docs", "/docs/init.js", "/docs/swagger-ui.css"} {
 		o.static = append(o.static, apiCall{"GET", path, nil, nil}, apiCall{"HEAD", path, nil, nil})
 		o.options = append(o.options, apiCall{"OPTIONS", path, nil, nil})
 	}
@@ -312,7 +312,7 @@ func operationsOf(t *testing.T, user, ticket string) (o operations) {
 
 // unprovoked are the documented answers that no test can have for the asking.
 var unprovoked = map[string]string{
-	`^(GET|HEAD) (/service|/about|/openapi.json|/docs|/docs/{asset}) 500|^POST /cat/{user}/upload 500`: "only a panic is one where storage is not asked",
+	`^(GET|HEAD) (/service|/about|/|/page/{file}|/openapi.json|/docs|/docs/{asset}) 500|^POST /cat/{user}/upload 500`: "only a panic is one where storage is not asked",
 }
 
 func TestEveryAnswerIsAsTheDocumentSays(t *testing.T) {
@@ -418,7 +418,7 @@ func conformsWell(t *testing.T, c *contract) {
 	ask(422, apiCall{"POST", "/cat/mia/upload?size=x", nil, nil})
 	ask(422, apiCall{"POST", "/cat/mia/upload?size=0", nil, nil})
 	ask(413, apiCall{"POST", "/cat/mia/upload?size=5368709121", nil, nil})
-	for _, path := range []string{"/nothing", "/cat/mia/x", "/docs/nothing.js"} {
+	for _, path := range []string{"/nothing", "/cat/mia/x", "/docs/nothing.js", "/page/index.html"} {
 		ask(404, apiCall{"GET", path, nil, nil})
 		ask(404, apiCall{"HEAD", path, nil, nil})
 	}

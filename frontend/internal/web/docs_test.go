@@ -128,9 +128,12 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 	}
 }
 
-func TestTheDocumentHasTheFilesOfItsPage(t *testing.T) {
-	if diff := cmp.Diff(slices.Sorted(maps.Keys(newDocs().assets)), slices.Sorted(slices.Values(readDocument(t).Components.Parameters["asset"].Schema.Enum))); diff != "" {
-		t.Errorf("(- code, + document):\n%s", diff)
+func TestTheDocumentHasTheFilesOfThePages(t *testing.T) {
+	parameters := readDocument(t).Components.Parameters
+	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocs().assets)), "file": slices.Sorted(maps.Keys(pageTypes))} {
+		if diff := cmp.Diff(there, slices.Sorted(slices.Values(parameters[name].Schema.Enum))); diff != "" {
+			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
+		}
 	}
 	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(content(written, "docs/index.html"), -1) {
 		if _, ok := newDocs().assets[string(m[1])]; !ok {

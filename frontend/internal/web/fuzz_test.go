@@ -152,7 +152,7 @@ var answerHeaders = map[string]bool{
 }
 
 // own is where an answer of ours can lead.
-var own = regexp.MustCompile(`^(/service|/about|/openapi\.json|/docs(/[^/?]*)?|/cat/[^/?]*(/picture|/upload(/[^/?]*/commit)?)?)(\?.*)?$`)
+var own = regexp.MustCompile(`^(/service|/about|/openapi\.json|/docs(/[^/?]*)?|/page/[^/?]*|/cat/[^/?]*(/picture|/upload(/[^/?]*/commit)?)?)(\?.*)?$`)
 
 // FuzzAnyRequest has the server read whatever a stranger sends on a connection. No
 // input yields a 500, or any 5xx that is not the signer's; what comes back is HTTP

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gorilla/mux"
+
 	"cats.example/shared/signerapi"
 )
 
@@ -21,9 +23,9 @@ var pageFiles embed.FS
 
 // pageTypes are the files of the page besides the page itself.
 var pageTypes = map[string]string{
-	"/page/app.js":    "text/javascript; charset=utf-8",
-	"/page/style.css": "text/css; charset=utf-8",
-	"/page/icon.svg":  "image/svg+xml",
+	"app.js":    "text/javascript; charset=utf-8",
+	"style.css": "text/css; charset=utf-8",
+	"icon.svg":  "image/svg+xml",
 }
 
 // originWait is for how long the page waits to be told where links lead.
@@ -85,13 +87,25 @@ func sources(list ...string) string {
 	return strings.TrimPrefix(b.String(), " ")
 }
 
-// pageFileHandler answers with one file of the page.
-func pageFileHandler(name, contentType string) handler {
-	content := pageFile(strings.TrimPrefix(name, "/"))
-	return func(w http.ResponseWriter, r *http.Request) error {
-		serveFile(w, r, contentType, content, "")
-		return nil
+// pageParts are the files of the page besides the page itself, by their names.
+type pageParts map[string][]byte
+
+func newPageParts() pageParts {
+	parts := pageParts{}
+	for name := range pageTypes {
+		parts[name] = pageFile("page/" + name)
 	}
+	return parts
+}
+
+func (p pageParts) get(w http.ResponseWriter, r *http.Request) error {
+	name := mux.Vars(r)["file"]
+	content, ok := p[name]
+	if !ok {
+		return errNoRoute
+	}
+	serveFile(w, r, pageTypes[name], content, "")
+	return nil
 }
 
 func pageFile(name string) []byte {

@@ -54,6 +54,7 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
 		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(s.postUpload))}},
 		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(s.postCommit))}},
+		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
 		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
 		{"/docs", resource{http.MethodGet: d.getIndex}},
 		{"/docs/{asset}", resource{http.MethodGet: d.getAsset}},
@@ -62,9 +63,6 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
 	}
 	r.Handle("/", requests.Route("/", g.inner(resource{http.MethodGet: newPage(signer, options).get})))
-	for name, contentType := range pageTypes {
-		r.Handle(name, requests.Route("/page/{file}", g.inner(resource{http.MethodGet: pageFileHandler(name, contentType)})))
-	}
 	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fail(w, r, errNoRoute)
 	})))
