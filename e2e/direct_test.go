@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -426,6 +427,7 @@ func TestACommitThatFailsChangesNothing(t *testing.T) {
 	copy(replaced, cat)
 	copies := func(r *http.Request) bool { return r.Header.Get("X-Ms-Copy-Source") != "" }
 	var k ticket
+	var changed sync.Once // of k, under the first of several copies at once, which the others wait for
 	for _, c := range []struct {
 		what    string
 		when    func(*http.Request) bool
@@ -438,17 +440,21 @@ func TestACommitThatFailsChangesNothing(t *testing.T) {
 		{"the copy is refused", copies, refuse(403, "AuthorizationPermissionMismatch"), 502, "identity_unavailable", false},
 		{"the copy is throttled for long", copies, refuse(503, "ServerBusy", "Retry-After", "60"), 503, "throttled", false},
 		{"what was sent is sent anew, under the copy", copies, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			toStorage(t, "PUT", k.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, bytes.NewReader(replaced), size).want(t, 201)
+			changed.Do(func() {
+				toStorage(t, "PUT", k.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, bytes.NewReader(replaced), size).want(t, 201)
+			})
 			healthy.ServeHTTP(w, r)
 		}, 409, "conflict", false},
 		{"what was sent is gone, under the copy", copies, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			u, err := url.Parse(k.URL)
-			if err == nil {
-				err = sys.Storage.Delete(r.Context(), sys.Container, strings.TrimPrefix(u.Path, "/"+sys.Container+"/"))
-			}
-			if err != nil {
-				t.Error(err)
-			}
+			changed.Do(func() {
+				u, err := url.Parse(k.URL)
+				if err == nil {
+					err = sys.Storage.Delete(r.Context(), sys.Container, strings.TrimPrefix(u.Path, "/"+sys.Container+"/"))
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
 			healthy.ServeHTTP(w, r)
 		}, 409, "conflict", false},
 		{"the blocks are not made one", func(r *http.Request) bool { return r.URL.Query().Get("comp") == "blocklist" }, reset, 503, "storage_unavailable", false},
@@ -459,7 +465,7 @@ func TestACommitThatFailsChangesNothing(t *testing.T) {
 		if c.status == 409 { // which needs a ticket to write
 			n, body = size, large(size)
 		}
-		k = ticketFor(t, sys, "mia", n)
+		k, changed = ticketFor(t, sys, "mia", n), sync.Once{}
 		k.send(t, body, n)
 		storage.set("mia", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 			if c.when(r) {
