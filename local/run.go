@@ -104,7 +104,7 @@ func (l *local) prepare(ctx context.Context) error {
 			}
 		}
 	}
-	return l.step(ctx, "building signer and frontend", func() error {
+	return l.step(ctx, "building signer, frontend and cats", func() error {
 		return stand.Build(ctx, l.root, l.bin, stamp()...)
 	})
 }
