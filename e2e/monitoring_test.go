@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"sigs.k8s.io/yaml"
 
 	"cats.example/local/stand"
 )
@@ -32,55 +29,23 @@ func startPrometheus(t *testing.T, sys *stand.System) string {
 		}
 		t.Skip("prometheus is missing: it is Debian's package of that name")
 	}
-	dir := t.TempDir()
-	text, err := os.ReadFile(filepath.Join(monitoringDir, "prometheusrule.yaml"))
+	root, err := stand.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var resource struct {
-		Spec any `json:"spec"`
-	}
-	if err := yaml.Unmarshal(text, &resource); err != nil {
-		t.Fatal(err)
-	}
-	rules, err := yaml.Marshal(resource.Spec)
+	p, err := stand.StartPrometheus(t.Context(), stand.PrometheusOptions{
+		Root: root, Dir: t.TempDir(), Interval: 250 * time.Millisecond,
+		Frontend: sys.Frontend.Address("ops"), Signer: sys.Signer.Address("ops"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := func(container, ops string) string {
-		return fmt.Sprintf("      - {targets: [%s], labels: {namespace: cats-api, pod: a, container: %s}}\n", strings.TrimPrefix(ops, "http://"), container)
-	}
-	config := "global: {scrape_interval: 250ms, evaluation_interval: 500ms}\nrule_files: [rules.yaml]\n" +
-		"scrape_configs:\n  - job_name: cats-api/cats-api\n    static_configs:\n" +
-		target("frontend", sys.FrontendOps) + target("signer", sys.SignerOps)
-	for name, content := range map[string]string{"prometheus.yaml": config, "rules.yaml": string(rules)} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0") // for a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-	cmd := exec.CommandContext(t.Context(), "prometheus", "--config.file=prometheus.yaml",
-		"--storage.tsdb.path=data", "--web.listen-address="+address)
-	cmd.Dir = dir
-	log := &strings.Builder{}
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // its context is done by now, which ends it
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("prometheus\n%s", log)
+	t.Cleanup(func() {
+		if err := p.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
 		}
 	})
-	return "http://" + address
+	return "http://" + p.Address("web")
 }
 
 // promAsk asks the API of a Prometheus, and fills in the data of its answer.

@@ -69,6 +69,8 @@ func (c *client) putDirect(ctx context.Context, user string, src *source, to con
 			u.memory.forget()
 		case gone || f.exit == exitRefused:
 			u.memory.forget()
+		case f.Code == "precondition_failed" && u.memory.file != nil:
+			f.hint = "what was sent is kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again"
 		case u.memory.has() && u.memory.file != nil:
 			f.hint = strings.TrimPrefix(f.hint+"; ", "; ") + fmt.Sprintf("%d bytes of %d have been sent, and the same command goes on from there until %s",
 				u.sent(), src.size, clock(u.memory.ticket.ExpiresAt))
