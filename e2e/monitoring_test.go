@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -76,13 +77,16 @@ func promAsk(ctx context.Context, base, path string, query url.Values, data any)
 // a system that has seen all kinds of requests.
 func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := direct(t, stand.SystemOptions{})
 	prometheus := startPrometheus(t, sys)
 	requests := func() {
 		put(t, sys, "Davyd", cat)
 		link(t, sys, "Davyd", "")
 		link(t, sys, "Davyd", "?download=cat.png")
 		do(t, http.MethodPut, sys.URL+"/cat/Davyd", "", []byte("text")).want(t, 415)
+		k := ticketFor(t, sys, "Davyd", int64(len(cat)))
+		k.send(t, bytes.NewReader(cat), int64(len(cat)))
+		k.commit(t, sys, "Davyd", "").want(t, 200)
 		do(t, http.MethodGet, sys.URL+"/nothing", "", nil).want(t, 404)
 	}
 	fails := func() { // one answer with 5xx, for the queries that are about them
