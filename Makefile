@@ -16,7 +16,7 @@ help: ## list the targets
 .PHONY: build
 build: ## build the programs into bin/
 	@mkdir -p bin
-	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./local
+	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./local ./local/cats
 
 .PHONY: run
 run: ## start the whole system on this machine, until Ctrl-C

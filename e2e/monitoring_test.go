@@ -1,11 +1,11 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -14,8 +14,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"sigs.k8s.io/yaml"
 
 	"cats.example/local/stand"
 )
@@ -32,55 +30,23 @@ func startPrometheus(t *testing.T, sys *stand.System) string {
 		}
 		t.Skip("prometheus is missing: it is Debian's package of that name")
 	}
-	dir := t.TempDir()
-	text, err := os.ReadFile(filepath.Join(monitoringDir, "prometheusrule.yaml"))
+	root, err := stand.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var resource struct {
-		Spec any `json:"spec"`
-	}
-	if err := yaml.Unmarshal(text, &resource); err != nil {
-		t.Fatal(err)
-	}
-	rules, err := yaml.Marshal(resource.Spec)
+	p, err := stand.StartPrometheus(t.Context(), stand.PrometheusOptions{
+		Root: root, Dir: t.TempDir(), Interval: 250 * time.Millisecond,
+		Frontend: sys.Frontend.Address("ops"), Signer: sys.Signer.Address("ops"),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	target := func(container, ops string) string {
-		return fmt.Sprintf("      - {targets: [%s], labels: {namespace: cats-api, pod: a, container: %s}}\n", strings.TrimPrefix(ops, "http://"), container)
-	}
-	config := "global: {scrape_interval: 250ms, evaluation_interval: 500ms}\nrule_files: [rules.yaml]\n" +
-		"scrape_configs:\n  - job_name: cats-api/cats-api\n    static_configs:\n" +
-		target("frontend", sys.FrontendOps) + target("signer", sys.SignerOps)
-	for name, content := range map[string]string{"prometheus.yaml": config, "rules.yaml": string(rules)} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0") // for a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-	cmd := exec.CommandContext(t.Context(), "prometheus", "--config.file=prometheus.yaml",
-		"--storage.tsdb.path=data", "--enable-feature=exemplar-storage", "--web.listen-address="+address)
-	cmd.Dir = dir
-	log := &strings.Builder{}
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // its context is done by now, which ends it
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("prometheus\n%s", log)
+	t.Cleanup(func() {
+		if err := p.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Error(err)
 		}
 	})
-	return "http://" + address
+	return "http://" + p.Address("web")
 }
 
 // promAsk asks the API of a Prometheus, and fills in the data of its answer.
@@ -112,13 +78,16 @@ func promAsk(ctx context.Context, base, path string, query url.Values, data any)
 // scraped in OpenMetrics, the signer in the plain format.
 func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
+	sys := direct(t, stand.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
 	prometheus := startPrometheus(t, sys)
 	requests := func() {
 		put(t, sys, "Davyd", cat)
 		link(t, sys, "Davyd", "")
 		link(t, sys, "Davyd", "?download=cat.png")
 		do(t, http.MethodPut, sys.URL+"/cat/Davyd", "", []byte("text")).want(t, 415)
+		k := ticketFor(t, sys, "Davyd", int64(len(cat)))
+		k.send(t, bytes.NewReader(cat), int64(len(cat)))
+		k.commit(t, sys, "Davyd", "").want(t, 200)
 		do(t, http.MethodGet, sys.URL+"/nothing", "", nil).want(t, 404)
 	}
 	fails := func() { // one answer with 5xx, for the queries that are about them

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -121,7 +122,7 @@ func listen(t *testing.T, port int) net.Listener {
 // the kernel gives to connections, of which other tests make thousands meanwhile.
 func freePorts(t *testing.T) config {
 	t.Helper()
-	var ports [5]int
+	var ports [6]int
 	for i := range ports {
 		for ports[i] == 0 {
 			port := 10_000 + rand.IntN(20_000)
@@ -135,7 +136,10 @@ func freePorts(t *testing.T) config {
 			ports[i] = port
 		}
 	}
-	return config{ports[0], ports[1], ports[2], ports[3], ports[4], "cats", ""}
+	return config{
+		FrontendPort: ports[0], FrontendOpsPort: ports[1], SignerPort: ports[2], SignerOpsPort: ports[3],
+		StoragePort: ports[4], PrometheusPort: ports[5], Container: "cats",
+	}
 }
 
 func TestTakenPortNamesTheVariable(t *testing.T) {
@@ -243,6 +247,7 @@ func TestRunsEverythingAndLeavesNothing(t *testing.T) {
 	if got := call(t, http.MethodGet, url+"/picture", nil); !bytes.Equal(got, cat) {
 		t.Errorf("got %d bytes, want the cat", len(got))
 	}
+	t.Run("Prometheus", func(t *testing.T) { watches(t, s) })
 	// As with a signal to the process group under make: they are one.
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		if err := syscall.Kill(os.Getpid(), sig); err != nil {
@@ -253,15 +258,81 @@ func TestRunsEverythingAndLeavesNothing(t *testing.T) {
 	if err := <-s.ended; err != nil {
 		t.Error(err)
 	}
-	for _, p := range []*stand.Process{s.system.Frontend, s.system.Signer, s.stand.Storage.Process} {
+	processes := []*stand.Process{s.system.Frontend, s.system.Signer, s.stand.Storage.Process}
+	if s.prometheus != nil {
+		processes = append(processes, s.prometheus)
+	}
+	for _, p := range processes {
 		select {
 		case <-p.Done():
 		default:
 			t.Errorf("process %d is left", p.Pid())
 		}
 	}
-	if err := s.cfg.checkPorts(t.Context()); err != nil {
+	if err := errors.Join(s.cfg.checkPorts(t.Context()), free(t.Context(), s.cfg.PrometheusPort)); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// watches checks that Prometheus scrapes both and has the rules.
+func watches(t *testing.T, s started) {
+	if s.prometheus == nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("prometheus did not start, or is missing: it is Debian's package of that name")
+		}
+		t.Skip("prometheus is missing: it is Debian's package of that name")
+	}
+	base := "http://127.0.0.1:" + strconv.Itoa(s.cfg.PrometheusPort)
+	var rules, targets struct {
+		Data struct {
+			Groups        []any
+			ActiveTargets []struct {
+				Labels            map[string]string
+				Health, LastError string
+			}
+		}
+	}
+	if err := json.Unmarshal(call(t, http.MethodGet, base+"/api/v1/rules", nil), &rules); err != nil || len(rules.Data.Groups) != 2 {
+		t.Errorf("%d groups of rules, %v", len(rules.Data.Groups), err)
+	}
+	up := map[string]string{}
+	for deadline := time.Now().Add(20 * time.Second); len(up) < 2 && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if err := json.Unmarshal(call(t, http.MethodGet, base+"/api/v1/targets", nil), &targets); err != nil {
+			t.Fatal(err)
+		}
+		for _, target := range targets.Data.ActiveTargets {
+			if target.Health == "up" {
+				up[target.Labels["container"]] = target.Labels["namespace"]
+			}
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"frontend": "cats-api", "signer": "cats-api"}, up); diff != "" {
+		t.Errorf("up (-want +got):\n%s\n%+v", diff, targets.Data.ActiveTargets)
+	}
+}
+
+func TestWithoutItsPortPrometheusIsLeftOut(t *testing.T) {
+	if _, err := exec.LookPath("prometheus"); err != nil && os.Getenv("CI") == "" {
+		t.Skip("prometheus is missing: it is Debian's package of that name")
+	}
+	taken := listen(t, 0)
+	defer taken.Close()
+	var out bytes.Buffer
+	l := &local{out: &out, cfg: config{PrometheusPort: taken.Addr().(*net.TCPAddr).Port}}
+	l.watch(t.Context())
+	if lines := strings.Count(out.String(), "\n"); lines != 1 || !strings.Contains(out.String(), "is taken; going on without (PROMETHEUS_PORT") || l.prometheus != nil {
+		t.Errorf("said %q", out.String())
+	}
+	out.Reset()
+	t.Setenv("PATH", t.TempDir())
+	l.watch(t.Context())
+	if lines := strings.Count(out.String(), "\n"); lines != 1 || !strings.Contains(out.String(), "going on without") || l.prometheus != nil {
+		t.Errorf("said %q", out.String())
+	}
+	out.Reset()
+	(&local{out: &out}).watch(t.Context())
+	if out.Len() > 0 {
+		t.Errorf("with port 0 it says %q", out.String())
 	}
 }
 

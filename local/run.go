@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"sync"
@@ -60,8 +62,9 @@ type local struct {
 	out       io.Writer
 	following bool
 
-	stand  *stand.Stand // nil on a real account
-	system *stand.System
+	stand      *stand.Stand // nil on a real account
+	system     *stand.System
+	prometheus *stand.Process // nil where there is none
 }
 
 func (l *local) run(ctx context.Context) error {
@@ -84,6 +87,7 @@ func (l *local) run(ctx context.Context) error {
 	}
 	err = l.start(ctx)
 	if err == nil {
+		l.watch(ctx)
 		l.ready()
 		err = l.follow(ctx)
 	}
@@ -104,7 +108,7 @@ func (l *local) prepare(ctx context.Context) error {
 			}
 		}
 	}
-	return l.step(ctx, "building signer and frontend", func() error {
+	return l.step(ctx, "building signer, frontend and cats", func() error {
 		return stand.Build(ctx, l.root, l.bin, stamp()...)
 	})
 }
@@ -151,6 +155,37 @@ func (l *local) start(ctx context.Context) error {
 	})
 }
 
+// watch starts Prometheus, where that is possible; it is not needed for anything else.
+func (l *local) watch(ctx context.Context) {
+	if l.cfg.PrometheusPort == 0 {
+		return
+	}
+	if _, err := exec.LookPath("prometheus"); err != nil {
+		l.printf("no Prometheus: there is none in PATH (Debian's package of that name has it); going on without\n")
+		return
+	}
+	if err := free(ctx, l.cfg.PrometheusPort); err != nil {
+		l.printf("no Prometheus: port %d %v; going on without (PROMETHEUS_PORT is for another, 0 for none)\n", l.cfg.PrometheusPort, err)
+		return
+	}
+	if err := l.step(ctx, "starting Prometheus", func() (err error) {
+		l.prometheus, err = stand.StartPrometheus(ctx, stand.PrometheusOptions{
+			Root: l.root, Dir: l.dir, Port: l.cfg.PrometheusPort, Interval: 5 * time.Second,
+			Frontend: l.system.Frontend.Address("ops"), Signer: l.system.Signer.Address("ops"),
+		})
+		return err
+	}); err != nil {
+		if ctx.Err() == nil {
+			l.printf("no Prometheus: %v; going on without\n", err)
+		}
+		return
+	}
+	go func() {
+		<-l.prometheus.Done()
+		l.line("local", "Prometheus has ended; .local/logs/prometheus.log may say why")
+	}()
+}
+
 // sameEnd is within what time several signals are one: the terminal's or the
 // process group's own, and the one that make passes on.
 const sameEnd = time.Second
@@ -176,6 +211,9 @@ func (l *local) stop() error {
 	}()
 	return l.step(ctx, "stopping", func() error {
 		var errs []error
+		if l.prometheus != nil {
+			errs = append(errs, l.prometheus.Stop(ctx))
+		}
 		if l.system != nil {
 			errs = append(errs, l.system.Close(ctx))
 		}
@@ -268,12 +306,24 @@ func (l *local) ready() {
 	} else {
 		fmt.Fprintf(l.out, "  storage          %s\n", l.cfg.AccountURL)
 	}
+	if l.prometheus != nil {
+		base := "http://" + l.prometheus.Address("web")
+		fmt.Fprintf(l.out, "  Prometheus       %s (targets: /targets, alerts: /alerts), such as\n", base)
+		for _, query := range []string{
+			"sum by (route, method, code) (rate(cats_frontend_http_requests_total[1m]))",
+			"histogram_quantile(0.99, sum by (le, op) (rate(cats_signer_storage_request_duration_seconds_bucket[1m])))",
+		} {
+			fmt.Fprintf(l.out, "                   %s/graph?g0.tab=0&g0.range_input=15m&g0.expr=%s\n", base, url.QueryEscape(query))
+		}
+		fmt.Fprintf(l.out, "  Grafana          Dashboards, New, Import: k8s/components/monitoring/dashboard.json, with %s as its data source\n", base)
+	}
 	fmt.Fprintf(l.out, "  logs             .local/logs\n\nTry, in another shell:\n\n")
 	for _, try := range []struct{ command, comment string }{
 		{"curl -s -F 'file=@e2e/testdata/cat.png' " + public + "/cat/Davyd", "store a picture"},
 		{"curl -s " + public + "/cat/Davyd", "get a signed link to it"},
 		{"curl -s -L " + public + "/cat/Davyd/picture -o copy.png", "fetch it by such a link; browsers can too"},
 		{"curl -s -X DELETE " + public + "/cat/Davyd", "delete it"},
+		{"CATS_SERVER=http://" + public + " bin/cats put Davyd e2e/testdata/cat.png", "the command for all this"},
 		{fmt.Sprintf("curl -s localhost:%d/readyz localhost:%d/readyz", l.cfg.FrontendOpsPort, l.cfg.SignerOpsPort), "is it ready"},
 		{fmt.Sprintf("curl -s localhost:%d/metrics | grep ^cats_", l.cfg.SignerOpsPort), "what it counted"},
 	} {

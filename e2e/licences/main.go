@@ -23,11 +23,13 @@ import (
 	"cats.example/local/stand"
 )
 
-// programs are what the images hold, each as the folder of its module and its package there.
+// programs are what the images hold, and the command, each as the folder of its module
+// and its package there.
 var programs = []struct{ name, module, pkg string }{
 	{"frontend", "frontend", "."},
 	{"signer", "signer", "."},
 	{"emulator", "local", "./emulator"},
+	{"cats", "local", "./cats"},
 }
 
 // allowed are the licences that may be linked, each with what it asks for.
@@ -94,7 +96,7 @@ func page(root string) ([]byte, error) {
 
 	var b bytes.Buffer
 	b.WriteString("# Licences\n\nWhat the programs link, and under which licences; `make licences` writes this page, and a test compares it with the code. " +
-		"The images have the texts themselves in `/licences`.\n\n| module | licence | frontend | signer | emulator |\n| --- | --- | --- | --- | --- |\n")
+		"The images have the texts themselves in `/licences`.\n\n| module | licence | frontend | signer | emulator | cats |\n| --- | --- | --- | --- | --- | --- |\n")
 	b.WriteString(table.String())
 	b.WriteString("\n| licence | asks for |\n| --- | --- |\n")
 	for _, l := range slices.Sorted(maps.Keys(asked)) {
@@ -108,7 +110,7 @@ func page(root string) ([]byte, error) {
 type module struct {
 	dir     string
 	folders map[string]bool
-	in      [3]bool // by the index in programs
+	in      [4]bool // by the index in programs
 }
 
 // collect adds the modules that the package links, as it is built for an image.

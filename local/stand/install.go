@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -37,13 +38,14 @@ func FindRoot() (string, error) {
 	}
 }
 
-// Build builds the frontend and the signer of the checkout at root into dir,
-// with the given extra flags of go build. It is quick when nothing changed.
+// Build builds the frontend, the signer and the command cats of the checkout at root
+// into dir, with the given extra flags of go build. It is quick when nothing changed.
 func Build(ctx context.Context, root, dir string, flags ...string) error {
-	for _, module := range []string{"signer", "frontend"} {
-		args := append([]string{"-C", filepath.Join(root, module), "build", "-o", filepath.Join(dir, module)}, flags...)
+	for _, folder := range []string{"signer", "frontend", "local/cats"} {
+		program := path.Base(folder)
+		args := append([]string{"-C", filepath.Join(root, folder), "build", "-o", filepath.Join(dir, program)}, flags...)
 		if out, err := command(ctx, "go", append(args, ".")...).CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", module, err, bytes.TrimSpace(out))
+			return fmt.Errorf("building %s: %w\n%s", program, err, bytes.TrimSpace(out))
 		}
 	}
 	return nil

@@ -1,0 +1,678 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/local/stand"
+)
+
+// shell runs the command cats, each test in a folder of its own.
+type shell struct {
+	t   *testing.T
+	dir string
+	env []string
+}
+
+func newShell(t *testing.T, server string, env ...string) *shell {
+	t.Helper()
+	dir := t.TempDir()
+	return &shell{t, dir, append([]string{
+		"GORACE=atexit_sleep_ms=0", "CATS_SERVER=" + server, "HOME=" + dir, "XDG_CACHE_HOME=" + filepath.Join(dir, "cache"), "PATH=" + binDir + ":" + os.Getenv("PATH"),
+	}, env...)}
+}
+
+func (s *shell) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(s.t.Context(), filepath.Join(binDir, "cats"), args...)
+	cmd.Dir, cmd.Env = s.dir, s.env
+	return cmd
+}
+
+// printed is what a command has printed.
+type printed struct {
+	code        int
+	out, stderr string
+}
+
+// with runs a command to its end.
+func (s *shell) with(stdin io.Reader, args ...string) printed {
+	s.t.Helper()
+	cmd := s.command(args...)
+	var out, stderr strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &stderr
+	if err := cmd.Run(); err != nil {
+		if _, ok := errors.AsType[*exec.ExitError](err); !ok {
+			s.t.Fatal(err)
+		}
+	}
+	got := printed{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
+	if strings.Contains(got.stderr, "sig=") || strings.Contains(got.stderr, "DATA RACE") {
+		s.t.Errorf("cats %q says %s", args, got.stderr)
+	}
+	return got
+}
+
+func (s *shell) cats(args ...string) printed { s.t.Helper(); return s.with(nil, args...) }
+
+// want checks the exit code, and that stderr has these parts.
+func (g printed) want(t *testing.T, code int, parts ...string) printed {
+	t.Helper()
+	if g.code != code || code > 0 && strings.Count(g.stderr, "\n") != 1 {
+		t.Fatalf("exit code %d, %q; want %d, and one line where it is not 0", g.code, g.stderr, code)
+	}
+	for _, p := range parts {
+		if !strings.Contains(g.stderr, p) {
+			t.Errorf("%q does not say %q", g.stderr, p)
+		}
+	}
+	return g
+}
+
+// keys returns the fields of the one JSON object on stdout.
+func (g printed) keys(t *testing.T) []string {
+	t.Helper()
+	var fields map[string]any
+	if err := json.Unmarshal([]byte(g.out), &fields); err != nil || strings.Count(g.out, "\n") != 1 {
+		t.Fatalf("%q: %v", g.out, err)
+	}
+	return slices.Sorted(maps.Keys(fields))
+}
+
+func (s *shell) write(name string, content []byte) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), content, 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *shell) holds(name string, content []byte) {
+	s.t.Helper()
+	if got, err := os.ReadFile(filepath.Join(s.dir, name)); err != nil || !bytes.Equal(got, content) {
+		s.t.Errorf("%s has %d bytes, others than the %d that it should; %v", name, len(got), len(content), err)
+	}
+}
+
+// files are those in the folder, and what is kept of uploads.
+func (s *shell) files() []string {
+	s.t.Helper()
+	here, err := filepath.Glob(filepath.Join(s.dir, "*.*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	hidden, err := filepath.Glob(filepath.Join(s.dir, ".*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var names []string
+	for _, f := range append(here, hidden...) {
+		names = append(names, filepath.Base(f))
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (s *shell) kept() []string {
+	s.t.Helper()
+	found, err := filepath.Glob(filepath.Join(s.dir, "cache", "cats", "*"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return found
+}
+
+func TestTheCommandStoresFetchesLinksAndDeletes(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	s := newShell(t, sys.URL)
+	s.write("cat.png", cat)
+	s.cats("put", "Мурчик 2", "cat.png").want(t, 0)
+	if !bytes.Equal(served(t, sys, url.PathEscape("Мурчик 2")), cat) {
+		t.Error("another picture is stored")
+	}
+	s.cats("get", "Мурчик 2").want(t, 0)
+	s.holds("Мурчик 2.png", cat)
+
+	other := append(bytes.Clone(cat), "another one"...)
+	if got := s.with(bytes.NewReader(other), "put", "mia", "-", "--quiet").want(t, 0); got.out+got.stderr != "" {
+		t.Errorf("--quiet: %q, %q", got.out, got.stderr)
+	}
+	if got := s.cats("get", "mia", "-").want(t, 0); got.out != string(other) || got.stderr != "" {
+		t.Errorf("%d bytes on stdout, %q", len(got.out), got.stderr)
+	}
+	file, err := os.Open(filepath.Join(s.dir, "cat.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	s.with(file, "put", "tom", "-").want(t, 0)
+	if !bytes.Equal(served(t, sys, "tom"), cat) {
+		t.Error("of stdin that is a file, another picture is stored")
+	}
+
+	// No file is replaced, or left behind, unless somebody asks for it.
+	s.write("mia.png", []byte("mine"))
+	s.cats("get", "mia").want(t, 6, "mia.png", "--force")
+	s.cats("get", "mia", "mia.png").want(t, 6, "mia.png")
+	s.holds("mia.png", []byte("mine"))
+	s.cats("get", "mia", "--force").want(t, 0)
+	s.holds("mia.png", other)
+	s.cats("get", "nobody").want(t, 3)
+	s.cats("get", "mia", "/dev/null").want(t, 0)
+	if diff := cmp.Diff([]string{"cat.png", "mia.png", "Мурчик 2.png"}, s.files()); diff != "" {
+		t.Error(diff)
+	}
+
+	link := s.cats("url", "mia", "--ttl", "10m", "--download", "x.png").want(t, 0).out
+	if got := do(t, "GET", strings.TrimSpace(link), "", nil).want(t, 200); !bytes.Equal(got.body, other) || !strings.Contains(got.Header.Get("Content-Disposition"), "x.png") {
+		t.Errorf("the link serves %d bytes, %v", len(got.body), got.Header)
+	}
+
+	picture := []string{"content_md5", "content_type", "etag", "owner", "size"}
+	for _, c := range []struct {
+		args []string
+		code int
+		keys []string
+	}{
+		{[]string{"put", "mia", "cat.png"}, 0, picture},
+		{[]string{"get", "mia", "copy.png"}, 0, slices.Sorted(slices.Values(append([]string{"file"}, picture...)))},
+		{[]string{"url", "mia"}, 0, slices.Sorted(slices.Values(append([]string{"expires_at", "picture_url"}, picture...)))},
+		{[]string{"rm", "mia"}, 0, []string{"deleted", "owner"}},
+		{[]string{"rm", "mia"}, 3, []string{"code", "detail", "request_id", "status", "title", "type"}},
+		{[]string{"get", "mia", "cat.png"}, 6, []string{"code", "detail", "title", "type"}},
+		{[]string{"put", "mia"}, 2, []string{"code", "detail", "title", "type"}},
+		{[]string{"mew"}, 2, []string{"code", "detail", "title", "type"}},
+	} {
+		if diff := cmp.Diff(c.keys, s.cats(append(c.args, "--json")...).want(t, c.code).keys(t)); diff != "" {
+			t.Errorf("%q: %s", c.args, diff)
+		}
+	}
+	s.holds("copy.png", cat)
+	if got := s.cats("--version").want(t, 0); !strings.HasPrefix(got.out, "cats, version") {
+		t.Errorf("--version says %q", got.out)
+	}
+}
+
+func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	s := newShell(t, sys.URL, "CATS_TOKEN=secret-token")
+	s.write("cat.png", cat)
+	s.write("text", []byte("no picture"))
+	s.write("large.png", append(bytes.Clone(cat), make([]byte, 33<<20)...))
+	s.cats("put", "mia", "cat.png").want(t, 0)
+	etag := do(t, "GET", sys.URL+"/cat/mia", "", nil).Header.Get("ETag")
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	provoked := map[int]bool{0: true}
+	for _, c := range []struct {
+		args  []string
+		code  int
+		parts []string
+	}{
+		{[]string{"put", "mia", "nothing.png"}, 1, []string{"nothing.png"}},
+		{[]string{"url", "mia", "--server", st.FrontURL}, 1, []string{"not as a cats-api does", "--server"}},
+		{[]string{"mew"}, 2, []string{"--help"}},
+		{[]string{"put", "mia"}, 2, nil},
+		{[]string{"put", "mia", "cat.png", "--mew"}, 2, nil},
+		{[]string{"put", "mia", "cat.png", "--create", "--if-match", etag}, 2, nil},
+		{[]string{"url", "mia", "--server", "localhost"}, 2, []string{"--server"}},
+		{[]string{"url", ""}, 2, nil},
+		{[]string{"url", "nobody"}, 3, []string{"Cat not found", "(request "}},
+		{[]string{"rm", "nobody"}, 3, nil},
+		{[]string{"put", "mia", "text"}, 4, []string{"(request "}},
+		{[]string{"put", "a/b", "cat.png"}, 4, nil},
+		{[]string{"put", "mia", "large.png"}, 4, []string{"33554432"}},
+		{[]string{"url", "mia", "--ttl", "forever"}, 4, []string{"ttl"}},
+		{[]string{"put", "mia", "cat.png", "--create"}, 6, nil},
+		{[]string{"put", "mia", "cat.png", "--if-match", `"0x1"`}, 6, nil},
+		{[]string{"rm", "mia", "--if-match", `"0x1"`}, 6, nil},
+		{[]string{"url", "mia", "--retries", "0", "--server", closed.URL}, 7, []string{"is it running? make run"}},
+	} {
+		got := s.cats(c.args...).want(t, c.code, c.parts...)
+		provoked[c.code] = true
+		if strings.Contains(got.out+got.stderr, "secret-token") {
+			t.Errorf("%q: the token is in %q, %q", c.args, got.out, got.stderr)
+		}
+	}
+	if !bytes.Equal(served(t, sys, "mia"), cat) {
+		t.Error("the picture was changed")
+	}
+	s.cats("put", "tom", "cat.png", "--create").want(t, 0)
+	s.cats("put", "mia", "cat.png", "--if-match", etag).want(t, 0)
+
+	p := startProvider(t, "0")
+	known := start(t, withCallers(p.issuer, nil))
+	mia := newShell(t, known.URL, "CATS_TOKEN="+p.token(t, "mia", catsAudience))
+	mia.write("cat.png", cat)
+	mia.write("token", []byte(p.token(t, "tom", catsAudience)+"\n"))
+	mia.cats("put", "mia", "cat.png").want(t, 0)
+	mia.cats("get", "mia").want(t, 0)
+	mia.cats("url", "tom").want(t, 5)
+	mia.cats("put", "tom", "cat.png", "--token-file", "token").want(t, 0) // it goes before the variable
+	newShell(t, known.URL).cats("url", "mia").want(t, 5, "CATS_TOKEN")
+	provoked[5] = true
+
+	help, _, _ := strings.Cut(s.cats("--help").want(t, 0).out, "Usage:")
+	table := rows(section(t, "## The command"))
+	for code := range 8 {
+		if !provoked[code] {
+			t.Errorf("the exit code %d was not provoked", code)
+		}
+		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) || len(table) != 8 || !strings.HasPrefix(table[code], fmt.Sprintf("| `%d` | ", code)) {
+			t.Errorf("the exit code %d is not in the help, or not in the README", code)
+		}
+	}
+}
+
+// faulty is a server in front of to that answers as told, where it is told something.
+func faulty(t *testing.T, to string, fault func(w http.ResponseWriter, r *http.Request, healthy http.Handler)) string {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // whoever asked has gone
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fault(w, r, proxy) }))
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return server.URL
+}
+
+// abort ends the connection without an answer.
+func abort(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+
+// lost has it done, and ends the connection without an answer.
+func lost(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	healthy.ServeHTTP(httptest.NewRecorder(), r)
+	abort(w, r, nil)
+}
+
+func TestTheCommandTriesAgainOnlyWhereThatIsSafe(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	later := func(code, after string) fault {
+		return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Retry-After", after)
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintf(w, `{"title":"x","status":503,"detail":"not now","code":%q}`, code)
+		}
+	}
+	for _, c := range []struct {
+		what   string
+		args   []string
+		faults []fault
+		code   int
+		asked  int
+		took   time.Duration
+	}{
+		{"it asks to wait", []string{"url", "mia"}, []fault{later("overloaded", "1")}, 0, 2, time.Second},
+		{"it asks to wait for long", []string{"url", "mia"}, []fault{later("overloaded", "3600")}, 7, 1, 0},
+		{"it goes on for long", []string{"url", "mia", "--retries", "1"}, []fault{abort, abort, abort}, 7, 2, 0},
+		{"an answer is lost", []string{"put", "mia", "cat.png"}, []fault{lost}, 0, 2, 0},
+		{"the answer to a creation is lost", []string{"put", "new", "cat.png", "--create"}, []fault{lost}, 0, 3, 0}, // and a look
+		{"a creation finds another's", []string{"put", "mia", "other.png", "--create"}, []fault{abort}, 6, 3, 0},
+		{"a deletion is refused before it is done", []string{"rm", "mia"}, []fault{later("overloaded", "0")}, 0, 2, 0},
+		{"a deletion has no answer", []string{"rm", "mia"}, []fault{lost}, 7, 1, 0},
+		{"stdin was read", []string{"put", "mia", "-"}, []fault{lost}, 7, 1, 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			put(t, sys, "mia", cat)
+			var asked atomic.Int64
+			s := newShell(t, faulty(t, sys.URL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+				if r.URL.Path == "/about" {
+					healthy.ServeHTTP(w, r)
+					return
+				}
+				if n := int(asked.Add(1)); n <= len(c.faults) {
+					c.faults[n-1](w, r, healthy)
+					return
+				}
+				healthy.ServeHTTP(w, r)
+			}))
+			s.write("cat.png", cat)
+			s.write("other.png", append(bytes.Clone(cat), 1))
+			began := time.Now()
+			if got := s.with(bytes.NewReader(cat), append(c.args, "--quiet")...).want(t, c.code); int(asked.Load()) != c.asked || time.Since(began) < c.took {
+				t.Errorf("asked %d times in %v; want %d, %v; %q", asked.Load(), time.Since(began), c.asked, c.took, got.stderr)
+			}
+		})
+	}
+}
+
+// A link that breaks off, or serves other bytes than are stored.
+func TestWhatTheCommandFetchesIsWhatIsStored(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var ranges []string
+	damage := false
+	links := faulty(t, st.FrontURL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		mu.Lock()
+		defer mu.Unlock()
+		ranges = append(ranges, r.Header.Get("Range"))
+		if len(ranges) > 1 && !damage {
+			healthy.ServeHTTP(w, r)
+			return
+		}
+		got := httptest.NewRecorder()
+		healthy.ServeHTTP(got, r)
+		body := got.Body.Bytes()
+		maps.Copy(w.Header(), got.Header())
+		w.WriteHeader(got.Code)
+		if damage {
+			body[len(body)/2] ^= 1
+			_, _ = w.Write(body)
+			return
+		}
+		_, _ = w.Write(body[:len(body)/2])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_BASE_URL": links}})
+	put(t, sys, "mia", cat)
+	s := newShell(t, sys.URL)
+	if got := s.cats("get", "mia", "-", "--quiet").want(t, 0); got.out != string(cat) {
+		t.Errorf("%d bytes on stdout", len(got.out))
+	}
+	mu.Lock()
+	if diff := cmp.Diff([]string{"", fmt.Sprintf("bytes=%d-", len(cat)/2)}, ranges); diff != "" {
+		t.Error(diff)
+	}
+	damage = true
+	mu.Unlock()
+	s.cats("get", "mia").want(t, 1, "not the picture")
+	if left := s.files(); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestProgressIsForTerminals(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	s := newShell(t, sys.URL)
+	s.write("cat.png", picture(4<<20, 'a'))
+	for _, c := range []struct {
+		args  []string
+		shown bool
+	}{
+		{[]string{"put", "mia", "cat.png"}, true},
+		{[]string{"get", "mia", "--force"}, true},
+		{[]string{"put", "mia", "cat.png", "--json"}, false},
+		{[]string{"get", "mia", "--force", "--quiet"}, false},
+	} {
+		master, terminal, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer master.Close()
+		cmd := s.command(c.args...)
+		cmd.Stderr = terminal
+		err = cmd.Run()
+		_ = terminal.Close()
+		shown, _ := io.ReadAll(master) // its end is an error on Linux
+		if err != nil || bytes.Contains(shown, []byte("mia")) != c.shown || !c.shown && len(shown) > 0 {
+			t.Errorf("%q: %v, on the terminal %q", c.args, err, shown)
+		}
+	}
+	if got := s.cats("put", "mia", "cat.png").want(t, 0); got.stderr != "" {
+		t.Errorf("without a terminal: %q", got.stderr)
+	}
+}
+
+func TestShellsCompleteTheCommand(t *testing.T) {
+	t.Parallel()
+	own(t)
+	s := newShell(t, "http://127.0.0.1:1")
+	bash := func(line string) string {
+		t.Helper()
+		// Where Debian's package bash-completion has not been read, this stands for what
+		// is used of it.
+		cmd := exec.CommandContext(t.Context(), "bash", "--norc", "-ec", `
+			_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]}; prev=${COMP_WORDS[COMP_CWORD-1]}; words=("${COMP_WORDS[@]}"); cword=$COMP_CWORD; }
+			compopt() { :; } # there is no completion under way
+			source <(cats completion bash)
+			complete -p cats >/dev/null
+			COMP_LINE=$1; COMP_POINT=${#1}; COMP_TYPE=9
+			read -ra COMP_WORDS <<<"$1"; [[ $1 != *' ' ]] || COMP_WORDS+=("")
+			COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+			__start_cats
+			echo "${COMPREPLY[@]}"`, "bash", line)
+		cmd.Dir, cmd.Env = s.dir, s.env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return strings.Join(strings.Fields(string(out)), " ")
+	}
+	for line, want := range map[string]string{"cats p": "put", "cats put --cr": "--create", "cats get ": "", "cats completion ba": "bash"} {
+		if got := bash(line); got != want {
+			t.Errorf("%q is completed by %q; want %q", line, got, want)
+		}
+	}
+	for name, has := range map[string]string{"zsh": "compdef", "fish": "complete -c cats"} {
+		if got := s.cats("completion", name).want(t, 0); !strings.Contains(got.out, has) {
+			t.Errorf("%s: %d bytes without %q", name, len(got.out), has)
+		}
+	}
+}
+
+// interrupts sends Ctrl-C to a command once ready is closed, and returns what it said.
+func (s *shell) interrupts(ready <-chan struct{}, stdin io.Reader, args ...string) printed {
+	s.t.Helper()
+	cmd := s.command(args...)
+	var out, stderr strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // it is looked at below
+		close(ended)
+	}()
+	select {
+	case <-ready:
+		_ = cmd.Process.Signal(syscall.SIGINT) // gone, which is seen below
+		<-ended
+	case <-ended:
+	}
+	return printed{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
+}
+
+func TestCtrlCLeavesTheOldPicture(t *testing.T) {
+	t.Parallel()
+	under := make(chan struct{})
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "mia", cat)
+	s := newShell(t, faulty(t, sys.URL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if r.Method == http.MethodPut {
+			r.Body = struct {
+				io.Reader
+				io.Closer
+			}{io.MultiReader(io.LimitReader(r.Body, 1<<20), hang{r.Context(), r.Body, under}), r.Body}
+		}
+		healthy.ServeHTTP(w, r)
+	}))
+	s.write("new.png", picture(8<<20, 'n'))
+	s.interrupts(under, nil, "put", "mia", "new.png").want(t, 1, "interrupted", "begins anew")
+	if !bytes.Equal(served(t, sys, "mia"), cat) {
+		t.Error("the picture was changed")
+	}
+}
+
+// hang is a reader that says that it is asked, and takes the rest without passing it on.
+type hang struct {
+	context.Context
+	rest  io.Reader
+	asked chan struct{}
+}
+
+func (h hang) Read([]byte) (int, error) {
+	close(h.asked)
+	_, _ = io.Copy(io.Discard, h.rest) // until whoever asked has gone
+	<-h.Done()
+	return 0, h.Err()
+}
+
+func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	const blocks = 9 // of 8 MiB each, but the last
+	const size = 65 << 20
+	var mu sync.Mutex
+	arrived := map[string]int{} // blocks that storage has acknowledged, and "" for what was sent in one piece
+	stopAt, failOnce := 0, false
+	under := make(chan struct{})
+	links := faulty(t, st.FrontURL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if r.Method != http.MethodPut || r.URL.Query().Get("comp") == "blocklist" {
+			healthy.ServeHTTP(w, r)
+			return
+		}
+		mu.Lock()
+		stop := stopAt > 0 && len(arrived) >= stopAt
+		fails := failOnce
+		failOnce = false
+		mu.Unlock()
+		switch {
+		case stop:
+			_, _ = io.Copy(io.Discard, r.Body) // until whoever asked has gone
+			<-r.Context().Done()
+			return
+		case fails:
+			abort(w, r, healthy)
+		case r.Header.Get("Content-MD5") == "":
+			t.Error("a block without its Content-MD5")
+		}
+		healthy.ServeHTTP(w, r)
+		mu.Lock()
+		defer mu.Unlock()
+		arrived[r.URL.Query().Get("blockid")]++
+		if stopAt > 0 && len(arrived) == stopAt {
+			// Its answer is on its way, and the command has time to keep that it came.
+			time.AfterFunc(300*time.Millisecond, func() { close(under) })
+		}
+	})
+	small := map[string]string{"MAX_PICTURE_SIZE": "1MiB"}
+	sys := direct(t, stand.SystemOptions{FrontendEnv: small, SignerEnv: over(small, map[string]string{"LINK_BASE_URL": links})})
+	// storage has requests stop or fail from here on, and forget what has arrived.
+	storage := func(stop int, fail bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		stopAt, failOnce = stop, fail
+		if stop == 0 && !fail {
+			clear(arrived)
+		}
+	}
+	has := func() map[string]int {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(arrived)
+	}
+	put(t, sys, "mia", cat)
+	s := newShell(t, sys.URL)
+	sparse := func(name string) {
+		s.write(name, cat)
+		if err := os.Truncate(filepath.Join(s.dir, name), size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sparse("large.png")
+
+	// Interrupted, and again by one that has nothing to say any more.
+	storage(3, false)
+	s.interrupts(under, nil, "put", "mia", "large.png").want(t, 1, "interrupted", "the same command goes on from there until")
+	if !bytes.Equal(served(t, sys, "mia"), cat) {
+		t.Error("the picture was changed")
+	}
+	kept := s.kept()
+	if len(kept) != 1 {
+		t.Fatalf("kept: %q", kept)
+	}
+	if info, err := os.Stat(kept[0]); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("what is kept is %v, %v; want 0600", info.Mode(), err)
+	}
+	if n := len(has()); n < 3 || n == blocks {
+		t.Fatalf("%d blocks have arrived", n)
+	}
+	storage(0, true)
+	s.cats("put", "mia", "large.png", "--quiet").want(t, 0)
+	for id, n := range has() {
+		if n != 1 {
+			t.Errorf("the block %s has arrived %d times", id, n)
+		}
+	}
+	if len(has()) != blocks || len(s.kept()) > 0 {
+		t.Errorf("%d blocks have arrived; kept: %q", len(has()), s.kept())
+	}
+	got := do(t, "GET", sys.URL+"/cat/mia", "", nil).want(t, 200)
+	if got.field(t, "size") != float64(size) || got.field(t, "content_md5") == nil {
+		t.Errorf("the picture is %s", got.body)
+	}
+	s.cats("get", "mia", "copy.png").want(t, 0)
+	copied, err := os.Open(filepath.Join(s.dir, "copy.png"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	if err := same(copied, large(size)); err != nil {
+		t.Error(err)
+	}
+
+	// A condition that does not hold costs no second upload; another file is another upload.
+	storage(0, false)
+	s.cats("put", "mia", "large.png", "--create").want(t, 6, "need not send it again")
+	if len(has()) != blocks || len(s.kept()) != 1 {
+		t.Fatalf("%d blocks have arrived; kept: %q", len(has()), s.kept())
+	}
+	storage(0, false)
+	s.cats("put", "mia", "large.png").want(t, 0)
+	if len(has()) != 0 || len(s.kept()) > 0 {
+		t.Errorf("%d blocks have arrived; kept: %q", len(has()), s.kept())
+	}
+	s.cats("put", "mia", "large.png", "--create").want(t, 6)
+	storage(0, false)
+	sparse("large.png") // at another time
+	s.cats("put", "mia", "large.png").want(t, 0)
+	if len(has()) != blocks || len(s.kept()) > 0 {
+		t.Errorf("of a file that has changed, %d blocks have arrived; kept: %q", len(has()), s.kept())
+	}
+
+	// In one piece, and what is no picture.
+	storage(0, false)
+	s.write("middle.png", picture(2<<20, 'm'))
+	s.cats("put", "mia", "middle.png").want(t, 0)
+	s.write("text.png", bytes.Repeat([]byte("no picture"), 200<<10))
+	s.cats("put", "mia", "text.png").want(t, 4)
+	if diff := cmp.Diff(map[string]int{"": 2}, has()); diff != "" || len(s.kept()) > 0 {
+		t.Errorf("arrived: %s; kept: %q", diff, s.kept())
+	}
+	if !bytes.Equal(served(t, sys, "mia"), picture(2<<20, 'm')) {
+		t.Error("another picture is there")
+	}
+}
