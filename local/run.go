@@ -298,7 +298,8 @@ func (l *local) ready() {
 	l.following = true
 	public := fmt.Sprintf("localhost:%d", l.cfg.FrontendPort)
 	fmt.Fprintf(l.out, "\nready, after %.1f s\n\n", time.Since(l.began).Seconds())
-	fmt.Fprintf(l.out, "  public API       http://%s\n", public)
+	fmt.Fprintf(l.out, "  page             http://%s/\n", public)
+	fmt.Fprintf(l.out, "  public API       http://%s, described at http://%[1]s/docs\n", public)
 	fmt.Fprintf(l.out, "  metrics, health  http://localhost:%d (frontend), http://localhost:%d (signer): /metrics /livez /readyz\n", l.cfg.FrontendOpsPort, l.cfg.SignerOpsPort)
 	fmt.Fprintf(l.out, "  signer           %s, for the frontend alone\n", l.system.SignerAPI)
 	if l.stand != nil {
