@@ -243,11 +243,12 @@ func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 		{[]string{"rm", "nobody"}, 3, nil},
 		{[]string{"put", "mia", "text"}, 4, []string{"(request "}},
 		{[]string{"put", "a/b", "cat.png"}, 4, nil},
+		{[]string{"url", ".."}, 4, []string{"user name"}},
 		{[]string{"put", "mia", "large.png"}, 4, []string{"33554432"}},
 		{[]string{"url", "mia", "--ttl", "forever"}, 4, []string{"ttl"}},
 		{[]string{"put", "mia", "cat.png", "--create"}, 6, nil},
 		{[]string{"put", "mia", "cat.png", "--if-match", `"0x1"`}, 6, nil},
-		{[]string{"rm", "mia", "--if-match", `"0x1"`}, 6, nil},
+		{[]string{"rm", "mia", "--if-match", "0x1"}, 6, nil}, // as a shell leaves it
 		{[]string{"url", "mia", "--retries", "0", "--server", closed.URL}, 7, []string{"is it running? make run"}},
 	} {
 		got := s.cats(c.args...).want(t, c.code, c.parts...)
@@ -260,7 +261,7 @@ func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 		t.Error("the picture was changed")
 	}
 	s.cats("put", "tom", "cat.png", "--create").want(t, 0)
-	s.cats("put", "mia", "cat.png", "--if-match", etag).want(t, 0)
+	s.cats("put", "mia", "cat.png", "--if-match", strings.Trim(etag, `"`)).want(t, 0)
 
 	p := startProvider(t, "0")
 	known := start(t, withCallers(p.issuer, nil))
@@ -521,11 +522,44 @@ func TestCtrlCLeavesTheOldPicture(t *testing.T) {
 		healthy.ServeHTTP(w, r)
 	}))
 	s.write("new.png", picture(8<<20, 'n'))
-	s.interrupts(under, nil, "put", "mia", "new.png").want(t, 1, "interrupted", "begins anew")
+	s.interrupts(under, nil, "put", "mia", "new.png").want(t, bySignal, "interrupted", "begins anew")
 	if !bytes.Equal(served(t, sys, "mia"), cat) {
 		t.Error("the picture was changed")
 	}
 }
+
+// A read of a pipe cannot be broken off, and does not keep the command.
+func TestCtrlCEndsACommandWhosePipeIsIdle(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "mia", cat)
+	s := newShell(t, sys.URL)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	under := make(chan struct{})
+	go func() {
+		defer close(under)
+		_, _ = w.Write(cat[:4<<10]) // which a pipe takes
+		for sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") == 0 && t.Context().Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
+	began := time.Now()
+	s.interrupts(under, r, "put", "mia", "-").want(t, bySignal, "interrupted")
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if !bytes.Equal(served(t, sys, "mia"), cat) {
+		t.Error("the picture was changed")
+	}
+}
+
+// bySignal is the exit code of what a signal has ended.
+const bySignal = -1
 
 // hang is a reader that says that it is asked, and takes the rest without passing it on.
 type hang struct {
@@ -606,7 +640,7 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 
 	// Interrupted, and again by one that has nothing to say any more.
 	storage(3, false)
-	s.interrupts(under, nil, "put", "mia", "large.png").want(t, 1, "interrupted", "the same command goes on from there until")
+	s.interrupts(under, nil, "put", "mia", "large.png").want(t, bySignal, "interrupted", "the same command goes on from there until")
 	if !bytes.Equal(served(t, sys, "mia"), cat) {
 		t.Error("the picture was changed")
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -123,7 +124,7 @@ func (c *client) request(ctx context.Context, method, target string, header http
 		req.ContentLength = body.size
 		req.Body = io.NopCloser(body.r)
 		if body.size > 0 { // a pipe may be as slow as it likes
-			req.Body = newWatch(req.Body, cancel)
+			req.Body = newWatch(req.Body, cancel, true)
 		}
 	}
 	resp, err := c.http.Do(req)
@@ -131,30 +132,44 @@ func (c *client) request(ctx context.Context, method, target string, header http
 		defer cancel(nil)
 		return nil, broken(ctx, req.URL, err)
 	}
-	resp.Body = last{newWatch(resp.Body, cancel), cancel}
+	resp.Body = last{newWatch(resp.Body, cancel, false), cancel}
 	return resp, nil
 }
 
-// watch is a body that ends its request when nothing of it moves.
+// watch is a body that ends its request when the network does not move it: one that is
+// sent, between its reads, and one that comes, in them. For a file, or for whoever gets
+// the picture, it waits as long as it takes.
 type watch struct {
 	io.ReadCloser
 	timer   *time.Timer
+	sent    bool
 	stalled *atomic.Bool
 }
 
-func newWatch(body io.ReadCloser, cancel context.CancelCauseFunc) watch {
+func newWatch(body io.ReadCloser, cancel context.CancelCauseFunc, sent bool) watch {
 	var stalled atomic.Bool
-	return watch{body, time.AfterFunc(stallTimeout, func() {
+	w := watch{body, time.AfterFunc(stallTimeout, func() {
 		stalled.Store(true)
 		cancel(errStalled)
-	}), &stalled}
+	}), sent, &stalled}
+	if !sent {
+		w.timer.Stop()
+	}
+	return w
 }
 
 func (w watch) Read(p []byte) (int, error) {
+	if w.sent {
+		w.timer.Stop()
+	} else {
+		w.timer.Reset(stallTimeout)
+	}
 	n, err := w.ReadCloser.Read(p)
 	switch {
-	case err == nil:
+	case err == nil && w.sent:
 		w.timer.Reset(stallTimeout)
+	case err == nil:
+		w.timer.Stop()
 	case w.stalled.Load():
 		err = errStalled
 	default:
@@ -360,4 +375,10 @@ func (c *client) retry(ctx context.Context, bar *progress, try func() error) err
 }
 
 // catPath is that of a user's picture.
-func catPath(user string) string { return "/cat/" + url.PathEscape(user) }
+func catPath(user string) string {
+	segment := url.PathEscape(user)
+	if segment == "." || segment == ".." {
+		segment = strings.ReplaceAll(segment, ".", "%2E") // or somebody on the way takes it for another path
+	}
+	return "/cat/" + segment
+}

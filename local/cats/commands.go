@@ -25,13 +25,14 @@ that --token-file names. No flag takes it: ps would show it to everybody.
 
 Exit codes:
   0  done
-  1  anything else, Ctrl-C among it
+  1  anything else
   2  wrong usage
   3  there is no such picture
   4  the service refuses what it was sent (400, 413, 414, 415, 422)
   5  not allowed (401, 403)
   6  a condition does not hold, or another upload won (409, 412); get: the file is there
-  7  try again later (408, 429, 503, or not to be reached)`
+  7  try again later (408, 429, 503, or not to be reached)
+Ctrl-C and SIGTERM end it as such, which a shell shows as 130 and 143.`
 
 // Exit codes, as about has them.
 const (
@@ -63,9 +64,17 @@ func (c conditions) header() http.Header {
 		h.Set("If-None-Match", "*")
 	}
 	if c.ifMatch != "" {
-		h.Set("If-Match", c.ifMatch)
+		h.Set("If-Match", quoted(c.ifMatch))
 	}
 	return h
+}
+
+// quoted is an entity tag with the quotes that a shell may have taken from it.
+func quoted(etag string) string {
+	if etag == "*" || strings.HasSuffix(etag, `"`) {
+		return etag
+	}
+	return `"` + etag + `"`
 }
 
 // run runs one command and returns the exit code.
