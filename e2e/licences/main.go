@@ -102,6 +102,7 @@ func page(root string) ([]byte, error) {
 	for _, l := range slices.Sorted(maps.Keys(asked)) {
 		fmt.Fprintf(&b, "| %s | %s |\n", l, allowed[l])
 	}
+	b.WriteString("\nThe frontend holds Swagger UI, out of swgui (Apache-2.0, as Swagger UI itself is); what its bundle is made of (MIT, BSD-3-Clause, Apache-2.0) is in `frontend/internal/web/docs/swagger-ui-bundle.js.LICENSE.txt`, which the frontend serves beside it.\n")
 	b.WriteString("\nNothing else may be linked: the command refuses it. `make run` and the tests also use, in no image of this project, npm's Azurite (MIT) and what it depends on: `local/package-lock.json` has the licence of each.\n")
 	return b.Bytes(), nil
 }

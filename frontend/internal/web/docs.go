@@ -1,19 +1,9 @@
 package web
 
 import (
-	"bytes"
-	"compress/gzip"
-	"crypto/sha256"
 	"embed"
-	"encoding/binary"
-	"encoding/hex"
-	"io"
-	"io/fs"
 	"net/http"
-	"strconv"
-	"strings"
 
-	"github.com/gorilla/mux"
 	"github.com/swaggest/swgui/v5/static"
 )
 
@@ -30,107 +20,23 @@ const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 // docs are the description of this API, and a page that shows it.
 type docs struct {
 	openapi, index file
-	assets         map[string]file
+	assets         parts
 }
 
 func newDocs() docs {
 	return docs{
 		openapi: newFile("application/json", packed(written, "openapi.json")),
 		index:   newFile("text/html; charset=utf-8", packed(written, "docs/index.html")),
-		assets: map[string]file{
+		assets: parts{
 			"init.js":              newFile("text/javascript; charset=utf-8", packed(written, "docs/init.js")),
 			"swagger-ui.css":       newFile("text/css; charset=utf-8", content(static.FS, "swagger-ui.css.gz")),
 			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", content(static.FS, "swagger-ui-bundle.js.gz")),
+			// Its first line says that this is beside it.
+			"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", packed(written, "docs/swagger-ui-bundle.js.LICENSE.txt")),
 		},
 	}
 }
 
 func (d docs) getIndex(w http.ResponseWriter, r *http.Request) error {
-	w.Header().Set("Content-Security-Policy", docsPolicy)
-	return d.index.get(w, r)
-}
-
-func (d docs) getAsset(w http.ResponseWriter, r *http.Request) error {
-	asset, ok := d.assets[mux.Vars(r)["asset"]]
-	if !ok {
-		return errNoRoute
-	}
-	return asset.get(w, r)
-}
-
-// file is one that is part of the program, as gzip has it.
-type file struct {
-	contentType string
-	packed      []byte
-	hash        string
-}
-
-func newFile(contentType string, packed []byte) file {
-	sum := sha256.Sum256(packed)
-	return file{contentType, packed, hex.EncodeToString(sum[:12])}
-}
-
-func content(from fs.FS, name string) []byte {
-	b, err := fs.ReadFile(from, name)
-	if err != nil {
-		panic(err) // it is embedded
-	}
-	return b
-}
-
-func packed(from fs.FS, name string) []byte {
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	_, _ = w.Write(content(from, name)) // to memory
-	_ = w.Close()
-	return b.Bytes()
-}
-
-// get answers with the file, to be kept and asked for again: its name says nothing
-// of its version.
-func (f file) get(w http.ResponseWriter, r *http.Request) error {
-	etag, zipped := `"`+f.hash+`"`, acceptsGzip(r.Header.Values("Accept-Encoding"))
-	if zipped {
-		etag = `"` + f.hash + `-gzip"`
-	}
-	h := w.Header()
-	h.Set("Cache-Control", "no-cache")
-	h.Add("Vary", "Accept-Encoding")
-	h.Set("ETag", etag)
-	if matches(r.Header.Values("If-None-Match"), etag) {
-		w.WriteHeader(http.StatusNotModified)
-		return nil
-	}
-	h.Set("Content-Type", f.contentType)
-	if zipped {
-		h.Set("Content-Encoding", "gzip")
-		h.Set("Content-Length", strconv.Itoa(len(f.packed)))
-		_, _ = w.Write(f.packed) // the client is gone, and so is anyone to tell
-		return nil
-	}
-	size := binary.LittleEndian.Uint32(f.packed[len(f.packed)-4:]) // RFC 1952 section 2.3.1
-	h.Set("Content-Length", strconv.FormatUint(uint64(size), 10))
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	plain, err := gzip.NewReader(bytes.NewReader(f.packed))
-	if err != nil {
-		return err
-	}
-	_, _ = io.Copy(w, plain) //nolint:gosec // it is our own, and not large
-	return nil
-}
-
-// acceptsGzip reports whether Accept-Encoding names gzip, RFC 9110 section 12.5.3.
-func acceptsGzip(field []string) bool {
-	for _, value := range field {
-		for element := range strings.SplitSeq(value, ",") {
-			name, weight, _ := strings.Cut(element, ";")
-			if strings.EqualFold(strings.TrimSpace(name), "gzip") {
-				q, ok := strings.CutPrefix(strings.ReplaceAll(strings.ToLower(weight), " ", ""), "q=")
-				return !ok || strings.Trim(q, "0.") != ""
-			}
-		}
-	}
-	return false
+	return d.index.getUnder(w, r, docsPolicy)
 }

@@ -2,13 +2,9 @@ package web
 
 import (
 	"context"
-	"crypto/sha256"
 	"embed"
-	"encoding/base64"
 	"net/http"
 	"net/url"
-	"path"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -36,11 +32,11 @@ type page struct {
 	signer  signerapi.Signer
 	issuer  string                 // origin of the issuer that has people sign in; "" for none
 	storage atomic.Pointer[string] // origin of links, once it is known: it stays the same for as long as a signer runs
-	content []byte
+	index   file
 }
 
 func newPage(signer signerapi.Signer, options Options) *page {
-	p := &page{signer: signer, content: pageFile("page/index.html")}
+	p := &page{signer: signer, index: newFile("text/html; charset=utf-8", packed(pageFiles, "page/index.html"))}
 	if u, err := url.Parse(options.Issuer); err == nil && options.On() && options.ClientID != "" {
 		p.issuer = u.Scheme + "://" + u.Host
 	}
@@ -50,11 +46,7 @@ func newPage(signer signerapi.Signer, options Options) *page {
 // get answers with the page. Where the signer does not answer, the policy leaves storage
 // out, and the page asks to be loaded again.
 func (p *page) get(w http.ResponseWriter, r *http.Request) error {
-	policy := p.policy(r.Context())
-	w.Header()["Content-Security-Policy"] = []string{policy}
-	// A browser that keeps the document keeps the policy with it.
-	serveFile(w, r, "text/html; charset=utf-8", p.content, policy)
-	return nil
+	return p.index.getUnder(w, r, p.policy(r.Context()))
 }
 
 // policy lets the page load what is its own, send and show pictures at storage, and ask
@@ -87,51 +79,21 @@ func sources(list ...string) string {
 	return strings.TrimPrefix(b.String(), " ")
 }
 
-// pageParts are the files of the page besides the page itself, by their names.
-type pageParts map[string][]byte
+// parts are files by their names.
+type parts map[string]file
 
-func newPageParts() pageParts {
-	parts := pageParts{}
-	for name := range pageTypes {
-		parts[name] = pageFile("page/" + name)
+func newPageParts() parts {
+	p := parts{}
+	for name, contentType := range pageTypes {
+		p[name] = newFile(contentType, packed(pageFiles, "page/"+name))
 	}
-	return parts
+	return p
 }
 
-func (p pageParts) get(w http.ResponseWriter, r *http.Request) error {
-	name := mux.Vars(r)["file"]
-	content, ok := p[name]
+func (p parts) get(w http.ResponseWriter, r *http.Request) error {
+	f, ok := p[mux.Vars(r)["file"]]
 	if !ok {
 		return errNoRoute
 	}
-	serveFile(w, r, pageTypes[name], content, "")
-	return nil
-}
-
-func pageFile(name string) []byte {
-	content, err := pageFiles.ReadFile(path.Clean(name))
-	if err != nil {
-		panic(err) // it is part of the program
-	}
-	return content
-}
-
-// serveFile answers with content, to be asked for again each time, and sent only when
-// it, or what else it goes with, has changed.
-func serveFile(w http.ResponseWriter, r *http.Request, contentType string, content []byte, with string) {
-	sum := sha256.New()
-	sum.Write(content)
-	sum.Write([]byte(with))
-	etag := `"` + base64.RawURLEncoding.EncodeToString(sum.Sum(nil)[:12]) + `"`
-	h := w.Header()
-	h.Set("ETag", etag)
-	h.Set("Cache-Control", "no-cache")
-	if matches(r.Header.Values("If-None-Match"), etag) {
-		w.WriteHeader(http.StatusNotModified)
-		return
-	}
-	h.Set("Content-Type", contentType)
-	h.Set("Content-Length", strconv.Itoa(len(content)))
-	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(content) // the client is gone, and so is anyone to tell
+	return f.get(w, r)
 }

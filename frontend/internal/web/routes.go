@@ -57,7 +57,7 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
 		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
 		{"/docs", resource{http.MethodGet: d.getIndex}},
-		{"/docs/{asset}", resource{http.MethodGet: d.getAsset}},
+		{"/docs/{file}", resource{http.MethodGet: d.assets.get}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))

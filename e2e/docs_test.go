@@ -1,0 +1,22 @@
+package e2e
+
+import (
+	"testing"
+
+	"cats.example/local/stand"
+)
+
+// Under a policy that allows nothing inline and no other origin.
+func TestTheDocumentIsReadAndTriedInABrowser(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "Davyd", cat) // as the document's example of a name has it
+	b := browse(t, sys.URL+"/docs")
+	b.holds(`document.querySelectorAll(".opblock").length > 20`)
+	const get = "#operations-Pictures-getCat "
+	b.click(get + ".opblock-summary-control")
+	b.click(get + ".try-out__btn")
+	b.click(get + ".execute")
+	b.sees(`"content_md5": "` + md5Of(cat) + `"`)
+	b.shot("docs-tried")
+}
