@@ -73,9 +73,13 @@ type Issuer struct {
 	verifier *oidc.IDTokenVerifier // nil before cfg.Issuer has answered
 }
 
+// signingKey is what all issuers of a process sign with, as Entra ID does for all
+// tenants. To make one takes as long as all else that a system needs.
+var signingKey = sync.OnceValues(newKey)
+
 // New returns an issuer. Nothing is fetched from cfg.Issuer before the first exchange.
 func New(cfg Config) (*Issuer, error) {
-	key, err := newKey()
+	key, err := signingKey()
 	if err != nil {
 		return nil, err
 	}
