@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -18,7 +17,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -61,31 +60,22 @@ type Traces struct {
 
 // NewTraces returns nil unless the standard variables in environ ask for traces:
 // OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, and neither
-// OTEL_SDK_DISABLED is true nor OTEL_TRACES_EXPORTER none. The SDK reads the others
-// itself, from the process's own environment. The service's name is cats-NAME unless
+// OTEL_SDK_DISABLED is true nor OTEL_TRACES_EXPORTER none. The SDK reads what is not the
+// exporter's itself, from the process's own environment. The service's name is cats-NAME unless
 // they say otherwise. Spans that cannot be delivered are lost, which log is told once a
 // minute at most; as many wait as OTEL_BSP_MAX_QUEUE_SIZE says, and the rest are dropped.
 func NewTraces(ctx context.Context, name string, environ []string, log *slog.Logger) (*Traces, error) {
 	vars := env.ToMap(environ)
-	endpoint, protocol := vars["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"], vars["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"]
-	if endpoint == "" {
-		endpoint = vars["OTEL_EXPORTER_OTLP_ENDPOINT"]
-	}
-	if protocol == "" {
-		protocol = vars["OTEL_EXPORTER_OTLP_PROTOCOL"]
-	}
-	if endpoint == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || vars["OTEL_TRACES_EXPORTER"] == "none" {
+	if vars["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]+vars["OTEL_EXPORTER_OTLP_ENDPOINT"] == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || vars["OTEL_TRACES_EXPORTER"] == "none" {
 		return nil, nil //nolint:nilnil // nil is a process without traces
 	}
-	if u, err := url.Parse(endpoint); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, errors.New("OTEL_EXPORTER_OTLP_ENDPOINT is no URL such as http://COLLECTOR:4318") // and may hold a password
-	}
-	if protocol == "grpc" {
-		return nil, errors.New("OTEL_EXPORTER_OTLP_PROTOCOL is grpc: only http/protobuf and http/json are possible, which collectors speak at port 4318")
+	client, err := newOTLPClient(vars)
+	if err != nil {
+		return nil, err
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn(notAsAsked, "error", err.Error()) }))
 	otel.SetLogger(logr.New(sdkLog{log}))
-	exporter, err := otlptracehttp.New(ctx)
+	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("making the exporter of traces: %w", err)
 	}
@@ -103,7 +93,7 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		lost.Do(func() { log.Warn("traces are lost", "error", fmt.Sprintf("%.500s", err)) }) // a collector's whole answer is in it
 	}))
-	log.Info("traces are sent", "endpoint", redacted(endpoint))
+	log.Info("traces are sent", "endpoint", redacted(client.url))
 	return t, nil
 }
 

@@ -29,8 +29,8 @@ func newDocs() docs {
 		index:   newFile("text/html; charset=utf-8", packed(written, "docs/index.html")),
 		assets: parts{
 			"init.js":              newFile("text/javascript; charset=utf-8", packed(written, "docs/init.js")),
-			"swagger-ui.css":       newFile("text/css; charset=utf-8", content(static.FS, "swagger-ui.css.gz")),
-			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", content(static.FS, "swagger-ui-bundle.js.gz")),
+			"swagger-ui.css":       newFile("text/css; charset=utf-8", asPacked(static.FS, "swagger-ui.css.gz")),
+			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", asPacked(static.FS, "swagger-ui-bundle.js.gz")),
 			// Its first line says that this is beside it.
 			"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", packed(written, "docs/swagger-ui-bundle.js.LICENSE.txt")),
 		},
