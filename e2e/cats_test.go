@@ -370,6 +370,7 @@ func TestTheCommandTriesAgainOnlyWhereThatIsSafe(t *testing.T) {
 // A link that breaks off, or serves other bytes than are stored.
 func TestWhatTheCommandFetchesIsWhatIsStored(t *testing.T) {
 	t.Parallel()
+	needStand(t)
 	var mu sync.Mutex
 	var ranges []string
 	damage := false
@@ -577,6 +578,7 @@ func (h hang) Read([]byte) (int, error) {
 
 func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 	t.Parallel()
+	needStand(t)
 	const blocks = 9 // of 8 MiB each, but the last
 	const size = 65 << 20
 	var mu sync.Mutex
