@@ -58,16 +58,7 @@ func toStorage(t *testing.T, method, target string, header http.Header, body io.
 	if header != nil {
 		req.Header = header
 	}
-	resp, err := client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer{resp, b}
+	return answerTo(t, client(), req)
 }
 
 // send sends content in one piece, or in blocks where the ticket says so.

@@ -35,6 +35,12 @@ func askBy(t *testing.T, client *http.Client, method, url, body string, header .
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
+	return answerTo(t, client, req)
+}
+
+// answerTo sends a request that must get an answer.
+func answerTo(t *testing.T, client *http.Client, req *http.Request) answer {
+	t.Helper()
 	resp, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)

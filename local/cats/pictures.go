@@ -16,6 +16,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"cats.example/shared/picture"
 )
 
 // cat is what the service says of a picture.
@@ -29,12 +31,6 @@ type cat struct {
 	Size        int64  `json:"size"`
 	MD5         []byte `json:"content_md5,omitempty"`
 	File        string `json:"file,omitempty"` // where the command has put it
-}
-
-// extensions are those of the types that a service can accept.
-var extensions = map[string]string{
-	"image/jpeg": ".jpg", "image/png": ".png", "image/gif": ".gif", "image/webp": ".webp",
-	"image/avif": ".avif", "image/heic": ".heic", "image/heif": ".heif",
 }
 
 // source is a picture to be stored.
@@ -269,7 +265,7 @@ func (c *client) get(ctx context.Context, user, path string, force bool) error {
 		return err
 	}
 	if path == "" {
-		if path = user + extensions[is.ContentType]; filepath.Base(path) != path {
+		if path, _ = picture.FileName(user, is.ContentType); filepath.Base(path) != path {
 			return errors.New("no file can be called after this user: name one")
 		}
 		if !force {

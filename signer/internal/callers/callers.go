@@ -299,6 +299,18 @@ func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error
 	return who, nil
 }
 
+// uploads counts an upload of the owner of the picture, until release is called.
+func (c *Callers) uploads(ctx context.Context, user signerapi.User) (release func(), err error) {
+	who, err := c.owner(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	if release, err = c.clients.Upload(who.subject); err != nil {
+		return nil, c.refuse(limited, err)
+	}
+	return release, nil
+}
+
 // reads returns nil when the caller may have a link to the picture of user.
 func (c *Callers) reads(ctx context.Context, user signerapi.User) error {
 	switch c.opts.Read {
@@ -324,13 +336,9 @@ type guard struct {
 }
 
 func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	who, err := g.callers.owner(ctx, user)
+	release, err := g.callers.uploads(ctx, user)
 	if err != nil {
 		return signerapi.Info{}, err
-	}
-	release, err := g.callers.clients.Upload(who.subject)
-	if err != nil {
-		return signerapi.Info{}, g.callers.refuse(limited, err)
 	}
 	defer release()
 	return g.Signer.Put(ctx, user, body, opts)
@@ -358,13 +366,9 @@ func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (sig
 }
 
 func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	who, err := g.callers.owner(ctx, user)
+	release, err := g.callers.uploads(ctx, user)
 	if err != nil {
 		return signerapi.Info{}, err
-	}
-	release, err := g.callers.clients.Upload(who.subject)
-	if err != nil {
-		return signerapi.Info{}, g.callers.refuse(limited, err)
 	}
 	defer release()
 	return g.Signer.Commit(ctx, user, ticket, opts)
