@@ -55,11 +55,11 @@ func newHostile(t *testing.T, env map[string]string) *hostile {
 	h.mu.Unlock()
 	h.address = strings.TrimPrefix(h.sys.SignerAPI, "http://")
 	token, err := os.ReadFile(h.sys.Token.Path())
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || !bytes.HasPrefix(token, []byte(jwtHeader)) {
+		t.Fatalf("the federated token: %d bytes, %v", len(token), err)
 	}
 	h.secrets = []string{
-		"eyJ", string(token), h.sys.Token.Path(), filepath.Dir(h.sys.Token.Path()), strings.TrimPrefix(storage.URL, "https://"), // every JWT begins with eyJ
+		jwtHeader, string(token), h.sys.Token.Path(), filepath.Dir(h.sys.Token.Path()), strings.TrimPrefix(storage.URL, "https://"),
 		"AADSTS", "x-ms-", "X-Ms-", "<?xml", "RequestId", "AuthenticationFailed", "goroutine ", ".go:", "panic",
 	}
 	for _, v := range h.sys.Storage.Process.Environ() {

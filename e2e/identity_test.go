@@ -19,6 +19,10 @@ import (
 	"cats.example/local/stand"
 )
 
+// jwtHeader is how the issuer's tokens begin, {"alg":. Where there are signatures, the
+// three letters that every JWT begins with come up by chance.
+const jwtHeader = "eyJhbGciOi"
+
 // keepsSecrets checks that no log holds a signed URL or a token.
 func keepsSecrets(t *testing.T, sys *stand.System) {
 	t.Helper()
