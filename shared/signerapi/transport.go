@@ -125,8 +125,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // errStale is that a connection that was kept had been closed by the signer, which
-// has not seen the request, or has been restarted amid it. A GET changes nothing,
-// a body that was not asked for has changed nothing, and both can be sent again.
+// has not seen the request, or has been restarted amid it. A GET and a ticket change
+// nothing, nor does a body that was not asked for, and a commit says the same again: all
+// can be sent again.
 var errStale = errors.New("the signer had closed the connection")
 
 // call sends req and reads the answer. After an error, or where the response is to
@@ -138,8 +139,8 @@ func (c *conn) call(req *http.Request) (*http.Response, error) {
 		c.deadline = time.Time{} // it is changed as the body goes on
 		_ = c.SetDeadline(now.Add(putTimeout))
 	case req.URL.Path == commitPath:
-		c.deadline = now.Add(commitTimeout)
-		_ = c.SetDeadline(c.deadline)
+		c.deadline = time.Time{} // or the next call would wait as long
+		_ = c.SetDeadline(now.Add(commitTimeout))
 	case c.deadline.Sub(now) < getTimeout:
 		c.deadline = now.Add(2 * getTimeout) // so that not each call has to set it
 		_ = c.SetDeadline(c.deadline)

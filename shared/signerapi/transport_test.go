@@ -161,6 +161,38 @@ func TestAGetHasALimit(t *testing.T) {
 	}
 }
 
+// A connection that a commit was waited for on is used again.
+func TestALinkBehindACommitWaitsNoLongerThanAnother(t *testing.T) {
+	c := across(t, stub{
+		commit: func(User, string, CommitOptions) (Info, error) { return Info{}, nil },
+		link:   func(User, LinkOptions) (Link, error) { return Link{}, nil },
+	})
+	pool := c.transport.(*transport)
+	dial, until := pool.dial, time.Time{}
+	pool.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		return patient{conn, &until}, err
+	}
+	waits := func(longest time.Duration, err error) {
+		t.Helper()
+		if left := time.Until(until); err != nil || left > longest || left < longest-10*time.Second {
+			t.Errorf("it is waited for for %v, %v; want %v", left, err, longest)
+		}
+	}
+	_, err := c.Commit(t.Context(), user(t, "x"), "1-1-A", CommitOptions{})
+	waits(commitTimeout, err)
+	_, err = c.Link(t.Context(), user(t, "x"), LinkOptions{})
+	waits(2*getTimeout, err)
+}
+
+// patient tells the last deadline that it was given.
+type patient struct {
+	net.Conn
+	until *time.Time
+}
+
+func (c patient) SetDeadline(t time.Time) error { *c.until = t; return c.Conn.SetDeadline(t) }
+
 func TestIdleConnectionsAreFewAndNotOld(t *testing.T) {
 	var pool transport
 	closed := 0
