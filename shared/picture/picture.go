@@ -122,9 +122,11 @@ func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Rea
 // errors of head come through as they are.
 func (l Limits) Inspect(head io.Reader) (mediaType string, err error) {
 	buf := make([]byte, 32<<10)
-	n, err := io.ReadAtLeast(head, buf, headBytes)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = io.EOF
+	n := 0
+	for n < headBytes && err == nil {
+		var k int
+		k, err = head.Read(buf[n:])
+		n += k
 	}
 	if err != nil && err != io.EOF {
 		return "", err
