@@ -351,9 +351,15 @@ func TestACommitKeepsItsConditions(t *testing.T) {
 func TestAbandonedUploadsAreRemoved(t *testing.T) {
 	t.Parallel()
 	sys := direct(t, stand.SystemOptions{})
-	put(t, sys, "mia", cat)
+	pictures := []string{"cats-api", "cats-api-upload-1-x", "mia"}
+	for _, user := range pictures {
+		put(t, sys, user, cat)
+	}
 	old, fresh := time.Now().Add(-3*time.Hour).Unix(), time.Now().Add(time.Hour).Unix()
-	name := func(end int64, id string) string { return fmt.Sprintf("cats-api-upload-%d-%s", end, id) }
+	name := func(end int64, id string) string {
+		return fmt.Sprintf("cats-api/upload/%d-%s", end, strings.Repeat(id, 32))
+	}
+	const others = "cats-api/upload/10000000000-x" // before ours, and no reason to look no further
 	ctx := t.Context()
 	admin := func(method, blob, query string, header http.Header) {
 		t.Helper()
@@ -363,13 +369,13 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 		}
 		resp.Body.Close()
 	}
-	for _, blob := range []string{name(old, "a"), name(old, "leased"), name(fresh, "a")} {
+	for _, blob := range []string{name(old, "a"), name(old, "b"), name(fresh, "a"), others} {
 		if err := sys.Storage.Put(ctx, sys.Container, blob, "image/png", cat); err != nil {
 			t.Fatal(err)
 		}
 	}
-	admin("PUT", name(old, "leased"), "?comp=lease", http.Header{"X-Ms-Lease-Action": {"acquire"}, "X-Ms-Lease-Duration": {"-1"}})
-	admin("PUT", name(old, "blocks"), "?comp=block&blockid=MDAwMDAwMDA%3D", nil)
+	admin("PUT", name(old, "b"), "?comp=lease", http.Header{"X-Ms-Lease-Action": {"acquire"}, "X-Ms-Lease-Duration": {"-1"}})
+	admin("PUT", name(old, "c"), "?comp=block&blockid=MDAwMDAwMDA%3D", nil)
 	if err := sys.Signer.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -384,12 +390,12 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		list, err := io.ReadAll(resp.Body)
-		if err == nil && bytes.Contains(list, fmt.Appendf(nil, "upload-%d", old)) {
+		if err == nil && bytes.Contains(list, fmt.Appendf(nil, "upload/%d", old)) {
 			err = fmt.Errorf("still there: %s", list)
 		}
 		return err
 	})
-	if diff := cmp.Diff([]string{name(fresh, "a"), "mia/cat"}, names(t, sys)); diff != "" {
+	if diff := cmp.Diff([]string{"cats-api-upload-1-x/cat", "cats-api/cat", others, name(fresh, "a"), "mia/cat"}, names(t, sys)); diff != "" {
 		t.Error(diff)
 	}
 	if removed := sum(t, sys.SignerOps, "cats_signer_staged_uploads_removed_total"); removed != 3 {
@@ -478,5 +484,93 @@ func TestACommitThatFailsChangesNothing(t *testing.T) {
 		if got := do(t, "GET", sys.URL+"/cat/mia", "", nil).Header.Get("ETag"); got != etag {
 			t.Fatalf("%s: the picture was changed", c.what)
 		}
+	}
+}
+
+// Whoever got no answer asks again, and so does the page: what was told as stored is
+// told so again, by the same tag, and what was not is stored then.
+func TestACommitCanBeAskedForAgain(t *testing.T) {
+	t.Parallel()
+	storage := newAccount(t)
+	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	of := func(more string) []byte { return append(bytes.Clone(cat), more...) }
+	commit := func(k ticket, header ...string) answer {
+		t.Helper()
+		return ask(t, "POST", sys.URL+"/cat/mia/upload/"+k.ID+"/commit", "", header...)
+	}
+	send := func(k ticket, content []byte) { t.Helper(); k.send(t, bytes.NewReader(content), int64(len(content))) }
+	k := ticketFor(t, sys, "mia", int64(len(of("1"))))
+	sent := func(method string, f fault) fault { // breaks what is done to what was sent
+		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			if r.Method == method && strings.Contains(r.URL.Path, "/upload/") {
+				f(w, r, healthy)
+				return
+			}
+			healthy.ServeHTTP(w, r)
+		}
+	}
+
+	send(k, of("1"))
+	storage.set("", sent("GET", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Content-Length", "100000")
+		_, _ = w.Write(cat[:100])
+		panic(http.ErrAbortHandler)
+	}))
+	commit(k).problem(t, 503, "storage_unavailable") // and not 415, and it is still there
+	storage.set("", sent("DELETE", refuse(403, "AuthorizationPermissionMismatch")))
+	first := commit(k, "If-None-Match", "*").want(t, 200)
+	for _, again := range []answer{commit(k, "If-None-Match", "*"), commit(k, "If-Match", `"before"`)} {
+		if again.want(t, 200).field(t, "etag") != first.field(t, "etag") {
+			t.Errorf("asked again, what was sent being there still: %s; at first %s", again.body, first.body)
+		}
+	}
+	storage.set("", nil)
+	commit(k, "If-None-Match", "*").want(t, 200)
+	if diff := cmp.Diff([]string{"mia/cat"}, names(t, sys)); diff != "" {
+		t.Error(diff)
+	}
+	if again := commit(k, "If-None-Match", "*").want(t, 200); again.field(t, "etag") != first.field(t, "etag") {
+		t.Errorf("asked again, what was sent being gone: %s; at first %s", again.body, first.body)
+	}
+	storage.set("mia", refuse(500, "InternalError"))
+	commit(k).problem(t, 503, "storage_unavailable") // and not 404: nobody said that it is not there
+
+	// Under the same ticket, something else: what is there is not that.
+	send(k, of("2"))
+	storage.set("mia", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if r.URL.Query().Get("comp") == "blocklist" {
+			refuse(500, "InternalError")(w, r, healthy)
+			return
+		}
+		healthy.ServeHTTP(w, r)
+	})
+	commit(k).problem(t, 503, "storage_unavailable")
+	storage.set("mia", nil)
+	if got := served(t, sys, "mia"); !bytes.Equal(got, of("1")) {
+		t.Errorf("the picture was changed to %d bytes", len(got))
+	}
+	commit(k).want(t, 200)
+	if got := served(t, sys, "mia"); !bytes.Equal(got, of("2")) {
+		t.Errorf("the picture is not what was sent last, but %d bytes", len(got))
+	}
+
+	// Several at once.
+	send(k, of("3"))
+	copying, goOn := make(chan struct{}), make(chan struct{})
+	storage.set("mia", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if r.Header.Get("X-Ms-Copy-Source") != "" {
+			close(copying)
+			<-goOn
+		}
+		healthy.ServeHTTP(w, r)
+	})
+	done := make(chan answer)
+	go func() { done <- commit(k) }()
+	<-copying
+	commit(k).problem(t, 503, "overloaded")
+	close(goOn)
+	(<-done).want(t, 200)
+	if got := served(t, sys, "mia"); !bytes.Equal(got, of("3")) {
+		t.Errorf("after two at once it is %d bytes", len(got))
 	}
 }

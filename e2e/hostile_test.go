@@ -102,11 +102,11 @@ func (h *hostile) record(r *http.Request) {
 		say("another container")
 	case len(segments) == 1:
 		query.Del("marker")
-		abandoned := r.Method == http.MethodGet && query.Encode() == "comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api-upload-&restype=container"
+		abandoned := r.Method == http.MethodGet && query.Encode() == "comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api%2Fupload%2F&restype=container"
 		if !abandoned && ((r.Method != http.MethodGet && r.Method != http.MethodHead) || query.Encode() != "restype=container") {
 			say("the container")
 		}
-	case len(segments) == 2 && stagedForm.MatchString(segments[1]):
+	case stagedForm.MatchString(strings.Join(segments[1:], "/")):
 		if len(query) > 0 || r.Method != http.MethodHead && r.Method != http.MethodGet && r.Method != http.MethodDelete {
 			say("what was sent")
 		}
@@ -145,7 +145,7 @@ var storageHeaders = []string{
 }
 
 // stagedForm is what the blobs are called that are sent straight to storage.
-var stagedForm = regexp.MustCompile(`^cats-api-upload-[0-9]{10}-[0-9a-f]{32}$`)
+var stagedForm = regexp.MustCompile(`^cats-api/upload/[0-9]{10}-[0-9a-f]{32}$`)
 
 func (h *hostile) requests() int {
 	h.mu.Lock()

@@ -40,7 +40,7 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 		t.Helper()
 		return h.say(t, call("POST", "/v1/commit?user="+url.QueryEscape(user)+"&ticket="+url.QueryEscape(id)+more, known, ""))
 	}
-	for _, user := range []string{"victim", "a b", "猫", "cats-api-upload-1", "?comp=list", "#", "%2e%2e", "a&sp=rwd", strings.Repeat("x", 128)} {
+	for _, user := range []string{"victim", "a b", "猫", "cats-api", "cats-api-upload-1-x", "?comp=list", "#", "%2e%2e", "a&sp=rwd", strings.Repeat("x", 128)} {
 		ticketOf(user, len(small))
 		ticketOf(user, 65<<20)
 	}

@@ -136,7 +136,7 @@ func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
 }
 
 func TestATicketAndItsCommitCarryEverything(t *testing.T) {
-	want := Ticket{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api-upload-1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
+	want := Ticket{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api/upload/1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
 	opts := CommitOptions{Conditions: Conditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}, MD5: make([]byte, 16)}
 	info := Info{ETag: `"1"`, ContentType: "image/gif", Size: 3}
 	about := About{MaxDirect: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 7200, LinkOrigin: "https://a.blob", UserClaim: "oid"}

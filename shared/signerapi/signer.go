@@ -176,7 +176,7 @@ type Ticket struct {
 	// ID names the upload in Commit. It is of [CheckTicket]'s form, and unguessable.
 	ID string `json:"id"`
 	// URL can only write, and only the blob of this upload. Without BlockSize it
-	// creates that, once; with it, blocks can be put and put again.
+	// creates that, and does not replace it; with it, blocks can be put and put again.
 	URL       SignedURL `json:"url"`
 	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
 	// BlockSize is how large the blocks are to be that the picture is sent in, in

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -79,6 +80,9 @@ func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/xml")
 		fmt.Fprintf(w, `<?xml version="1.0"?><UserDelegationKey><SignedOid>o</SignedOid><SignedTid>t</SignedTid><SignedStart>%s</SignedStart><SignedExpiry>%s</SignedExpiry><SignedService>b</SignedService><SignedVersion>2024-11-04</SignedVersion><Value>a2V5</Value></UserDelegationKey>`, start, end)
 	case q.Get("comp") == "block":
+		if from, err := url.Parse(r.Header.Get("X-Ms-Copy-Source")); err == nil && from.Path != "" {
+			body = []byte(s.blobs[from.Path])
+		}
 		s.blocks[q.Get("blockid")] = string(body)
 		w.WriteHeader(http.StatusCreated)
 	case r.Method == http.MethodPut:
@@ -95,6 +99,8 @@ func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", s.types[r.URL.Path])
 			sum := md5.Sum([]byte(content))
 			w.Header().Set("Content-MD5", base64.StdEncoding.EncodeToString(sum[:]))
+		case r.Method == http.MethodGet:
+			_, _ = io.WriteString(w, content)
 		case r.Method == http.MethodDelete:
 			delete(s.blobs, r.URL.Path)
 			w.WriteHeader(http.StatusAccepted)

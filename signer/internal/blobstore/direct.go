@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -31,8 +32,9 @@ import (
 )
 
 // StagedPrefix begins the name of every blob that is sent straight to storage. Its
-// name has no slash; a picture's has one always, so that no ticket is for a picture.
-const StagedPrefix = "cats-api-upload-"
+// name has two slashes; a picture's has one always, so that no ticket is for a picture,
+// and no picture is taken for what was sent.
+const StagedPrefix = "cats-api/upload/"
 
 const (
 	ticketLife = time.Hour
@@ -78,7 +80,7 @@ func newTicket(now time.Time, size int64) ticket {
 func parseTicket(id string) (ticket, error) {
 	end, rest, _ := strings.Cut(id, "-")
 	size, _, ok := strings.Cut(rest, "-")
-	seconds, err1 := strconv.ParseUint(end, 10, 34)
+	seconds, err1 := strconv.ParseUint(end, 10, 33) // ten digits at most
 	n, err2 := strconv.ParseUint(size, 10, 62)
 	if err := errors.Join(signerapi.CheckTicket(id), err1, err2); err != nil || !ok {
 		return ticket{}, signerapi.ErrNoUpload
@@ -94,12 +96,16 @@ func (t ticket) blobName(user signerapi.User) string {
 	return fmt.Sprintf("%s%010d-%s", StagedPrefix, t.end.Unix(), hex.EncodeToString(sum[:16]))
 }
 
-// endOf returns when the ticket of the blob name ended; false for other blobs.
+var stagedName = regexp.MustCompile(`^` + StagedPrefix + `([0-9]{10})-[0-9a-f]{32}$`)
+
+// endOf returns when the ticket of the blob name ends; false for other blobs.
 func endOf(name string) (time.Time, bool) {
-	rest, ok := strings.CutPrefix(name, StagedPrefix)
-	end, _, more := strings.Cut(rest, "-")
-	seconds, err := strconv.ParseUint(end, 10, 34)
-	return time.Unix(int64(seconds), 0), ok && more && err == nil
+	m := stagedName.FindStringSubmatch(name)
+	if m == nil {
+		return time.Time{}, false
+	}
+	seconds, err := strconv.ParseInt(m[1], 10, 64)
+	return time.Unix(seconds, 0), err == nil
 }
 
 // Ticket implements [signerapi.Signer].
@@ -160,6 +166,11 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	if s.now().After(t.end.Add(commitLate)) {
 		return signerapi.Info{}, signerapi.ErrNoUpload
 	}
+	name := t.blobName(user)
+	if _, busy := s.committing.LoadOrStore(name, nil); busy { // or one upload could take all places
+		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
+	}
+	defer s.committing.Delete(name)
 	wait, cancel := context.WithTimeout(ctx, s.opts.MemoryWait)
 	defer cancel()
 	if s.commits.Acquire(wait, 1) != nil {
@@ -167,28 +178,39 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	}
 	defer s.commits.Release(1)
 
-	c := commit{store: s, user: user, opts: opts, name: t.blobName(user), picture: s.container.NewBlockBlobClient(s.blobName(user))}
-	c.staged = s.container.NewBlockBlobClient(c.name)
+	if err := s.available(ctx, user); err != nil {
+		return signerapi.Info{}, err
+	}
+	c := commit{store: s, user: user, opts: opts, name: name, staged: s.container.NewBlockBlobClient(name), picture: s.container.NewBlockBlobClient(s.blobName(user))}
 	sent, err := s.head(ctx, c.staged.BlobClient())
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):
-		if info, ok := c.done(ctx); ok {
-			return info, nil
+		info, ok, err := c.done(ctx, name)
+		if err == nil && !ok {
+			err = signerapi.ErrNoUpload
 		}
-		return signerapi.Info{}, signerapi.ErrNoUpload
+		return info, err
 	case err != nil:
 		return signerapi.Info{}, err
 	case sent.Size != t.size:
 		return signerapi.Info{}, signerapi.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
 	}
 	info, err := c.run(ctx, sent)
-	switch signerapi.AsError(err).Code { // of nil, ErrInternal's
-	case signerapi.ErrUnsupportedMediaType.Code, signerapi.ErrTooLarge.Code, signerapi.ErrDigestMismatch.Code:
-		s.unstage(ctx, c.name, removedRefused)
+	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrConflict) {
+		if there, ok, _ := c.done(ctx, c.mark(sent)); ok { // asked for before, or by another replica
+			info, err = there, nil
+		}
 	}
-	if err == nil {
-		s.unstage(ctx, c.name, removedCommitted)
+	outcome := removedCommitted
+	if err != nil {
+		switch signerapi.AsError(err).Code {
+		case signerapi.ErrUnsupportedMediaType.Code, signerapi.ErrTooLarge.Code, signerapi.ErrDigestMismatch.Code:
+			outcome = removedRefused
+		default:
+			return signerapi.Info{}, err
+		}
 	}
+	s.unstage(context.WithoutCancel(ctx), name, outcome)
 	return info, err
 }
 
@@ -237,14 +259,18 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info) (signerapi.Info, 
 	if err != nil {
 		return signerapi.Info{}, err
 	}
+	mark := c.mark(sent)
 	return s.visible(ctx, info, &operation{name: opCommit}, "committing the copied blocks", func(ctx context.Context) (*azcore.ETag, error) {
 		done, err := c.picture.CommitBlockList(ctx, blocks, &blockblob.CommitBlockListOptions{
 			HTTPHeaders:      &blob.HTTPHeaders{BlobContentType: &info.ContentType, BlobContentMD5: info.MD5},
-			Metadata:         map[string]*string{committedFrom: &c.name},
+			Metadata:         map[string]*string{committedFrom: &mark},
 			AccessConditions: accessConditions(c.opts.Conditions),
 		})
 		return done.ETag, err
-	}, c.done)
+	}, func(ctx context.Context) (signerapi.Info, bool) {
+		info, ok, err := c.done(ctx, mark)
+		return info, ok && err == nil
+	})
 }
 
 // inspect looks at the beginning of what was sent and returns what it is.
@@ -324,22 +350,31 @@ func copyError(err error) error {
 	return err
 }
 
-// committedFrom is the metadata of a picture that was sent straight to storage: the
-// name of the blob that it was sent as.
+// committedFrom is the metadata of a picture that was sent straight to storage: its
+// commit's mark.
 const committedFrom = "catsupload"
 
-// done reports whether the picture that is there is the one of this commit, which was
-// asked for before, or whose answer was lost.
-func (c *commit) done(ctx context.Context) (info signerapi.Info, ok bool) {
-	err := c.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+// mark says of which blob a picture was made, and as which version of it: one ticket
+// can be sent and committed several times.
+func (c *commit) mark(sent signerapi.Info) string { return c.name + " " + sent.ETag }
+
+// done reports whether the picture that is there has a mark that begins so, and is
+// thus of this ticket, or of the same version of what was sent: the commit was asked
+// for before, or its answer was lost.
+func (c *commit) done(ctx context.Context, mark string) (info signerapi.Info, ok bool, err error) {
+	err = c.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
 		p, err := c.picture.GetProperties(ctx, nil)
+		ok = false
 		for name, value := range p.Metadata {
-			ok = ok || strings.EqualFold(name, committedFrom) && value != nil && *value == c.name // HTTP changes the case
+			ok = ok || strings.EqualFold(name, committedFrom) && value != nil && strings.HasPrefix(*value, mark) // HTTP changes the case
 		}
 		info = infoOf(p)
 		return err
 	})
-	return info, ok && err == nil
+	if errors.Is(err, signerapi.ErrNotFound) {
+		err = nil
+	}
+	return info, ok, err
 }
 
 // What became of blobs that were sent straight to storage, as it is labelled in
@@ -354,7 +389,7 @@ const (
 func (s *Store) unstage(ctx context.Context, name, outcome string) {
 	client := s.container.NewBlockBlobClient(name)
 	remove := func() error {
-		return s.call(context.WithoutCancel(ctx), &operation{name: opDelete}, "removing what was sent", func(ctx context.Context) error {
+		return s.call(ctx, &operation{name: opDelete}, "removing what was sent", func(ctx context.Context) error {
 			_, err := client.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
 			if bloberror.HasCode(err, bloberror.LeaseIDMissing) { // who may write may have taken a lease, too
 				if err = breakLease(ctx, client); err == nil {
@@ -430,7 +465,7 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 		}
 		for _, name := range names {
 			end, ok := endOf(name)
-			if ok && s.now().Before(end.Add(sweepLate)) {
+			if ctx.Err() != nil || ok && s.now().Before(end.Add(sweepLate)) {
 				return nil // as all are that come behind it
 			}
 			if ok {

@@ -1,7 +1,10 @@
 package blobstore
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -38,7 +41,7 @@ func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 		if left := time.Until(got.ExpiresAt); left > ticketLife || left < ticketLife-10*time.Second {
 			t.Errorf("it lives for %v", left)
 		}
-		if !strings.HasPrefix(u.Path, "/cats/"+StagedPrefix) || strings.Count(u.Path, "/") != 2 || strings.Contains(u.Path, "mia") {
+		if !strings.HasPrefix(u.Path, "/cats/"+StagedPrefix) || strings.Count(u.Path, "/") != 4 || strings.Contains(u.Path, "mia") {
 			t.Errorf("it is for %s", u.Path)
 		}
 		if c.block > 0 && c.size/c.block >= maxBlocks {
@@ -76,12 +79,16 @@ func TestTheNameOfWhatIsSentGoesByAllThatTheTicketSays(t *testing.T) {
 		}
 		seen[other] = what
 	}
-	for _, id := range []string{"", "-", "--", "1-2", "x-7-A", "1-x-A", "-1-7-A", "1--7-A", "99999999999-7-A", "1-9223372036854775807-A", "1-7-A/..", "1-7-" + strings.Repeat("A", 200)} {
+	for _, id := range []string{"", "-", "--", "1-2", "x-7-A", "1-x-A", "-1-7-A", "1--7-A", "99999999999-7-A", "1-9223372036854775807-A", "9999999999-7-A", "1-7-A/..", "1-7-" + strings.Repeat("A", 200)} {
 		if got, err := parseTicket(id); !errors.Is(err, signerapi.ErrNoUpload) {
 			t.Errorf("%q is the ticket %+v, %v", id, got, err)
 		}
 	}
-	for _, name := range []string{"mia/cat", ScratchPrefix + "1-a", StagedPrefix, StagedPrefix + "1", StagedPrefix + "x-a", "x" + StagedPrefix + "1-a"} {
+	hash := strings.Repeat("a", 32)
+	for _, name := range []string{
+		"mia/cat", "cats-api/cat", "cats-api-upload-1800003600-" + hash + "/cat", ScratchPrefix + "1-a", StagedPrefix, "x" + name, name + "x", name + "/cat", name + "\n",
+		StagedPrefix + "1", StagedPrefix + "1-" + hash, StagedPrefix + "10000000000-" + hash, StagedPrefix + "xxxxxxxxxx-" + hash, StagedPrefix + "1800003600-" + hash[1:], StagedPrefix + "1800003600-" + hash[1:] + "A",
+	} {
 		if _, ok := endOf(name); ok {
 			t.Errorf("%q would be swept", name)
 		}
@@ -129,12 +136,39 @@ func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
 	}
 }
 
+func TestRemovingUploadsEndsWithItsContext(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodDelete {
+			cancel()
+		}
+		if r.URL.Query().Get("comp") != "list" {
+			return false
+		}
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprint(w, "<EnumerationResults><Blobs>")
+		for range 20 {
+			fmt.Fprintf(w, "<Blob><Name>%s</Name></Blob>", newTicket(time.Unix(1_700_000_000, 0), 7).blobName(user(t, "mia")))
+		}
+		fmt.Fprint(w, "</Blobs></EnumerationResults>")
+		return true
+	}
+	if err := s.removeAbandoned(ctx); err != nil {
+		t.Error(err)
+	}
+	if calls := back.called(); len(calls) > 3 {
+		t.Errorf("after the end of its context it went on: %q", calls)
+	}
+}
+
 // FuzzTicket holds that whatever is taken for a ticket is for one well-formed name,
 // which is another for another user, and ends when the ticket does.
 func FuzzTicket(f *testing.F) {
 	f.Add(newTicket(time.Unix(1_800_000_000, 0), 7).id, "mia")
 	f.Add("0-0-", "a b")
-	f.Add("17179869183-1-A-B", "猫")
+	f.Add("8589934591-1-A-B", "猫")
+	f.Add("8589934592-1-A", strings.Repeat("x", 128))
 	f.Fuzz(func(t *testing.T, id, name string) {
 		who, err := signerapi.ParseUser(name)
 		if err != nil {
@@ -152,7 +186,7 @@ func FuzzTicket(f *testing.F) {
 		if !ok || !end.Equal(got.end) || strings.Trim(strings.TrimPrefix(blob, StagedPrefix), "0123456789abcdef-") != "" || got.size < 0 {
 			t.Fatalf("%q is %+v, for %q", id, got, blob)
 		}
-		if blob == got.blobName(user(t, name+"x")) {
+		if name != "x" && blob == got.blobName(user(t, "x")) {
 			t.Fatalf("%q is for two users", blob)
 		}
 	})

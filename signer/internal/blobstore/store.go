@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -59,18 +60,19 @@ type Options struct {
 
 // Store is a [signerapi.Signer] over Blob Storage.
 type Store struct {
-	opts      Options
-	log       *slog.Logger
-	container *container.Client
-	memory    *memory
-	hashing   chan struct{} // holds those that take an MD5 now
-	commits   *semaphore.Weighted
-	known     *known
-	circuit   *gobreaker.CircuitBreaker[struct{}]
-	key       *delegation
-	metrics   *metrics
-	retries   int32 // of a call, after its first try; -1 for none
-	now       func() time.Time
+	opts       Options
+	log        *slog.Logger
+	container  *container.Client
+	memory     *memory
+	hashing    chan struct{} // holds those that take an MD5 now
+	commits    *semaphore.Weighted
+	committing sync.Map // names of what is being committed
+	known      *known
+	circuit    *gobreaker.CircuitBreaker[struct{}]
+	key        *delegation
+	metrics    *metrics
+	retries    int32 // of a call, after its first try; -1 for none
+	now        func() time.Time
 }
 
 var _ signerapi.Signer = (*Store)(nil)
@@ -98,6 +100,10 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	if err != nil {
 		return nil, fmt.Errorf("making a client of %s: %w", opts.AccountURL, err)
 	}
+	longest := opts.LinkMaxTTL
+	if opts.MaxDirect > 0 {
+		longest = max(longest, ticketLife)
+	}
 	s := &Store{
 		opts:      opts,
 		log:       log,
@@ -119,7 +125,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		m.circuit.Set(0)
 	})
 	s.key = &delegation{
-		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(max(opts.LinkMaxTTL, ticketLife)), log: log, metrics: m, now: s.now,
+		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(longest), log: log, metrics: m, now: s.now,
 		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
 	}
 	m.watch(reg, s.memory)
@@ -237,8 +243,9 @@ func (s *Store) Ready(context.Context) error {
 }
 
 // Run keeps the user delegation key fresh, tries its links, and removes uploads that
-// were abandoned, until ctx is done; then it returns nil. It begins once authenticated is closed. It returns an error when storage
-// says that the container does not exist, which waiting cannot mend.
+// were abandoned, until ctx is done; then it returns nil. It begins once authenticated
+// is closed. It returns an error when storage says that the container does not exist,
+// which waiting cannot mend.
 func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	select {
 	case <-ctx.Done():

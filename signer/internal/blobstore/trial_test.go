@@ -371,3 +371,32 @@ func TestAnUploadAsksWhetherStorageIsBackBeforeItsBlocksDo(t *testing.T) {
 		}
 	})
 }
+
+// Nor must the copies of a commit be.
+func TestACommitAsksWhetherStorageIsBackBeforeItsCopiesDo(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *tried) {
+		content := pngOf(5 * 1000)
+		sent := newTicket(s.now(), int64(len(content)))
+		s.back.blobs["/cats/"+sent.blobName(user(t, "x"))] = content
+		s.way.set(errors.New("connection refused"), 0)
+		for range tripAfter {
+			_, _ = s.link(t)
+		}
+		s.way.set(nil, 0)
+		commit := func() error {
+			_, err := s.Commit(t.Context(), user(t, "x"), sent.id, signerapi.CommitOptions{})
+			return err
+		}
+		if err := commit(); !errors.Is(err, errShed) {
+			t.Fatalf("the circuit is not open: %v", err)
+		}
+		time.Sleep(openTime + time.Second)
+		s.back.called()
+		if err := commit(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"HEAD", "HEAD", "HEAD", "HEAD", "HEAD", "GET", "PUT block", "PUT blocklist", "DELETE"}, s.back.called()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}

@@ -237,9 +237,6 @@ func (v *visit) copy(ctx context.Context, blob *blobstore.Scratch, because strin
 	ctx, cancel := context.WithTimeout(ctx, storageLimit)
 	defer cancel()
 	if err := blob.Copy(ctx); err != nil {
-		if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Code == "CannotVerifyCopySource" {
-			r.Fix = "storage must be let in to what it copies, by the account's network rules; until it is, set MAX_DIRECT_SIZE to 0"
-		}
 		v.fail(check, err)
 		return
 	}
