@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -88,12 +89,13 @@ func TestThePageStoresAPictureAndSharesIt(t *testing.T) {
 	b.holds(`document.querySelector("#image").naturalWidth > 0`)
 	b.accessible("preview")
 	b.watch()
-	b.slow(float64(len(cat)))
+	b.slow(float64(len(cat)) / 4)
 	b.click("#upload")
 	b.focused("cancel")
-	b.holds(`document.querySelector("#progress").value > 40`)
+	b.holds(`document.querySelector("#progress").value > 20`)
 	b.sees(" of 235 KB")
 	b.shot("uploading")
+	b.slow(float64(len(cat)))
 	b.focused("copy")
 	var values []float64
 	values = append(values, eval[[]float64](b, `seen`)...)
@@ -139,8 +141,17 @@ func TestThePageStoresAPictureAndSharesIt(t *testing.T) {
 	b.sees("Stored.")
 	b.holds(`document.querySelector("#image").naturalWidth === 30`)
 
+	downloads := chromedp.Events(b.ctx, page.FrameRequestedNavigation)
 	b.click("#download")
-	b.holds(`document.querySelector("#message").hidden`)
+	for ev, err := range downloads {
+		if err != nil {
+			b.fail(err)
+		}
+		if u, err := url.Parse(ev.URL); err != nil || u.Query().Get("rscd") != "attachment; filename=Davyd.png" {
+			t.Errorf("what is downloaded is %s, %v", ev.URL, err)
+		}
+		break
+	}
 	b.click("#delete")
 	b.focused("confirm-keep")
 	b.accessible("confirm")
@@ -239,7 +250,7 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 
 func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.5", "RATE_BURST": "20"}})
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.2", "RATE_BURST": "20"}})
 	b := browse(t, sys.URL+"/?user=Davyd")
 	b.sees("No picture yet")
 	b.pick(catFile(t))
@@ -251,8 +262,12 @@ func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 	b.sees("Try again in ")
 	b.focused("message-action")
 	b.shot("countdown")
+	requests := `performance.getEntriesByType("resource").length`
+	before := eval[int](b, requests)
 	b.click("#message-action") // too early
-	b.sees("That was a lot at once")
+	if n := eval[int](b, requests); n != before || !eval[bool](b, `document.querySelector("#message").checkVisibility()`) {
+		t.Errorf("it was asked %d times before it was time", n-before)
+	}
 	for { // the link is a request of its own
 		b.holds(`document.querySelector("#message-action").ariaDisabled !== "true"`)
 		b.click("#message-action")
@@ -429,19 +444,26 @@ func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	// In blocks, of which one is lost, and then the network is.
 	var mu sync.Mutex
 	sent := map[string]int{}
-	failed := make(chan struct{}, 100)
+	failed, once := make(chan struct{}), sync.Once{}
 	block := regexp.MustCompile(`&comp=block&blockid=(.*)$`)
+	under := map[network.RequestID]string{} // that storage has taken
 	if err := chromedp.Listen(b.ctx, func(ev any) {
 		switch ev := ev.(type) {
 		case *network.EventResponseReceived:
 			if m := block.FindStringSubmatch(ev.Response.URL); m != nil && ev.Response.Status == 201 && ev.Type == network.ResourceTypeXHR {
 				mu.Lock()
-				sent[m[1]]++
+				under[ev.RequestID] = m[1]
 				mu.Unlock()
 			}
+		case *network.EventLoadingFinished:
+			mu.Lock()
+			if id, ok := under[ev.RequestID]; ok {
+				sent[id]++
+			}
+			mu.Unlock()
 		case *network.EventLoadingFailed:
 			if ev.Type == network.ResourceTypeXHR {
-				failed <- struct{}{}
+				once.Do(func() { close(failed) })
 			}
 		}
 	}); err != nil {
@@ -452,9 +474,9 @@ func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	b.sees("Too large for a preview.")
 	b.slow(30 << 20)
 	b.click("#upload")
-	<-failed
+	b.await(failed)
 	b.blocked()
-	b.holds(`document.querySelector("#progress").value > 40`)
+	b.holds(`document.querySelector("#progress").value > 30`)
 	b.shot("uploading-large")
 	b.online(false)
 	b.sees("You are offline")

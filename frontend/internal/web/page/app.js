@@ -46,17 +46,21 @@ async function ask(method, path, { query = {}, headers = {}, signal } = {}) {
   const now = Date.parse(answer.headers.get('Date'))
   if (now) skew = now - Date.now()
   if (!answer.ok) throw problemOf(answer.status, text, (name) => answer.headers.get(name))
-  return text ? JSON.parse(text) : undefined
+  try {
+    return text ? JSON.parse(text) : undefined
+  } catch { // such as the sign-in of a Wi-Fi
+    throw new Problem('strange')
+  }
 }
 
 function problemOf(status, text, header) {
   const retryAfter = Number(header('Retry-After')) || 0
   try {
     const { code, detail, request_id: requestId } = JSON.parse(text)
-    return new Problem(String(code), { detail: `The service says: ${detail}.`, retryAfter, requestId })
-  } catch { // somebody on the way has answered
-    return new Problem(status === 413 ? 'too_large' : status === 429 ? 'rate_limited' : 'strange', { detail: `The answer has the HTTP status ${status}.`, retryAfter })
-  }
+    if (typeof code === 'string') return new Problem(code, { detail: `The service says: ${detail}.`, retryAfter, requestId })
+  } catch { /* it is no JSON */ }
+  // Somebody on the way has answered.
+  return new Problem(status === 413 ? 'too_large' : status === 429 ? 'rate_limited' : 'strange', { detail: `The answer has the HTTP status ${status}.`, retryAfter })
 }
 
 // send sends bytes and tells of each piece that has gone; fetch cannot do that. It
@@ -85,26 +89,23 @@ const pause = (ms, signal) => new Promise((resolve, reject) => {
 
 // ---- Uploads
 
-// conditions are that what is there is what the person has seen.
-const conditions = () => (picture ? { 'If-Match': picture.etag } : { 'If-None-Match': '*' })
-
 // Upload brings one file to be the picture of a name. After a Problem, run can be
 // called again, and sends nothing twice that storage has acknowledged.
 class Upload {
   constructor(file) {
     this.file = file
-    this.conditions = conditions()
+    this.seen = picture?.etag // of what it is to replace
   }
 
+  get conditions() { return this.seen ? { 'If-Match': this.seen } : { 'If-None-Match': '*' } }
+
   async run(signal, progress) {
-    if (this.file.size <= about.max_picture_size) return this.#through(signal, progress)
-    return this.#straight(signal, progress)
+    await (this.file.size <= about.max_picture_size ? this.#through(signal, progress) : this.#straight(signal, progress))
   }
 
   async #through(signal, progress) {
     const answer = await send('PUT', catPath(user), this.file, { headers: { ...authorization(), ...this.conditions }, signal, sent: progress })
     if (answer.status !== 200) throw problemOf(answer.status, answer.text, answer.header)
-    return JSON.parse(answer.text)
   }
 
   async #straight(signal, progress) {
@@ -120,7 +121,7 @@ class Upload {
     progress(this.file.size)
     const commit = () => ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal })
     try {
-      return await commit().catch((err) => { // a lost answer can be asked for again
+      await commit().catch((err) => { // a lost answer can be asked for again
         if (err.code === 'unreachable') return commit()
         throw err
       })
@@ -239,7 +240,7 @@ function showPicture(anyway = false) {
   $('facts-name').textContent = ''
   $('facts').textContent = `${kind} · ${bytes(picture.size)}`
   $('link').value = picture.picture_url
-  if (picture.size > showAtMost && !anyway) {
+  if (picture.size > showAtMost && !anyway && shown !== picture.etag) {
     showImage('', '', 'This picture is large, and not shown by itself.', true)
   } else if (shown !== picture.etag) { // a new link to the same picture is no reason to load it again
     // The URL stands still while pictures change; storage passes over what it does not know.
@@ -275,10 +276,12 @@ async function renew(signal = loading.signal) {
 }
 
 // choose goes to a name, which becomes the page's address.
-function choose(name, { push = true } = {}) {
+async function choose(name, { push = true } = {}) {
+  const cancelled = Boolean(upload?.stop)
   upload?.stop?.()
   upload = undefined
   loading.abort()
+  $('confirm').close()
   quiet()
   user = name.toWellFormed()
   $('name').value = user
@@ -293,7 +296,8 @@ function choose(name, { push = true } = {}) {
     return refused(new Problem('invalid_user', { detail: 'It ends with a dot.' }))
   }
   show('loading')
-  return load()
+  await load()
+  if (cancelled && user === name) note('The upload was cancelled.')
 }
 
 $('choose').addEventListener('submit', async (event) => {
@@ -315,12 +319,14 @@ function take(files) {
   if (!about || view() === 'uploading' || $('confirm').open) return
   const file = files[0]
   if (!mayChange()) return refused(new Problem('unauthenticated'))
+  if (view() === 'loading') return setTimeout(take, 200, files) // until it is known what is there
   if (!user || !['empty', 'picture', 'preview'].includes(view())) return refused(new Problem('no_name'))
   if (files.length > 1) return refused(new Problem('several'))
   if (file.size > largest()) return refused(new Problem('too_large', { detail: `${file.name} has ${bytes(file.size)}.` }))
   if (file.size === 0) return refused(new Problem('empty'))
   if (file.type && !about.picture_types.includes(file.type)) return refused(new Problem('unsupported_media_type', { detail: `${file.name} is of the type ${file.type}.` }))
   quiet()
+  loading.abort() // a new link on its way would take the preview's place
   upload = new Upload(file)
   if (file.size > showAtMost) showImage('', '', 'Too large for a preview. It can be uploaded all the same.')
   else showImage(URL.createObjectURL(file), `Preview of ${file.name}`)
@@ -399,6 +405,7 @@ async function start() {
     const seconds = (Date.now() - begun) / 1000
     const left = seconds > 2 && sent > first ? ` · ${lasting((file.size - sent) * seconds / (sent - first))} left` : ''
     $('progress').value = percent
+    $('cancel').ariaDisabled = String(sent >= file.size) // it is stored from then on, whoever leaves
     $('progress-text').textContent = sent < file.size ? `${percent} % · ${bytes(sent)} of ${bytes(file.size)}${left}` : 'All sent. It is being checked and stored…'
     if (percent >= said + 25) {
       said = percent - percent % 25
@@ -406,39 +413,54 @@ async function start() {
     }
   }
   $('progress').value = 0
+  $('cancel').ariaDisabled = 'false'
   $('progress-text').textContent = $('said').textContent = ''
   show('uploading')
   $('cancel').focus()
+  let seems = false // to be stored, without a word of it
   try {
     await mine.run(signal, progress)
   } catch (err) {
     if (signal.aborted) return
-    if (err.code === 'precondition_failed' || err.code === 'conflict') await look(mine, signal)
+    seems = await look(mine, err.code, signal)
     if (signal.aborted) return
     mine.stop = undefined
-    if (advice[err.code]?.act === 'pick') back()
-    else show('preview')
-    return refused(err, start)
+    if (!seems) {
+      if (advice[err.code]?.act === 'pick') back()
+      else show('preview')
+      return refused(err, start)
+    }
   }
   upload = undefined
+  show('loading')
   await load({ stored: true })
   if (view() !== 'picture') return
-  note('Stored. Here is the link to share.')
+  note(seems ? 'The answer was lost, but this is there now. Here is the link to share.' : 'Stored. Here is the link to share.')
   $('copy').focus()
 }
 
-// look finds out what is there now, for the next try to replace that.
-async function look(mine, signal) {
+// look looks at what is there now, where an answer does not say it, or somebody was
+// faster, whose picture the next try then replaces. It returns whether it seems to be
+// what was sent: browsers repeat by themselves what got no answer, and then show the
+// answer to that.
+async function look(mine, code, signal) {
+  const faster = code === 'precondition_failed' || code === 'conflict'
+  if (!faster && !doubtful.includes(code)) return false
   try {
-    await renew(signal)
+    await renew(AbortSignal.any([signal, AbortSignal.timeout(10_000)]))
   } catch (err) {
-    if (err.code !== 'not_found') return
+    if (err.code !== 'not_found') return false
     picture = undefined
   }
-  mine.conditions = conditions()
+  if (picture && picture.etag !== mine.seen && picture.size === mine.file.size) return true
+  if (faster) mine.seen = picture?.etag
+  return false
 }
 
+const doubtful = ['broke_off', 'offline', 'unreachable', 'strange', 'storage_unavailable', 'signer_unavailable', 'internal']
+
 $('cancel').addEventListener('click', () => {
+  if ($('cancel').ariaDisabled === 'true') return
   upload.stop()
   back()
   note(picture ? 'Cancelled. The picture is the one that it was.' : 'Cancelled. Nothing was stored.')
@@ -497,19 +519,32 @@ $('download').addEventListener('click', async function download() {
 
 // ---- Deleting
 
-$('delete').addEventListener('click', () => $('confirm').showModal())
+function askToDelete() {
+  $('confirm-title').textContent = `Delete ${user}’s cat?`
+  $('confirm').showModal()
+}
+
+$('delete').addEventListener('click', askToDelete)
 $('confirm-keep').addEventListener('click', () => $('confirm').close())
 $('confirm').addEventListener('close', () => view() === 'picture' && $('delete').focus())
 
 async function remove() {
   $('confirm').close()
   quiet()
+  loading.abort()
+  loading = new AbortController()
+  const { signal } = loading
   try {
-    await ask('DELETE', catPath(user), { headers: { 'If-Match': picture.etag } })
+    await ask('DELETE', catPath(user), { headers: { 'If-Match': picture.etag } }) // which nothing takes back
   } catch (err) {
-    if (err.code === 'precondition_failed') await load()
-    if (err.code !== 'not_found') return refused(err, () => $('confirm').showModal())
+    if (signal.aborted) return
+    if (err.code === 'precondition_failed') {
+      await load()
+      return view() === 'picture' && refused(new Problem('another'), askToDelete)
+    }
+    if (err.code !== 'not_found') return refused(err, askToDelete)
   }
+  if (signal.aborted) return // another name is looked at
   picture = undefined
   showImage('', '')
   show('empty')
@@ -523,12 +558,12 @@ $('confirm-delete').addEventListener('click', remove)
 
 // What each code means for who is at the page, and what can be done about it: retry,
 // pick another picture, another name, sign in, or load the page again.
-const busy = { title: 'The service is not ready', text: 'It is busy, or starting. Nothing is lost: try again in a moment.', act: 'retry' }
+const busy = { title: 'The service is not ready', text: 'It is busy, or starting. Try again in a moment.', act: 'retry' }
 const broken = { title: 'Something is wrong at the service', text: 'You can try again. If it stays like this, tell whoever runs it.', act: 'retry' }
 const advice = {
   offline: { title: 'You are offline', text: 'Try again when you have a connection.', act: 'retry' },
   unreachable: { title: 'The service cannot be reached', text: 'Look whether you are online, and try again.', act: 'retry' },
-  broke_off: { title: 'The connection broke off', text: 'The new picture is not stored. Try again: what has arrived whole is not sent twice.', act: 'retry' },
+  broke_off: { title: 'The connection broke off', text: 'Nobody has said that the new picture is stored. Try again.', act: 'retry' },
   storage_refused: { title: 'Storage did not take the picture', text: 'Try again. If it stays like this, tell whoever runs this service.', act: 'retry' },
   strange: { ...broken, title: 'Something answered that is not this service' },
   incomplete: { title: 'The picture did not arrive whole', text: 'Nothing was stored. Try again.', act: 'retry' },
@@ -540,20 +575,22 @@ const advice = {
   empty: { title: 'This file is empty', text: 'There is nothing in it. Choose another one.', act: 'pick' },
   several: { title: 'One picture at a time', text: 'There is room for one picture under a name. Choose one.', act: 'pick' },
   no_name: { title: 'Whose cat is it?', text: 'Choose a name first, and then bring the picture.', act: 'name' },
-  invalid_user: { title: 'This name cannot be used', text: 'Choose another one: up to 128 letters, without slashes, and with no dot at the end.', act: 'name' },
+  invalid_user: { title: 'This name cannot be used', text: 'Choose another one: not too long, without slashes, and with no dot at the end.', act: 'name' },
   conflict: { title: 'Somebody else was faster', text: 'Another picture was stored under this name at the same moment. Try again to replace that one.', act: 'retry' },
   precondition_failed: { title: 'The picture has changed meanwhile', text: 'Somebody else has stored or deleted one under this name since you looked. Try again to have yours in its place.', act: 'retry' },
+  another: { title: 'The picture has changed meanwhile', text: 'Somebody else has stored this one under the name since you looked. Nothing was deleted.', act: 'retry' },
   rate_limited: { title: 'That was a lot at once', text: 'The service takes only so many requests from one place. Wait a moment, and try again.', act: 'retry' },
-  unauthenticated: { title: 'You are not signed in', text: 'Sign in, and do it then. Nothing was changed.', act: 'sign-in' },
+  unauthenticated: { title: 'You are not signed in', text: 'Sign in, and do it then.', act: 'sign-in' },
   sign_in_ended: { title: 'Your sign-in has ended', text: 'Sign in again to go on. What is stored stays as it is.', act: 'sign-in' },
   forbidden: { title: 'This is not your picture', text: 'You are signed in as somebody who may not do this.', act: 'sign-in' },
   cross_origin: { title: 'The service does not know this page as its own', text: 'Open it at its own address.', act: 'reload' },
   issuer_unavailable: { title: 'Your sign-in cannot be checked just now', text: 'Try again in a moment.', act: 'retry' },
-  storage_unavailable: { title: 'Storage does not answer', text: 'The picture that was there is still there. Try again in a moment.', act: 'retry' },
+  storage_unavailable: { title: 'Storage does not answer', text: 'Try again in a moment.', act: 'retry' },
   throttled: busy, overloaded: busy, signer_unavailable: busy,
   sign_in_stale: { title: 'That sign-in was not begun here', text: 'It has ended, or was begun in another tab. Nothing was signed in: do it again.', act: 'sign-in' },
   sign_in_refused: { title: 'You were not signed in', text: 'The sign-in service did not do it. You can try again.', act: 'sign-in' },
   sign_in_unreachable: { title: 'The sign-in service cannot be reached', text: 'Try again in a moment. If it stays like this, tell whoever runs this service.', act: 'sign-in' },
+  sign_in_blocked: { title: 'Sign-in needs site data', text: 'This browser keeps none for this page. Allow it, and sign in again.', act: 'sign-in' },
   sign_in_insecure: { title: 'Sign-in needs HTTPS', text: 'Open this page at an address that begins with https.', act: 'none' },
 }
 const labels = { retry: 'Try again', pick: 'Choose another picture', name: 'Choose a name', 'sign-in': 'Sign in', reload: 'Load the page again' }
@@ -579,7 +616,7 @@ function refused(err, again, before = '') {
   act = { retry: again, pick, name: () => $('name').focus(), 'sign-in': signIn, reload: () => location.reload(), none: () => {} }[doing]
   $('message-action').hidden = doing === 'none'
   $('message-action').dataset.label = labels[doing] ?? ''
-  retryAt = doing === 'retry' ? Date.now() + err.retryAfter * 1000 : 0
+  retryAt = doing === 'retry' || doing === 'reload' ? Date.now() + err.retryAfter * 1000 : 0
   $('message').hidden = false
   tick()
   if (doing === 'none') $('message').focus()
@@ -600,8 +637,8 @@ $('message-action').addEventListener('click', () => {
 
 $('message-close').addEventListener('click', () => {
   quiet()
-  const next = { preview: 'upload', picture: 'copy', empty: 'file' }[view()] ?? 'title'
-  $(next).focus()
+  const next = { preview: ['upload'], picture: ['copy', 'renew'], empty: ['file'] }[view()] ?? []
+  $(next.find((id) => $(id).checkVisibility()) ?? 'title').focus()
 })
 
 // ---- Signing in: authorization code with PKCE, as a public client
@@ -655,7 +692,11 @@ async function signIn() {
     for (const [name, value] of Object.entries({
       response_type: 'code', client_id, scope, redirect_uri: callback(), state: kept.state, nonce: kept.nonce, code_challenge: challenge, code_challenge_method: 'S256',
     })) to.searchParams.set(name, value)
-    sessionStorage.setItem(signInKey, JSON.stringify(kept))
+    try {
+      sessionStorage.setItem(signInKey, JSON.stringify(kept))
+    } catch {
+      throw new Problem('sign_in_blocked')
+    }
     location.assign(to)
   } catch (err) {
     refused(err, signIn)
@@ -682,6 +723,7 @@ async function signedIn(said, kept) {
 
 // signOut forgets who it is; what is under way in their name ends.
 function signOut() {
+  $('confirm').close()
   upload?.stop?.()
   loading.abort()
   token = picture = upload = undefined
@@ -761,10 +803,14 @@ function kinds() {
 
 async function begin() {
   const said = new URLSearchParams(location.search)
-  const kept = JSON.parse(sessionStorage.getItem(signInKey))
-  sessionStorage.removeItem(signInKey)
+  let kept
+  try {
+    kept = JSON.parse(sessionStorage.getItem(signInKey))
+    sessionStorage.removeItem(signInKey)
+  } catch { /* site data are blocked, and nobody has signed in */ }
   const back = said.has('state') && (said.has('code') || said.has('error'))
   if (back) history.replaceState(null, '', '/') // a code is nothing for the history
+  setInterval(tick, 500)
   try {
     about = await ask('GET', '/about')
   } catch (err) {
@@ -783,7 +829,6 @@ async function begin() {
     $('sign-in-title').textContent = 'This page cannot sign you in'
     $('sign-in-text').textContent = 'The service knows its callers, and its operator has not set up a sign-in for this page. Programs can use it with a token.'
   }
-  setInterval(tick, 500)
   if (back && about.sign_in) {
     try {
       await signedIn(said, kept)
