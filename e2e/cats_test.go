@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -60,16 +59,35 @@ type printed struct {
 func (s *shell) with(stdin io.Reader, args ...string) printed {
 	s.t.Helper()
 	cmd := s.command(args...)
+	cmd.Stdin = stdin
+	return s.runs(cmd, nil, nil)
+}
+
+// runs runs a command to its end, and sends it a signal once ready is closed.
+func (s *shell) runs(cmd *exec.Cmd, by os.Signal, ready <-chan struct{}) printed {
+	s.t.Helper()
 	var out, stderr strings.Builder
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &stderr
-	if err := cmd.Run(); err != nil {
-		if _, ok := errors.AsType[*exec.ExitError](err); !ok {
-			s.t.Fatal(err)
-		}
+	cmd.Stderr, cmd.WaitDelay = &stderr, time.Second
+	if cmd.Stdout == nil {
+		cmd.Stdout = &out
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // its exit code is looked at
+		close(ended)
+	}()
+	select {
+	case <-ready:
+		_ = cmd.Process.Signal(by) // gone, which the exit code tells
+		<-ended
+	case <-ended:
 	}
 	got := printed{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
 	if strings.Contains(got.stderr, "sig=") || strings.Contains(got.stderr, "DATA RACE") {
-		s.t.Errorf("cats %q says %s", args, got.stderr)
+		s.t.Errorf("%q says %s", cmd.Args, got.stderr)
 	}
 	return got
 }
@@ -237,6 +255,9 @@ func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 		{[]string{"put", "mia"}, 2, nil},
 		{[]string{"put", "mia", "cat.png", "--mew"}, 2, nil},
 		{[]string{"put", "mia", "cat.png", "--create", "--if-match", etag}, 2, nil},
+		{[]string{"put", "mia", "cat.png", "--if-match", ""}, 2, nil}, // of a variable that nothing has filled
+		{[]string{"rm", "mia", "--if-match="}, 2, nil},
+		{[]string{"get", "mia", ""}, 2, nil},
 		{[]string{"url", "mia", "--server", "localhost"}, 2, []string{"--server"}},
 		{[]string{"url", ""}, 2, nil},
 		{[]string{"url", "nobody"}, 3, []string{"Cat not found", "(request "}},
@@ -488,24 +509,8 @@ func TestShellsCompleteTheCommand(t *testing.T) {
 func (s *shell) interrupts(ready <-chan struct{}, stdin io.Reader, args ...string) printed {
 	s.t.Helper()
 	cmd := s.command(args...)
-	var out, stderr strings.Builder
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &stderr
-	cmd.WaitDelay = time.Second
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // it is looked at below
-		close(ended)
-	}()
-	select {
-	case <-ready:
-		_ = cmd.Process.Signal(syscall.SIGINT) // gone, which is seen below
-		<-ended
-	case <-ended:
-	}
-	return printed{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
+	cmd.Stdin = stdin
+	return s.runs(cmd, syscall.SIGINT, ready)
 }
 
 func TestCtrlCLeavesTheOldPicture(t *testing.T) {
@@ -529,7 +534,7 @@ func TestCtrlCLeavesTheOldPicture(t *testing.T) {
 	}
 }
 
-// A read of a pipe cannot be broken off, and does not keep the command.
+// A read of a pipe, and a write to one, cannot be broken off, and do not keep the command.
 func TestCtrlCEndsACommandWhosePipeIsIdle(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{})
@@ -557,6 +562,53 @@ func TestCtrlCEndsACommandWhosePipeIsIdle(t *testing.T) {
 	if !bytes.Equal(served(t, sys, "mia"), cat) {
 		t.Error("the picture was changed")
 	}
+
+	// Of 235 KB a pipe takes 64, and nobody reads more than the first.
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := s.command("get", "mia", "-")
+	cmd.Stdout = in
+	first := make(chan struct{})
+	go func() {
+		defer close(first)
+		_, _ = out.Read(make([]byte, 1))
+	}()
+	s.runs(cmd, syscall.SIGTERM, first).want(t, bySignal, "interrupted")
+	in.Close()
+}
+
+// What ignores a signal from the start, as nohup has it, goes on.
+func TestTheCommandGoesOnWhenASignalIsIgnored(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	s := newShell(t, sys.URL)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cats := s.command("put", "mia", "-")
+	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-c", `trap "" HUP; exec "$@"`, "sh"}, cats.Args...)...)
+	cmd.Path, cmd.Dir, cmd.Env, cmd.Stdin = "/bin/sh", cats.Dir, cats.Env, r
+	cmd.Args[4] = cats.Path
+	under := make(chan struct{})
+	go func() {
+		defer w.Close()
+		_, _ = w.Write(cat[:4<<10])
+		for sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") == 0 && t.Context().Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+		}
+		close(under)
+		time.Sleep(200 * time.Millisecond) // in which it would end
+		_, _ = w.Write(cat[4<<10:])
+	}()
+	s.runs(cmd, syscall.SIGHUP, under).want(t, 0)
+	if !bytes.Equal(served(t, sys, "mia"), cat) {
+		t.Error("another picture is stored")
+	}
 }
 
 // bySignal is the exit code of what a signal has ended.
@@ -583,8 +635,7 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 	const size = 65 << 20
 	var mu sync.Mutex
 	arrived := map[string]int{} // blocks that storage has acknowledged, and "" for what was sent in one piece
-	stopAt, failOnce := 0, false
-	under := make(chan struct{})
+	stopAt, failOnce, flying := 0, false, 0
 	links := faulty(t, st.FrontURL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		if r.Method != http.MethodPut || r.URL.Query().Get("comp") == "blocklist" {
 			healthy.ServeHTTP(w, r)
@@ -594,6 +645,9 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 		stop := stopAt > 0 && len(arrived) >= stopAt
 		fails := failOnce
 		failOnce = false
+		if !stop {
+			flying++
+		}
 		mu.Unlock()
 		switch {
 		case stop:
@@ -601,6 +655,9 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 			<-r.Context().Done()
 			return
 		case fails:
+			mu.Lock()
+			flying--
+			mu.Unlock()
 			abort(w, r, healthy)
 		case r.Header.Get("Content-MD5") == "":
 			t.Error("a block without its Content-MD5")
@@ -608,11 +665,8 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 		healthy.ServeHTTP(w, r)
 		mu.Lock()
 		defer mu.Unlock()
+		flying--
 		arrived[r.URL.Query().Get("blockid")]++
-		if stopAt > 0 && len(arrived) == stopAt {
-			// Its answer is on its way, and the command has time to keep that it came.
-			time.AfterFunc(300*time.Millisecond, func() { close(under) })
-		}
 	})
 	small := map[string]string{"MAX_PICTURE_SIZE": "1MiB"}
 	sys := direct(t, stand.SystemOptions{FrontendEnv: small, SignerEnv: over(small, map[string]string{"LINK_BASE_URL": links})})
@@ -642,6 +696,23 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 
 	// Interrupted, and again by one that has nothing to say any more.
 	storage(3, false)
+	under := make(chan struct{})
+	go func() { // until the command has kept each that has arrived, and a line before them
+		defer close(under)
+		for t.Context().Err() == nil {
+			text := []byte(nil)
+			if kept := s.kept(); len(kept) == 1 {
+				text, _ = os.ReadFile(kept[0])
+			}
+			mu.Lock()
+			settled := len(arrived) >= stopAt && flying == 0 && bytes.Count(text, []byte("\n")) == len(arrived)+1
+			mu.Unlock()
+			if settled {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}()
 	s.interrupts(under, nil, "put", "mia", "large.png").want(t, bySignal, "interrupted", "the same command goes on from there until")
 	if !bytes.Equal(served(t, sys, "mia"), cat) {
 		t.Error("the picture was changed")

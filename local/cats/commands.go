@@ -130,7 +130,8 @@ func commands(o *options) *cobra.Command {
 		return c.get(ctx, args[0], append(args, "")[1], force)
 	})
 	get.Long = "Fetch the picture of USER into FILE, to stdout, or else into a file in this folder that is\n" +
-		"called after USER and its type. What arrives is compared with what is stored."
+		"called after USER and its type. What arrives is compared with what is stored: its size,\n" +
+		"and its MD5 where storage has one, as it has of all but what went straight to it with more than 256 MiB."
 	get.Flags().BoolVar(&force, "force", false, "replace the file that is there")
 
 	var ttl, download string
@@ -165,8 +166,13 @@ func (o *options) command(use, short string, args cobra.PositionalArgs, do func(
 			if err != nil {
 				return err
 			}
-			if args[0] == "" {
-				return errors.New("the name of the user is empty")
+			if slices.Contains(args, "") {
+				return errors.New("an argument is empty")
+			}
+			for _, name := range []string{"if-match", "ttl", "download", "token-file"} { // such as a condition, of a variable that nothing has filled
+				if f := cmd.Flags().Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+					return fmt.Errorf("--%s is empty", name)
+				}
 			}
 			return do(cmd.Context(), c, args)
 		},

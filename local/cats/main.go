@@ -3,20 +3,33 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 	"time"
 )
 
+// grace is how long a command has to end by itself, after a signal. What waits for a
+// pipe that nobody writes to, or reads from, does not.
+const grace = time.Second
+
 func main() {
 	ctx, cancel := context.WithCancel(context.Background())
 	caught, by := make(chan os.Signal, 1), make(chan os.Signal, 1)
-	signal.Notify(caught, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // as nohup has it
+			signal.Notify(caught, s)
+		}
+	}
 	go func() {
-		by <- <-caught
+		s := <-caught
+		by <- s
 		signal.Reset() // another one ends it at once
 		cancel()
+		time.Sleep(grace)
+		fmt.Fprintln(os.Stderr, "cats: interrupted")
+		endBy(s)
 	}()
 	code := run(ctx, os.Args[1:])
 	if ctx.Err() != nil && code != 0 {
@@ -25,8 +38,8 @@ func main() {
 	os.Exit(code)
 }
 
-// endBy ends the process by a signal, where there are any, so that whoever started it,
-// such as a shell in a loop, sees that it did not end by itself.
+// endBy ends the process by a signal, so that whoever started it, such as a shell in a
+// loop, sees that it did not end by itself.
 func endBy(s os.Signal) {
 	if self, err := os.FindProcess(os.Getpid()); err == nil && self.Signal(s) == nil {
 		time.Sleep(time.Second)

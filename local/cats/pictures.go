@@ -145,7 +145,7 @@ func early(to conditions) http.Header {
 // putPipe sends what can be read once, so that it is sent again only where nothing of
 // it was asked for.
 func (c *client) putPipe(ctx context.Context, user string, src *source, to conditions, bar *progress) (answer json.RawMessage, err error) {
-	body := &counted{r: until(ctx, src.file), p: bar}
+	body := &counted{r: src.file, p: bar}
 	err = c.retry(ctx, bar, func() (err error) {
 		answer, err = c.api(ctx, http.MethodPut, catPath(user), early(to), payload{body, -1})
 		if f, ok := errors.AsType[*failure](err); ok && body.took.Load() > 0 {
@@ -154,18 +154,6 @@ func (c *client) putPipe(ctx context.Context, user string, src *source, to condi
 		return err
 	})
 	return answer, err
-}
-
-// until returns what r gives, until ctx is done: a read of a pipe cannot be broken off,
-// and net/http waits for it.
-func until(ctx context.Context, r io.Reader) io.Reader {
-	out, in := io.Pipe()
-	go func() {
-		_, err := io.Copy(in, r)
-		_ = in.CloseWithError(err)
-	}()
-	context.AfterFunc(ctx, func() { _ = in.CloseWithError(context.Cause(ctx)) })
-	return out
 }
 
 func (c *client) putFile(ctx context.Context, user string, src *source, to conditions, bar *progress) (json.RawMessage, error) {
@@ -328,6 +316,8 @@ func isFree(path string) error {
 		return fileFailure(err)
 	case info.Mode()&(fs.ModeDevice|fs.ModeNamedPipe) != 0:
 		return nil // nothing is lost
+	case info.IsDir():
+		return fileFailure(fmt.Errorf("%s is a folder", path))
 	}
 	f := found(exitCondition, "exists", "Exists", path+" is there already")
 	f.hint = "--force replaces it"
