@@ -207,7 +207,7 @@ func (a answer) problem(t *testing.T, status int, code string) {
 	if (status == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
 		t.Errorf("%d with Retry-After %q", status, a.Header.Get("Retry-After"))
 	}
-	for _, secret := range []string{"AADSTS", "localhost", "eyJ", "sig=", "/tmp"} {
+	for _, secret := range []string{"AADSTS", "localhost", jwtHeader, "sig=", "/tmp"} {
 		if bytes.Contains(a.body, []byte(secret)) {
 			t.Errorf("%q is shown to strangers: %s", secret, a.body)
 		}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +48,7 @@ func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 			refused = a
 		}
 	}
-	if n <= burst || n > burst+5 || refused.StatusCode != 429 || refused.field(t, "code") != "rate_limited" || refused.Header.Get("Retry-After") != "2" || refused.Header.Get("RateLimit") != `"default";r=0;t=2` {
+	if n <= burst || n > burst+5 || refused.StatusCode != 429 || refused.field(t, "code") != "rate_limited" || !slices.Contains([]string{"1", "2"}, refused.Header.Get("Retry-After")) || refused.Header.Get("RateLimit") != `"default";r=0;t=`+refused.Header.Get("Retry-After") {
 		t.Errorf("number %d was answered %d %v %s", n, refused.StatusCode, refused.Header, refused.body)
 	}
 	other("GET", target).want(t, 200)
@@ -195,7 +196,7 @@ func TestLinksAndTokensAreToldToNobody(t *testing.T) {
 		told = append(told, string(text))
 	}
 	for _, text := range told {
-		for _, secret := range []string{claim, "sig%3D", token, signature, "eyJ"} {
+		for _, secret := range []string{claim, "sig%3D", token, signature, jwtHeader} {
 			for line := range strings.Lines(text) {
 				if strings.Contains(line, secret) {
 					t.Errorf("%q is told in %.300s", secret, line)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,7 +96,11 @@ var everywhere = []string{
 func (c *contract) check(r *http.Request, sent []byte, a answer) (faults []string) {
 	r = r.Clone(r.Context())
 	r.Body = io.NopCloser(bytes.NewReader(sent))
-	got := &http.Response{StatusCode: a.StatusCode, Header: a.Header, Body: io.NopCloser(bytes.NewReader(a.body)), Request: r}
+	header := http.Header{} // as one line each, which several are the same as
+	for name, values := range a.Header {
+		header.Set(name, strings.Join(values, ", "))
+	}
+	got := &http.Response{StatusCode: a.StatusCode, Header: header, Body: io.NopCloser(bytes.NewReader(a.body)), Request: r}
 	var problem struct {
 		Code string `json:"code"`
 	}
@@ -523,6 +528,14 @@ func conformsOfCallers(t *testing.T, c *contract) {
 		c.ask(t, sys, 403, k.with(bearer(tom)...))
 	}
 	c.ask(t, sys, 200, o.get.with(bearer(mia)...))
+	limited := withCallers(p.issuer, nil)
+	limited.SignerEnv["RATE_LIMIT"], limited.SignerEnv["RATE_BURST"] = "0.01", "1"
+	limited.FrontendEnv["RATE_LIMIT"] = "1000"
+	few := start(t, limited)
+	c.ask(t, few, 404, o.get.with(bearer(mia)...))
+	if a := c.ask(t, few, 429, o.get.with(bearer(mia)...)); len(a.Header.Values("RateLimit")) != 2 {
+		t.Errorf("what is left to the caller is not told: %v", a.Header)
+	}
 	p.stop()
 	opts.NotReady = true
 	sys = direct(t, opts) // which knows no key
@@ -551,12 +564,12 @@ func conformsUnderLoad(t *testing.T, c *contract) {
 	c.half(t, sys, 408, false, o.post)
 	c.ask(t, sys, 200, o.put)
 	const quick, all = 8, 14 // without a body, and in all, of requests at once, where 4 uploads are possible
-	var held, done sync.WaitGroup
+	var held atomic.Int32    // more than all where one is tried again
+	var done sync.WaitGroup
 	release := make(chan struct{})
-	held.Add(all)
 	storage.set("", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { healthy.ServeHTTP(w, r) })
 	storage.setAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		held.Done()
+		held.Add(1)
 		<-release
 		healthy.ServeHTTP(w, r)
 	})
@@ -570,7 +583,12 @@ func conformsUnderLoad(t *testing.T, c *contract) {
 			}
 		})
 	}
-	held.Wait()
+	eventually(t, func() error {
+		if n := held.Load(); n < all {
+			return fmt.Errorf("%d are with storage", n)
+		}
+		return nil
+	})
 	for _, k := range slices.Concat(o.own, o.static, o.options) {
 		c.ask(t, sys, 503, k)
 	}

@@ -106,7 +106,7 @@ func TestOneRequestHasOneIDInBothLogs(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, line := range lines {
-			for _, secret := range []string{"sig=", "Bearer", "eyJ", "Secretname"} {
+			for _, secret := range []string{"sig=", "Bearer", jwtHeader, "Secretname"} {
 				if strings.Contains(line, secret) {
 					t.Errorf("%q is in the log: %s", secret, line)
 				}

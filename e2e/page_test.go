@@ -310,7 +310,7 @@ func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
 
 func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "5s"}})
+	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "10s"}})
 	put(t, sys, "Davyd", cat)
 	b := browse(t, sys.URL+"/?user=Davyd")
 	b.sees("Ends in")

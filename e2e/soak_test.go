@@ -344,7 +344,7 @@ func (s *soak) logs() {
 		lines := bufio.NewScanner(f)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
-			for _, bad := range []string{`"status":500`, `"status":502`, `"msg":"panic"`, "DATA RACE", "panic: ", "fatal error: ", "sig=", "eyJ"} {
+			for _, bad := range []string{`"status":500`, `"status":502`, `"msg":"panic"`, "DATA RACE", "panic: ", "fatal error: ", "sig=", jwtHeader} {
 				if strings.Contains(lines.Text(), bad) {
 					s.fault("%s logged: %.2000s", filepath.Base(p.Log.Path()), lines.Text())
 				}

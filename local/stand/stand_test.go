@@ -171,7 +171,7 @@ func systemStarts(t *testing.T, s *Stand) {
 }
 
 func systemNotReady(t *testing.T, s *Stand) {
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
 	_, err := s.StartSystem(ctx, SystemOptions{
 		Container: "unready", Frontend: os.Args[0], Signer: os.Args[0],

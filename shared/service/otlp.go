@@ -15,9 +15,11 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/prometheus/common/version"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -80,7 +82,7 @@ func newOTLPClient(vars map[string]string) (*otlpClient, error) {
 		}
 		name, value, ok := strings.Cut(pair, "=")
 		value, err := url.PathUnescape(strings.TrimSpace(value))
-		if name = strings.TrimSpace(name); !ok || err != nil || name == "" || strings.ContainsAny(name+value, "\r\n") {
+		if name = strings.TrimSpace(name); !ok || err != nil || name == "" || strings.ContainsFunc(name, notOfAToken) || strings.ContainsFunc(value, unicode.IsControl) {
 			return nil, bad("HEADERS", "want NAME=VALUE, percent-encoded, with commas between several")
 		}
 		c.header.Set(name, value)
@@ -100,6 +102,11 @@ func newOTLPClient(vars map[string]string) (*otlpClient, error) {
 	return c, nil
 }
 
+// notOfAToken reports whether r cannot be in the name of a header (RFC 9110, 5.6.2).
+func notOfAToken(r rune) bool {
+	return r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
+}
+
 // Start and Stop implement the client of otlptrace.
 func (c *otlpClient) Start(context.Context) error { return nil }
 
@@ -109,7 +116,8 @@ func (c *otlpClient) Stop(context.Context) error {
 	return nil
 }
 
-// UploadTraces sends spans, again while the collector asks for that and time is left.
+// UploadTraces sends spans, again while the collector asks for that and time is left. A
+// connection that breaks is not tried again: those spans are lost.
 func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans) error {
 	body, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: spans}) // on the wire, it is the request
 	if err != nil {
@@ -126,7 +134,7 @@ func (c *otlpClient) UploadTraces(ctx context.Context, spans []*tracepb.Resource
 	defer cancel()
 	for {
 		wait, err := c.send(ctx, body)
-		if wait == 0 {
+		if end, _ := ctx.Deadline(); wait == 0 || time.Until(end) < wait {
 			return err
 		}
 		select {
@@ -153,15 +161,69 @@ func (c *otlpClient) send(ctx context.Context, body []byte) (wait time.Duration,
 		return 0, fmt.Errorf("the collector does not answer: %w", err)
 	}
 	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, otlpAnswer)) // so that the connection is used again
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, otlpAnswer)) // so that the connection is used again, too
+	switch {
+	case resp.StatusCode/100 == 2 && err != nil:
+		return 0, fmt.Errorf("reading the collector's answer: %w", err)
+	case resp.StatusCode/100 == 2:
+		return 0, rejected(answer)
+	}
 	switch resp.StatusCode {
-	case http.StatusOK:
-		return 0, nil
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		wait = otlpWait
-		if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 16); err == nil && s > 0 {
+		if s, err := strconv.ParseUint(resp.Header.Get("Retry-After"), 10, 31); err == nil && s > 0 {
 			wait = time.Duration(s) * time.Second
 		}
 	}
 	return wait, fmt.Errorf("the collector answered %s", resp.Status)
+}
+
+// rejected is an error where an ExportTraceServiceResponse says that spans were not
+// taken (partial_success). The package that has its generated type links gRPC.
+func rejected(answer []byte) error {
+	var spans uint64
+	var why []byte
+	fields(answer, func(number protowire.Number, _ uint64, partial []byte) {
+		if number != 1 {
+			return
+		}
+		fields(partial, func(number protowire.Number, n uint64, text []byte) {
+			switch number {
+			case 1:
+				spans = n
+			case 2:
+				why = text
+			}
+		})
+	})
+	if spans == 0 {
+		return nil
+	}
+	return fmt.Errorf("the collector did not take %d spans: %s", spans, why)
+}
+
+// fields tells of each field of a message that is a number or bytes, as far as it is one.
+func fields(message []byte, of func(number protowire.Number, n uint64, content []byte)) {
+	for len(message) > 0 {
+		number, kind, size := protowire.ConsumeTag(message)
+		if size < 0 {
+			return
+		}
+		message = message[size:]
+		var n uint64
+		var content []byte
+		switch kind {
+		case protowire.VarintType:
+			n, size = protowire.ConsumeVarint(message)
+		case protowire.BytesType:
+			content, size = protowire.ConsumeBytes(message)
+		default:
+			size = protowire.ConsumeFieldValue(number, kind, message)
+		}
+		if size < 0 {
+			return
+		}
+		of(number, n, content)
+		message = message[size:]
+	}
 }

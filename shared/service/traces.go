@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -11,7 +12,6 @@ import (
 	"time"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 	"go.opentelemetry.io/otel"
@@ -63,18 +63,21 @@ type Traces struct {
 // OTEL_SDK_DISABLED is true nor OTEL_TRACES_EXPORTER none. The SDK reads what is not the
 // exporter's itself, from the process's own environment. The service's name is cats-NAME unless
 // they say otherwise. Spans that cannot be delivered are lost, which log is told once a
-// minute at most; as many wait as OTEL_BSP_MAX_QUEUE_SIZE says, and the rest are dropped.
+// minute at most; as many wait as OTEL_BSP_MAX_QUEUE_SIZE says, and the rest are dropped
+// without a word, as is a number that the SDK cannot read.
 func NewTraces(ctx context.Context, name string, environ []string, log *slog.Logger) (*Traces, error) {
 	vars := env.ToMap(environ)
 	if vars["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]+vars["OTEL_EXPORTER_OTLP_ENDPOINT"] == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || vars["OTEL_TRACES_EXPORTER"] == "none" {
 		return nil, nil //nolint:nilnil // nil is a process without traces
+	}
+	if e := vars["OTEL_TRACES_EXPORTER"]; e != "" && e != "otlp" {
+		return nil, errors.New("OTEL_TRACES_EXPORTER: want otlp or none")
 	}
 	client, err := newOTLPClient(vars)
 	if err != nil {
 		return nil, err
 	}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn(notAsAsked, "error", err.Error()) }))
-	otel.SetLogger(logr.New(sdkLog{log}))
 	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("making the exporter of traces: %w", err)
@@ -98,17 +101,6 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 }
 
 const notAsAsked = "traces are not set up as asked"
-
-// sdkLog is where the SDK tells that it cannot read a variable, and goes on without:
-// what it is about, and never the value, which may be the key to a collector.
-type sdkLog struct{ log *slog.Logger }
-
-func (l sdkLog) Error(_ error, about string, _ ...any) { l.log.Warn(notAsAsked, "error", about) }
-func (l sdkLog) Info(int, string, ...any)              {}
-func (l sdkLog) Enabled(int) bool                      { return false }
-func (l sdkLog) Init(logr.RuntimeInfo)                 {}
-func (l sdkLog) WithName(string) logr.LogSink          { return l }
-func (l sdkLog) WithValues(...any) logr.LogSink        { return l }
 
 // redacted is a URL without what may be a secret in it.
 func redacted(endpoint string) string {

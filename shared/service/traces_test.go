@@ -25,6 +25,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"cats.example/shared/signerapi"
@@ -285,7 +286,7 @@ func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
 	}
 }
 
-func TestAVariableThatCannotBeReadIsToldWithoutItsValue(t *testing.T) {
+func TestASamplerThatDoesNotExistIsTold(t *testing.T) {
 	for name, value := range map[string]string{
 		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_SAMPLER": "nonsense",
 	} {
@@ -354,13 +355,59 @@ func TestSpansAreSentAsTheVariablesSay(t *testing.T) {
 
 func TestVariablesOfTheExporterThatCannotBeAreRefusedWithoutTheirValues(t *testing.T) {
 	for name, value := range map[string]string{
-		"HEADERS": "Bearer secret", "TRACES_HEADERS": "a=%zzsecret", "ENDPOINT": "http//user:secret@collector", "TIMEOUT": "secret", "COMPRESSION": "secret",
+		"HEADERS": "Authorization: Bearer secret==", "TRACES_HEADERS": "a=%zzsecret", "ENDPOINT": "http//user:secret@collector", "TIMEOUT": "secret", "COMPRESSION": "secret",
 		"CERTIFICATE": "/secret", "CLIENT_KEY": "secret", "TRACES_PROTOCOL": "secret",
 	} {
 		vars := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_EXPORTER_OTLP_" + name: value}
 		if _, err := newOTLPClient(vars); err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "OTEL_EXPORTER_OTLP_") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// What a collector says of spans: that it did not take them all, and when to come again.
+func TestACollectorsAnswerIsListenedTo(t *testing.T) {
+	partly := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 512)
+	partly = protowire.AppendString(protowire.AppendTag(partly, 2, protowire.BytesType), "quota")
+	partly = protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), partly)
+	for what, c := range map[string]struct {
+		status int
+		after  string
+		body   []byte
+		says   string
+	}{
+		"all":          {200, "", nil, ""},
+		"later":        {202, "", nil, ""},
+		"a warning":    {200, "", protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte{0x12, 1, 'x'}), ""},
+		"not all":      {200, "", partly, "512 spans: quota"},
+		"cut off":      {200, "", partly[:3], ""},
+		"nothing":      {400, "", nil, "400"},
+		"not for long": {503, "60", nil, "503"},
+	} {
+		asked := 0
+		collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked++
+			w.Header().Set("Retry-After", c.after)
+			w.WriteHeader(c.status)
+			_, _ = w.Write(c.body)
+		}))
+		client, err := newOTLPClient(map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_EXPORTER_OTLP_TIMEOUT": "30000"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		err = client.UploadTraces(t.Context(), nil)
+		if (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) || asked != 1 || time.Since(began) > 15*time.Second {
+			t.Errorf("%s: %v, asked %d times, in %v", what, err, asked, time.Since(began))
+		}
+		collector.Close()
+	}
+}
+
+func TestOnlyOneExporterIsPossible(t *testing.T) {
+	_, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_TRACES_EXPORTER=console"}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "OTEL_TRACES_EXPORTER") {
+		t.Errorf("%v", err)
 	}
 }
 
