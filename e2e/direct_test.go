@@ -514,6 +514,7 @@ func TestACommitCanBeAskedForAgain(t *testing.T) {
 	storage.set("", sent("GET", func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		w.Header().Set("Content-Length", "100000")
 		_, _ = w.Write(cat[:100])
+		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}))
 	commit(k).problem(t, 503, "storage_unavailable") // and not 415, and it is still there
