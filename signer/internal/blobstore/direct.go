@@ -46,7 +46,7 @@ const (
 	sweepLate  = time.Hour
 	sweepEvery = 10 * time.Minute
 
-	onePiece    = 64 << 20 // the largest that is sent in one request, which can be sent once
+	onePiece    = 64 << 20 // the largest that is sent in one request, which replaces nothing
 	directBlock = 8 << 20
 
 	// copyBlock is what storage copies in one call, and copyWhole the largest picture
@@ -151,7 +151,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 }
 
 // Commit implements [signerapi.Signer]. Who sent the blob can be sending another at
-// the same time, so that all that is done with it is tied to its entity tag.
+// the same time, so that all that is made of it is tied to its entity tag.
 //
 // Storage copies it in blocks, which are made the picture in one call: its Copy Blob
 // of what is larger than 256 MiB would empty the picture that is there first.
@@ -195,9 +195,12 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	case sent.Size != t.size:
 		return signerapi.Info{}, signerapi.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
 	}
-	info, err := c.run(ctx, sent)
+	info, ok, err := c.done(ctx, c.mark(sent))
+	if err == nil && !ok {
+		info, err = c.run(ctx, sent, info.ETag)
+	}
 	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrConflict) {
-		if there, ok, _ := c.done(ctx, c.mark(sent)); ok { // asked for before, or by another replica
+		if there, ok, _ := c.done(ctx, c.mark(sent)); ok { // another replica has done it
 			info, err = there, nil
 		}
 	}
@@ -227,13 +230,12 @@ type commit struct {
 // errChanged is that what was sent is not any more what was looked at.
 var errChanged = signerapi.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
 
-// run makes what was sent the picture, as it is now.
-func (c *commit) run(ctx context.Context, sent signerapi.Info) (signerapi.Info, error) {
+// run makes what was sent the picture, as it is now, in place of the one with the
+// entity tag before, "" for none.
+func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (signerapi.Info, error) {
 	s := c.store
-	if c.opts.Conditions != (signerapi.Conditions{}) {
-		if err := s.hold(ctx, c.user, c.opts.Conditions); err != nil { // storage would only say so at the end
-			return signerapi.Info{}, err
-		}
+	if err := c.opts.Conditions.Hold(before); err != nil { // storage would only say so at the end
+		return signerapi.Info{}, err
 	}
 	info := signerapi.Info{Size: sent.Size}
 	// An MD5 that storage has of a blob is what its sender said, and is checked like one

@@ -395,7 +395,7 @@ func TestACommitAsksWhetherStorageIsBackBeforeItsCopiesDo(t *testing.T) {
 		if err := commit(); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff([]string{"HEAD", "HEAD", "HEAD", "HEAD", "HEAD", "GET", "PUT block", "PUT blocklist", "DELETE"}, s.back.called()); diff != "" {
+		if diff := cmp.Diff([]string{"HEAD", "HEAD", "HEAD", "HEAD", "HEAD", "HEAD", "GET", "PUT block", "PUT blocklist", "DELETE"}, s.back.called()); diff != "" {
 			t.Error(diff)
 		}
 	})
