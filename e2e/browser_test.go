@@ -207,9 +207,11 @@ func (b *tab) focused(id string) {
 	b.holds(`document.activeElement?.id === "` + id + `"`)
 }
 
-// click clicks on what a selector finds, as a mouse does.
+// click clicks on what a selector finds, as a mouse does, once no picture that is still
+// to come can move it away.
 func (b *tab) click(selector string) {
 	b.t.Helper()
+	b.holds(`[...document.images].every((image) => image.complete)`)
 	b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
 }
 

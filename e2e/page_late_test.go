@@ -114,6 +114,7 @@ func (b *tab) settled() {
 func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{})
+	second := append(bytes.Clone(cat), "second"...)
 	for _, user := range []string{"Davyd", "mia"} {
 		put(t, sys, user, cat)
 	}
@@ -152,6 +153,8 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.holds(`document.body.dataset.view === "preview"`)
 
 	// A name is chosen while an upload is under way.
+	b.pick(onDisk(t, "second.png", bytes.NewReader(second)))
+	b.sees("second.png")
 	b.slow(50_000)
 	b.click("#upload")
 	b.holds(`document.querySelector("#progress").value > 5`)
@@ -159,6 +162,42 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.sees("Davyd’s cat")
 	b.sees("The upload was cancelled.")
 	hasPicture(t, sys, "mia", cat)
+	b.slow(-1)
+
+	// What is confirmed is about what was seen, although another has come meanwhile.
+	put(t, sys, "tom", cat)
+	b.name("tom")
+	put(t, sys, "tom", second)
+	asked, goOn = v.hold(t, http.MethodGet)
+	b.do(chromedp.Focus(chromedp.CSS("#ttl")))
+	b.key(kb.ArrowDown)
+	b.await(asked)
+	b.click("#delete")
+	b.sees("Delete tom’s cat?")
+	v.set("", nil)
+	goOn()
+	b.settled()
+	b.click("#confirm-delete")
+	b.sees("The picture has changed meanwhile")
+	hasPicture(t, sys, "tom", second)
+
+	// A file that is dropped before it is known what is there is for that name alone.
+	asked, goOn = v.hold(t, http.MethodGet)
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), "mia"), chromedp.Click(chromedp.CSS("#show")))
+	b.await(asked)
+	b.drop(catFile(t))
+	v.set("", nil)
+	b.name("tom")
+	goOn()
+	b.settled()
+	b.holds(`document.body.dataset.view === "picture" && document.querySelector("#title").textContent === "tom’s cat"`)
+	asked, goOn = v.hold(t, http.MethodGet)
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), "mia"), chromedp.Click(chromedp.CSS("#show")))
+	b.await(asked)
+	b.drop(catFile(t))
+	goOn()
+	b.focused("upload")
+	b.sees("cat.png")
 }
 
 // What the page says is stored is, and what is stored it does not deny.
@@ -206,18 +245,30 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	b.sees("Stored.")
 	hasPicture(t, sys, "Davyd", cat)
 
-	// When all is sent, it is too late to cancel.
+	// What somebody else has stored meanwhile is told of before it is replaced, by
+	// another file, too.
 	b.pick(catFile(t))
-	asked, goOn := v.hold(t, http.MethodPut)
+	b.focused("upload")
+	put(t, sys, "Davyd", picture2)
+	v.set(http.MethodPut, abort)
 	b.click("#upload")
+	b.sees("The connection broke off")
+	v.set("", nil)
+	b.pick(onDisk(t, "second.png", bytes.NewReader(second)))
+	b.click("#upload")
+	b.sees("The picture has changed meanwhile")
+	hasPicture(t, sys, "Davyd", picture2)
+
+	// When all is sent, cancelling promises nothing.
+	asked, goOn := v.hold(t, http.MethodPut)
+	b.click("#message-action")
 	b.await(asked)
-	b.holds(`document.querySelector("#cancel").ariaDisabled === "true"`)
-	b.click("#cancel")
 	b.sees("All sent. It is being checked and stored…")
-	b.shot("all-sent")
+	b.click("#cancel")
+	b.sees("All had been sent, and may be stored yet.")
+	b.sees("Ends in")
 	goOn()
-	b.sees("Stored.")
-	b.focused("copy")
+	hasPicture(t, sys, "Davyd", second)
 }
 
 // What others on the way answer in place of the service, and a browser that keeps nothing.

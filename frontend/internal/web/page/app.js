@@ -6,7 +6,7 @@ const $ = (id) => document.getElementById(id)
 const signInKey = 'cats-sign-in' // in sessionStorage, while the person is away at the issuer
 const showAtMost = 64 << 20 // bytes of a picture that is shown without being asked to
 const parallelBlocks = 4
-const triesOfABlock = 5
+const triesOfAPart = 5
 const storageVersion = { 'x-ms-version': '2021-12-02' }
 
 let about // the answer to GET /about
@@ -119,15 +119,23 @@ class Upload {
       this.whole = true
     }
     progress(this.file.size)
-    const commit = () => ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal })
     try {
-      await commit().catch((err) => { // a lost answer can be asked for again
-        if (err.code === 'unreachable') return commit()
-        throw err
-      })
+      await this.#commit(signal)
     } catch (err) {
       if (['no_such_upload', 'incomplete', 'digest_mismatch'].includes(err.code)) this.ticket = undefined
       throw err
+    }
+  }
+
+  // commit asks again for an answer that was lost, and while one of the same is under way.
+  async #commit(signal) {
+    for (let tries = 1; ; tries++) {
+      try {
+        return await ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal })
+      } catch (err) {
+        if (!['unreachable', 'overloaded'].includes(err.code) || tries === triesOfAPart) throw err
+        await pause((err.retryAfter || 1) * 1000, signal)
+      }
     }
   }
 
@@ -180,9 +188,9 @@ class Upload {
     for (let tries = 1; ; tries++) {
       try {
         const answer = await once(tries > 1)
-        if (answer.status < 500 && ![408, 429].includes(answer.status) || tries === triesOfABlock) return answer
+        if (answer.status < 500 && ![408, 429].includes(answer.status) || tries === triesOfAPart) return answer
       } catch (err) {
-        if (err.code !== 'broke_off' || tries === triesOfABlock) throw err // who is offline knows when that is over
+        if (err.code !== 'broke_off' || tries === triesOfAPart) throw err // who is offline knows when that is over
       }
       await pause(2 ** (tries - 2) * 1000 * (0.75 + Math.random() / 2), signal)
     }
@@ -254,12 +262,19 @@ function showPicture(anyway = false) {
 $('show-anyway').addEventListener('click', () => showPicture(true))
 
 // load shows what there is under the name.
-async function load({ stored = false } = {}) {
+function load(options) {
+  loaded = loadNow(options)
+  return loaded
+}
+
+let loaded = Promise.resolve() // when what was asked for last is there, or is not
+
+async function loadNow({ stored = false } = {}) {
   loading.abort()
   loading = new AbortController()
   const { signal } = loading
   try {
-    await renew(signal)
+    picture = await current(signal)
     showPicture()
   } catch (err) {
     if (signal.aborted) return
@@ -270,14 +285,12 @@ async function load({ stored = false } = {}) {
   }
 }
 
-// renew gets a link that has all of its life before it.
-async function renew(signal = loading.signal) {
-  picture = await ask('GET', catPath(user), { query: { ttl: `${ttl}s` }, signal })
-}
+// current asks what there is under the name, by a link that has all of its life before it.
+const current = (signal) => ask('GET', catPath(user), { query: { ttl: `${ttl}s` }, signal })
 
 // choose goes to a name, which becomes the page's address.
 async function choose(name, { push = true } = {}) {
-  const cancelled = Boolean(upload?.stop)
+  const stopped = !upload?.stop ? '' : upload.whole ? 'All of the upload had been sent: it may be stored.' : 'The upload was cancelled.'
   upload?.stop?.()
   upload = undefined
   loading.abort()
@@ -290,14 +303,17 @@ async function choose(name, { push = true } = {}) {
   if (push && url.href !== location.href) history.pushState(null, '', url)
   picture = undefined
   showImage('', '')
-  if (!user) return show('start')
+  if (!user) {
+    show('start')
+    return note(stopped)
+  }
   if (/^\.+$/.test(user)) { // browsers take these for steps in a path
     show('start')
     return refused(new Problem('invalid_user', { detail: 'It ends with a dot.' }))
   }
   show('loading')
   await load()
-  if (cancelled && user === name) note('The upload was cancelled.')
+  if (stopped && user === name && $('message').hidden) note(stopped)
 }
 
 $('choose').addEventListener('submit', async (event) => {
@@ -305,7 +321,7 @@ $('choose').addEventListener('submit', async (event) => {
   const name = $('name').value.trim()
   if (!name) return refused(new Problem('invalid_user', { detail: 'It is empty.' }))
   await choose(name)
-  if ($('message').hidden) $('stage').focus() // which tells its name
+  if ($('message').hidden && view() !== 'preview') $('stage').focus() // which tells its name
 })
 
 addEventListener('popstate', () => { // back, or forward
@@ -319,7 +335,10 @@ function take(files) {
   if (!about || view() === 'uploading' || $('confirm').open) return
   const file = files[0]
   if (!mayChange()) return refused(new Problem('unauthenticated'))
-  if (view() === 'loading') return setTimeout(take, 200, files) // until it is known what is there
+  if (view() === 'loading') { // until it is known what is there
+    const of = user
+    return loaded.then(() => user === of && ['empty', 'picture'].includes(view()) && take(files))
+  }
   if (!user || !['empty', 'picture', 'preview'].includes(view())) return refused(new Problem('no_name'))
   if (files.length > 1) return refused(new Problem('several'))
   if (file.size > largest()) return refused(new Problem('too_large', { detail: `${file.name} has ${bytes(file.size)}.` }))
@@ -405,7 +424,7 @@ async function start() {
     const seconds = (Date.now() - begun) / 1000
     const left = seconds > 2 && sent > first ? ` · ${lasting((file.size - sent) * seconds / (sent - first))} left` : ''
     $('progress').value = percent
-    $('cancel').ariaDisabled = String(sent >= file.size) // it is stored from then on, whoever leaves
+    mine.whole = sent >= file.size // and may be stored from then on, whoever leaves
     $('progress-text').textContent = sent < file.size ? `${percent} % · ${bytes(sent)} of ${bytes(file.size)}${left}` : 'All sent. It is being checked and stored…'
     if (percent >= said + 25) {
       said = percent - percent % 25
@@ -413,7 +432,6 @@ async function start() {
     }
   }
   $('progress').value = 0
-  $('cancel').ariaDisabled = 'false'
   $('progress-text').textContent = $('said').textContent = ''
   show('uploading')
   $('cancel').focus()
@@ -446,22 +464,33 @@ async function start() {
 async function look(mine, code, signal) {
   const faster = code === 'precondition_failed' || code === 'conflict'
   if (!faster && !doubtful.includes(code)) return false
+  const { seen } = mine
+  let there
   try {
-    await renew(AbortSignal.any([signal, AbortSignal.timeout(10_000)]))
+    there = await current(AbortSignal.any([signal, AbortSignal.timeout(10_000)]))
   } catch (err) {
     if (err.code !== 'not_found') return false
-    picture = undefined
   }
-  if (picture && picture.etag !== mine.seen && picture.size === mine.file.size) return true
-  if (faster) mine.seen = picture?.etag
-  return false
+  if (faster) { // which is told
+    picture = there
+    mine.seen = there?.etag
+  }
+  return Boolean(there) && there.etag !== seen && there.size === mine.file.size
 }
 
 const doubtful = ['broke_off', 'offline', 'unreachable', 'strange', 'storage_unavailable', 'signer_unavailable', 'internal']
 
-$('cancel').addEventListener('click', () => {
-  if ($('cancel').ariaDisabled === 'true') return
+$('cancel').addEventListener('click', async () => {
+  const { whole } = upload
   upload.stop()
+  if (whole) {
+    upload = undefined
+    show('loading')
+    $('stage').focus()
+    await load()
+    if ($('message').hidden) note('All had been sent, and may be stored yet. This is what is there now.')
+    return
+  }
   back()
   note(picture ? 'Cancelled. The picture is the one that it was.' : 'Cancelled. Nothing was stored.')
 })
@@ -488,7 +517,7 @@ async function freshLink() {
   loading.abort()
   loading = new AbortController()
   try {
-    await renew()
+    picture = await current(loading.signal)
   } catch (err) {
     if (err.code === 'not_found') return load()
     return refused(err, freshLink)
@@ -509,17 +538,21 @@ $('ttl').addEventListener('change', () => {
 
 $('download').addEventListener('click', async function download() {
   quiet()
+  const of = user
   try {
-    const { picture_url: url } = await ask('GET', catPath(user), { query: { download: user } })
-    Object.assign(document.createElement('a'), { href: url, download: '' }).click()
+    const { picture_url: url } = await ask('GET', catPath(of), { query: { download: of } })
+    if (user === of) Object.assign(document.createElement('a'), { href: url, download: '' }).click()
   } catch (err) {
-    refused(err, download)
+    if (user === of) refused(err, download)
   }
 })
 
 // ---- Deleting
 
+let doomed // the entity tag of the picture that somebody is asked about
+
 function askToDelete() {
+  doomed = picture.etag
   $('confirm-title').textContent = `Delete ${user}’s cat?`
   $('confirm').showModal()
 }
@@ -534,15 +567,20 @@ async function remove() {
   loading.abort()
   loading = new AbortController()
   const { signal } = loading
+  show('loading')
+  $('stage').focus()
   try {
-    await ask('DELETE', catPath(user), { headers: { 'If-Match': picture.etag } }) // which nothing takes back
+    await ask('DELETE', catPath(user), { headers: { 'If-Match': doomed } }) // which nothing takes back
   } catch (err) {
     if (signal.aborted) return
     if (err.code === 'precondition_failed') {
       await load()
       return view() === 'picture' && refused(new Problem('another'), askToDelete)
     }
-    if (err.code !== 'not_found') return refused(err, askToDelete)
+    if (err.code !== 'not_found') {
+      showPicture()
+      return refused(err, askToDelete)
+    }
   }
   if (signal.aborted) return // another name is looked at
   picture = undefined
