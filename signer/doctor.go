@@ -16,13 +16,14 @@ import (
 
 var doctorCommand = service.Command{
 	Name:  "doctor",
-	About: "checks settings, token, exchange, key, put, link and clock, and says what to do about what does not work",
+	About: "checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange, the user delegation key, a put and a
-link on a scratch blob, which it deletes again, and the clock. It listens on
-nothing, so that it runs beside the signer:
+link on a scratch blob, which it deletes again, with MAX_DIRECT_SIZE a copy of it,
+with OIDC_ISSUER the issuer of callers' tokens, and the clock. It listens on nothing,
+so that it runs beside the signer:
 
-  kubectl exec deploy/cats-api -c signer -- /signer doctor
+  kubectl -n cats-api exec deploy/cats-api -c signer -- /signer doctor
 
 Each check is a line that begins with ok, warn, fail or skip; what to do stands
 below. It takes about a minute at most. The exit code is 0 when nothing failed, 1

@@ -31,7 +31,7 @@ Exit codes:
   4  the service refuses what it was sent (400, 413, 414, 415, 422)
   5  not allowed (401, 403)
   6  a condition does not hold, or another upload won (409, 412); get: the file is there
-  7  try again later (408, 429, 503, or not to be reached)
+  7  try again later (408, 429, 503, a 5xx of storage or on the way, or not to be reached)
 Ctrl-C and SIGTERM end it as such, which a shell shows as 130 and 143.`
 
 // Exit codes, as about has them.
@@ -111,7 +111,7 @@ func commands(o *options) *cobra.Command {
 	flags.StringVar(&o.server, "server", server, "the service; the variable CATS_SERVER")
 	flags.StringVar(&o.tokenFile, "token-file", "", "file of the token; else the variable CATS_TOKEN is")
 	flags.BoolVar(&o.json, "json", false, "one JSON object on stdout; for errors the problem document")
-	flags.BoolVar(&o.quiet, "quiet", false, "nothing but results and errors")
+	flags.BoolVar(&o.quiet, "quiet", false, "nothing but errors, links, and a picture that goes to stdout")
 	flags.IntVar(&o.retries, "retries", 3, "how often to try again where that is safe")
 
 	var to conditions
@@ -120,7 +120,7 @@ func commands(o *options) *cobra.Command {
 	})
 	put.Long = "Store FILE, or stdin, as the picture of USER.\n\n" +
 		"What is larger than the service takes goes straight to storage, where that is possible.\n" +
-		"When that is interrupted, the same command goes on where it was, for about an hour."
+		"When more than 64 MiB of that are interrupted, the same command goes on where it was, for about an hour."
 	put.Flags().BoolVar(&to.create, "create", false, "only if there is none (If-None-Match: *)")
 	put.Flags().StringVar(&to.ifMatch, "if-match", "", "only if the picture that is there has this `ETAG`")
 	put.MarkFlagsMutuallyExclusive("create", "if-match")

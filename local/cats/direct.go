@@ -71,11 +71,14 @@ func (c *client) putDirect(ctx context.Context, user string, src *source, to con
 			u.memory.forget()
 		case f.Code == "precondition_failed" && u.memory.file != nil:
 			f.hint = "what was sent is kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again"
-		case u.memory.has() && u.memory.file != nil:
+		case u.memory.file != nil && u.memory.has() && (u.memory.ticket.BlockSize > 0 || u.sent() > 0):
 			f.hint = strings.TrimPrefix(f.hint+"; ", "; ") + fmt.Sprintf("%d bytes of %d have been sent, and the same command goes on from there until %s",
 				u.sent(), src.size, clock(u.memory.ticket.ExpiresAt))
-		case f.Code == "interrupted":
-			f.hint = "the same command begins anew"
+		default: // nothing of it is of use to another command
+			u.memory.forget()
+			if f.Code == "interrupted" {
+				f.hint = "the same command begins anew"
+			}
 		}
 		return nil, err
 	}
@@ -184,7 +187,7 @@ func (u *upload) part(ctx context.Context, target string, header http.Header, n 
 	return nil
 }
 
-// onePiece sends it in one request, which works once: that it works no more is what
+// onePiece sends it in one request, which replaces nothing: that it is refused is what
 // happens where an earlier one has got through, and the commit tells.
 func (u *upload) onePiece(ctx context.Context) error {
 	if u.memory.marked(0) {

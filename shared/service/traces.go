@@ -30,7 +30,7 @@ import (
 
 // AboutTraces is the part of --help on what [NewTraces] reads.
 const AboutTraces = "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://COLLECTOR:4318, turns traces on; with it, the other\n" +
-	"variables OTEL_* mean what OpenTelemetry says."
+	"variables OTEL_* mean what OpenTelemetry says, but for gRPC and a client's certificate, which are not possible."
 
 const (
 	flushTimeout = 5 * time.Second // for the last spans, at the end of a process

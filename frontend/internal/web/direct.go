@@ -17,7 +17,7 @@ import (
 // known.
 type SignIn struct {
 	ClientID string `env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client as which the page has people sign in, a public one (authorization code with PKCE) whose redirect URI is that of the page; unless set, the page has no sign-in"`
-	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, what the page asks the issuer for, such as openid api://CLIENT/.default, so that its access token is for OIDC_AUDIENCE"`
+	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, what the page asks the issuer for, such as openid api://API/.default at Entra ID, API being the client id of the API's registration, so that its access token is for OIDC_AUDIENCE"`
 }
 
 // about is the answer to GET /about: what clients can do here.
