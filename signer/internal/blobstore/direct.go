@@ -234,7 +234,7 @@ var errChanged = signerapi.ErrConflict.With("what was sent changed while it was 
 // entity tag before, "" for none.
 func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (signerapi.Info, error) {
 	s := c.store
-	if err := c.opts.Conditions.Hold(before); err != nil { // storage would only say so at the end
+	if err := c.opts.Hold(before); err != nil { // storage would only say so at the end
 		return signerapi.Info{}, err
 	}
 	info := signerapi.Info{Size: sent.Size}
