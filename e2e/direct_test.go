@@ -520,7 +520,7 @@ func TestACommitCanBeAskedForAgain(t *testing.T) {
 	commit(k).problem(t, 503, "storage_unavailable") // and not 415, and it is still there
 	storage.set("", sent("DELETE", refuse(403, "AuthorizationPermissionMismatch")))
 	first := commit(k, "If-None-Match", "*").want(t, 200)
-	for _, again := range []answer{commit(k, "If-None-Match", "*"), commit(k, "If-Match", `"before"`)} {
+	for _, again := range []answer{commit(k, "If-None-Match", "*"), commit(k, "If-Match", `"before"`), commit(k)} {
 		if again.want(t, 200).field(t, "etag") != first.field(t, "etag") {
 			t.Errorf("asked again, what was sent being there still: %s; at first %s", again.body, first.body)
 		}

@@ -134,6 +134,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.click("#delete")
 	b.click("#confirm-delete")
 	b.await(asked)
+	b.drop(catFile(t)) // which waits, for Davyd alone
 	b.name("mia")
 	goOn()
 	b.settled()
@@ -153,7 +154,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.holds(`document.body.dataset.view === "preview"`)
 
 	// A name is chosen while an upload is under way.
-	b.pick(onDisk(t, "second.png", bytes.NewReader(second)))
+	b.pick(onDisk(t, "second.png", large(1<<20)))
 	b.sees("second.png")
 	b.slow(50_000)
 	b.click("#upload")
@@ -176,7 +177,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.sees("Delete tom’s cat?")
 	v.set("", nil)
 	goOn()
-	b.settled()
+	b.sees("Here is a new link.")
 	b.click("#confirm-delete")
 	b.sees("The picture has changed meanwhile")
 	hasPicture(t, sys, "tom", second)
@@ -229,6 +230,33 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	b.sees("The answer was lost, but this is there now.")
 	hasPicture(t, sys, "Davyd", second)
 
+	// It may be stored, whatever becomes of the next try.
+	unanswered := func(name string) {
+		t.Helper()
+		b.pick(onDisk(t, name, bytes.NewReader(append(bytes.Clone(cat), name...))))
+		b.sees(name)
+		v.set(http.MethodPut, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			v.set("", abort)
+			lost(w, r, healthy)
+		})
+		b.click("#upload")
+		b.sees("The connection broke off")
+		v.set("", nil)
+	}
+	unanswered("third.png")
+	b.click("#discard")
+	b.sees("All had been sent, and may be stored yet.")
+	b.shown()
+	hasPicture(t, sys, "Davyd", append(bytes.Clone(cat), "third.png"...))
+	unanswered("fourth.png")
+	b.slow(20_000)
+	b.click("#message-action")
+	b.holds(`document.querySelector("#progress").value > 2`)
+	b.click("#cancel")
+	b.sees("All had been sent, and may be stored yet.")
+	b.slow(-1)
+	hasPicture(t, sys, "Davyd", append(bytes.Clone(cat), "fourth.png"...))
+
 	// One that broke off is not taken for what somebody else has stored meanwhile, and
 	// that is not replaced before it is told of.
 	b.pick(catFile(t))
@@ -269,6 +297,11 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	b.sees("Ends in")
 	goOn()
 	hasPicture(t, sys, "Davyd", second)
+
+	// Somebody else has deleted it.
+	do(t, http.MethodDelete, sys.URL+"/cat/Davyd", "", nil).want(t, 204)
+	b.click("#download")
+	b.sees("No picture yet")
 }
 
 // What others on the way answer in place of the service, and a browser that keeps nothing.

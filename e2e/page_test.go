@@ -484,7 +484,11 @@ func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	mu.Lock()
 	before := len(sent)
 	mu.Unlock()
+	b.blocked(`*://*:*/*\?*comp=blocklist*`) // when all is sent, but nothing stored yet
 	b.online(true)
+	b.click("#message-action")
+	b.sees("The connection broke off")
+	b.blocked()
 	b.click("#message-action")
 	b.sees("Stored.")
 	b.sees("66 MB")

@@ -182,6 +182,8 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, err
 	}
 	c := commit{store: s, user: user, opts: opts, name: name, staged: s.container.NewBlockBlobClient(name), picture: s.container.NewBlockBlobClient(s.blobName(user))}
+	s.known.forget(user)
+	defer s.known.forget(user)
 	sent, err := s.head(ctx, c.staged.BlobClient())
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):
@@ -255,8 +257,6 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (s
 	if info.ContentType, err = c.inspect(ctx, sent.ETag); err != nil {
 		return signerapi.Info{}, err
 	}
-	s.known.forget(c.user)
-	defer s.known.forget(c.user)
 	blocks, err := c.copyBlocks(ctx, sent.ETag, info)
 	if err != nil {
 		return signerapi.Info{}, err

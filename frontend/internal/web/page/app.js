@@ -214,6 +214,7 @@ function show(view) {
   $('choose').hidden = view === 'signed-out' || Boolean(token)
   $('sign-in-top').hidden = view === 'signed-out' || Boolean(token) || !about?.sign_in
   $('show').disabled = $('name').disabled = view === 'uploading'
+  $('upload').textContent = picture ? 'Upload in its place' : 'Upload'
   $('title').textContent = user && view !== 'signed-out' ? `${user}’s cat` : 'Share a cat'
   document.title = user && view !== 'signed-out' ? `${user} · Cats` : 'Cats'
 }
@@ -290,7 +291,7 @@ const current = (signal) => ask('GET', catPath(user), { query: { ttl: `${ttl}s` 
 
 // choose goes to a name, which becomes the page's address.
 async function choose(name, { push = true } = {}) {
-  const stopped = !upload?.stop ? '' : upload.whole ? 'All of the upload had been sent: it may be stored.' : 'The upload was cancelled.'
+  const stopped = !upload?.stop ? '' : upload.allSent ? 'All of the upload had been sent: it may be stored.' : 'The upload was cancelled.'
   upload?.stop?.()
   upload = undefined
   loading.abort()
@@ -337,7 +338,8 @@ function take(files) {
   if (!mayChange()) return refused(new Problem('unauthenticated'))
   if (view() === 'loading') { // until it is known what is there
     const of = user
-    return loaded.then(() => user === of && ['empty', 'picture'].includes(view()) && take(files))
+    const waited = loaded
+    return waited.then(() => user === of && (loaded !== waited || ['empty', 'picture'].includes(view())) && take(files))
   }
   if (!user || !['empty', 'picture', 'preview'].includes(view())) return refused(new Problem('no_name'))
   if (files.length > 1) return refused(new Problem('several'))
@@ -351,7 +353,6 @@ function take(files) {
   else showImage(URL.createObjectURL(file), `Preview of ${file.name}`)
   $('facts-name').textContent = file.name
   $('facts').textContent = bytes(file.size)
-  $('upload').textContent = picture ? 'Upload in its place' : 'Upload'
   show('preview')
   $('upload').focus()
 }
@@ -388,7 +389,8 @@ addEventListener('drop', (event) => {
   if (!holdsFiles(event)) return
   event.preventDefault()
   hover(-over)
-  take([...event.dataTransfer.files])
+  const files = [...event.dataTransfer.files]
+  if (files.length) take(files)
 })
 
 // back shows what there was before a file was chosen.
@@ -405,7 +407,7 @@ function back() {
   }
 }
 
-$('discard').addEventListener('click', back)
+$('discard').addEventListener('click', () => (upload.allSent ? leave() : back()))
 $('upload').addEventListener('click', () => start())
 
 async function start() {
@@ -424,7 +426,7 @@ async function start() {
     const seconds = (Date.now() - begun) / 1000
     const left = seconds > 2 && sent > first ? ` · ${lasting((file.size - sent) * seconds / (sent - first))} left` : ''
     $('progress').value = percent
-    mine.whole = sent >= file.size // and may be stored from then on, whoever leaves
+    mine.allSent ||= sent >= file.size // and may be stored from then on, whoever leaves
     $('progress-text').textContent = sent < file.size ? `${percent} % · ${bytes(sent)} of ${bytes(file.size)}${left}` : 'All sent. It is being checked and stored…'
     if (percent >= said + 25) {
       said = percent - percent % 25
@@ -443,6 +445,7 @@ async function start() {
     seems = await look(mine, err.code, signal)
     if (signal.aborted) return
     mine.stop = undefined
+    if (!doubtful.includes(err.code)) mine.allSent = false
     if (!seems) {
       if (advice[err.code]?.act === 'pick') back()
       else show('preview')
@@ -451,7 +454,7 @@ async function start() {
   }
   upload = undefined
   show('loading')
-  await load({ stored: true })
+  await load({ stored: !seems })
   if (view() !== 'picture') return
   note(seems ? 'The answer was lost, but this is there now. Here is the link to share.' : 'Stored. Here is the link to share.')
   $('copy').focus()
@@ -480,17 +483,20 @@ async function look(mine, code, signal) {
 
 const doubtful = ['broke_off', 'offline', 'unreachable', 'strange', 'storage_unavailable', 'signer_unavailable', 'internal']
 
-$('cancel').addEventListener('click', async () => {
-  const { whole } = upload
+// leave is for an upload that may be stored all the same: it shows what is there.
+async function leave() {
+  const of = user
+  quiet()
+  upload = undefined
+  show('loading')
+  $('stage').focus()
+  await load()
+  if (user === of && ['picture', 'empty'].includes(view()) && $('message').hidden) note('All had been sent, and may be stored yet. This is what is there now.')
+}
+
+$('cancel').addEventListener('click', () => {
   upload.stop()
-  if (whole) {
-    upload = undefined
-    show('loading')
-    $('stage').focus()
-    await load()
-    if ($('message').hidden) note('All had been sent, and may be stored yet. This is what is there now.')
-    return
-  }
+  if (upload.allSent) return leave()
   back()
   note(picture ? 'Cancelled. The picture is the one that it was.' : 'Cancelled. Nothing was stored.')
 })
@@ -518,11 +524,11 @@ async function freshLink() {
   loading = new AbortController()
   try {
     picture = await current(loading.signal)
+    showPicture()
   } catch (err) {
     if (err.code === 'not_found') return load()
     return refused(err, freshLink)
   }
-  showPicture()
   note('Here is a new link.')
 }
 
@@ -541,9 +547,11 @@ $('download').addEventListener('click', async function download() {
   const of = user
   try {
     const { picture_url: url } = await ask('GET', catPath(of), { query: { download: of } })
-    if (user === of) Object.assign(document.createElement('a'), { href: url, download: '' }).click()
+    if (user === of && view() === 'picture') Object.assign(document.createElement('a'), { href: url, download: '' }).click()
   } catch (err) {
-    if (user === of) refused(err, download)
+    if (user !== of || view() !== 'picture') return
+    if (err.code === 'not_found') return load()
+    refused(err, download)
   }
 })
 
@@ -590,7 +598,7 @@ async function remove() {
   $('file').focus()
 }
 
-$('confirm-delete').addEventListener('click', remove)
+$('confirm-delete').addEventListener('click', () => { loaded = remove() })
 
 // ---- Refusals
 
@@ -655,6 +663,7 @@ function refused(err, again, before = '') {
   $('message-action').hidden = doing === 'none'
   $('message-action').dataset.label = labels[doing] ?? ''
   retryAt = doing === 'retry' || doing === 'reload' ? Date.now() + err.retryAfter * 1000 : 0
+  $('message-close').hidden = view() === 'start' && $('choose').hidden // there would be no way on
   $('message').hidden = false
   tick()
   if (doing === 'none') $('message').focus()
@@ -667,10 +676,11 @@ function quiet() {
   note('')
 }
 
-$('message-action').addEventListener('click', () => {
+$('message-action').addEventListener('click', async () => {
   if ($('message-action').ariaDisabled === 'true') return
   if (act !== pick) quiet()
-  act()
+  await act()
+  if (document.activeElement === document.body) $($('stage').checkVisibility() ? 'stage' : 'title').focus()
 })
 
 $('message-close').addEventListener('click', () => {
