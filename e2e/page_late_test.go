@@ -3,8 +3,6 @@ package e2e
 import (
 	"bytes"
 	"net/http"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/chromedp/cdproto/page"
@@ -13,71 +11,6 @@ import (
 
 	"cats.example/local/stand"
 )
-
-// gate is a way to a system, on which faults can be set.
-type gate struct {
-	url string
-
-	mu    sync.Mutex
-	fault func(w http.ResponseWriter, r *http.Request, healthy http.Handler)
-}
-
-func newGate(t *testing.T, to string) *gate {
-	t.Helper()
-	v := &gate{}
-	v.url = faulty(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		v.mu.Lock()
-		f := v.fault
-		v.mu.Unlock()
-		if f == nil {
-			healthy.ServeHTTP(w, r)
-			return
-		}
-		f(w, r, healthy)
-	})
-	return v
-}
-
-// set has f answer the requests for pictures with a method, "" for all; nil lets them
-// all go on.
-func (v *gate) set(method string, f fault) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.fault = nil
-	if f != nil {
-		v.fault = func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			if (method == "" || r.Method == method) && strings.HasPrefix(r.URL.Path, "/cat/") {
-				f(w, r, healthy)
-				return
-			}
-			healthy.ServeHTTP(w, r)
-		}
-	}
-}
-
-// hold keeps the answers to requests with a method until goOn is called. asked is
-// closed when the first is there, which has been done by then.
-func (v *gate) hold(t *testing.T, method string) (asked <-chan struct{}, goOn func()) {
-	t.Helper()
-	first, opened := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	goOn = sync.OnceFunc(func() { close(opened) })
-	t.Cleanup(goOn)
-	v.set(method, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		healthy.ServeHTTP(&pendingAnswer{ResponseWriter: w, hold: func() { once.Do(func() { close(first) }); <-opened }}, r)
-	})
-	return first, goOn
-}
-
-// pendingAnswer holds an answer before it is given.
-type pendingAnswer struct {
-	http.ResponseWriter
-	hold func()
-}
-
-func (l *pendingAnswer) WriteHeader(status int) { l.hold(); l.ResponseWriter.WriteHeader(status) }
-
-func (l *pendingAnswer) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
 // name goes to another name.
 func (b *tab) name(user string) {
@@ -216,87 +149,72 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	hasPicture(t, sys, "Davyd", cat)
 
 	// An answer that is lost, and no word of what is there either.
-	second := append(bytes.Clone(cat), "second"...)
-	b.pick(onDisk(t, "second.png", bytes.NewReader(second)))
-	b.focused("upload")
-	v.set(http.MethodPut, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		v.set("", abort)
-		lost(w, r, healthy)
-	})
-	b.click("#upload")
-	b.sees("The connection broke off")
-	v.set("", nil)
-	b.click("#message-action")
-	b.sees("The answer was lost, but this is there now.")
-	hasPicture(t, sys, "Davyd", second)
-
-	// It may be stored, whatever becomes of the next try.
-	unanswered := func(name string) {
+	of := func(name string) []byte { return append(bytes.Clone(cat), name...) }
+	breaksOff := func(name string, f fault) {
 		t.Helper()
-		b.pick(onDisk(t, name, bytes.NewReader(append(bytes.Clone(cat), name...))))
+		b.pick(onDisk(t, name, bytes.NewReader(of(name))))
 		b.sees(name)
-		v.set(http.MethodPut, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			v.set("", abort)
-			lost(w, r, healthy)
-		})
+		v.set(http.MethodPut, f)
 		b.click("#upload")
 		b.sees("The connection broke off")
 		v.set("", nil)
 	}
-	unanswered("third.png")
+	unanswered := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		v.set("", abort)
+		lost(w, r, healthy)
+	}
+	breaksOff("second.png", unanswered)
+	b.click("#message-action")
+	b.sees("The answer was lost, but this is there now.")
+	hasPicture(t, sys, "Davyd", of("second.png"))
+
+	// It may be stored, whatever becomes of the next try.
+	breaksOff("third.png", unanswered)
 	b.click("#discard")
 	b.sees("All had been sent, and may be stored yet.")
 	b.shown()
-	hasPicture(t, sys, "Davyd", append(bytes.Clone(cat), "third.png"...))
-	unanswered("fourth.png")
+	hasPicture(t, sys, "Davyd", of("third.png"))
+	breaksOff("fourth.png", unanswered)
 	b.slow(20_000)
 	b.click("#message-action")
 	b.holds(`document.querySelector("#progress").value > 2`)
 	b.click("#cancel")
 	b.sees("All had been sent, and may be stored yet.")
 	b.slow(-1)
-	hasPicture(t, sys, "Davyd", append(bytes.Clone(cat), "fourth.png"...))
+	hasPicture(t, sys, "Davyd", of("fourth.png"))
 
-	// One that broke off is not taken for what somebody else has stored meanwhile, and
-	// that is not replaced before it is told of.
-	b.pick(catFile(t))
-	b.focused("upload")
+	// What somebody else has stored meanwhile is not taken for one that broke off, and
+	// is told of before it is replaced: by the same file, or by another.
+	told := func(content []byte) {
+		t.Helper()
+		b.sees("The picture has changed meanwhile")
+		hasPicture(t, sys, "Davyd", picture2)
+		b.click("#message-action")
+		b.sees("Stored.")
+		hasPicture(t, sys, "Davyd", content)
+	}
 	put(t, sys, "Davyd", picture2)
-	v.set(http.MethodPut, abort)
-	b.click("#upload")
-	b.sees("The connection broke off")
-	v.set("", nil)
+	breaksOff("fifth.png", abort)
 	b.click("#message-action")
-	b.sees("The picture has changed meanwhile")
-	hasPicture(t, sys, "Davyd", picture2)
-	b.click("#message-action")
-	b.sees("Stored.")
-	hasPicture(t, sys, "Davyd", cat)
-
-	// What somebody else has stored meanwhile is told of before it is replaced, by
-	// another file, too.
-	b.pick(catFile(t))
-	b.focused("upload")
+	told(of("fifth.png"))
 	put(t, sys, "Davyd", picture2)
-	v.set(http.MethodPut, abort)
+	breaksOff("sixth.png", abort)
+	b.pick(onDisk(t, "seventh.png", bytes.NewReader(of("seventh.png"))))
+	b.sees("seventh.png")
 	b.click("#upload")
-	b.sees("The connection broke off")
-	v.set("", nil)
-	b.pick(onDisk(t, "second.png", bytes.NewReader(second)))
-	b.click("#upload")
-	b.sees("The picture has changed meanwhile")
-	hasPicture(t, sys, "Davyd", picture2)
+	told(of("seventh.png"))
 
 	// When all is sent, cancelling promises nothing.
+	b.pick(catFile(t))
 	asked, goOn := v.hold(t, http.MethodPut)
-	b.click("#message-action")
+	b.click("#upload")
 	b.await(asked)
 	b.sees("All sent. It is being checked and stored…")
 	b.click("#cancel")
 	b.sees("All had been sent, and may be stored yet.")
 	b.sees("Ends in")
 	goOn()
-	hasPicture(t, sys, "Davyd", second)
+	hasPicture(t, sys, "Davyd", cat)
 
 	// Somebody else has deleted it.
 	do(t, http.MethodDelete, sys.URL+"/cat/Davyd", "", nil).want(t, 204)
