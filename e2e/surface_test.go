@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -69,5 +71,49 @@ func TestStrangersCannotGrowTheMetrics(t *testing.T) {
 	}
 	if after := series(); after > before {
 		t.Errorf("%d series became %d", before, after)
+	}
+}
+
+func TestStrangersCannotGrowLogLines(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"LOG_LEVEL": "debug"}, SignerEnv: map[string]string{"LOG_LEVEL": "debug"}})
+	long := strings.Repeat("Z", 9000)
+	for _, method := range []string{long, "Z", "GET"} {
+		ask(t, method, sys.URL+"/cat/x", "")
+	}
+	for _, c := range []struct {
+		method, target, body string
+		header               []string
+	}{
+		{"GET", "/service", "", []string{"User-Agent", long}},
+		{"GET", "/service", "", []string{"X-Request-Id", long}},
+		{"GET", "/service", "", []string{"Traceparent", long}},
+		{"GET", "/service", "", []string{"X-Forwarded-For", long}},
+		{"PUT", "/cat/x", "", []string{"Origin", "https://" + long}},
+		{"PUT", "/cat/x", "x", []string{"Content-Digest", long}},
+		{"PUT", "/cat/x", "x", []string{"Content-Type", long}},
+		{"GET", "/" + long[:4000], "", nil},
+		{"GET", "/cat/" + long[:4000], "", nil},
+		{"GET", "/cat/x?ttl=" + long[:4000], "", nil},
+		{"POST", "/cat/x", "--" + boundary + "\r\n" + long + "\r\n\r\n", []string{"Content-Type", formType}},
+		{"POST", "/cat/x", "--" + boundary + "\r\nContent-Disposition: form-data; name=\"" + long[:7000] + "\r\n\r\nx\r\n" + lastBoundary, []string{"Content-Type", formType}},
+		{"POST", "/cat/x", "x", []string{"Content-Type", "multipart/form-data; boundary=" + long}},
+	} {
+		ask(t, c.method, sys.URL+c.target, c.body, c.header...)
+	}
+	logged(t, sys.Frontend.Log, 0, `"status":400`)
+	if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
+	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+		content, err := os.ReadFile(log.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(content)) {
+			if len(line) > 1500 || strings.Contains(line, "ZZZZZ") {
+				t.Errorf("a line of %d bytes: %.300s", len(line), line)
+			}
+		}
 	}
 }

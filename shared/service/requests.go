@@ -238,7 +238,7 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 	attrs := []slog.Attr{
 		slog.String("request_id", rec.requestID),
 		slog.String("route", route),
-		slog.String("method", r.Method),
+		slog.String("method", methodLabel(r.Method)),
 		slog.Int("status", a.status),
 		slog.Int64("duration_us", took.Microseconds()),
 		slog.Int64("received", received),
@@ -252,13 +252,24 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 		attrs = append(attrs, slog.String("trace_id", traceParentForm.FindStringSubmatch(rec.traceParent)[1]))
 	}
 	if rec.err != nil {
-		attrs = append(attrs, slog.String("error", rec.err.Error()))
+		attrs = append(attrs, slog.String("error", bounded(rec.err.Error())))
 	}
 	if h := q.log.Handler(); h.Enabled(r.Context(), level) {
 		line := slog.NewRecord(time.Now(), level, requestLine, 0) // the logger itself would look for where it was called
 		line.AddAttrs(attrs...)
 		_ = h.Handle(r.Context(), line) // there is nowhere to tell
 	}
+}
+
+// maxLoggedError is how much of an error's text is logged, in bytes. Some libraries put what a stranger sent into it.
+const maxLoggedError = 512
+
+// bounded cuts s to maxLoggedError bytes.
+func bounded(s string) string {
+	if len(s) <= maxLoggedError {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxLoggedError], "") + "…"
 }
 
 // isRequestID reports whether a stranger's id can go into a log and a header.

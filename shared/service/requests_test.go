@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
@@ -83,6 +85,36 @@ func TestRequestIDsAndTracesAreHonouredAndLogged(t *testing.T) {
 	}
 	if strings.Contains(r.log.b.String(), "secret") {
 		t.Error("the query string is in the log")
+	}
+}
+
+func TestLogLinesBoundWhatStrangersSend(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/{x}": func(_ http.ResponseWriter, r *http.Request) {
+		Note(r.Context(), errors.New(r.Header.Get("X-Error")))
+	}})
+	long := strings.Repeat("X", 9000)
+	for method, logged := range map[string]string{long: "other", "PROPFIND": "other", "get": "other", "GET": "GET"} {
+		req, _ := http.NewRequestWithContext(t.Context(), method, r.work+"/p", nil)
+		req.Header.Set("X-Error", "an error: "+strings.Repeat("é", 3000))
+		req.Header.Set("X-Request-Id", "id-"+method[:3])
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		var line map[string]any
+		eventually(t, "the request's log line", func() bool {
+			lines := r.log.lines(t, requestLine)
+			i := slices.IndexFunc(lines, func(l map[string]any) bool { return l["request_id"] == "id-"+method[:3] })
+			if i >= 0 {
+				line = lines[i]
+			}
+			return i >= 0
+		})
+		text, _ := line["error"].(string)
+		if line["method"] != logged || len(text) > maxLoggedError+len("…") || !strings.HasPrefix(text, "an error: ") || !utf8.ValidString(text) {
+			t.Errorf("%.10s: the method is %v, the error has %d bytes: %.40s", method, line["method"], len(text), text)
+		}
 	}
 }
 
