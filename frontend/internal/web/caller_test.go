@@ -5,12 +5,30 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	"cats.example/shared/access"
 	"cats.example/shared/signerapi"
 )
+
+func TestResponsesToTokensVaryByAuthorization(t *testing.T) {
+	for read, varies := range map[access.Reading]bool{access.Own: true, access.SignedIn: true, access.Anyone: false} {
+		h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER=https://login.example.com", "READ_ACCESS="+string(read))
+		m.cats["mia"] = png
+		for _, method := range []string{"GET", "HEAD"} {
+			for _, path := range []string{"/cat/mia", "/cat/mia/picture", "/cat/nobody/picture"} {
+				for _, token := range []string{"Bearer mew", ""} {
+					rec := sendWith(t, h, method, path, nil, "Authorization", token)
+					if got := slices.Contains(rec.Header().Values("Vary"), "Authorization"); got != varies {
+						t.Errorf("READ_ACCESS=%s, %s %s with %q: %d, Vary is %q", read, method, path, token, rec.Code, rec.Header().Values("Vary"))
+					}
+				}
+			}
+		}
+	}
+}
 
 func TestWhoBringsNoTokenIsTurnedAwayBeforeAnythingIsRead(t *testing.T) {
 	const issuer = "https://login.example.com"

@@ -82,6 +82,7 @@ func (s web) caller(h handler, needed bool) handler {
 		return h
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Add("Vary", "Authorization") // a cache must not give the response to another caller, or after sign-out
 		token, err := signerapi.TokenIn(r.Header)
 		if err != nil {
 			return err
