@@ -64,10 +64,20 @@ func TestThePageHasPeopleSignIn(t *testing.T) {
 	b.click("[type=submit]")
 	b.sees("Signed in as mia")
 	b.click("#sign-out")
-	b.sees("Signed out.")
+	b.sees("Signed out of this page.")
+	b.sees("You are still signed in at " + strings.TrimPrefix(p.issuer, "https://"))
+	b.accessible("signed out by hand")
 	b.sees("Sign in to see your picture")
 	b.holds(`document.querySelector("#link").value === "" && !document.querySelector("#image").src`)
 	keepsSecrets(t, sys)
+	b.click("#end-session")
+	b.holds(`location.origin === "` + p.issuer + `" && new URLSearchParams(location.search).get("client_id") === "page"`)
+	b.sees("Do you want to sign-out")
+	b.click("[name=logout]")
+	b.sees("Sign-out Success")
+	b.do(chromedp.Navigate(sys.URL))
+	away()
+	b.holds(`document.querySelector("[name=login]") !== null`) // the issuer asks for the name again
 
 	// Where anyone may look, there is nothing to change for who is nobody.
 	sys = start(t, withCallers(p.issuer, map[string]string{"OIDC_CLIENT_ID": "page", "READ_ACCESS": "anyone"}))
@@ -77,4 +87,27 @@ func TestThePageHasPeopleSignIn(t *testing.T) {
 	b.holds(`document.querySelector("#delete").hidden && document.querySelector("#replace").hidden && !document.querySelector("#sign-in-top").hidden`)
 	b.drop(catFile(t))
 	b.sees("You are not signed in")
+}
+
+func TestBrowserCacheKeepsNoPictureAfterSignOut(t *testing.T) {
+	t.Parallel()
+	p := startProvider(t, "0")
+	sys := start(t, withCallers(p.issuer, nil))
+	mia := p.token(t, "mia", catsAudience)
+	as(t, mia, "PUT", sys.URL+"/cat/mia", cat).want(t, 200)
+	b := browse(t, sys.URL+"/")
+	// A redirect that the script does not follow has the type opaqueredirect.
+	fetched := func(token string) string {
+		return eval[string](b, `fetch("/cat/mia/picture", {redirect: "manual", headers: `+token+`}).then((r) => r.type === "opaqueredirect" ? r.type : String(r.status))`)
+	}
+	for range 2 {
+		if got := fetched(`{Authorization: "Bearer ` + mia + `"}`); got != "opaqueredirect" {
+			t.Errorf("with the token: %s", got)
+		}
+		for _, token := range []string{`{}`, `{Authorization: "Bearer ` + p.token(t, "tom", catsAudience) + `"}`} {
+			if got := fetched(token); got != "401" && got != "403" {
+				t.Errorf("after that, without it: %s", got)
+			}
+		}
+	}
 }

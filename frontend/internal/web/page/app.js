@@ -758,7 +758,7 @@ async function signedIn(said, kept) {
   const { issuer, client_id, user_claim } = about.sign_in
   if (!kept || said.get('state') !== kept.state || (said.get('iss') ?? issuer) !== issuer) throw new Problem('sign_in_stale')
   if (said.get('error')) throw new Problem('sign_in_refused', { detail: `It says: ${said.get('error_description') ?? said.get('error')}.` })
-  const { token_endpoint: endpoint } = await discover()
+  const { token_endpoint: endpoint, end_session_endpoint: endSession } = await discover()
   const got = await ofIssuer(endpoint, new URLSearchParams({
     grant_type: 'authorization_code', code: said.get('code'), redirect_uri: callback(), client_id, code_verifier: kept.verifier,
   }))
@@ -766,7 +766,7 @@ async function signedIn(said, kept) {
   if (id?.nonce !== kept.nonce || id.iss !== issuer || ![id.aud].flat().includes(client_id)) throw new Problem('sign_in_stale')
   const name = claimsOf(got.access_token ?? '')?.[user_claim]
   if (typeof name !== 'string' || !name) throw new Problem('sign_in_refused', { detail: `Its access token has no claim ${user_claim}.` })
-  token = { value: got.access_token, user: name, ends: Date.now() + (Number(got.expires_in) || 300) * 1000 }
+  token = { value: got.access_token, user: name, ends: Date.now() + (Number(got.expires_in) || 300) * 1000, endSession }
 }
 
 // signOut forgets who it is; what is under way in their name ends.
@@ -785,10 +785,26 @@ function signOut() {
 }
 
 $('sign-out').addEventListener('click', () => {
+  const { endSession } = token
   signOut()
-  note('Signed out.')
+  note('Signed out of this page.')
+  showSession(endSession)
   $('title').focus()
 })
+
+// showSession says that the issuer's session goes on. It links to the issuer's logout page, if the issuer has one
+// (OpenID Connect RP-Initiated Logout 1.0). Without an id_token_hint the issuer asks the user to confirm.
+function showSession(endSession) {
+  const { issuer, client_id } = about.sign_in
+  $('session-issuer').textContent = new URL(issuer).host
+  const to = URL.canParse(endSession ?? '') ? new URL(endSession) : undefined
+  $('end-session').hidden = to?.protocol !== 'https:'
+  if (!$('end-session').hidden) {
+    to.searchParams.set('client_id', client_id)
+    $('end-session').href = to
+  }
+  $('session').hidden = false
+}
 
 // ---- Time
 
