@@ -1,0 +1,75 @@
+package e2e
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"cats.example/local/stand"
+)
+
+func TestUserNamesAreNotLogged(t *testing.T) {
+	t.Parallel()
+	p := startProvider(t, "0")
+	storage := newAccount(t)
+	debug := map[string]string{"LOG_LEVEL": "debug", "READ_ACCESS": "signed-in"}
+	opts := withCallers(p.issuer, debug)
+	opts.StorageURL = storage.URL
+	sys := direct(t, opts)
+	mia := p.token(t, "mia", catsAudience)
+	const other = "Purrsephone"
+	call := func(name string) {
+		t.Helper()
+		formType, body := form(t, cat)
+		body = []byte(strings.ReplaceAll(string(body), "cat.png", "Secretfile.png"))
+		at := sys.URL + "/cat/" + name
+		for _, c := range []struct{ method, url, body, contentType string }{
+			{"PUT", at, string(cat), ""},
+			{"PUT", at, "no picture", ""},
+			{"POST", at, string(body), formType},
+			{"POST", at, string(body[:len(body)-20]), formType},
+			{"GET", at + "?download=Secretfile.png", "", ""},
+			{"GET", at + "/picture?download=" + strings.Repeat("Secretfile", 30), "", ""},
+			{"POST", at + "/upload?size=240512", "", ""},
+			{"POST", at + "/upload/1893456000-240512-ABC/commit", "", ""},
+			{"DELETE", at, "", ""},
+		} {
+			as(t, mia, c.method, c.url, []byte(c.body), "Content-Type", c.contentType)
+		}
+	}
+	call(other)
+	call("mia")
+	for _, f := range []fault{
+		reset, refuse(400, "InvalidUri"), refuse(403, "AuthorizationFailure"), refuse(409, "BlobArchived"), refuse(412, "LeaseIdMissing"), refuse(500, "InternalError"),
+		func(w http.ResponseWriter, r *http.Request, _ http.Handler) { http.Redirect(w, r, r.URL.Path+"?x=%zz", 307) },
+	} {
+		storage.setAll(f)
+		as(t, mia, "PUT", sys.URL+"/cat/mia", cat)
+	}
+	storage.setAll(nil)
+	storage.down()
+	for _, method := range []string{"PUT", "GET", "DELETE"} {
+		as(t, mia, method, sys.URL+"/cat/mia", cat)
+	}
+	if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
+		t.Error(err)
+	}
+	named := regexp.MustCompile(other + `|Secretfile|\bmia\b`)
+	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+		content, err := os.ReadFile(log.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(content), `"status":403`) || !strings.Contains(string(content), `"status":503`) {
+			t.Errorf("%s has no line of a request that was rejected", log.Path())
+		}
+		for line := range strings.Lines(string(content)) {
+			if named.MatchString(line) {
+				t.Errorf("a name is in the log: %.600s", line)
+			}
+		}
+	}
+}
