@@ -82,7 +82,7 @@ func told(faults []*errors.ValidationError) string {
 // everywhere are the headers that the document's first paragraphs speak of, and the
 // wire's own. The first three must be there.
 var everywhere = []string{
-	"Content-Security-Policy", "Referrer-Policy", "X-Content-Type-Options",
+	"Content-Security-Policy", "Cross-Origin-Opener-Policy", "Referrer-Policy", "X-Content-Type-Options",
 	"Access-Control-Allow-Headers", "Access-Control-Allow-Methods", "Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Access-Control-Max-Age", "Vary",
 	"Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding",
 }
@@ -128,7 +128,7 @@ func (c *contract) check(r *http.Request, sent []byte, a answer) (faults []strin
 	} else {
 		faults = append(faults, c.checkOutside(r, got, path, &documented)...)
 	}
-	for _, name := range everywhere[:3] {
+	for _, name := range everywhere[:4] {
 		if a.Header.Get(name) == "" {
 			faults = append(faults, name+" is missing")
 		}
@@ -156,7 +156,7 @@ func (c *contract) check(r *http.Request, sent []byte, a answer) (faults []strin
 // checkOutside holds the answer to a request of which the document has no operation
 // against what it says of those.
 func (c *contract) checkOutside(r *http.Request, got *http.Response, path string, documented **v3.Response) (faults []string) {
-	name := map[int]string{404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded"}[got.StatusCode]
+	name := map[int]string{404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded"}[got.StatusCode]
 	if got.StatusCode == http.StatusTemporaryRedirect && strings.HasSuffix(r.URL.Path, "/") {
 		*documented = c.model.Components.Responses.GetOrZero("ToPicture")
 		return nil
@@ -224,6 +224,9 @@ func (k apiCall) request(t *testing.T, sys *stand.System) *http.Request {
 	for i := 0; i < len(k.header); i += 2 {
 		req.Header.Set(k.header[i], k.header[i+1])
 	}
+	if host := req.Header.Get("Host"); host != "" {
+		req.Host = host // net/http ignores it in the header
+	}
 	return req
 }
 
@@ -262,7 +265,7 @@ func (c *contract) half(t *testing.T, sys *stand.System, status int, ends bool, 
 	t.Helper()
 	conn := dial(t, sys)
 	req := k.request(t, sys)
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n", k.method, k.target, len(k.body))
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n", k.method, k.target, len(k.body))
 	_ = req.Header.Write(conn)
 	_, _ = conn.Write(append([]byte("\r\n"), k.body[:len(k.body)-1]...))
 	if ends {

@@ -136,7 +136,7 @@ func TestAFormThatIsNotWholeStoresNothing(t *testing.T) {
 func TestAClientThatWaitsIsAskedForWhatMayBeStored(t *testing.T) {
 	t.Parallel()
 	sys := public(t)
-	const header = "Host: x\r\nExpect: 100-continue\r\n"
+	const header = "Host: localhost\r\nExpect: 100-continue\r\n"
 	for name, c := range map[string]struct {
 		request string
 		status  int

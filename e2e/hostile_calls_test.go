@@ -345,8 +345,8 @@ func (h *hostile) garbage(t *testing.T) {
 	}
 	raws := []string{
 		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", "\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + strings.Repeat("\x00", 160), "GET /\r\n", "GET /v1/link?user=victim\r\n\r\n",
-		"\x00", "\r\n\r\n\r\n", "\n", " GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\n: x\r\n\r\n", "GET / HTTP/1.1\r\nHost: x\r\n x\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "GET / HTTP/9.9\r\nHost: x\r\n\r\n", "GET / HTTP/1.1x\r\nHost: x\r\n\r\n",
-		"GET /v1/link?user=victim HTTP/1.0\r\n" + known + "\r\n", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "SSH-2.0-x\r\n", "EHLO x\r\n", "*1\r\n$4\r\nPING\r\n",
+		"\x00", "\r\n\r\n\r\n", "\n", " GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\n: x\r\n\r\n", "GET / HTTP/1.1\r\nHost: localhost\r\n x\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", "GET / HTTP/1.1x\r\nHost: localhost\r\n\r\n",
+		"GET /v1/link?user=victim HTTP/1.0\r\n" + known + "\r\n", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", "SSH-2.0-x\r\n", "EHLO x\r\n", "*1\r\n$4\r\nPING\r\n",
 		call("GET", "/v1/link?user=victim", known+"X: "+strings.Repeat("x", 64<<10)+"\r\n", ""), call("GET", "/v1/link?user="+strings.Repeat("x", 64<<10), known, ""), call("GET", "/v1/link?"+strings.Repeat("a&", 8000), known, ""),
 		call(strings.Repeat("X", 64<<10), "/v1/link", known, ""), call("GET", "/v1/link?user=victim", known+many(10_000), ""), call("GET", "/v1/link?user=victim", known+many(1200), ""), call("GET", "/v1/link?user=victim", known+strings.Repeat("\t", 70_000), ""),
 	}

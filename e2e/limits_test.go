@@ -62,7 +62,7 @@ func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 	for range 3 { // should a request have become possible meanwhile
 		greedy("GET", target)
 	}
-	fmt.Fprint(conn, "PUT /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
+	fmt.Fprint(conn, "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != 429 || !resp.Close { //nolint:bodyclose // it closes nothing
 		t.Errorf("an upload that waits to be asked: %v, %v; want 429 at once", resp, err)
@@ -94,7 +94,7 @@ func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		fmt.Fprintf(c, "PUT /cat/up HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(cat), cat[:len(cat)-1])
+		fmt.Fprintf(c, "PUT /cat/up HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(cat), cat[:len(cat)-1])
 		return c.(*net.TCPConn)
 	}
 	first, second := up(), up()
@@ -222,7 +222,7 @@ func TestStorageThatStallsLeavesConnectionsForOthers(t *testing.T) {
 	statuses := make(chan int, most)
 	for range most {
 		conn := dial(t, sys)
-		fmt.Fprint(conn, "GET /cat/stalled HTTP/1.1\r\nHost: x\r\n\r\n")
+		fmt.Fprint(conn, "GET /cat/stalled HTTP/1.1\r\nHost: localhost\r\n\r\n")
 		go func() { statuses <- statusOf(t, conn) }()
 	}
 	eventually(t, func() error {

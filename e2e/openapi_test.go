@@ -137,6 +137,7 @@ func conformsWell(t *testing.T, c *contract) {
 
 	// Refused by its header or its place.
 	for _, k := range slices.Concat(o.own, o.static, o.options) {
+		ask(421, k.with("Host", "evil.example"))
 		k.target += map[bool]string{true: "&x=", false: "?x="}[strings.Contains(k.target, "?")] + strings.Repeat("x", 4<<10)
 		ask(414, k)
 	}
@@ -162,6 +163,7 @@ func conformsWell(t *testing.T, c *contract) {
 	ask(405, apiCall{"PATCH", "/cat/mia", nil, nil})
 	ask(405, apiCall{"DELETE", "/docs", nil, nil})
 	ask(307, apiCall{"GET", "/cat/mia/", nil, nil})
+	ask(421, apiCall{"GET", "/nothing", nil, []string{"Host", "evil.example"}})
 
 	// Refused for its body.
 	large := append(bytes.Clone(cat), make([]byte, 2<<20)...)

@@ -124,9 +124,9 @@ func TestConnectionsThatDoNothingAreFew(t *testing.T) {
 		n    int
 		sent string
 	}{
-		{300, "GET /service HTTP/1.1\r\nHost: cats\r\n\r\n"},
+		{300, "GET /service HTTP/1.1\r\nHost: localhost\r\n\r\n"},
 		{350, "GET /service HTT"},
-		{200, "PUT /cat/stalled HTTP/1.1\r\nHost: cats\r\nContent-Length: 1000000\r\n\r\n\x89PNG"},
+		{200, "PUT /cat/stalled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n\x89PNG"},
 	} {
 		for range kind.n {
 			if _, err := io.WriteString(dial(t, sys), kind.sent); err != nil {

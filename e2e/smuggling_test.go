@@ -24,8 +24,10 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		t.Fatalf("the picture has %d bytes", len(picture))
 	}
 	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(picture), picture)
-	put := func(header, body string) string { return "PUT /cat/a HTTP/1.1\r\nHost: x\r\n" + header + "\r\n" + body }
-	get := func(header string) string { return "GET /service HTTP/1.1\r\nHost: x\r\n" + header + "\r\n" }
+	put := func(header, body string) string {
+		return "PUT /cat/a HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n" + body
+	}
+	get := func(header string) string { return "GET /service HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n" }
 	covers := func(body string) string { return fmt.Sprintf("Content-Length: %d\r\n", len(body)) }
 	type shape struct {
 		raw    string // before the DELETE
@@ -43,7 +45,7 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		"GET with chunks":                 {get(chunked) + "0\r\n\r\n", false},
 		"GET with chunks and a length":    {get(chunked+"Content-Length: 5\r\n") + "0\r\n\r\n", false},
 		"GET with a length":               {get("Content-Length: 60\r\n"), false},
-		"DELETE of another with a body":   {"DELETE /cat/nobody HTTP/1.1\r\nHost: x\r\nContent-Length: 60\r\n\r\n", false},
+		"DELETE of another with a body":   {"DELETE /cat/nobody HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60\r\n\r\n", false},
 		"chunks alone":                    {put(chunked, chunks), false},
 
 		"two lengths":                    {put("Content-Length: 29\r\nContent-Length: 200\r\n", picture), false},
@@ -63,13 +65,13 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		"a folded length":                {put("Content-Length:\r\n 29\r\n", picture), legitimate}, // a fold is a space, RFC 9112 section 5.2
 		"a length in another's fold":     {put("X: x\r\n Content-Length: 29\r\n", picture), false},
 		"a length named hop by hop":      {put(length+"Connection: Content-Length\r\n", picture), legitimate},            // it is for the way, and ends where it says
-		"lines without CR":               {"PUT /cat/a HTTP/1.1\nHost: x\nContent-Length: 29\n\n" + picture, legitimate}, // RFC 9112 section 2.2
+		"lines without CR":               {"PUT /cat/a HTTP/1.1\nHost: localhost\nContent-Length: 29\n\n" + picture, legitimate}, // RFC 9112 section 2.2
 		"a CR amid a line":               {put("X: x\rContent-Length: 29\r\n", picture), false},
 		"a NUL in a name":                {put("X\x00: x\r\n"+length, picture), false},
 		"a NUL in a value":               {put("X: \x00\r\n"+length, picture), false},
-		"a NUL in the target":            {"PUT /cat/a\x00b HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, false},
+		"a NUL in the target":            {"PUT /cat/a\x00b HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, false},
 		"a line without a colon":         {put("Content-Length 29\r\n"+length, picture), false},
-		"a header that begins in spaces": {"PUT /cat/a HTTP/1.1\r\n Host: x\r\n" + length + "\r\n" + picture, false},
+		"a header that begins in spaces": {"PUT /cat/a HTTP/1.1\r\n Host: localhost\r\n" + length + "\r\n" + picture, false},
 
 		"a chunk with an extension":       {put(chunked, fmt.Sprintf("%x;a=b;c=\"d\"\r\n%s\r\n0;e\r\n\r\n", len(picture), picture)), false},
 		"a chunk with a long extension":   {put(chunked, fmt.Sprintf("%x;%s\r\n%s\r\n0\r\n\r\n", len(picture), strings.Repeat("a", 5000), picture)), false},
@@ -85,11 +87,11 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		"a chunk with no end":             {put(chunked, fmt.Sprintf("%x\r\n%s0\r\n\r\n", len(picture), picture)), false},
 		"a trailer that is a length":      {put(chunked, fmt.Sprintf("%x\r\n%s\r\n0\r\nContent-Length: 0\r\n\r\n", len(picture), picture)), false},
 		"a trailer that is an encoding":   {put(chunked+"Trailer: Transfer-Encoding\r\n", fmt.Sprintf("%x\r\n%s\r\n0\r\n%s\r\n", len(picture), picture, chunked)), false},
-		"a form in chunks with a length":  {"POST /cat/a HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 5\r\n" + chunked + "\r\n5\r\n--b--\r\n0\r\n\r\n", false},
-		"refused by its name, in chunks":  {"PUT /cat/%00 HTTP/1.1\r\nHost: x\r\n" + chunked + "\r\n0\r\n\r\n", false},
-		"no such path, in chunks":         {"PUT /dog HTTP/1.1\r\nHost: x\r\n" + chunked + "\r\n0\r\n\r\n", false},
+		"a form in chunks with a length":  {"POST /cat/a HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 5\r\n" + chunked + "\r\n5\r\n--b--\r\n0\r\n\r\n", false},
+		"refused by its name, in chunks":  {"PUT /cat/%00 HTTP/1.1\r\nHost: localhost\r\n" + chunked + "\r\n0\r\n\r\n", false},
+		"no such path, in chunks":         {"PUT /dog HTTP/1.1\r\nHost: localhost\r\n" + chunked + "\r\n0\r\n\r\n", false},
 		"of another origin, in chunks":    {put("Origin: https://evil.example\r\n"+chunked, "0\r\n\r\n"), false},
-		"a target too long, in chunks":    {"PUT /cat/" + strings.Repeat("a", 5000) + " HTTP/1.1\r\nHost: x\r\n" + chunked + "\r\n0\r\n\r\n", false},
+		"a target too long, in chunks":    {"PUT /cat/" + strings.Repeat("a", 5000) + " HTTP/1.1\r\nHost: localhost\r\n" + chunked + "\r\n0\r\n\r\n", false},
 		"asked before it is sent":         {put("Expect: 100-continue\r\n"+chunked, chunks), false},
 		"an expectation nobody knows":     {put("Expect: 200-ok\r\n"+length, picture), false},
 		"HTTP/1.0":                        {"PUT /cat/a HTTP/1.0\r\n" + length + "\r\n" + picture, false},
@@ -97,28 +99,28 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		"HTTP/1.0 with chunks":            {"PUT /cat/a HTTP/1.0\r\nConnection: keep-alive\r\n" + chunked + "\r\n" + chunks, false},
 		"HTTP/1.0 with chunks, a length":  {"PUT /cat/a HTTP/1.0\r\nConnection: keep-alive\r\n" + chunked + length + "\r\n" + picture, false},
 		"HTTP/1.0, GET that wants more":   {"GET /service HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", false},
-		"HTTP/1.2":                        {"GET /service HTTP/1.2\r\nHost: x\r\n\r\n", false},
-		"HTTP/2":                          {"GET /service HTTP/2.0\r\nHost: x\r\n\r\n", false},
+		"HTTP/1.2":                        {"GET /service HTTP/1.2\r\nHost: localhost\r\n\r\n", false},
+		"HTTP/2":                          {"GET /service HTTP/2.0\r\nHost: localhost\r\n\r\n", false},
 		"HTTP/0.9":                        {"GET /service\r\n", false},
-		"a version that is none":          {"GET /service HTTP/1.1x\r\nHost: x\r\n\r\n", false},
+		"a version that is none":          {"GET /service HTTP/1.1x\r\nHost: localhost\r\n\r\n", false},
 		"HTTP/2's preface":                {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", false},
 		"HTTP/2's preface, no more":       {"PRI * HTTP/2.0\r\n\r\n", false},
 		"an upgrade to h2c":               {get("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"), legitimate}, // it stays HTTP/1.1
 		"an upgrade to h2c, and a body":   {put("Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"+chunked, chunks), false},
 		"an upgrade to websocket":         {get("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"), legitimate}, // it stays HTTP/1.1
 		"a tunnel":                        {"CONNECT x:8080 HTTP/1.1\r\nHost: x:8080\r\n\r\n", false},
-		"a tunnel with a path":            {"CONNECT /service HTTP/1.1\r\nHost: x\r\n\r\n", false},
-		"the absolute form":               {"PUT http://x/cat/a HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, legitimate}, // RFC 9112 section 3.2.2
-		"the absolute form, another host": {"PUT http://y/cat/a HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, legitimate}, // its own goes before Host
-		"the authority form":              {"PUT x:8080 HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, false},              // 404, and nothing was read
-		"the authority form, without one": {"GET x:8080 HTTP/1.1\r\nHost: x\r\n\r\n", legitimate},                                 // 404, of a request that is whole
-		"the asterisk form":               {"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", legitimate},                                  // 404, of a request that is whole
-		"TRACE":                           {"TRACE /service HTTP/1.1\r\nHost: x\r\nX: x\r\n\r\n", legitimate},                     // 405, of a request that is whole
+		"a tunnel with a path":            {"CONNECT /service HTTP/1.1\r\nHost: localhost\r\n\r\n", false},
+		"the absolute form":               {"PUT http://localhost/cat/a HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, legitimate}, // RFC 9112 section 3.2.2
+		"the absolute form, another host": {"PUT http://127.0.0.1/cat/a HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, legitimate}, // its own goes before Host
+		"the authority form":              {"PUT x:8080 HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, false},                      // 404, and nothing was read
+		"the authority form, without one": {"GET x:8080 HTTP/1.1\r\nHost: localhost\r\n\r\n", legitimate},                                         // 404, of a request that is whole
+		"the asterisk form":               {"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", legitimate},                                          // 404, of a request that is whole
+		"TRACE":                           {"TRACE /service HTTP/1.1\r\nHost: localhost\r\nX: x\r\n\r\n", legitimate},                             // 405, of a request that is whole
 		"no host":                         {"PUT /cat/a HTTP/1.1\r\n" + length + "\r\n" + picture, false},
-		"two hosts":                       {"PUT /cat/a HTTP/1.1\r\nHost: x\r\nHost: y\r\n" + length + "\r\n" + picture, false},
+		"two hosts":                       {"PUT /cat/a HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n" + length + "\r\n" + picture, false},
 		"a host that is none":             {"PUT /cat/a HTTP/1.1\r\nHost: x y\r\n" + length + "\r\n" + picture, false},
-		"spaces in the request line":      {"PUT  /cat/a  HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, false},
-		"a method with a tab":             {"PUT\t/cat/a HTTP/1.1\r\nHost: x\r\n" + length + "\r\n" + picture, false},
+		"spaces in the request line":      {"PUT  /cat/a  HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, false},
+		"a method with a tab":             {"PUT\t/cat/a HTTP/1.1\r\nHost: localhost\r\n" + length + "\r\n" + picture, false},
 		"it says that it is the last":     {get("Connection: close\r\n"), false},
 	}
 	// An encoding that is none, whoever reads it, leaves the length, and what is behind
@@ -169,7 +171,7 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 			defer func() { <-turn }()
 			victim := fmt.Sprintf("victim-%d", i)
 			do(t, "PUT", sys.URL+"/cat/"+victim, "", cat)
-			hidden := "DELETE /cat/" + victim + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+			hidden := "DELETE /cat/" + victim + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 			s := shapes[name]
 			raw := strings.ReplaceAll(s.raw, fmt.Sprintf("Content-Length: %d\r\n", len(chunks+"DELETE")), covers(chunks+hidden)) + hidden
 			raw = strings.ReplaceAll(raw, chunks+"DELETE", chunks+hidden)

@@ -262,7 +262,7 @@ func (s *soak) refusedUpload(h *history, r *rand.Rand) {
 		s.fault("PUT %s of %d bytes that are no picture, %v ago: %v", path, len(content), time.Since(from), a)
 	}
 	if n := int64(1 << 40); r.IntN(3) == 0 {
-		a := s.inPieces(r, upload{"a terabyte", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", h.user, n), "x"}, 1)
+		a := s.inPieces(r, upload{"a terabyte", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", h.user, n), "x"}, 1)
 		if a.status != 413 && a.status != 503 && a.status != 0 {
 			s.fault("a terabyte: %v", a)
 		}
@@ -424,13 +424,13 @@ func (s *soak) fetch(h *history, url string) {
 // garbage sends what is nearly a request.
 func (s *soak) garbage(r *rand.Rand) {
 	templates := []string{
-		"GET /cat/garbage HTTP/1.1\r\nHost: x\r\n\r\n",
-		"GET /cat/garbage/picture?ttl=1m&download=x.png HTTP/1.1\r\nHost: x\r\nIf-None-Match: \"1\", *\r\n\r\n",
-		"PUT /cat/garbage HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nContent-MD5: AAAA\r\n\r\n" + string(cat[:100]),
-		"PUT /cat/garbage HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n40\r\n" + string(cat[:64]) + "\r\n0\r\n\r\n",
-		"POST /cat/garbage HTTP/1.1\r\nHost: x\r\nContent-Type: " + formType + "\r\nContent-Length: 300\r\n\r\n" + file(cat[:100]) + lastBoundary,
-		"DELETE /cat/garbage HTTP/1.1\r\nHost: x\r\nIf-Match: \"1\"\r\n\r\n",
-		"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET /cat/garbage HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"GET /cat/garbage/picture?ttl=1m&download=x.png HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: \"1\", *\r\n\r\n",
+		"PUT /cat/garbage HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nContent-MD5: AAAA\r\n\r\n" + string(cat[:100]),
+		"PUT /cat/garbage HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n40\r\n" + string(cat[:64]) + "\r\n0\r\n\r\n",
+		"POST /cat/garbage HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + formType + "\r\nContent-Length: 300\r\n\r\n" + file(cat[:100]) + lastBoundary,
+		"DELETE /cat/garbage HTTP/1.1\r\nHost: localhost\r\nIf-Match: \"1\"\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	}
 	raw := []byte(templates[r.IntN(len(templates))] + templates[r.IntN(len(templates))])
 	for range r.IntN(6) {

@@ -88,7 +88,7 @@ func TestAPictureOverTheLimitIsRefusedAndNothingIsStored(t *testing.T) {
 	}
 	// By its header alone: a client that asks first sends nothing.
 	conn := dial(t, sys)
-	fmt.Fprintf(conn, "PUT /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", 1<<40)
+	fmt.Fprintf(conn, "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", 1<<40)
 	if status := statusOf(t, conn); status != 413 {
 		t.Errorf("a terabyte, announced: %d; want 413 at once", status)
 	}
@@ -130,9 +130,9 @@ func uploads(t *testing.T, user string, content []byte) []upload {
 	t.Helper()
 	contentType, whole := form(t, content)
 	return []upload{
-		{"PUT with a length", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", user, len(content)), string(content)},
-		{"PUT in chunks", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", user), fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content)},
-		{"POST of a form", fmt.Sprintf("POST /cat/%s HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", user, contentType, len(whole)), string(whole)},
+		{"PUT with a length", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", user, len(content)), string(content)},
+		{"PUT in chunks", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", user), fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content)},
+		{"POST of a form", fmt.Sprintf("POST /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", user, contentType, len(whole)), string(whole)},
 	}
 }
 
@@ -199,7 +199,7 @@ func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 		"more than there is": {len(whole) + 100, 408},
 	} {
 		conn := dial(t, sys)
-		fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", contentType, c.announced, whole)
+		fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", contentType, c.announced, whole)
 		if status := statusOf(t, conn); status != c.status {
 			t.Errorf("a form announced as %s: %d; want %d", name, status, c.status)
 		}

@@ -16,7 +16,7 @@ import (
 )
 
 // A request that must never be one, as it comes out of the body of another.
-const hidden = "DELETE /cat/x HTTP/1.1\r\nHost: x\r\n\r\n"
+const hidden = "DELETE /cat/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 // answersTo sends raw bytes and returns the status lines of all that comes back
 // until the server closes the connection, which it has to do.
@@ -48,7 +48,7 @@ func TestTheRestOfARefusedRequestIsNeverARequest(t *testing.T) {
 	put(t, sys, "x", cat)
 	const chunks = "Transfer-Encoding: chunked\r\n\r\n"
 	body := strings.Repeat(hidden, 200)
-	start := "PUT /cat/x HTTP/1.1\r\nHost: x\r\n"
+	start := "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\n"
 	var wg sync.WaitGroup
 	for name, c := range map[string]struct {
 		raw    string
@@ -60,10 +60,10 @@ func TestTheRestOfARefusedRequestIsNeverARequest(t *testing.T) {
 		"no picture":                    {start + "Content-Length: 900000\r\n\r\n" + body, "415"},
 		"no picture, and no more":       {start + "Content-Length: 100000\r\n\r\n" + body, "415"},
 		"no picture, in chunks":         {start + chunks + "fffff\r\n" + body, "415"},
-		"a form without a boundary":     {"POST /cat/x HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data\r\nContent-Length: 900000\r\n\r\n" + body, "400"},
-		"a name not valid":              {"PUT /cat/%00 HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + body, "422"},
-		"no such path":                  {"PUT /dog HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + body, "404"},
-		"a wrong method":                {"PATCH /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n" + body, "405"},
+		"a form without a boundary":     {"POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data\r\nContent-Length: 900000\r\n\r\n" + body, "400"},
+		"a name not valid":              {"PUT /cat/%00 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n" + body, "422"},
+		"no such path":                  {"PUT /dog HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n" + body, "404"},
+		"a wrong method":                {"PATCH /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n" + body, "405"},
 		"two lengths":                   {start + "Content-Length: 5\r\nContent-Length: 6\r\n\r\n" + body, "400"},
 		"a list of lengths":             {start + "Content-Length: 5, 6\r\n\r\n" + body, "400"},
 		"a length below zero":           {start + "Content-Length: -1\r\n\r\n" + body, "400"},
@@ -98,7 +98,7 @@ func TestAPictureEndsWhereItsLengthSays(t *testing.T) {
 	sys := public(t)
 	for _, size := range sizes {
 		content := random(size, 1)
-		got := answersTo(t, sys, "more than announced", fmt.Sprintf("PUT /cat/x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%sand more\r\n\r\n", size, content))
+		got := answersTo(t, sys, "more than announced", fmt.Sprintf("PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%sand more\r\n\r\n", size, content))
 		if len(got) != 2 || !strings.HasPrefix(got[0], "200") || !strings.HasPrefix(got[1], "400") {
 			t.Errorf("%d bytes and then more: answered %q; want 200, and 400 for the rest", size, got)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"strings"
 
@@ -31,7 +32,15 @@ func parse(environ []string) (config, error) {
 	if err := service.Parse(&c, environ); err != nil {
 		return c, err
 	}
-	return c, errors.Join(c.Options.Validate(), c.Settings.Validate())
+	return c, errors.Join(c.Options.Validate(), c.Settings.Validate(), c.signerFault())
+}
+
+// signerFault reports a SIGNER_URL that the signer would answer with 421.
+func (c config) signerFault() error {
+	if u, err := url.Parse(c.SignerURL); err == nil && !service.LocalHost(u.Host) {
+		return fmt.Errorf("SIGNER_URL is %q: want http://HOST:PORT with an IP address or localhost as HOST", c.SignerURL)
+	}
+	return nil
 }
 
 // tokenFiles are where a token would be, had the pod given one to this container:

@@ -24,6 +24,8 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	log := service.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.Tell(log)
+	cfg.TellHosts(log)
+	cfg.Options.HostAllowed = cfg.Settings.HostAllowed
 	traces, err := service.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err

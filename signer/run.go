@@ -104,11 +104,13 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	requests.Trace(traces, false)
 	calls := paths{}
 	for _, route := range signerapi.Routes(signer, service.Note) {
+		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
+		handler := service.RequireHost(service.LocalHost, route.Handler)
 		if route.Probe {
-			calls[route.Path] = route.Handler
+			calls[route.Path] = handler
 			continue
 		}
-		calls[route.Path] = requests.Route(route.Path, settled(route.Handler, signer.Ready, time.Now().Add(settleTime)))
+		calls[route.Path] = requests.Route(route.Path, settled(handler, signer.Ready, time.Now().Add(settleTime)))
 	}
 	calls[""] = requests.Route("other", http.NotFoundHandler())
 

@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,16 +33,17 @@ tokens as Entra ID does, and serves the storage account in plain HTTP for signed
   emulator trust FILE  waits for TRUST_URL, and writes the certificate of its authority to FILE`
 
 type config struct {
-	Namespace      string `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
-	ServiceAccount string `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
-	StateDir       string `env:"STATE_DIR" envDefault:"/state" help:"for the certificates and the account's key, which Azurite reads"`
-	StorageURL     string `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
-	Container      string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
-	IssuerHost     string `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
-	IssuerAddress  string `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
-	FrontAddress   string `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account is in plain HTTP"`
-	OpsAddress     string `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
-	TrustURL       string `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
+	Namespace      string             `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
+	ServiceAccount string             `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
+	StateDir       string             `env:"STATE_DIR" envDefault:"/state" help:"for the certificates and the account's key, which Azurite reads"`
+	StorageURL     string             `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
+	Container      string             `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
+	IssuerHost     string             `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
+	IssuerAddress  string             `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
+	FrontAddress   string             `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account is in plain HTTP"`
+	OpsAddress     string             `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
+	AllowedHosts   []service.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have besides IP addresses, localhost and the names in STORAGE_URL, ISSUER_HOST and TRUST_URL; others are answered 421"`
+	TrustURL       string             `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
 }
 
 // run does what args say until ctx is done.
@@ -74,6 +76,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return fmt.Errorf("STORAGE_URL: %w", err)
 	}
 	if err := writeKey(filepath.Join(cfg.StateDir, "accounts")); err != nil {
+		return err
+	}
+	hosts, err := cfg.hosts()
+	if err != nil {
 		return err
 	}
 	ca, err := stand.OpenCA(cfg.StateDir, account.Hostname(), cfg.IssuerHost)
@@ -128,7 +134,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		if l.tls != nil {
 			listener = tls.NewListener(listener, l.tls)
 		}
-		server := &http.Server{Handler: l.handler, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		server := &http.Server{Handler: service.RequireHost(hosts.HostAllowed, l.handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 		context.AfterFunc(ctx, func() { _ = server.Close() })
 		g.Go(func() error {
 			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -148,6 +154,19 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	})
 	return g.Wait()
+}
+
+// hosts returns settings that allow the host names by which pods of the cluster reach the emulator.
+func (c config) hosts() (service.Settings, error) {
+	s := service.Settings{AllowedHosts: append(slices.Clone(c.AllowedHosts), service.HostName(c.IssuerHost))}
+	for name, value := range map[string]string{"STORAGE_URL": c.StorageURL, "TRUST_URL": c.TrustURL} {
+		u, err := url.Parse(value)
+		if err != nil {
+			return s, fmt.Errorf("%s: %w", name, err)
+		}
+		s.AllowedHosts = append(s.AllowedHosts, service.HostName(u.Hostname()))
+	}
+	return s, nil
 }
 
 // writeKey writes what Azurite's AZURITE_ACCOUNTS must be, with a key that is made

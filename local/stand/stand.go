@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"cats.example/local/issuer"
+	"cats.example/shared/service"
 )
 
 // The one workload that the token issuers know.
@@ -185,9 +186,9 @@ func listen(ctx context.Context, port int) (net.Listener, error) {
 	return l, nil
 }
 
-// serve serves h until stop is called.
+// serve serves h until stop is called. A page that uses DNS rebinding cannot reach h: requests for a DNS name get 421.
 func serve(l net.Listener, h http.Handler) (stop func(context.Context) error) {
-	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	server := &http.Server{Handler: service.RequireHost(service.LocalHost, h), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	go func() { _ = server.Serve(l) }() // until it is closed
 	return func(context.Context) error { return server.Close() }
 }

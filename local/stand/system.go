@@ -231,6 +231,8 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	signerEnv := map[string]string{
 		"API_ADDRESS": loopbackAddress(s.opts.SignerPort),
 		"OPS_ADDRESS": loopbackAddress(s.opts.SignerOpsPort),
+		// Against DNS rebinding: IP addresses and localhost only.
+		"ALLOWED_HOSTS": "localhost",
 	}
 	maps.Copy(signerEnv, env)
 	s.Signer, err = s.process("signer", s.opts.Signer, signerEnv, s.opts.SignerEnv,
@@ -249,6 +251,7 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 		"LISTEN_ADDRESS": loopbackAddress(s.opts.FrontendPort),
 		"OPS_ADDRESS":    loopbackAddress(s.opts.FrontendOpsPort),
 		"SIGNER_URL":     s.SignerAPI,
+		"ALLOWED_HOSTS":  "localhost",
 	}, s.opts.FrontendEnv, map[string]string{"public": "LISTEN_ADDRESS", "ops": "OPS_ADDRESS"})
 	if err != nil {
 		return err

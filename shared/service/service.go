@@ -200,7 +200,7 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(s.opsHandler(&draining), ops)
+	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)), ops)
 	opsServer.WriteTimeout = writeTimeout // the work server's answers have theirs, behind bodies of any length
 
 	// Background work outlives ctx: requests that are being drained need it.

@@ -21,6 +21,7 @@ type Settings struct {
 	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that brings less than MIN_UPLOAD_RATE over this long is given up"`
 	MinRate      int64         `env:"MIN_UPLOAD_RATE" envDefault:"240" help:"what a request body must bring at least, in bytes per second, averaged over STALL_TIMEOUT"`
 	MaxUploads   int           `env:"MAX_UPLOADS" envDefault:"128" help:"request bodies that are read at once; twice as many may wait, up to 10s, or be on their way to storage, and the slowest makes way. Twice as many requests without a body are answered at once, and four times as many connections are open at most"`
+	AllowedHosts []HostName    `env:"ALLOWED_HOSTS" help:"host names, separated by commas, that requests may have in their Host header; others are answered 421. IP addresses and localhost are always accepted; any host unless set"`
 	Profile      bool          `env:"PROFILE" envDefault:"false" help:"true serves Go profiles at /debug/pprof/ on the ops listener"`
 	DrainDelay   time.Duration `env:"DRAIN_DELAY" envDefault:"0s" help:"after SIGTERM, how long to go on serving while not ready, so that load balancers notice"`
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"60s" help:"how long requests under way may then take before they are cut off"`

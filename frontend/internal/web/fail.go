@@ -38,6 +38,7 @@ var status = map[string]int{
 	signerapi.ErrPreconditionFailed.Code:   http.StatusPreconditionFailed,
 	signerapi.ErrTooLarge.Code:             http.StatusRequestEntityTooLarge,
 	errURITooLong.Code:                     http.StatusRequestURITooLong,
+	errMisdirected.Code:                    http.StatusMisdirectedRequest,
 	signerapi.ErrUnsupportedMediaType.Code: http.StatusUnsupportedMediaType,
 
 	signerapi.ErrInvalidUser.Code:     http.StatusUnprocessableEntity,

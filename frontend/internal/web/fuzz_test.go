@@ -148,7 +148,7 @@ var answerHeaders = map[string]bool{
 	"Access-Control-Allow-Headers": true, "Access-Control-Allow-Methods": true, "Access-Control-Allow-Origin": true, "Access-Control-Expose-Headers": true, "Access-Control-Max-Age": true,
 	"Content-Security-Policy": true, "Ratelimit": true, "Vary": true,
 	"Allow": true, "Cache-Control": true, "Connection": true, "Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Date": true, "Etag": true,
-	"Location": true, "Referrer-Policy": true, "Retry-After": true, "Www-Authenticate": true, "X-Content-Type-Options": true, "X-Request-Id": true,
+	"Cross-Origin-Opener-Policy": true, "Location": true, "Referrer-Policy": true, "Retry-After": true, "Www-Authenticate": true, "X-Content-Type-Options": true, "X-Request-Id": true,
 }
 
 // own is where an answer of ours can lead.

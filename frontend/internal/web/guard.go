@@ -34,6 +34,9 @@ type Options struct {
 	TrustedProxies []AddressRange `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
 	CORSOrigins    []Origin       `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
 
+	// HostAllowed reports whether a Host header field names this server; nil allows any.
+	HostAllowed func(field string) bool
+
 	access.Rules
 	SignIn
 	limit.PerClient
@@ -68,9 +71,10 @@ func (o *Origin) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// errURITooLong and errCrossOrigin are the guard's own.
+// Errors of the guard.
 var (
 	errURITooLong  = &signerapi.Error{Code: "uri_too_long", Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
+	errMisdirected = &signerapi.Error{Code: "misdirected_request", Detail: "this server does not serve the host in the request's Host header; its operator can allow host names with ALLOWED_HOSTS"}
 	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Detail: "a page of another origin may not do this; its operator can allow origins"}
 )
 
@@ -109,11 +113,12 @@ func newGuard(options Options, reg prometheus.Registerer) *guard {
 
 // The headers of every answer, in their canonical form, which are set without
 // looking for it. No page is to be made of an answer, or to frame one, and nobody is
-// to be told the address of a link.
+// to be told the address of a link. Windows of other origins get no reference to our page.
 var (
 	noSniff  = []string{"nosniff"}
 	noSource = []string{"default-src 'none'; frame-ancestors 'none'"}
 	noRefer  = []string{"no-referrer"}
+	noOpener = []string{"same-origin"}
 )
 
 // outermost has h's answers say how browsers are to take them, refusals included.
@@ -123,6 +128,7 @@ func (g *guard) outermost(h http.Handler) http.Handler {
 		header["X-Content-Type-Options"] = noSniff
 		header["Content-Security-Policy"] = noSource
 		header["Referrer-Policy"] = noRefer
+		header["Cross-Origin-Opener-Policy"] = noOpener
 		if ambiguous(r) {
 			header.Set("Connection", "close")
 		}
@@ -159,6 +165,9 @@ func (g *guard) inner(h http.Handler) http.Handler {
 			return
 		}
 		switch {
+		case g.HostAllowed != nil && !g.HostAllowed(r.Host):
+			fail(w, r, errMisdirected)
+			return
 		case len(r.RequestURI) > maxTarget:
 			fail(w, r, errURITooLong)
 			return

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"cats.example/shared/service"
@@ -60,8 +62,29 @@ func TestEveryAnswerSaysHowBrowsersAreToTakeIt(t *testing.T) {
 		rec := send(t, h, c.method, c.target, "", nil)
 		got := rec.Header()
 		if rec.Code != c.status || got.Get("X-Content-Type-Options") != "nosniff" || got.Get("Referrer-Policy") != "no-referrer" ||
-			got.Get("Content-Security-Policy") != "default-src 'none'; frame-ancestors 'none'" || got.Get("Server") != "" || got.Get("X-Request-Id") == "" {
+			got.Get("Content-Security-Policy") != "default-src 'none'; frame-ancestors 'none'" || got.Get("Cross-Origin-Opener-Policy") != "same-origin" || got.Get("Server") != "" || got.Get("X-Request-Id") == "" {
 			t.Errorf("%s %.20s: %d %v; want %d", c.method, c.target, rec.Code, got, c.status)
+		}
+	}
+}
+
+func TestForeignHostsAreRejectedBeforeAnythingElse(t *testing.T) {
+	options := Options{HostAllowed: service.LocalHost}
+	if err := service.Parse(&options, []string{"RATE_LIMIT=0", "CORS_ORIGINS=https://a.example"}); err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	m := &memory{cats: map[string]string{"x": png}, fail: errors.New("the signer was asked")}
+	h := New(m, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg)
+	for _, target := range []string{"/cat/x", "/cat/x/", "/cat/x/picture", "/", "/docs", "/nothing"} {
+		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"} {
+			r := httptest.NewRequestWithContext(t.Context(), method, target, unread{t})
+			r.Host = "evil.example:8080"
+			r.Header.Set("Sec-Fetch-Site", "same-origin")
+			r.Header.Set("Access-Control-Request-Method", "PUT")
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			wantProblem(t, rec, 421, "misdirected_request")
 		}
 	}
 }
