@@ -22,10 +22,10 @@ const headBytes = 3072
 
 // Limits are the settings of what is accepted.
 type Limits struct {
-	MaxSize Size     `env:"MAX_PICTURE_SIZE" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB; the same in both containers"`
-	Types   []string `env:"PICTURE_TYPES" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif" help:"accepted media types, by the first bytes of the file; others than these are not possible; the same in both containers"`
+	MaxSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
+	Types   []string `env:"PICTURE_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
 
-	MaxPixels uint64 `env:"MAX_PIXELS" envDefault:"210000000" help:"most pixels that a picture may have, width times height by its header; the same in both containers"`
+	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that a picture may have, width times height by its header"`
 }
 
 // Size is a number of bytes, written as "32MiB", "512KiB" or "1000".

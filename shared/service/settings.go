@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,12 +99,55 @@ func describe(t reflect.Type) []Setting {
 		switch {
 		case ok:
 			name, options, _ := strings.Cut(tag, ",")
-			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", f.Tag.Get("help"), f.Name})
+			help := f.Tag.Get("help")
+			if isShared(f) {
+				help += "; the same in both containers"
+			}
+			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", help, f.Name})
 		case f.Anonymous:
 			list = append(list, describe(f.Type)...)
 		}
 	}
 	return list
+}
+
+// isShared reports whether a setting must be the same in both containers: whether it has
+// the tag shared.
+func isShared(f reflect.StructField) bool { return f.Tag.Get("shared") == "true" }
+
+// Shared returns the values of the settings that must be the same in both containers, by
+// name, in a form in which equal settings are equal: numbers exactly, lists sorted.
+func Shared(settings any) map[string]string {
+	values := map[string]string{}
+	addShared(values, reflect.Indirect(reflect.ValueOf(settings)))
+	return values
+}
+
+func addShared(values map[string]string, settings reflect.Value) {
+	for f, v := range settings.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("env"), ",")
+		switch {
+		case isShared(f):
+			values[name] = canonical(v)
+		case name == "" && f.Anonymous:
+			addShared(values, v)
+		}
+	}
+}
+
+func canonical(v reflect.Value) string {
+	switch {
+	case v.Kind() == reflect.Slice:
+		var list []string
+		for i := range v.Len() {
+			list = append(list, canonical(v.Index(i)))
+		}
+		slices.Sort(list)
+		return strings.Join(slices.Compact(list), ",")
+	case v.CanInt(): // sizes print rounded
+		return strconv.FormatInt(v.Int(), 10)
+	}
+	return fmt.Sprint(v)
 }
 
 // Help writes what --help shows: about, the commands, then each setting with its
