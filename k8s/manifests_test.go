@@ -183,7 +183,7 @@ func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
 		}
 		return deployment(t, build(t, mem, "overlays/aks")), nil
 	}
-	for _, name := range []string{"OIDC_ISSUER", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "READ_ACCESS", "OIDC_CLIENT_ID", "OIDC_SCOPE"} {
+	for _, name := range []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "READ_ACCESS", "OIDC_CLIENT_ID", "OIDC_SCOPE"} {
 		if _, err := known(name); err == nil || !strings.Contains(err.Error(), "data."+name) {
 			t.Errorf("without %s: %v", name, err)
 		}
@@ -197,8 +197,10 @@ func TestCallersAreKnownToBothContainersOrItDoesNotBuild(t *testing.T) {
 		return all
 	}
 	signer, frontend := values(d.Spec.Template.Spec.InitContainers[0]), values(d.Spec.Template.Spec.Containers[0])
-	for name, want := range map[string]string{"OIDC_ISSUER": "https://login.microsoftonline.com/TENANT/v2.0", "READ_ACCESS": "own"} {
-		if signer[name] != want || frontend[name] != want {
+	for name, want := range map[string]string{"OIDC_ISSUER": "https://login.microsoftonline.com/TENANT/v2.0", "OIDC_DISCOVERY_URL": "", "READ_ACCESS": "own"} {
+		_, inSigner := signer[name]
+		_, inFrontend := frontend[name]
+		if !inSigner || !inFrontend || signer[name] != want || frontend[name] != want {
 			t.Errorf("%s is %q for the signer and %q for the frontend", name, signer[name], frontend[name])
 		}
 	}

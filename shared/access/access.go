@@ -4,10 +4,13 @@
 package access
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"regexp"
+	"strings"
 )
 
 // Reading says who gets a link to a picture.
@@ -23,17 +26,31 @@ const (
 // Rules are the settings, the same in both containers. The zero value of Issuer asks nobody who
 // they are.
 type Rules struct {
-	Issuer string  `env:"OIDC_ISSUER" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, anyone may do anything; the same in both containers"`
-	Read   Reading `env:"READ_ACCESS" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone; the same in both containers"`
+	Issuer    string  `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, anyone may do anything"`
+	Discovery string  `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
+	Read      Reading `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
+}
+
+// DiscoveryURL returns the address of the issuer's OpenID Connect configuration.
+func (r Rules) DiscoveryURL() string {
+	at := cmp.Or(r.Discovery, r.Issuer)
+	u, err := url.Parse(at)
+	if err != nil || strings.Contains(u.Path, "/.well-known/") {
+		return at
+	}
+	return u.JoinPath(".well-known", "openid-configuration").String()
 }
 
 // Validate reports the faults of the settings, joined.
 func (r Rules) Validate() error {
 	var faults []error
 	if r.Issuer != "" {
-		u, err := url.Parse(r.Issuer)
-		if err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			faults = append(faults, fmt.Errorf("OIDC_ISSUER is %q: want the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0", r.Issuer))
+		faults = append(faults, checkURL("OIDC_ISSUER", r.Issuer, false, "the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"))
+	}
+	if r.Discovery != "" {
+		faults = append(faults, checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"))
+		if r.Issuer == "" {
+			faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither and let anyone do anything"))
 		}
 	}
 	switch r.Read {
@@ -42,6 +59,28 @@ func (r Rules) Validate() error {
 		faults = append(faults, fmt.Errorf("READ_ACCESS is %q: want %s, %s or %s", r.Read, Own, SignedIn, Anyone))
 	}
 	return errors.Join(faults...)
+}
+
+// Addresses of Entra ID at which the tokens of several tenants are issued. Each token has
+// the issuer of its own tenant.
+// Source: https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc
+var (
+	entraHost = regexp.MustCompile(`(?i)(^|\.)(microsoftonline\.(com|us|de)|partner\.microsoftonline\.cn|chinacloudapi\.cn|windows\.net|microsoft\.com)$`)
+	anyTenant = regexp.MustCompile(`(?i)^/(common|organizations|consumers)(/|$)`)
+	ownTenant = "set the tenant's own, such as https://login.microsoftonline.com/TENANT/v2.0 with the ID of the tenant (9188040d-6c67-4c5b-b112-36a304b66dad for personal accounts)"
+)
+
+func checkURL(name, value string, query bool, want string) error {
+	u, err := url.Parse(value)
+	switch {
+	case strings.ContainsAny(value, "{}") || err == nil && strings.ContainsAny(u.Path, "{}"):
+		return fmt.Errorf("%s is %q, which holds a placeholder, so that it equals the issuer of no token: %s", name, value, ownTenant)
+	case err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" && !query || u.Fragment != "" || u.User != nil:
+		return fmt.Errorf("%s is %q: want %s", name, value, want)
+	case entraHost.MatchString(u.Hostname()) && anyTenant.MatchString(u.Path):
+		return fmt.Errorf("%s is %q, which is for several tenants, and the tokens of each have another issuer: %s", name, value, ownTenant)
+	}
+	return nil
 }
 
 // On reports whether callers must be known.

@@ -35,6 +35,7 @@ type about struct {
 
 type signIn struct {
 	Issuer    string `json:"issuer"`
+	Discovery string `json:"discovery_url"`
 	ClientID  string `json:"client_id"`
 	Scope     string `json:"scope"`
 	UserClaim string `json:"user_claim"`
@@ -54,7 +55,7 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 		answer.ReadAccess = o.Read
 	}
 	if o.On() && o.ClientID != "" {
-		answer.SignIn = &signIn{o.Issuer, o.ClientID, o.Scope, said.UserClaim}
+		answer.SignIn = &signIn{o.Issuer, o.DiscoveryURL(), o.ClientID, o.Scope, said.UserClaim}
 	}
 	writeJSON(w, http.StatusOK, "application/json", answer)
 	return nil

@@ -57,7 +57,8 @@ func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 	for _, c := range []struct{ setting, said string }{
 		{"", "}"}, // anyone may do anything
 		{"OIDC_ISSUER=https://login.example.com", `,"read_access":"own"}`},
-		{"OIDC_CLIENT_ID=page", `,"read_access":"own","sign_in":{"issuer":"https://login.example.com","client_id":"page","scope":"openid","user_claim":"oid"}}`},
+		{"OIDC_CLIENT_ID=page", `,"read_access":"own","sign_in":{"issuer":"https://login.example.com","discovery_url":"https://login.example.com/.well-known/openid-configuration","client_id":"page","scope":"openid","user_claim":"oid"}}`},
+		{"OIDC_DISCOVERY_URL=https://b2c.example/v2.0?p=a", `,"read_access":"own","sign_in":{"issuer":"https://login.example.com","discovery_url":"https://b2c.example/v2.0/.well-known/openid-configuration?p=a","client_id":"page","scope":"openid","user_claim":"oid"}}`},
 	} {
 		settings = append(settings, c.setting)
 		h, _, _ := newWebWith(t, settings...)

@@ -5,6 +5,7 @@ import (
 	"embed"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,17 +31,27 @@ const originWait = time.Second
 // page is what people use of the API: one document, which asks the API by script.
 type page struct {
 	signer  signerapi.Signer
-	issuer  string                 // origin of the issuer that has people sign in; "" for none
+	issuer  string                 // origins of the issuer that has people sign in; "" for none
 	storage atomic.Pointer[string] // origin of links, once it is known: it stays the same for as long as a signer runs
 	index   file
 }
 
 func newPage(signer signerapi.Signer, options Options) *page {
 	p := &page{signer: signer, index: newFile("text/html; charset=utf-8", packed(pageFiles, "page/index.html"))}
-	if u, err := url.Parse(options.Issuer); err == nil && options.On() && options.ClientID != "" {
-		p.issuer = u.Scheme + "://" + u.Host
+	if options.On() && options.ClientID != "" {
+		// The token endpoint is at one of the two.
+		p.issuer = sources(slices.Compact([]string{originOf(options.Issuer), originOf(options.DiscoveryURL())})...)
 	}
 	return p
+}
+
+// originOf returns scheme, host and port of address, which is a URL.
+func originOf(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	return u.Scheme + "://" + u.Host
 }
 
 // get answers with the page. Where the signer does not answer, the policy leaves storage

@@ -21,6 +21,16 @@ func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
 			false,
 			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://login.example:8443",
 		},
+		"with a configuration elsewhere": {
+			[]string{"OIDC_ISSUER=https://TENANT.ciamlogin.example/TENANT/v2.0", "OIDC_DISCOVERY_URL=https://contoso.ciamlogin.example/v2.0?p=a", "OIDC_CLIENT_ID=page"},
+			false,
+			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://TENANT.ciamlogin.example https://contoso.ciamlogin.example",
+		},
+		"with a configuration at the same origin": {
+			[]string{"OIDC_ISSUER=https://login.example/TENANT", "OIDC_DISCOVERY_URL=https://login.example/POLICY", "OIDC_CLIENT_ID=page"},
+			false,
+			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://login.example",
+		},
 		"without sign-in":  {[]string{"OIDC_ISSUER=https://login.example"}, false, "img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob"},
 		"without a signer": {nil, true, "img-src 'self' blob:; connect-src 'self'"},
 	} {

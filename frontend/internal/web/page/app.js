@@ -721,8 +721,8 @@ async function ofIssuer(url, form) {
 }
 
 async function discover() {
-  const { issuer } = about.sign_in
-  const found = await ofIssuer(`${issuer.replace(/\/$/, '')}/.well-known/openid-configuration`)
+  const { issuer, discovery_url } = about.sign_in
+  const found = await ofIssuer(discovery_url)
   if (found.issuer !== issuer) throw new Problem('sign_in_refused', { detail: 'It says that it is another one.' })
   return found
 }
