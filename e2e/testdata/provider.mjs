@@ -1,7 +1,9 @@
 // An OpenID provider on https://localhost:PORT, by oidc-provider: gives access
 // tokens for AUDIENCE to the clients in CLIENTS, each under its own name, whose secret
 // is "secret", and to whoever says who they are and sits before the client "page", at
-// any port of http://127.0.0.1/. It has a new key with each start.
+// any port of http://127.0.0.1/. It has a new key with each start. With ISSUER, that is
+// the issuer of its tokens, and its configuration is under PATH_OF_CONFIGURATION, which begins with a
+// slash. BAD_KEYS, JSON, are published before its own key.
 import { readFileSync } from 'node:fs'
 import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { createServer } from 'node:https'
@@ -12,9 +14,12 @@ const key = generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export
 
 const server = createServer({ cert: readFileSync(env.CERT), key: readFileSync(env.KEY) })
 server.listen(Number(env.PORT), '127.0.0.1', () => {
-  const issuer = `https://localhost:${server.address().port}`
+  const base = `https://localhost:${server.address().port}`
+  const issuer = env.ISSUER || base
+  const kid = randomUUID()
+  const { d: _, ...published } = { ...key, kid, use: 'sig', alg: 'ES256' }
   const provider = new Provider(issuer, {
-    jwks: { keys: [{ ...key, kid: randomUUID(), use: 'sig', alg: 'ES256' }] },
+    jwks: { keys: [{ ...key, kid, use: 'sig', alg: 'ES256' }] },
     clients: [
       ...env.CLIENTS.split(',').map((id) => ({
         client_id: id, client_secret: 'secret', grant_types: ['client_credentials'], redirect_uris: [], response_types: [],
@@ -41,6 +46,17 @@ server.listen(Number(env.PORT), '127.0.0.1', () => {
       },
     },
   })
-  server.on('request', provider.callback())
-  console.log(`issuer ${issuer}`)
+  const handle = provider.callback()
+  const configuration = '/.well-known/openid-configuration'
+  server.on('request', (req, res) => {
+    const { pathname } = new URL(req.url, base)
+    if (env.BAD_KEYS && pathname === '/jwks') {
+      res.setHeader('Content-Type', 'application/json')
+      return res.end(JSON.stringify({ keys: [...JSON.parse(env.BAD_KEYS), published] }))
+    }
+    if (env.ISSUER && pathname === configuration) req.url = '/nothing'
+    if (env.ISSUER && pathname === env.PATH_OF_CONFIGURATION + configuration) req.url = configuration
+    handle(req, res)
+  })
+  console.log(`issuer ${base}`)
 })

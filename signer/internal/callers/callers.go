@@ -5,20 +5,18 @@
 package callers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
@@ -30,17 +28,11 @@ const (
 	// begins in the future is taken for what go-oidc allows (5 minutes) less than this.
 	ClockSkew = 2 * time.Minute
 
-	issuerTimeout = 5 * time.Second // for one answer of the issuer
-	firstRetry    = time.Second
-	lastRetry     = 30 * time.Second
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
 	// A key that the issuer has withdrawn is taken for so long at most: the library
 	// itself looks for keys only when it sees one that it does not know.
 	renewEvery = time.Hour
-
-	// Everybody can send tokens with a key that nobody knows. So often is the issuer
-	// asked for its keys at most, and no new key is unknown for longer.
-	keysEvery = 2 * time.Second
-	keysBurst = 5
 )
 
 // Options say whose tokens are taken and what they allow.
@@ -58,8 +50,9 @@ type Callers struct {
 	log      *slog.Logger
 	verifier atomic.Pointer[oidc.IDTokenVerifier] // nil before the issuer has answered
 	failed   atomic.Pointer[error]                // why it has not
-	clients  *limit.Clients[string]               // by sub
+	clients  *limit.Clients[string]               // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
+	ignored  ignoredKeys
 	now      func() time.Time
 }
 
@@ -126,122 +119,11 @@ func (c *Callers) Ready() error {
 	return signerapi.ErrIssuerUnavailable.Wrap(errors.New("the issuer of the callers' tokens has not answered yet"))
 }
 
-// Check returns why tokens could not be verified now, for [cats.example/signer/internal/doctor].
-func (c *Callers) Check(ctx context.Context) error {
-	_, err := c.discover(ctx)
-	return err
-}
-
-// discover asks the issuer how it signs, and for its keys.
-func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
-	ctx, cancel := context.WithTimeout(ctx, 3*issuerTimeout)
-	defer cancel()
-	client := *c.opts.Client
-	client.Timeout = issuerTimeout
-	bounded := boundedAnswers{client.Transport}
-	client.Transport = bounded
-	provider, err := oidc.NewProvider(oidc.ClientContext(ctx, &client), c.opts.Issuer)
-	if err != nil {
-		return nil, fmt.Errorf("discovery: %w", err)
-	}
-	var said struct {
-		Keys string   `json:"jwks_uri"`
-		Algs []string `json:"id_token_signing_alg_values_supported"`
-	}
-	if err := provider.Claims(&said); err != nil {
-		return nil, fmt.Errorf("discovery: %w", err)
-	}
-	if !strings.HasPrefix(said.Keys, "https://") {
-		return nil, fmt.Errorf("discovery: jwks_uri is %q: want https", said.Keys)
-	}
-	keysClient := client
-	keysClient.Transport = seldom{bounded, rate.NewLimiter(rate.Every(keysEvery), keysBurst)}
-	keys := &keySet{oidc.NewRemoteKeySet(oidc.ClientContext(context.WithoutCancel(ctx), &keysClient), said.Keys)}
-	// The keys are fetched when a token wants them; this one, signed by nobody, does.
-	if _, err := keys.VerifySignature(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.AAAA"); errors.Is(err, errNoKeys) {
-		return nil, err
-	}
-	return oidc.NewVerifier(c.opts.Issuer, keys, &oidc.Config{
-		ClientID: c.opts.Audience,
-		// Ours and not the issuer's word for "none" or for secrets that are shared.
-		SupportedSigningAlgs: signedByKeys(said.Algs),
-		Now:                  func() time.Time { return c.now().Add(-ClockSkew) },
-	}), nil
-}
-
-// signedByKeys returns those of algs that sign with a key of which the public half
-// verifies; RS256, which every issuer has, where there is none.
-func signedByKeys(algs []string) []string {
-	var ours []string
-	for _, alg := range algs {
-		switch alg {
-		case oidc.RS256, oidc.RS384, oidc.RS512, oidc.ES256, oidc.ES384, oidc.ES512, oidc.PS256, oidc.PS384, oidc.PS512, oidc.EdDSA:
-			ours = append(ours, alg)
-		}
-	}
-	if ours == nil {
-		return []string{oidc.RS256}
-	}
-	return ours
-}
-
-// errNoKeys is that the issuer's keys could not be had.
-var errNoKeys = errors.New("fetching the issuer's keys")
-
-// errSeldom is that they were had a moment ago.
-var errSeldom = errors.New("the issuer was asked for its keys a moment ago")
-
-// keySet is the library's, whose errors keep what they are for [Callers.of].
-type keySet struct{ *oidc.RemoteKeySet }
-
-type verdictKey struct{}
-
-// VerifySignature implements [oidc.KeySet]. The error is errNoKeys where the token
-// could not be checked, and another where it was not signed with one of the keys.
-func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	payload, err := k.RemoteKeySet.VerifySignature(ctx, token)
-	if err != nil && !errors.Is(err, errSeldom) && strings.HasPrefix(err.Error(), "fetching keys") {
-		err = fmt.Errorf("%w: %w", errNoKeys, err)
-	}
-	if verdict, ok := ctx.Value(verdictKey{}).(*error); ok {
-		*verdict = err // the verifier turns it into text
-	}
-	return payload, err
-}
-
-// seldom keeps those who send tokens from having the issuer asked as often as they like.
-type seldom struct {
-	http.RoundTripper
-	limit *rate.Limiter
-}
-
-func (s seldom) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !s.limit.Allow() {
-		return nil, errSeldom
-	}
-	return s.RoundTripper.RoundTrip(req)
-}
-
-// maxAnswer bounds an answer of the issuer, in bytes.
-const maxAnswer = 1 << 20
-
-type boundedAnswers struct{ http.RoundTripper }
-
-func (b boundedAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, err := b.RoundTripper.RoundTrip(req)
-	if err == nil {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, maxAnswer), resp.Body}
-	}
-	return resp, err
-}
-
-// caller is one whose token is good.
+// caller is an authenticated caller.
 type caller struct {
-	subject string // by which the issuer knows them
-	name    string // of the picture that is theirs; "" for none
+	id     string         // key of the caller's limits
+	name   signerapi.User // owner of the caller's picture; the zero User for none
+	noName error          // why name is the zero User; holds no value of the token
 }
 
 // of returns the caller on whose behalf ctx is, and counts a request of theirs.
@@ -264,20 +146,57 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 		case errors.Is(signature, errNoKeys):
 			return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
 		}
-		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
+		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
 	}
 	claims := map[string]any{}
 	if err := verified.Claims(&claims); err != nil {
-		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(err))
+		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
 	}
-	name, _ := claims[c.opts.Claim].(string)
-	if c.opts.Claim == "email" && claims["email_verified"] != true {
-		name = "" // whoever may write down any address there would be anybody
-	}
-	if _, err := c.clients.Request(verified.Subject); err != nil {
+	who := caller{}
+	who.name, who.noName = nameIn(claims, c.opts.Claim)
+	who.id = cmp.Or(verified.Subject, who.name.String()) // Azure AD B2C can leave sub out
+	if _, err := c.clients.Request(who.id); err != nil {
 		return caller{}, c.refuse(limited, err)
 	}
-	return caller{verified.Subject, name}, nil
+	return who, nil
+}
+
+// nameIn returns the user name in the claim of a token. The error names claims and the
+// types of their values, and holds no value.
+func nameIn(claims map[string]any, claim string) (signerapi.User, error) {
+	value, ok := claims[claim].(string)
+	if !ok {
+		return signerapi.User{}, fmt.Errorf("the claim %s of the token is %s: want a string", claim, kind(claims, claim))
+	}
+	// An issuer that does not verify addresses lets a caller enter that of another user.
+	if claim == "email" && claims["email_verified"] != true {
+		return signerapi.User{}, fmt.Errorf("the claim email_verified of the token is %s: want the boolean true", kind(claims, "email_verified"))
+	}
+	name, err := signerapi.ParseUser(value)
+	if err != nil {
+		return name, fmt.Errorf("the claim %s of the token cannot be a user name: %s", claim, signerapi.AsError(err).Detail)
+	}
+	return name, nil
+}
+
+// kind returns the JSON type of a claim, in words.
+func kind(claims map[string]any, claim string) string {
+	switch value, ok := claims[claim]; value := value.(type) {
+	case nil:
+		if !ok {
+			return "missing"
+		}
+		return "null"
+	case bool:
+		return fmt.Sprintf("the boolean %t", value)
+	case string:
+		return "a string"
+	case float64:
+		return "a number"
+	case []any:
+		return "a list"
+	}
+	return "an object"
 }
 
 func (c *Callers) refuse(outcome string, err error) error {
@@ -291,9 +210,9 @@ func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error
 	if err != nil {
 		return caller{}, err
 	}
-	if who.name != user.String() { // which is never ""
-		return caller{}, c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").
-			Wrap(fmt.Errorf("the claim %s of the token is %.128q", c.opts.Claim, who.name)))
+	if who.name != user || who.noName != nil {
+		reason := cmp.Or(who.noName, fmt.Errorf("the claim %s of the token names another user", c.opts.Claim))
+		return caller{}, c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").Wrap(reason))
 	}
 	c.outcomes.WithLabelValues(known).Inc()
 	return who, nil
@@ -305,7 +224,7 @@ func (c *Callers) uploads(ctx context.Context, user signerapi.User) (release fun
 	if err != nil {
 		return nil, err
 	}
-	if release, err = c.clients.Upload(who.subject); err != nil {
+	if release, err = c.clients.Upload(who.id); err != nil {
 		return nil, c.refuse(limited, err)
 	}
 	return release, nil
@@ -325,65 +244,4 @@ func (c *Callers) reads(ctx context.Context, user signerapi.User) error {
 	}
 	_, err := c.owner(ctx, user)
 	return err
-}
-
-// Guard returns a signer that does for known callers alone what s does.
-func (c *Callers) Guard(s signerapi.Signer) signerapi.Signer { return guard{s, c} }
-
-type guard struct {
-	signerapi.Signer
-	callers *Callers
-}
-
-func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	release, err := g.callers.uploads(ctx, user)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	defer release()
-	return g.Signer.Put(ctx, user, body, opts)
-}
-
-func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	if err := g.callers.reads(ctx, user); err != nil {
-		return signerapi.Link{}, err
-	}
-	return g.Signer.Link(ctx, user, opts)
-}
-
-func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	if _, err := g.callers.owner(ctx, user); err != nil {
-		return err
-	}
-	return g.Signer.Delete(ctx, user, conditions)
-}
-
-func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
-	if _, err := g.callers.owner(ctx, user); err != nil {
-		return signerapi.Ticket{}, err
-	}
-	return g.Signer.Ticket(ctx, user, size)
-}
-
-func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	release, err := g.callers.uploads(ctx, user)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	defer release()
-	return g.Signer.Commit(ctx, user, ticket, opts)
-}
-
-// About says, to anybody, by which claim callers are known.
-func (g guard) About(ctx context.Context) (signerapi.About, error) {
-	about, err := g.Signer.About(ctx)
-	about.UserClaim = g.callers.opts.Claim
-	return about, err
-}
-
-func (g guard) Ready(ctx context.Context) error {
-	if err := g.Signer.Ready(ctx); err != nil {
-		return err
-	}
-	return g.callers.Ready()
 }

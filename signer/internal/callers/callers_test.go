@@ -181,18 +181,6 @@ func TestWhoReadsIsASetting(t *testing.T) {
 	}
 }
 
-func TestAnAddressThatNobodyVerifiedIsNobodys(t *testing.T) {
-	k := rsaKey(t, "1")
-	p := newProvider(t, k)
-	s := knowing(t, p, func(o *Options) { o.Claim = "email" }).Guard(&counting{})
-	for verified, want := range map[any]error{true: nil, false: signerapi.ErrForbidden, "true": signerapi.ErrForbidden, nil: signerapi.ErrForbidden} {
-		token := k.sign(t, p.claims("email", "mia@example.com", "email_verified", verified))
-		if err := s.Delete(with(t, token), user(t, "mia@example.com"), signerapi.Conditions{}); !errors.Is(err, want) {
-			t.Errorf("email_verified %v: %v; want %v", verified, err, want)
-		}
-	}
-}
-
 func TestKeysRotate(t *testing.T) {
 	old, young := rsaKey(t, "1"), rsaKey(t, "2")
 	p := newProvider(t, old)

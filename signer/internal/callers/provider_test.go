@@ -26,9 +26,13 @@ type provider struct {
 	asked, askedKeys atomic.Int64
 	down             atomic.Bool
 
-	mu     sync.Mutex
-	public []jose.JSONWebKey
-	keysAt string // another address of the keys
+	mu       sync.Mutex
+	public   []jose.JSONWebKey
+	set      string // of keys, instead of those in public
+	keysAt   string // another address of the keys
+	issuer   string // another than the address
+	configAt string // another path of the configuration
+	handle   func(http.ResponseWriter, *http.Request) bool
 }
 
 func newProvider(t *testing.T, keys ...key) *provider {
@@ -43,15 +47,22 @@ func newProvider(t *testing.T, keys ...key) *provider {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		w.Header().Set("Content-Type", "application/json")
+		if p.handle != nil && p.handle(w, r) {
+			return
+		}
 		switch r.URL.Path {
-		case "/.well-known/openid-configuration":
+		case cmp.Or(p.configAt, "/.well-known/openid-configuration"):
 			p.asked.Add(1)
 			_ = json.NewEncoder(w).Encode(map[string]any{
-				"issuer": p.URL, "jwks_uri": cmp.Or(p.keysAt, p.URL+"/keys"),
+				"issuer": cmp.Or(p.issuer, p.URL), "jwks_uri": cmp.Or(p.keysAt, p.URL+"/keys"),
 				"id_token_signing_alg_values_supported": []string{"RS256", "ES256", "none", "HS256"},
 			})
 		case "/keys":
 			p.askedKeys.Add(1)
+			if p.set != "" {
+				_, _ = w.Write([]byte(p.set))
+				return
+			}
 			_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: p.public})
 		default:
 			w.WriteHeader(http.StatusNotFound)

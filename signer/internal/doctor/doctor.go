@@ -325,7 +325,7 @@ func (v *visit) callers(ctx context.Context, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, issuerLimit)
 	defer cancel()
 	if err := callers.New(v.Callers, log, prometheus.NewRegistry()).Check(ctx); err != nil {
-		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: OIDC_ISSUER must be the issuer as its tokens have it in iss, and be reachable from here over https", v.Callers.Issuer, err))
+		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https", v.Callers.Issuer, err))
 		return
 	}
 	v.line(ok, check, "tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)

@@ -1,0 +1,73 @@
+package callers
+
+import (
+	"context"
+	"io"
+
+	"cats.example/shared/signerapi"
+)
+
+// Guard returns a signer that does for known callers alone what s does.
+func (c *Callers) Guard(s signerapi.Signer) signerapi.Signer { return guard{s, c} }
+
+// guard does not embed the signer: after a new call of the contract, this package does not
+// compile until guard has a method that decides who may make it.
+type guard struct {
+	signer  signerapi.Signer
+	callers *Callers
+}
+
+var _ signerapi.Signer = guard{}
+
+func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+	release, err := g.callers.uploads(ctx, user)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer release()
+	return g.signer.Put(ctx, user, body, opts)
+}
+
+func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
+	if err := g.callers.reads(ctx, user); err != nil {
+		return signerapi.Link{}, err
+	}
+	return g.signer.Link(ctx, user, opts)
+}
+
+func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+	if _, err := g.callers.owner(ctx, user); err != nil {
+		return err
+	}
+	return g.signer.Delete(ctx, user, conditions)
+}
+
+func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+	if _, err := g.callers.owner(ctx, user); err != nil {
+		return signerapi.Ticket{}, err
+	}
+	return g.signer.Ticket(ctx, user, size)
+}
+
+func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	release, err := g.callers.uploads(ctx, user)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer release()
+	return g.signer.Commit(ctx, user, ticket, opts)
+}
+
+// About says, to anybody, by which claim callers are known.
+func (g guard) About(ctx context.Context) (signerapi.About, error) {
+	about, err := g.signer.About(ctx)
+	about.UserClaim = g.callers.opts.Claim
+	return about, err
+}
+
+func (g guard) Ready(ctx context.Context) error {
+	if err := g.signer.Ready(ctx); err != nil {
+		return err
+	}
+	return g.callers.Ready()
+}
