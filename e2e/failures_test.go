@@ -337,7 +337,7 @@ func TestAPassingFailureOfStorageIsNotSeenByClients(t *testing.T) {
 
 func TestTheSignerHasALimitOfItsOwn(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "5MiB"}})
+	sys := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "5MiB"}})
 	put(t, sys, "u", cat)
 	a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/u", "", io.MultiReader(bytes.NewReader(picture(largeSize, 'l')))) // of no known length
 	if err != nil {

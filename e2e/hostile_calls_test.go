@@ -114,7 +114,7 @@ func (h *hostile) arguments(t *testing.T, small string, stored func(string)) {
 	stored("arguments")
 	for _, header := range []string{
 		"X-Ms-Copy-Source: http://127.0.0.1/x", "X-Ms-Blob-Type: AppendBlob", "X-Ms-Meta-A: b", "X-Ms-Tags: a=b", "X-Ms-Blob-Content-Type: text/html", "X-Ms-Blob-Cache-Control: public", "X-Ms-Blob-Content-Disposition: inline",
-		"X-Ms-Lease-Id: 0", "X-Ms-Access-Tier: Archive", "X-Ms-Version: 2015-02-21", "X-Ms-Encryption-Key: AAAA", "X-Ms-Acl: public", "X-Ms-Delete-Snapshots: only", "Authorization: Bearer x", "Content-Type: text/html", "Content-Encoding: gzip",
+		"X-Ms-Lease-Id: 0", "X-Ms-Access-Tier: Archive", "X-Ms-Version: 2015-02-21", "X-Ms-Encryption-Key: AAAA", "X-Ms-Acl: public", "X-Ms-Delete-Snapshots: only", "Content-Type: text/html", "Content-Encoding: gzip",
 		"Content-Language: x", "Cache-Control: public", "Content-Disposition: inline", "Content-Range: bytes 0-9/100", "Range: bytes=0-1", "X-Ms-Range: bytes=0-1", "If-Match: \"x\"", "If-None-Match: *", "If-Modified-Since: Mon, 01 Jan 2001 00:00:00 GMT",
 		"X-Original-URL: /v1/list", "X-Rewrite-URL: /v1/list", "X-Forwarded-Host: elsewhere", "X-Forwarded-Proto: http", "Forwarded: host=elsewhere", "Upgrade: websocket", "Upgrade: h2c", "TE: trailers", "Via: 1.1 x", "X-Request-Id: a\tb", "Traceparent: x",
 	} {

@@ -49,7 +49,7 @@ func newHostile(t *testing.T, env map[string]string) *hostile {
 		h.record(r)
 		healthy.ServeHTTP(w, r)
 	})
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, SignerEnv: env})
+	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env})
 	h.mu.Lock()
 	h.sys = sys
 	h.mu.Unlock()

@@ -270,7 +270,14 @@ func conformsOfCallers(t *testing.T, c *contract) {
 	if a := c.ask(t, few, 429, o.get.with(bearer(mia)...)); len(a.Header.Values("RateLimit")) != 2 {
 		t.Errorf("what is left to the caller is not told: %v", a.Header)
 	}
+	delete(opts.SignerEnv, "OIDC_ISSUER")
+	delete(opts.SignerEnv, "OIDC_AUDIENCE")
+	split := startDiffering(t, opts)
+	for _, k := range o.own {
+		c.ask(t, split, 503, k.with(bearer(mia)...))
+	}
 	p.stop()
+	opts = withCallers(p.issuer, nil)
 	opts.NotReady = true
 	sys = direct(t, opts) // which knows no key
 	var wg sync.WaitGroup

@@ -183,7 +183,7 @@ func TestADecompressionBombIsRefusedByItsHeader(t *testing.T) {
 // who speaks its API in place of one.
 func TestTheSignerLooksAtPicturesItself(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
+	sys := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
 	small := pixel(t, "image/png")
 	put(t, sys, "x", small)
 	for _, a := range sent(t, sys.URL+"/cat/x", cat) {

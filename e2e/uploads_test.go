@@ -67,7 +67,7 @@ func TestAPictureOverTheLimitIsRefusedAndNothingIsStored(t *testing.T) {
 	sys := start(t, stand.SystemOptions{
 		SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"},
 	})
-	signer := start(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}})
+	signer := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}})
 	old := random(1000, 1)
 	put(t, sys, "x", old)
 	put(t, sys, "x", random(limit, 2))

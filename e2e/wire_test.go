@@ -44,7 +44,7 @@ func answersTo(t *testing.T, sys *stand.System, what, raw string) []string {
 // never taken for the next request on the connection.
 func TestTheRestOfARefusedRequestIsNeverARequest(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB", "STALL_TIMEOUT": "2s"}})
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB", "STALL_TIMEOUT": "2s"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
 	put(t, sys, "x", cat)
 	const chunks = "Transfer-Encoding: chunked\r\n\r\n"
 	body := strings.Repeat(hidden, 200)

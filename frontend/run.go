@@ -46,6 +46,6 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:    web.New(signer, cfg.Options, requests, reg),
 		OpsAddress: cfg.OpsAddress,
 		Proxies:    web.Prefixes(cfg.TrustedProxies),
-		Ready:      signer.Ready,
+		Ready:      (&agreement{signer: signer, own: service.Shared(cfg), log: log}).ready,
 	}.Run(ctx)
 }

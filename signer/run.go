@@ -103,7 +103,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	})
 	requests.Trace(traces, false)
 	calls := paths{}
-	for _, route := range signerapi.Routes(signer, service.Note) {
+	for _, route := range signerapi.Routes(signer, service.Note, signerapi.Settings{Anonymous: !cfg.On(), Shared: service.Shared(cfg)}) {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
 		handler := service.RequireHost(service.LocalHost, route.Handler)
 		if route.Probe {

@@ -39,6 +39,7 @@ var (
 	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
 	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
 	ErrRateLimited          = &Error{Code: "rate_limited", Detail: "too many requests from here; try again later", RetryAfter: time.Second}
+	ErrMisconfigured        = &Error{Code: "misconfigured", Detail: "the containers of the service disagree about authentication; its operator can find the setting in the frontend's log", RetryAfter: 30 * time.Second}
 	ErrIssuerUnavailable    = &Error{Code: "issuer_unavailable", Detail: "callers' tokens cannot be checked at the moment; try again later", RetryAfter: 5 * time.Second}
 	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
 	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too much at once; try again later", RetryAfter: 2 * time.Second}
@@ -78,6 +79,7 @@ var wire = []struct {
 	{ErrRateLimited, http.StatusTooManyRequests},
 	{ErrInternal, http.StatusInternalServerError},
 	{ErrIdentityUnavailable, http.StatusBadGateway},
+	{ErrMisconfigured, http.StatusServiceUnavailable},
 	{ErrIssuerUnavailable, http.StatusServiceUnavailable},
 	{ErrThrottled, http.StatusServiceUnavailable},
 	{ErrOverloaded, http.StatusServiceUnavailable},

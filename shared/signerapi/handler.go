@@ -31,30 +31,40 @@ type Route struct {
 // Routes returns the server's side of the contract over s. It checks again all
 // that the frontend should have checked. note is told each error behind an
 // answer, with the cause that does not cross the wire, for the request's log line.
-func Routes(s Signer, note func(context.Context, error)) []Route {
-	h := handler{s, note}
+func Routes(s Signer, note func(context.Context, error), settings Settings) []Route {
+	h := handler{s, note, settings}
 	return []Route{
 		{Path: picturePath, Handler: h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})},
 		{Path: linkPath, Handler: h.by(map[string]call{http.MethodGet: h.link})},
 		{Path: ticketPath, Handler: h.by(map[string]call{http.MethodPost: h.ticket})},
 		{Path: commitPath, Handler: h.by(map[string]call{http.MethodPost: h.commit})},
-		{Path: aboutPath, Handler: h.by(map[string]call{http.MethodGet: h.about})},
+		{Path: aboutPath, Handler: h.by(map[string]call{http.MethodGet: h.about}), Probe: true},
 		{Path: readyPath, Handler: h.by(map[string]call{http.MethodGet: h.ready}), Probe: true},
 	}
 }
 
-// NewHandler returns [Routes] as one handler.
+// Settings are the settings of the signer that its side of the contract depends on.
+type Settings struct {
+	// Anonymous says that authentication is off. A call with a token is then
+	// ErrMisconfigured: the frontend sends tokens only where authentication is on.
+	Anonymous bool
+	// Shared is the field of About.
+	Shared map[string]string
+}
+
+// NewHandler returns [Routes] with the zero Settings as one handler.
 func NewHandler(s Signer, note func(context.Context, error)) http.Handler {
 	mux := http.NewServeMux()
-	for _, r := range Routes(s, note) {
+	for _, r := range Routes(s, note, Settings{}) {
 		mux.Handle(r.Path, r.Handler)
 	}
 	return mux
 }
 
 type handler struct {
-	signer Signer
-	note   func(context.Context, error)
+	signer   Signer
+	note     func(context.Context, error)
+	settings Settings
 }
 
 // call answers one request: a value to send as JSON, nil for 204, or an error.
@@ -74,6 +84,9 @@ func (h handler) by(calls map[string]call) http.Handler {
 		token, err := TokenIn(r.Header)
 		if token != "" {
 			r = r.WithContext(WithToken(r.Context(), token))
+			if h.settings.Anonymous {
+				err = ErrMisconfigured
+			}
 		}
 		var answer any
 		if err == nil {
@@ -209,6 +222,7 @@ func (h handler) about(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	about.Shared = h.settings.Shared
 	return about, nil
 }
 

@@ -21,7 +21,8 @@
 //
 // Each call has the header Cats-Contract: 1; a request without is refused with 403.
 // Authorization: Bearer T passes on the token of the caller on whose behalf it is, see
-// [WithToken]; the signer verifies it where callers must be known.
+// [WithToken]; the signer verifies it where callers must be known, and rejects the call
+// with ErrMisconfigured elsewhere.
 // CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
 // sha512=H, in hexadecimal.
 //
@@ -220,6 +221,9 @@ type About struct {
 	// UserClaim is the claim of a caller's token that is the name of their picture;
 	// "" where callers are not known.
 	UserClaim string `json:"user_claim,omitempty"`
+	// Shared has the signer's values of the settings that must be the same in both
+	// containers, by name.
+	Shared map[string]string `json:"shared_settings,omitempty"`
 }
 
 // SignedURL is a URL that carries a credential in its query string. It prints

@@ -71,3 +71,39 @@ func (s tokens) Delete(ctx context.Context, _ User, _ Conditions) error {
 	*s.got = append(*s.got, TokenOf(ctx))
 	return nil
 }
+
+func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
+	shared := map[string]string{"OIDC_ISSUER": ""}
+	for _, r := range Routes(stub{about: About{LinkTTL: 7}}, ignore, Settings{Anonymous: true, Shared: shared}) { // the stub's other calls panic
+		for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
+			for _, token := range []string{"mew", "a.b.c"} {
+				rec := httptest.NewRecorder()
+				req := httptest.NewRequestWithContext(t.Context(), method, r.Path+"?user=mia&size=1&ticket=1-1-A", strings.NewReader("cat"))
+				req.Header.Set(contractHeader, contractVersion)
+				req.Header.Set("Authorization", "Bearer "+token)
+				if r.Handler.ServeHTTP(rec, req); rec.Code == http.StatusMethodNotAllowed {
+					continue
+				}
+				if rec.Code != http.StatusServiceUnavailable || !strings.Contains(rec.Body.String(), `"misconfigured"`) || rec.Header().Get("Retry-After") == "" {
+					t.Errorf("%s %s with the token %q: %d %s", method, r.Path, token, rec.Code, rec.Body)
+				}
+			}
+		}
+	}
+	mux := http.NewServeMux()
+	for _, r := range Routes(stub{about: About{LinkTTL: 7}}, ignore, Settings{Anonymous: true, Shared: shared}) {
+		mux.Handle(r.Path, r.Handler)
+	}
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	c := clientOf(t, srv.URL)
+	if about, err := c.About(t.Context()); err != nil || about.LinkTTL != 7 || about.Shared["OIDC_ISSUER"] != "" || len(about.Shared) != 1 {
+		t.Errorf("about without a token: %+v, %v", about, err)
+	}
+	if err := c.Ready(t.Context()); err != nil {
+		t.Errorf("ready without a token: %v", err)
+	}
+	if err := c.Delete(WithToken(t.Context(), "mew"), user(t, "mia"), Conditions{}); !errors.Is(err, ErrMisconfigured) {
+		t.Errorf("a client that passes a token on: %v", err)
+	}
+}

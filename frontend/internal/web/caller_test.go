@@ -88,7 +88,7 @@ func (w *watched) Read(p []byte) (int, error) {
 }
 
 func TestEveryErrorOfTheContractHasAStatus(t *testing.T) {
-	for _, err := range []error{signerapi.ErrUnauthenticated, signerapi.ErrForbidden, signerapi.ErrRateLimited, signerapi.ErrIssuerUnavailable} {
+	for _, err := range []error{signerapi.ErrUnauthenticated, signerapi.ErrForbidden, signerapi.ErrRateLimited, signerapi.ErrMisconfigured, signerapi.ErrIssuerUnavailable} {
 		h, m, _ := newWeb(t)
 		m.fail = errors.Join(err)
 		if rec := send(t, h, "GET", "/cat/mia", "", nil); rec.Code != status[signerapi.AsError(err).Code] || rec.Code == 500 {

@@ -52,6 +52,7 @@ var status = map[string]int{
 	signerapi.ErrInternal.Code:            http.StatusInternalServerError,
 	signerapi.ErrIdentityUnavailable.Code: http.StatusBadGateway,
 
+	signerapi.ErrMisconfigured.Code:      http.StatusServiceUnavailable,
 	signerapi.ErrIssuerUnavailable.Code:  http.StatusServiceUnavailable,
 	signerapi.ErrThrottled.Code:          http.StatusServiceUnavailable,
 	signerapi.ErrOverloaded.Code:         http.StatusServiceUnavailable,
