@@ -55,14 +55,17 @@ func (m *metrics) upload(h handler) handler {
 	}
 }
 
-// counted is a signer whose calls are counted.
+// counted is a signer whose calls are counted. It does not embed the signer: after a new
+// call of the contract, this package does not compile until counted has the method.
 type counted struct {
-	signerapi.Signer
-	m *metrics
+	signer signerapi.Signer
+	m      *metrics
 }
 
+var _ signerapi.Signer = counted{}
+
 func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	info, err := c.Signer.Put(ctx, user, body, opts)
+	info, err := c.signer.Put(ctx, user, body, opts)
 	c.m.count("put", err)
 	if err == nil {
 		c.m.stored.Add(float64(info.Size))
@@ -71,25 +74,25 @@ func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, o
 }
 
 func (c counted) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	link, err := c.Signer.Link(ctx, user, opts)
+	link, err := c.signer.Link(ctx, user, opts)
 	c.m.count("link", err)
 	return link, err
 }
 
 func (c counted) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	err := c.Signer.Delete(ctx, user, conditions)
+	err := c.signer.Delete(ctx, user, conditions)
 	c.m.count("delete", err)
 	return err
 }
 
 func (c counted) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
-	ticket, err := c.Signer.Ticket(ctx, user, size)
+	ticket, err := c.signer.Ticket(ctx, user, size)
 	c.m.count("ticket", err)
 	return ticket, err
 }
 
 func (c counted) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	info, err := c.Signer.Commit(ctx, user, ticket, opts)
+	info, err := c.signer.Commit(ctx, user, ticket, opts)
 	c.m.count("commit", err)
 	if err == nil {
 		c.m.stored.Add(float64(info.Size))
@@ -98,10 +101,13 @@ func (c counted) Commit(ctx context.Context, user signerapi.User, ticket string,
 }
 
 func (c counted) About(ctx context.Context) (signerapi.About, error) {
-	about, err := c.Signer.About(ctx)
+	about, err := c.signer.About(ctx)
 	c.m.count("about", err)
 	return about, err
 }
+
+// Ready is not counted: it is a probe.
+func (c counted) Ready(ctx context.Context) error { return c.signer.Ready(ctx) }
 
 func (m *metrics) count(op string, err error) {
 	outcome := "ok"
