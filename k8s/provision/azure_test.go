@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -38,6 +39,7 @@ type world struct {
 	LoggedOut    bool
 	EntraLogin   bool   // to the cluster, which needs kubelogin
 	Version      string // of az
+	Cloud        string // that az is logged in to, "" for the public one
 	NameTaken    bool   // the storage account's, by somebody else
 	NotActions   []string
 	Unregistered string
@@ -83,6 +85,7 @@ func (w *world) changed(args []string) { w.Calls = append(w.Calls, call{Args: ar
 var options = map[string]string{
 	"version":                              "",
 	"account show":                         "",
+	"cloud show":                           "",
 	"provider show":                        "--namespace",
 	"rest":                                 "--method --url",
 	"group exists":                         "--name",
@@ -243,6 +246,8 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 			return nil, 1
 		}
 		return map[string]string{"id": strings.TrimPrefix(subscription, "/subscriptions/"), "name": "Cats and more"}, 0
+	case "cloud show":
+		return map[string]string{"name": cmp.Or(w.Cloud, "AzureCloud")}, 0
 	case "provider show":
 		if o["--namespace"] == w.Unregistered {
 			return map[string]string{"registrationState": "NotRegistered"}, 0

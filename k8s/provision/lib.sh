@@ -7,7 +7,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 overlay=${OVERLAY:-$here/../overlays/aks}
 namespace=cats-api
 subject=system:serviceaccount:cats-api:cats-api-sa
-audience=api://AzureADTokenExchange
+audience=api://AzureADTokenExchange # of the public cloud; programs sets that of others
 tag=managed-by=cats-api
 delegator='Storage Blob Delegator'
 contributor='Storage Blob Data Contributor'
@@ -107,7 +107,12 @@ programs() {
     subscription=${fields[0]} subscription_name=${fields[1]}
   else
     fault 'nobody is logged in: az login, and az account set --subscription … to choose'
+    return
   fi
+  case $(az cloud show --query name --output tsv) in
+  AzureUSGovernment) audience+=USGov ;;
+  AzureChinaCloud) audience+=China ;;
+  esac
 }
 
 # find_issuer looks for the cluster's OIDC issuer, and returns 1 without a cluster.
@@ -117,7 +122,8 @@ find_issuer() {
 
 # find_credential looks at the federated credentials of the identity: the one, under
 # whatever name, that is for the issuer and the service account; for whom the one is
-# that has the name but is not for them; how many others there are.
+# that has the name but is not for them; how many others there are. A national cloud
+# takes the public cloud's audience, too, if the cluster's tokens have it.
 find_credential() {
   local got name from whom to
   credential='' taken_by='' other_credentials=0
@@ -125,7 +131,7 @@ find_credential() {
     --query '[].[name, issuer, subject, audiences[0]]') || return 0
   while IFS=$'\t' read -r name from whom to; do
     [ -n "$name" ] || continue
-    if [ "$from,$whom,$to" = "$issuer,$subject,$audience" ]; then
+    if [ "$from,$whom" = "$issuer,$subject" ] && [[ $to = "$audience" || $to = api://AzureADTokenExchange ]]; then
       credential=$name
       continue
     fi

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -303,6 +304,41 @@ func TestWhatIsThereIsTakenAndOnlyWhatMustChangeIsChanged(t *testing.T) {
 		w.others(strings.Repeat("x", i+1))
 	}
 	w.provision(t, good)
+}
+
+func TestFederatedCredentialHasTheCloudsAudience(t *testing.T) {
+	t.Parallel()
+	for cloud, want := range map[string]string{
+		"AzureCloud":        "api://AzureADTokenExchange",
+		"AzureUSGovernment": "api://AzureADTokenExchangeUSGov",
+		"AzureChinaCloud":   "api://AzureADTokenExchangeChina",
+		"AzureStackUser":    "api://AzureADTokenExchange", // a cloud registered by hand
+	} {
+		t.Run(cloud, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.Cloud = cloud
+			said, changes := w.provision(t, good)
+			var got []string
+			for _, c := range changes {
+				if i := slices.Index(c.Args, "--audiences"); i >= 0 {
+					got = append(got, c.Args[i+1])
+				}
+			}
+			if !slices.Equal(got, []string{want}) {
+				t.Errorf("the audiences are %q; want %q\n%s", got, want, said)
+			}
+			// The cluster's tokens may have the public cloud's: one made by hand is taken.
+			w.Things["credential|my(group)|cats-api|cats-api"]["audiences"] = []string{"api://AzureADTokenExchange"}
+			for _, script := range []string{"provision.sh", "teardown.sh"} {
+				args := map[string][]string{"teardown.sh": {"--yes"}}[script]
+				code, said, changes := w.run(t, "", script, good, args...)
+				if code != 0 || slices.Contains(kinds(changes), "identity federated-credential create") {
+					t.Errorf("%s: exit code %d\n%v\n%s", script, code, kinds(changes), said)
+				}
+			}
+		})
+	}
 }
 
 // others gives the identity a federated credential of another cluster.

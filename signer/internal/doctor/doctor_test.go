@@ -312,6 +312,28 @@ func TestWhatIsWrongWithTheTokenFileIsToldWithoutTheToken(t *testing.T) {
 	}
 }
 
+func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
+	const public = "api://AzureADTokenExchange"
+	for _, c := range []struct{ host, audience, mark, says string }{
+		{"https://login.microsoftonline.us/", public + "USGov", "ok ", "audience  " + public + "USGov\n"},
+		{"https://login.microsoftonline.us/", public, "warn", public + " (want " + public + "USGov)"},
+		{"https://login.partner.microsoftonline.cn/", public + "China", "ok ", "audience  " + public + "China\n"},
+		{"https://login.chinacloudapi.cn/", public + "USGov", "warn", "another audience than " + public + "China"},
+		{"https://login.microsoftonline.com/", public + "China", "warn", "another audience than " + public + ","},
+		{"", public, "ok ", "audience  " + public + "\n"},
+	} {
+		opts, _ := healthy(t)
+		opts.Identity.AuthorityHost = c.host
+		writeToken(t, opts.Identity.TokenFile, jwt(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
+		var out strings.Builder
+		v := &visit{Options: opts, report: report{out: &out}}
+		v.tokenFile(time.Now())
+		if !strings.HasPrefix(out.String(), c.mark) || !strings.Contains(out.String(), c.says) {
+			t.Errorf("%s at %s: %s; want %s and %s", c.audience, c.host, &out, c.mark, c.says)
+		}
+	}
+}
+
 func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 	opts, _ := healthy(t)
 	opts.TokenProxy = true

@@ -14,9 +14,6 @@ import (
 	"cats.example/signer/internal/identity"
 )
 
-// exchangeAudience is what Entra ID's public cloud exchanges tokens for.
-const exchangeAudience = "api://AzureADTokenExchange"
-
 // claims of a federated token that matter for its exchange.
 type claims struct {
 	Issuer    string   `json:"iss"`
@@ -72,7 +69,7 @@ func (v *visit) tokenFile(now time.Time) (noToken string) {
 		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("the file is empty")}
 	}
 	if err != nil {
-		v.fail(check, identity.Explain(err))
+		v.fail(check, identity.Explain(err, v.Identity.Audience()))
 		return failed
 	}
 	c, err := readClaims(string(token))
@@ -80,16 +77,16 @@ func (v *visit) tokenFile(now time.Time) (noToken string) {
 		v.fail(check, fmt.Errorf("%s: %w; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token", path, err))
 		return ""
 	}
-	want := ""
-	if !v.TokenProxy && (len(c.Audience) != 1 || c.Audience[0] != exchangeAudience) {
-		want = " (want " + exchangeAudience + ")"
+	want, expected := "", v.Identity.Audience()
+	if !v.TokenProxy && (len(c.Audience) != 1 || c.Audience[0] != expected) {
+		want = " (want " + expected + ")"
 	}
 	life, err := c.life(now)
 	switch {
 	case err != nil:
 		v.fail(check, fmt.Errorf("%s %w", path, err))
 	case want != "":
-		v.problem(warn, check, fmt.Errorf("%s has another audience than %s; fix: set it where the token's volume is made, unless this is a national cloud, which has one of its own", path, exchangeAudience))
+		v.problem(warn, check, fmt.Errorf("%s has another audience than %s, which AZURE_AUTHORITY_HOST says; fix: set it where the token's volume is made, or give the federated credential the token's own", path, expected))
 	default:
 		v.line(ok, check, "%s, for %v", path, life)
 	}

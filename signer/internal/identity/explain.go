@@ -16,7 +16,7 @@ var aadsts = regexp.MustCompile(`AADSTS(\d+): ?([^"\\\r\n]*)`)
 var fixes = map[string]string{
 	"70021":   federated,
 	"700211":  federated + "; the issuer must be the cluster's own: az aks show --query oidcIssuerProfile.issuerUrl",
-	"700212":  federated + "; the audience must be api://AzureADTokenExchange",
+	"700212":  federated + "; the audience of both should be %s, as AZURE_AUTHORITY_HOST says, and must be the same",
 	"700213":  federated + "; the subject must be system:serviceaccount:NAMESPACE:SERVICEACCOUNT of this pod",
 	"7002138": federated + "; upper and lower case count",
 	"700024":  "the federated token is outside its time: is the kubelet renewing it, and are the clocks right",
@@ -32,8 +32,8 @@ const federated = "compare issuer, subject and audience of the identity's federa
 
 // Explain turns an error of the token exchange into one line: what Entra ID or
 // the file system said, and what to do about it. The SDK's own text repeats the
-// whole answer over many lines.
-func Explain(err error) error {
+// whole answer over many lines. audience is the one that the cloud expects.
+func Explain(err error, audience string) error {
 	if err == nil {
 		return nil
 	}
@@ -46,7 +46,7 @@ func Explain(err error) error {
 	}
 	said := fmt.Sprintf("AADSTS%s: %s", m[1], strings.TrimSpace(m[2]))
 	if fix := fixes[m[1]]; fix != "" {
-		said += "; fix: " + fix
+		said += "; fix: " + strings.ReplaceAll(fix, "%s", audience)
 	}
 	return errors.New(said)
 }

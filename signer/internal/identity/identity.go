@@ -5,12 +5,15 @@ package identity
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,13 +54,33 @@ type Options struct {
 	Tracing                  tracing.Provider // the zero one for no spans
 }
 
+// audiences has the audiences of federated tokens in national clouds, by Entra ID's host.
+// Source: https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
+var audiences = map[string]string{
+	"login.microsoftonline.us":         publicAudience + "USGov",
+	"login.partner.microsoftonline.cn": publicAudience + "China",
+	"login.chinacloudapi.cn":           publicAudience + "China",
+}
+
+const publicAudience = "api://AzureADTokenExchange"
+
+// Audience returns the audience that federated tokens have in the cloud of AuthorityHost.
+func (o Options) Audience() string {
+	u, err := url.Parse(o.AuthorityHost)
+	if err != nil {
+		return publicAudience
+	}
+	return cmp.Or(audiences[strings.ToLower(u.Hostname())], publicAudience)
+}
+
 // Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
 // the token that [Tokens.Run] keeps fresh, or an error when there is none.
 type Tokens struct {
-	fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error)
-	log   *slog.Logger
-	first chan struct{} // closed once there has been a token
-	renew chan struct{}
+	fetch    func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error)
+	audience string // for [Explain]
+	log      *slog.Logger
+	first    chan struct{} // closed once there has been a token
+	renew    chan struct{}
 
 	acquired *prometheus.CounterVec
 	worked   prometheus.Gauge
@@ -69,7 +92,7 @@ type Tokens struct {
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
-	return newTokens(func(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	t := newTokens(func(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 		// A new credential each time: the SDK's own would go on using an assertion
 		// that it has read up to ten minutes ago.
 		cred, err := opts.credential()
@@ -78,6 +101,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		}
 		return cred.GetToken(ctx, o)
 	}, log, reg)
+	t.audience = opts.Audience()
+	return t
 }
 
 func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error), log *slog.Logger, reg prometheus.Registerer) *Tokens {
@@ -231,7 +256,7 @@ func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) 
 	defer t.mu.Unlock()
 	if err != nil {
 		t.acquired.WithLabelValues("error").Inc()
-		t.err = signerapi.ErrIdentityUnavailable.Wrap(Explain(err))
+		t.err = signerapi.ErrIdentityUnavailable.Wrap(Explain(err, t.audience))
 		return azcore.AccessToken{}, t.err
 	}
 	t.acquired.WithLabelValues("ok").Inc()

@@ -179,19 +179,50 @@ func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
 	answer := "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
 		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
 	for code := range fixes {
-		got := Explain(errors.New(strings.Replace(answer, "%s", code, 1))).Error()
+		got := Explain(errors.New(strings.Replace(answer, "%s", code, 1)), "").Error()
 		if !strings.HasPrefix(got, "AADSTS"+code+": Something is wrong.") || !strings.Contains(got, "; fix: ") || strings.ContainsAny(got, "\n\"") {
 			t.Errorf("%s: %q", code, got)
 		}
 	}
-	if got := Explain(errors.New("a\nb " + strings.Repeat("x", 1000))).Error(); strings.Contains(got, "\n") || len(got) > 410 {
+	if got := Explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
 		t.Errorf("%q", got)
 	}
-	if got := Explain(&fs.PathError{Op: "open", Path: "/t", Err: fs.ErrNotExist}).Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") {
+	if got := Explain(&fs.PathError{Op: "open", Path: "/t", Err: fs.ErrNotExist}, "").Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") {
 		t.Errorf("%q", got)
 	}
-	if Explain(nil) != nil {
+	if Explain(nil, "") != nil {
 		t.Error("no error became one")
+	}
+}
+
+func TestAudienceIsThatOfTheCloud(t *testing.T) {
+	for host, want := range map[string]string{
+		"":                                          "api://AzureADTokenExchange",
+		"https://login.microsoftonline.com/":        "api://AzureADTokenExchange",
+		"https://login.microsoftonline.us/":         "api://AzureADTokenExchangeUSGov",
+		"https://login.microsoftonline.us":          "api://AzureADTokenExchangeUSGov",
+		"https://LOGIN.microsoftonline.us:443/":     "api://AzureADTokenExchangeUSGov",
+		"https://login.partner.microsoftonline.cn/": "api://AzureADTokenExchangeChina",
+		"https://login.chinacloudapi.cn/":           "api://AzureADTokenExchangeChina",
+		"https://login.private.example/":            "api://AzureADTokenExchange",
+		"https://%zz":                               "api://AzureADTokenExchange",
+	} {
+		file := filepath.Join(t.TempDir(), "token")
+		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		opts := Options{AuthorityHost: host, Kind: WorkloadIdentity, TokenFile: file}
+		if got := opts.Audience(); got != want {
+			t.Errorf("%q: %s; want %s", host, got, want)
+		}
+		tokens := New(opts, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+		tokens.fetch = func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+			return azcore.AccessToken{}, errors.New("invalid_client: AADSTS700212: No matching federated identity record found for presented assertion audience 'api://other'")
+		}
+		_, err := tokens.Fetch(t.Context())
+		if err == nil || !strings.Contains(err.Error(), want+",") || !strings.Contains(err.Error(), "'api://other'") {
+			t.Errorf("%q: the advice is %v; want %s in it", host, err, want)
+		}
 	}
 }
 
