@@ -239,6 +239,11 @@ func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 		{"picture", "picture"},
 		{"%3Fx=1%23y", "?x=1#y"},
 		{"a&b=c", "a&b=c"},
+		{"%F0%9F%91%A8%E2%80%8D%F0%9F%91%A9%E2%80%8D%F0%9F%91%A7", "👨\u200d👩\u200d👧"},
+		{"e%CC%81", "e\u0301"},
+		{"%D7%97%D7%AA%D7%95%D7%9C", "חתול"},
+		{"%EF%BF%BC", "\ufffc"},        // the last assigned code point of its plane
+		{"%F0%BF%BF%BD", "\U0003fffd"}, // not assigned yet
 		{strings.Repeat("x", 128), strings.Repeat("x", 128)},
 	} {
 		content := append(bytes.Clone(cat), byte(i))
@@ -259,7 +264,11 @@ func TestUserNamesAreKeptAsTheyAreOrRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	contentType, body := form(t, cat)
-	for _, path := range []string{"..%2Fx", "a%5Cb", "%00", "a%2Fb", "%2e%2e", "%2e", "a.", "%ff", "a%0ab", "%7f", strings.Repeat("x", 200), strings.Repeat("%E7%8C%AB", 43)} {
+	for _, path := range []string{
+		"..%2Fx", "a%5Cb", "%00", "a%2Fb", "%2e%2e", "%2e", "a.", "%ff", "a%0ab", "%7f", strings.Repeat("x", 200), strings.Repeat("%E7%8C%AB", 43),
+		"%EE%80%80", "a%EF%80%83", "%EF%A3%BFb", "%F3%B0%80%80", "%F4%8F%BF%BD", // private use: U+E000, U+F003, U+F8FF, U+F0000, U+10FFFD
+		"%EF%BF%BE", "%EF%BF%BF", "a%EF%B7%90", "%EF%B7%AF", "%F0%9F%BF%BE", "%F4%8F%BF%BF", // noncharacters: U+FFFE, U+FFFF, U+FDD0, U+FDEF, U+1FFFE, U+10FFFF
+	} {
 		do(t, "PUT", sys.URL+"/cat/"+path, "", cat).problem(t, 422, "invalid_user")
 		do(t, "POST", sys.URL+"/cat/"+path, contentType, body).problem(t, 422, "invalid_user")
 		do(t, "GET", sys.URL+"/cat/"+path, "", nil).problem(t, 422, "invalid_user")

@@ -17,7 +17,9 @@ type User struct{ name string }
 // ParseUser checks that name can be one path segment of a blob name and of a
 // URL without ever meaning another: valid UTF-8, 1 to 128 bytes, no "/", no "\"
 // (Blob Storage turns it into "/"), no control characters, not "." or "..", no
-// trailing dot (Blob Storage drops it). Case, spaces and any script are kept as
+// trailing dot (Blob Storage drops it). Private-use characters and noncharacters are
+// rejected too: Blob Storage answers 400 to them ("Naming and referencing containers,
+// blobs, and metadata"). Case, spaces and any script are kept as
 // they are. The error is ErrInvalidUser and says which rule was broken.
 func ParseUser(name string) (User, error) {
 	switch {
@@ -31,6 +33,8 @@ func ParseUser(name string) (User, error) {
 		return User{}, ErrInvalidUser.With(`the user name must not hold "/" or "\"`)
 	case strings.ContainsFunc(name, isControl):
 		return User{}, ErrInvalidUser.With("the user name must not hold control characters")
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.In(r, unicode.Co, unicode.Noncharacter_Code_Point) }):
+		return User{}, ErrInvalidUser.With("the user name must not hold private-use characters or Unicode noncharacters")
 	case strings.HasSuffix(name, "."): // "." and ".." among them
 		return User{}, ErrInvalidUser.With("the user name must not end with a dot")
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 func TestUserNamesOfAnyScriptAreKept(t *testing.T) {
-	for _, name := range []string{"Davyd", "Мурчик", "a b", "猫", "🐱", "a+b", "%2F", ".hidden", "a..b", strings.Repeat("x", MaxUserName)} {
+	for _, name := range []string{"Davyd", "Мурчик", "a b", "猫", "🐱", "a+b", "%2F", ".hidden", "a..b", "\ufffc", "\ufdf0", "\ud7ff", "\uf900", "\U0003fffd", "👩\u200d👧", "e\u0301", "\u200fחתול", strings.Repeat("x", MaxUserName)} {
 		u, err := ParseUser(name)
 		if err != nil || u.String() != name {
 			t.Errorf("ParseUser(%q) = %q, %v; want it as it is", name, u, err)
@@ -23,6 +23,7 @@ func TestUserNamesThatCouldMeanAnotherBlobAreRefused(t *testing.T) {
 	for _, name := range []string{
 		"", ".", "..", "a.", "...", "a/b", "/", `a\b`, "../x", "a\x00b", "a\nb", "\x7f", "\u0085", "\u2028",
 		"\xff", "a\xc3", strings.Repeat("x", MaxUserName+1), strings.Repeat("猫", 43),
+		"\ue000", "a\uf003", "\uf8ffb", "\U000f0000", "\U000ffffd", "\U00100000", "\U0010fffd", "\ufffe", "\uffff", "\ufdd0", "\ufdef", "\U0001fffe", "\U0010ffff",
 	} {
 		if u, err := ParseUser(name); !errors.Is(err, ErrInvalidUser) {
 			t.Errorf("ParseUser(%q) = %q, %v; want ErrInvalidUser", name, u, err)
