@@ -7,6 +7,9 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -209,6 +212,55 @@ func TestPictureRedirectsAsToldAndIsKeptForLessThanTheLinkLives(t *testing.T) {
 	a.problem(t, 404, "not_found")
 	if a.field(t, "detail") != "Cat not found" || a.Header.Get("Location") != "" {
 		t.Errorf("nobody's picture: %s, to %q", a.body, a.Header.Get("Location"))
+	}
+}
+
+// savedNames are names of pictures, and the names under which clients without filename* save them.
+var savedNames = map[string]string{
+	"a b.png": "a b.png", "a%20b.png": "a_20b.png", "100%.png": "100_.png", "100%25.png": "100_25.png", "猫": "_.png", "Мурчик.png": "______.png", `my "cat".PNG`: "my _cat_.PNG", "café": "caf_.png",
+	"it's; a=b, (c) [d].png": "it's; a=b, (c) [d].png", "evil.exe\u202egnp": "evil.exe_gnp.png", "🐱.png": "_.png", "%": "_.png", "UTF-8''x": "UTF-8''x.png", "evil.html": "evil.html.png",
+}
+
+func TestDownloadNameSurvives(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	put(t, sys, "x", cat)
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("curl is missing")
+		}
+		t.Log("without curl, only the header is checked")
+	}
+	for name, plain := range savedNames {
+		want := name
+		if !strings.HasSuffix(strings.ToLower(name), ".png") {
+			want += ".png"
+		}
+		picture, _ := link(t, sys, "x", "?download="+url.QueryEscape(name))
+		a := ask(t, "GET", picture, "").want(t, 200)
+		field := a.Header.Get("Content-Disposition")
+		kind, params, err := mime.ParseMediaType(field)
+		if err != nil || kind != "attachment" || params["filename"] != want || strings.Contains(field, "filename*=UTF-8''") != (plain != want) || strings.ContainsFunc(field, func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Errorf("%q: Content-Disposition %q, %v", name, field, err)
+		}
+		first, _, _ := strings.Cut(field, "; filename*=")
+		if _, params, err := mime.ParseMediaType(first); err != nil || params["filename"] != plain {
+			t.Errorf("%q: the plain file name is %q, %v; want %q", name, params["filename"], err, plain)
+		}
+		if curl == "" {
+			continue
+		}
+		dir := t.TempDir()
+		cmd := exec.CommandContext(t.Context(), curl, "-q", "--insecure", "--silent", "--show-error", "--noproxy", "*", "-OJ", picture)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v: %s", name, err, out)
+		}
+		if saved, err := os.ReadFile(filepath.Join(dir, plain)); err != nil || !bytes.Equal(saved, cat) {
+			entries, _ := os.ReadDir(dir)
+			t.Errorf("%q: curl saves it as %v; want %q", name, entries, plain)
+		}
 	}
 }
 

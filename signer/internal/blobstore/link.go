@@ -152,10 +152,24 @@ func (s *Store) servedAs(contentType, download string) (servedType, disposition 
 	if !ok {
 		contentType, kind, name = opaque, "attachment", name+".bin"
 	}
-	if strings.Contains(name, `"`) { // mime would put a backslash before it, which is not signed
-		return contentType, kind + "; filename*=utf-8''" + strings.ReplaceAll(url.QueryEscape(name), "+", "%20")
+	return contentType, contentDisposition(kind, name)
+}
+
+// contentDisposition returns the field of RFC 6266 for a file name. Browsers decode a "%" in filename, and clients disagree
+// about quotes, backslashes and characters outside ASCII there. A name with one of them is therefore in filename*
+// (RFC 8187). The filename before it has "_" in their place. It is for clients that do not know filename*, such as curl.
+func contentDisposition(kind, name string) string {
+	plain := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' || strings.ContainsRune(`"%\`, r) {
+			return '_'
+		}
+		return r
+	}, name)
+	field := mime.FormatMediaType(kind, map[string]string{"filename": plain})
+	if plain != name {
+		field += "; filename*=UTF-8''" + strings.ReplaceAll(url.QueryEscape(name), "+", "%20")
 	}
-	return contentType, mime.FormatMediaType(kind, map[string]string{"filename": name})
+	return field
 }
 
 // errUnsignable means that a signature would not say what it seems to.

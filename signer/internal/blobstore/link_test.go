@@ -4,6 +4,7 @@ import (
 	"errors"
 	"mime"
 	"net/url"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	q := u.Query()
 	for name, want := range map[string]string{
 		"sp": "r", "sr": "b", "spr": "https", "st": "2030-01-02T02:49:10Z", "se": "2030-01-02T03:14:10Z",
-		"rsct": "image/gif", "rscd": `attachment; filename*=utf-8''my%20%22%E7%8C%AB%22.gif`, "skoid": "o",
+		"rsct": "image/gif", "rscd": `attachment; filename="my ___.gif"; filename*=UTF-8''my%20%22%E7%8C%AB%22.gif`, "skoid": "o",
 	} {
 		if q.Get(name) != want {
 			t.Errorf("%s is %q; want %q", name, q.Get(name), want)
@@ -64,10 +65,15 @@ func TestALinkServesAPictureAsWhatItIsAndAllElseToBeSaved(t *testing.T) {
 		{"image/heif", "", "image/heif", "inline; filename=cat.heif"},
 		{"image/png", "my cat.png", "image/png", `attachment; filename="my cat.png"`},
 		{"image/png", "a;b.PNG", "image/png", `attachment; filename="a;b.PNG"`},
-		{"image/png", "a=\"b\".png", "image/png", "attachment; filename*=utf-8''a%3D%22b%22.png"},
+		{"image/png", "a=\"b\".png", "image/png", "attachment; filename=\"a=_b_.png\"; filename*=UTF-8''a%3D%22b%22.png"},
 		{"image/jpeg", "cat.jpeg", "image/jpeg", "attachment; filename=cat.jpeg"},
 		{"image/png", "evil.html", "image/png", "attachment; filename=evil.html.png"},
-		{"image/gif", "evil.exe\u202egif", "image/gif", "attachment; filename*=utf-8''evil.exe%E2%80%AEgif.gif"},
+		{"image/gif", "evil.exe\u202egif", "image/gif", "attachment; filename=evil.exe_gif.gif; filename*=UTF-8''evil.exe%E2%80%AEgif.gif"},
+		{"image/png", "a%20b.png", "image/png", "attachment; filename=a_20b.png; filename*=UTF-8''a%2520b.png"},
+		{"image/png", "100%25.png", "image/png", "attachment; filename=100_25.png; filename*=UTF-8''100%2525.png"},
+		{"image/jpeg", "猫", "image/jpeg", "attachment; filename=_.jpg; filename*=UTF-8''%E7%8C%AB.jpg"},
+		{"image/heic", "café (1)", "image/heic", "attachment; filename=\"caf_ (1).heic\"; filename*=UTF-8''caf%C3%A9%20%281%29.heic"},
+		{"text/html", "%.html", "application/octet-stream", "attachment; filename=_.html.bin; filename*=UTF-8''%25.html.bin"},
 		{"image/gif", ".gif", "image/gif", "attachment; filename=.gif.gif"},
 		{"text/html", "", "application/octet-stream", "attachment; filename=cat.bin"},
 		{"text/html", "evil.html", "application/octet-stream", "attachment; filename=evil.html.bin"},
@@ -274,6 +280,10 @@ func FuzzLink(f *testing.F) {
 		if download != "" {
 			wantKind = "attachment"
 			wantName, _ = picture.FileName(download, "image/png")
+		}
+		plain, _, _ := strings.Cut(q.Get("rscd"), "; filename*=")
+		if _, params, err := mime.ParseMediaType(plain); err != nil || path.Ext(params["filename"]) != path.Ext(wantName) && !strings.ContainsAny(path.Ext(wantName), `"%`) || strings.ContainsFunc(params["filename"], func(r rune) bool { return r < ' ' || r > '~' || r == '%' || r == '"' }) {
+			t.Fatalf("%q is saved as %q without filename*: %q, %v", download, params["filename"], q.Get("rscd"), err)
 		}
 		if kind, params, err := mime.ParseMediaType(q.Get("rscd")); err != nil || kind != wantKind || params["filename"] != wantName {
 			t.Fatalf("%q is %s, saved as %q: %q, %v", download, kind, params["filename"], q.Get("rscd"), err)
