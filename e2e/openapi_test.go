@@ -175,6 +175,10 @@ func conformsWell(t *testing.T, c *contract) {
 	}
 	ask(400, o.put.with("Content-MD5", wrong))
 	ask(400, o.post.with("Content-MD5", wrong))
+	for _, k := range []apiCall{o.put, o.post} {
+		ask(400, k.with("Content-Range", "bytes 0-9/100"))
+		ask(415, k.with("Content-Encoding", "gzip"))
+	}
 	c.half(t, sys, 400, true, o.put)
 	c.half(t, sys, 400, true, o.post)
 	for body, status := range map[string]int{

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -104,6 +105,20 @@ func once(query map[string][]string, name string) (string, bool, error) {
 	return "", false, signerapi.ErrInvalidArgument.With(name + ": given more than once")
 }
 
+// whole rejects a request whose body is a part of a picture, or is encoded, before h reads it.
+func whole(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := checkWhole(r.Header); err != nil {
+			return err
+		}
+		if err := checkCoding(r.Header); err != nil {
+			w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 15.5.16
+			return err
+		}
+		return h(w, r)
+	}
+}
+
 // putCat stores the body as it is.
 func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
 	user, err := userOf(r)
@@ -133,6 +148,9 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	}
 	file, header, err := form.file()
 	if err != nil {
+		return err
+	}
+	if err := cmp.Or(checkWhole(http.Header(header)), checkCoding(http.Header(header))); err != nil {
 		return err
 	}
 	digests, err := digestsOf(http.Header(header))

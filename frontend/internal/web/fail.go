@@ -13,9 +13,11 @@ var (
 	errNoRoute       = &signerapi.Error{Code: "no_such_path", Detail: "there is nothing at this path"}
 	errMethod        = &signerapi.Error{Code: "method_not_allowed", Detail: "this method is not possible here"}
 	errMissingFile   = &signerapi.Error{Code: "missing_file", Detail: `the picture is missing: send multipart/form-data with the picture in the field "file", or PUT the picture itself`}
+	errNoFileChosen  = &signerapi.Error{Code: "missing_file", Detail: `no file was chosen: the field "file" has no file name and no content`}
 	errFileIsText    = &signerapi.Error{Code: "missing_file", Detail: `the field "file" is text: send it as a file, with a file name`}
 	errTwoFiles      = &signerapi.Error{Code: "two_files", Detail: `the form has more than one field "file"; nothing was stored`}
 	errMalformedForm = &signerapi.Error{Code: "malformed_form", Detail: "the form is broken; nothing was stored"}
+	errPartialUpload = &signerapi.Error{Code: "partial_upload", Detail: "this API takes whole pictures only (RFC 9110 section 14.5); nothing was stored"}
 )
 
 // status is the one table from errors to what HTTP says of them.
@@ -23,6 +25,7 @@ var status = map[string]int{
 	signerapi.ErrIncomplete.Code:     http.StatusBadRequest,
 	signerapi.ErrDigestMismatch.Code: http.StatusBadRequest,
 	errMalformedForm.Code:            http.StatusBadRequest,
+	errPartialUpload.Code:            http.StatusBadRequest,
 
 	signerapi.ErrUnauthenticated.Code: http.StatusUnauthorized,
 	signerapi.ErrForbidden.Code:       http.StatusForbidden,

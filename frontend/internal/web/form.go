@@ -2,29 +2,29 @@ package web
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
+	"fmt"
 	"io"
-	"mime"
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
+	"strings"
 
 	"cats.example/shared/signerapi"
 )
 
 const (
-	// formOverhead is what a form may hold besides the picture, in bytes.
+	// formOverhead is the size of a form without the picture, at most, in bytes.
 	formOverhead = 1 << 20
-	// partHeader is the most that may come between two parts, headers included.
-	partHeader = 16 << 10
-	// maxPartLines is how many lines those may have: a line of four bytes takes a
-	// hundred of memory, and 128 such headers would be more than the container has.
-	// What the multipart reader has already read when they begin, and what it reads of
-	// the part that they are of, goes with them one way or the other: 4 KiB each.
-	maxPartLines  = 256
-	maxPartFields = 64 // that stay while the part is read
-	// formRead is how much of a form is read at once, in bytes. The multipart reader
-	// by itself asks for 4 KiB at a time.
+	// maxParts, maxPartHeader in bytes and maxPartLines limit the parts of a form. A short line of a header takes 25 times
+	// its length of memory, and every part takes CPU time.
+	maxParts      = 100
+	maxPartHeader = 8 << 10
+	maxPartLines  = 64
+	// maxPreamble limits the preamble before the first boundary, in bytes.
+	maxPreamble = 16 << 10
+	// formRead is the size of a read of the body, in bytes. The multipart reader asks for 4 KiB at a time.
 	formRead = 32 << 10
 )
 
@@ -39,22 +39,32 @@ func (b bodyReader) Read(p []byte) (int, error) {
 // form is a multipart/form-data body on its way: no part of it is ever held
 // whole, in memory or on disk.
 type form struct {
-	parts *multipart.Reader
-	in    *bufio.Reader // what was read of the body and not yet looked at
-	raw   *meter
-	spare int64 // what fields other than the file may still hold, in bytes
+	boundary string
+	parts    *multipart.Reader
+	in       *bufio.Reader // what was read of the body and not yet looked at
+	raw      *meter
+	count    int      // of parts
+	spare    int64    // what fields other than the file may still hold, in bytes
+	files    []string // the names of the fields before the field "file" that hold a file
+	texts    []string // the same, of text
 }
 
 // openForm looks at the request's header only. The errors are errMissingFile for
 // a body that is no form, and errMalformedForm.
 func openForm(r *http.Request, maxFile int64) (*form, error) {
-	mediaType, params, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	mediaType, params, err := parseParams(r.Header.Get("Content-Type"))
 	if mediaType != "multipart/form-data" {
 		return nil, errMissingFile
 	}
+	if len(r.Header.Values("Content-Type")) > 1 {
+		err = errors.New("it is given more than once")
+	}
+	if err != nil {
+		return nil, malformed("the Content-Type cannot be parsed: "+err.Error(), "")
+	}
 	boundary := params["boundary"]
-	if err != nil || boundary == "" || len(boundary) > 70 { // RFC 2046 section 5.1.1
-		return nil, errMalformedForm.With("the form's boundary is missing or not valid")
+	if boundary == "" || len(boundary) > 70 {
+		return nil, malformed("the boundary in the Content-Type has no or more than 70 bytes (RFC 2046 section 5.1.1)", "")
 	}
 	digests, err := digestsOf(r.Header)
 	if err != nil {
@@ -62,73 +72,139 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 	}
 	in := bufio.NewReaderSize(digests.Reader(bodyReader{r.Body}), formRead)
 	raw := &meter{r: in, left: maxFile + formOverhead, tail: "\r\n"}
-	return &form{parts: multipart.NewReader(raw, boundary), in: in, raw: raw, spare: formOverhead}, nil
+	return &form{boundary: boundary, in: in, raw: raw, spare: formOverhead}, nil
+}
+
+// begin reads up to the first boundary.
+func (f *form) begin() error {
+	for left := maxPreamble; left > 0; {
+		line, err := f.in.ReadSlice('\n')
+		if e, ok := errors.AsType[*signerapi.Error](err); ok {
+			return e
+		}
+		if rest, ok := bytes.CutPrefix(line, []byte("--"+f.boundary)); ok && len(bytes.Trim(bytes.TrimPrefix(rest, []byte("--")), " \t\r\n")) == 0 {
+			f.parts = multipart.NewReader(io.MultiReader(strings.NewReader(string(line)), f.raw), f.boundary)
+			return nil
+		}
+		if left -= len(line); errors.Is(err, io.EOF) {
+			break
+		}
+	}
+	return malformed("the boundary in the Content-Type does not occur in the body, or only after more than 16 KiB", fmt.Sprintf(": %q", f.boundary))
 }
 
 // file goes to the field "file" and returns its content and header. That ends in
 // io.EOF only once all of the form has been read and found whole, with no second
 // file, so that what comes after the file can still refuse it.
 func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
+	if err := f.begin(); err != nil {
+		return nil, nil, err
+	}
 	for {
-		part, err := f.next()
+		part, field, err := f.next()
 		switch {
 		case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-			return nil, nil, errMissingFile
+			return nil, nil, f.missing()
 		case err != nil:
 			return nil, nil, err
-		case part.FormName() != "file":
-			if err := f.skip(part); err != nil {
-				return nil, nil, err
-			}
-		case part.FileName() == "":
+		case field.name == "file" && !field.file:
 			return nil, nil, errFileIsText
-		default:
-			return &fileReader{form: f, part: part}, part.Header, nil
+		case field.name == "file":
+			return &fileReader{form: f, part: part, unchosen: !field.named}, part.Header, nil
+		}
+		names := &f.texts
+		if field.file {
+			names = &f.files
+		}
+		*names = append(*names, field.name)
+		err = f.skip(part, field.name)
+		if len(f.files) > 0 && errors.Is(err, signerapi.ErrTooLarge) {
+			err = f.missing() // the name of the field is wrong, and not the size of the picture
+		}
+		if err != nil {
+			return nil, nil, err
 		}
 	}
 }
 
-// next returns the next part; io.EOF, bare, is the end of a whole form.
-func (f *form) next() (*multipart.Part, error) {
-	f.raw.allow(partHeader)
-	defer f.raw.allow(-1)
+// missing returns errMissingFile with the names of the fields that were found.
+func (f *form) missing() error {
+	found, names := "there is a file in", f.files
+	if len(names) == 0 {
+		found, names = "there is only text, in", f.texts
+	}
+	if len(names) == 0 {
+		return errMissingFile
+	}
+	var b strings.Builder
+	for _, name := range names[:min(len(names), 5)] {
+		fmt.Fprintf(&b, " %.40q,", name)
+	}
+	if more := len(names) - 5; more > 0 {
+		fmt.Fprintf(&b, " and %d more,", more)
+	}
+	detail := fmt.Sprintf(`the form has no field "file": %s%s but the picture must be a file in the field "file"`, found, b.String())
+	return errMissingFile.With(detail).Wrap(errors.New("the picture is missing from the form"))
+}
+
+// next returns the next part and what its header says; io.EOF, bare, is the end of a whole form.
+func (f *form) next() (*multipart.Part, field, error) {
+	f.raw.limit()
+	defer f.raw.unlimit()
 	part, err := f.parts.NextRawPart()
-	if err == io.EOF {
+	if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
 		// Behind the last boundary only a clean end of the body may come, or else
 		// the client did not send what it announced.
+		f.raw.unlimit()
 		if _, err := io.Copy(io.Discard, f.raw); err != errBodyEnd { //nolint:errorlint // nothing wraps it
-			return nil, formError(err)
+			return nil, field{}, f.failed(err)
 		}
-		return nil, io.EOF
+		return nil, field{}, io.EOF
 	}
 	if err != nil {
-		return nil, formError(err)
+		return nil, field{}, f.failed(err)
 	}
-	if len(part.Header) > maxPartFields {
-		return nil, errPartHeader
+	if f.count++; f.count > maxParts {
+		return nil, field{}, errTooManyParts
 	}
-	return part, nil
+	size, lines := 0, 0
+	for name, values := range part.Header {
+		for _, value := range values {
+			size += len(name) + len(value) + len(": \r\n")
+			lines++
+		}
+	}
+	if size > maxPartHeader || lines > maxPartLines {
+		return nil, field{}, errPartHeader
+	}
+	field, err := fieldOf(http.Header(part.Header))
+	return part, field, err
 }
 
-var errPartHeader = errMalformedForm.With("the header of a part of the form is too large")
+var (
+	errTooManyParts = malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
+	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or %d lines", maxPartHeader, maxPartLines), "")
+)
 
-// skip reads to the end of a part that nobody asked for.
-func (f *form) skip(part *multipart.Part) error {
+// skip reads to the end of a part other than the file.
+func (f *form) skip(part *multipart.Part, name string) error {
 	n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
 	if err != nil {
-		return formError(err)
+		return f.failed(err)
 	}
 	if f.spare -= n; f.spare < 0 {
-		return signerapi.ErrTooLarge.With("the fields besides the file are larger than 1 MiB")
+		detail := fmt.Sprintf("the fields besides the file are larger than 1 MiB, with the field %.40q", name)
+		return signerapi.ErrTooLarge.With(detail).Wrap(errors.New("the fields besides the file are larger than 1 MiB"))
 	}
 	return nil
 }
 
 // fileReader is the content of the field "file".
 type fileReader struct {
-	form *form
-	part *multipart.Part
-	err  error // sticky
+	form     *form
+	part     *multipart.Part
+	unchosen bool  // whether the file has no name, and no content so far
+	err      error // sticky
 }
 
 func (r *fileReader) Read(p []byte) (int, error) {
@@ -143,11 +219,14 @@ func (r *fileReader) Read(p []byte) (int, error) {
 		k, err = r.part.Read(p[n:])
 		n += k
 	}
+	r.unchosen = r.unchosen && n == 0
 	switch {
 	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-		r.err = r.rest()
+		if r.err = errNoFileChosen; !r.unchosen {
+			r.err = r.rest()
+		}
 	case err != nil:
-		r.err = formError(err)
+		r.err = r.form.failed(err)
 	}
 	if n > 0 {
 		return n, nil
@@ -158,26 +237,34 @@ func (r *fileReader) Read(p []byte) (int, error) {
 // rest reads what comes after the file and returns io.EOF when all is well.
 func (r *fileReader) rest() error {
 	for {
-		part, err := r.form.next()
+		part, field, err := r.form.next()
 		if err != nil {
 			return err
 		}
-		if part.FormName() == "file" {
+		if field.name == "file" {
 			return errTwoFiles
 		}
-		if err := r.form.skip(part); err != nil {
+		if err := r.form.skip(part, field.name); err != nil {
 			return err
 		}
 	}
 }
 
-// formError keeps what went wrong with the body, and calls everything else a
-// malformed form.
-func formError(err error) error {
-	if e, ok := errors.AsType[*signerapi.Error](err); ok {
+// failed returns the error of the body if there is one, and otherwise errMalformedForm. It does not wrap err, an error of the
+// multipart reader: that shows bytes of the body, which would be logged.
+func (f *form) failed(err error) error {
+	if e, ok := errors.AsType[*signerapi.Error](f.raw.err); ok {
 		return e
 	}
-	return errMalformedForm.Wrap(err)
+	if errors.Is(err, errBodyEnd) {
+		return malformed("the form ends before its last boundary", "")
+	}
+	return malformed("the form has a part whose header cannot be parsed", "")
+}
+
+// malformed returns errMalformedForm for that reason. The client is also shown what the log is not: a piece of the form.
+func malformed(reason, shown string) error {
+	return errMalformedForm.With(reason + shown + "; nothing was stored").Wrap(errors.New(reason))
 }
 
 // errBodyEnd is how a meter ends.
@@ -190,51 +277,52 @@ var errBodyEnd = errors.New("the body has ended")
 // an io.EOF amid the header of a part for the clean end of the form, and without
 // io.EOF it does not see a last boundary that has no line end behind it.
 type meter struct {
-	r      io.Reader
-	tail   string // to give at the end
-	left   int64
-	header int64 // -1 for no limit of its own
-	lines  int   // between two parts, since the last empty one
-	empty  bool  // the line that has begun
+	r     *bufio.Reader
+	tail  string // to give at the end
+	left  int64
+	bytes int // of the header that is being read, which may still come
+	lines int // of it; negative outside of headers
+	err   error
 }
 
-func (m *meter) allow(n int64) { m.header, m.lines, m.empty = n, 0, true }
+// limit makes m give single lines, and no more of them than between two parts: a blank line, the boundary, the header of
+// a part, and another blank line.
+func (m *meter) limit()   { m.bytes, m.lines = maxPartHeader+256, maxPartLines+3 }
+func (m *meter) unlimit() { m.lines = -1 }
 
-// count counts the lines of p.
-func (m *meter) count(p []byte) {
-	for _, c := range p {
-		switch {
-		case c == '\n' && m.empty:
-			m.lines = 0
-		case c == '\n':
-			m.lines, m.empty = m.lines+1, true
-		case c != '\r':
-			m.empty = false
-		}
+func (m *meter) Read(p []byte) (n int, err error) {
+	if m.err == nil {
+		n, m.err = m.read(p)
 	}
+	return n, m.err
 }
 
-func (m *meter) Read(p []byte) (int, error) {
-	n, err := m.r.Read(p)
-	if n == 0 && err == io.EOF {
-		n = copy(p, m.tail)
+func (m *meter) read(p []byte) (int, error) {
+	_, err := m.r.Peek(1)
+	switch {
+	case err == io.EOF && m.tail != "": // bare: a wrapped one is a body that broke off
+		n := copy(p, m.tail)
 		m.tail = m.tail[n:]
-		if n > 0 {
-			return n, nil
-		}
+		return n, nil
+	case err == io.EOF:
 		return 0, errBodyEnd
+	case err != nil:
+		return 0, err
 	}
-	if err == io.EOF {
-		err = nil
-	}
-	if m.left -= int64(n); m.left < 0 {
-		return 0, signerapi.ErrTooLarge.With("the form is too large")
-	}
-	if m.header >= 0 {
-		m.count(p[:n])
-		if m.header -= int64(n); m.header < 0 || m.lines > maxPartLines {
+	if m.lines >= 0 {
+		line, _ := m.r.Peek(min(len(p), m.r.Buffered()))
+		if i := bytes.IndexByte(line, '\n'); i >= 0 {
+			line = line[:i+1]
+			m.lines--
+		}
+		if m.bytes -= len(line); m.bytes < 0 || m.lines < 0 {
 			return 0, errPartHeader
 		}
+		p = p[:len(line)]
+	}
+	n, err := m.r.Read(p)
+	if m.left -= int64(n); m.left < 0 {
+		return 0, signerapi.ErrTooLarge.With("the form is too large")
 	}
 	return n, err
 }

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"mime/multipart"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/signerapi"
 )
 
 // part is one field of a form; a part with a file name is a file.
@@ -57,15 +59,41 @@ func lines(n int) string {
 	return b.String()
 }
 
-// A header that does not end is given up before it has taken memory of note.
-func TestAPartsHeaderHasFewLines(t *testing.T) {
-	for _, n := range []int{0, 200, 1500} {
+func TestFormOfManyPartsIsRejectedEarly(t *testing.T) {
+	header := "--x\r\nContent-Disposition: form-data; name=a\r\n" + strings.Repeat("x:\r\n", 59) + "\r\n\r\n"
+	for name, c := range map[string]struct{ before, part, detail string }{
+		"many parts with many lines": {"", header, "100 parts"}, "many parts": {"", "--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n", "100 parts"},
+		"a header without end": {"--x\r\n", "x:\r\n", "64 lines"}, "a line without end": {"--x\r\n", "x", "8192 bytes"}, "a folded line without end": {"--x\r\nx: x\r\n", " x\r\n", "64 lines"}, "no boundary": {"", "x\r\n", "does not occur"},
+		"a later header without end": {"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n--x\r\n", "x:\r\n", "64 lines"},
+	} {
+		h, _, _ := newWeb(t)
 		read := 0
-		m := &meter{r: io.TeeReader(strings.NewReader("--x\r\n"+lines(n)+"\n\n"+strings.Repeat("y\n", 200)), counter{&read}), left: 1 << 20}
-		m.allow(partHeader)
-		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{m}, make([]byte, 512))
-		if n < maxPartLines != errors.Is(err, errBodyEnd) || n > maxPartLines && (err != errPartHeader || read > 3000) { //nolint:errorlint // as it came
-			t.Errorf("%d lines: %v after %d bytes", n, err, read)
+		body := io.TeeReader(strings.NewReader(c.before+strings.Repeat(c.part, formOverhead/len(c.part))), counter{&read})
+		p := wantProblem(t, send(t, h, "POST", "/cat/x", "multipart/form-data; boundary=x", body), 400, "malformed_form")
+		if !strings.Contains(p.Detail, c.detail) || read > 3*formRead {
+			t.Errorf("%s: %s, after %d bytes", name, p.Detail, read)
+		}
+	}
+}
+
+func TestFormErrorsHaveNoBytesOfTheBody(t *testing.T) {
+	for _, body := range []string{
+		"--x\r\nsecret\r\n\r\n", "--x\r\n secret: secret\r\n\r\n", "--x\r\nContent-Disposition: form-data; name=file; filename=\"secret.png\r\n\r\n--x--\r\n", "--x\r\nContent-Disposition: form-data; name=secret\r\n\r\n\r\n--x--\r\n",
+		"--x\r\nContent-Disposition: form-data; name=file; filename=secret\r\n\r\nsecret\r\n--x", "--x\r\nContent-Disposition: form-data; name=secret\r\n\r\n" + strings.Repeat("x", formOverhead+1), "--secret\r\n",
+		"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n--x \tsecret\r\n",
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/cat/x", strings.NewReader(body))
+		r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+		form, err := openForm(r, maxSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, _, err := form.file()
+		if err == nil {
+			_, err = io.Copy(io.Discard, file)
+		}
+		if err == nil || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%.100q: %v", body, err)
 		}
 	}
 }
@@ -148,9 +176,9 @@ func TestABodyThatBreaksOffChangesNothing(t *testing.T) {
 		for at := 0; at <= len(whole); at += 317 {
 			h, m, _ := newWeb(t)
 			m.cats["x"] = "old"
-			body := io.MultiReader(bytes.NewReader(whole[:at]), failing{broken})
+			body := io.MultiReader(bytes.NewReader(whole[:at]), &failing{broken})
 			wantProblem(t, send(t, h, "POST", "/cat/x", contentType, body), 400, "incomplete")
-			body = io.MultiReader(strings.NewReader(png[:min(at, len(png))]), failing{broken})
+			body = io.MultiReader(strings.NewReader(png[:min(at, len(png))]), &failing{broken})
 			wantProblem(t, send(t, h, "PUT", "/cat/x", "", body), 400, "incomplete")
 			if m.cats["x"] != "old" {
 				t.Fatalf("cut at %d: the old picture is gone", at)
@@ -159,9 +187,33 @@ func TestABodyThatBreaksOffChangesNothing(t *testing.T) {
 	}
 }
 
+func TestFormKeepsTheErrorOfItsBody(t *testing.T) {
+	contentType, whole := formOf(t, part{"a", "", "1"}, part{"file", "cat.png", png}, part{"z", "", "2"})
+	for at := range whole {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/cat/x", io.MultiReader(bytes.NewReader(whole[:at]), &failing{io.ErrUnexpectedEOF}))
+		r.Header.Set("Content-Type", contentType)
+		form, err := openForm(r, maxSize)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, _, err := form.file()
+		if err == nil {
+			_, err = io.Copy(io.Discard, file)
+		}
+		if !errors.Is(err, signerapi.ErrIncomplete) {
+			t.Fatalf("cut at %d: %v", at, err)
+		}
+	}
+}
+
+// failing is a body that breaks off with err. Like that of net/http, it ends after that.
 type failing struct{ err error }
 
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
+func (f *failing) Read([]byte) (int, error) {
+	err := f.err
+	f.err = io.EOF
+	return 0, err
+}
 
 // rejected returns how many uploads the metrics say were refused for reason.
 func rejected(t *testing.T, reg *prometheus.Registry, reason string) float64 {
@@ -191,6 +243,8 @@ func FuzzForm(f *testing.F) {
 	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Disposition: form-data; name=\"file\"; filename=a\r\n\r\n"+short+"\r\n--x--"))
 	f.Add("multipart/form-data; boundary=\"\"", []byte("----"))
 	f.Add("multipart/form-data; boundary=x", []byte("--x\r\nContent-Transfer-Encoding: quoted-printable\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n=89PNG\r\n--x--\r\n"))
+	f.Add("multipart/form-data; boundary=a=b; x", []byte("--a=b\r\nContent-Disposition: form-data;; name=file; filename=my cat.png\r\n\r\n"+short+"\r\n--a=b--"))
+	f.Add("multipart/form-data; boundary=x", []byte("p\n--x \nContent-Disposition: name=\"a\nContent-Type: image/png\n\n\n--x--"))
 	two, body := formOf(f, part{"file", "a", short}, part{"file", "b", short})
 	f.Add(two, body)
 	h, m, _ := newWeb(f)
@@ -206,7 +260,7 @@ func FuzzForm(f *testing.F) {
 		}
 		// What was taken is a form to who reads it whole as well, with one picture in it.
 		var files []string
-		_, params, err := mime.ParseMediaType(contentType)
+		_, params, err := parseParams(contentType)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +276,11 @@ func FuzzForm(f *testing.F) {
 			if err != nil {
 				t.Fatalf("stored %q, of a form that is broken: %v", content, err)
 			}
-			if p.FormName() == "file" {
+			field, err := fieldOf(http.Header(p.Header))
+			if err != nil {
+				t.Fatalf("stored %q, of a form with an unclear part: %v", content, err)
+			}
+			if field.name == "file" {
 				files = append(files, string(b))
 			}
 		}

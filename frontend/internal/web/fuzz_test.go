@@ -147,7 +147,7 @@ func (wires) Addr() net.Addr { return &net.TCPAddr{} }
 var answerHeaders = map[string]bool{
 	"Access-Control-Allow-Headers": true, "Access-Control-Allow-Methods": true, "Access-Control-Allow-Origin": true, "Access-Control-Expose-Headers": true, "Access-Control-Max-Age": true,
 	"Content-Security-Policy": true, "Ratelimit": true, "Vary": true,
-	"Allow": true, "Cache-Control": true, "Connection": true, "Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Date": true, "Etag": true,
+	"Accept-Encoding": true, "Allow": true, "Cache-Control": true, "Connection": true, "Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Date": true, "Etag": true,
 	"Cross-Origin-Opener-Policy": true, "Location": true, "Referrer-Policy": true, "Retry-After": true, "Www-Authenticate": true, "X-Content-Type-Options": true, "X-Request-Id": true,
 }
 

@@ -103,8 +103,8 @@ func newGuard(options Options, reg prometheus.Registerer) *guard {
 		g.cors = cors.New(cors.Options{
 			AllowedOrigins: origins,
 			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete},
-			AllowedHeaders: []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "Content-MD5", "Content-Digest", "X-Request-Id", "Traceparent"},
-			ExposedHeaders: []string{"ETag", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id", "WWW-Authenticate", "Allow"},
+			AllowedHeaders: []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "Content-MD5", "Content-Digest", "Content-Encoding", "Content-Range", "Upload-Complete", "Upload-Incomplete", "Upload-Offset", "X-Request-Id", "Traceparent"},
+			ExposedHeaders: []string{"ETag", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id", "WWW-Authenticate", "Allow", "Accept-Encoding"},
 			MaxAge:         int(preflightAge.Seconds()),
 		})
 	}

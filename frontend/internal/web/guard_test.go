@@ -229,7 +229,7 @@ func TestPagesOfAllowedOriginsMayUseTheAPI(t *testing.T) {
 	const origin = "https://cats.example.com"
 	h, m, _ := newWebWith(t, "RATE_LIMIT=1000", "CORS_ORIGINS=https://first.example:8443, "+origin)
 	m.cats["x"] = png
-	headers := "authorization,content-digest,content-md5,content-type,if-match,if-none-match,traceparent,x-request-id"
+	headers := "authorization,content-digest,content-encoding,content-md5,content-range,content-type,if-match,if-none-match,traceparent,upload-complete,upload-incomplete,upload-offset,x-request-id"
 	for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
 		rec := sendWith(t, h, "OPTIONS", "/cat/x", nil, "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", headers)
 		got := rec.Header()
@@ -249,7 +249,7 @@ func TestPagesOfAllowedOriginsMayUseTheAPI(t *testing.T) {
 		if rec.Code != c.status || got.Get("Access-Control-Allow-Origin") != origin || !cmp.Equal(got.Values("Vary"), []string{"Origin"}) || got.Get("Access-Control-Allow-Credentials") != "" {
 			t.Errorf("%s %s: %d %v", c.method, c.target, rec.Code, got)
 		}
-		for _, name := range []string{"etag", "retry-after", "ratelimit", "ratelimit-policy", "x-request-id", "www-authenticate", "allow"} {
+		for _, name := range []string{"etag", "retry-after", "ratelimit", "ratelimit-policy", "x-request-id", "www-authenticate", "allow", "accept-encoding"} {
 			if !strings.Contains(exposed, name) {
 				t.Errorf("%s is not among %q", name, exposed)
 			}
@@ -261,6 +261,14 @@ func TestPagesOfAllowedOriginsMayUseTheAPI(t *testing.T) {
 			t.Errorf("%s may: %v", other, rec.Header())
 		}
 		wantProblem(t, sendWith(t, h, "PUT", "/cat/x", unread{t}, "Origin", other, "Sec-Fetch-Site", "cross-site"), 403, "cross_origin")
+	}
+	for header, status := range map[string]int{"Content-Range": 400, "Upload-Offset": 400, "Content-Encoding": 415} {
+		for _, method := range []string{"PUT", "POST"} {
+			rec := sendWith(t, h, method, "/cat/x", unread{t}, "Origin", origin, "Sec-Fetch-Site", "cross-site", header, "gzip")
+			if rec.Code != status || rec.Header().Get("Access-Control-Allow-Origin") != origin {
+				t.Errorf("%s with %s: %d %v", method, header, rec.Code, rec.Header())
+			}
+		}
 	}
 	rec := sendWith(t, h, "GET", "/cat/x", nil)
 	if rec.Header().Get("Vary") != "Origin" || rec.Header().Get("Access-Control-Allow-Origin") != "" {

@@ -2,7 +2,9 @@ package web
 
 import (
 	"encoding/base64"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/dunglas/httpsfv"
@@ -33,6 +35,34 @@ func matches(field []string, etag string) bool {
 		}
 	}
 	return false
+}
+
+// checkWhole returns errPartialUpload if h, the header of a request or of the file in a form, says that its content is a part
+// of a picture: by Content-Range, by Upload-Complete or, as it was called before, Upload-Incomplete of
+// draft-ietf-httpbis-resumable-upload, or by Upload-Offset of that draft and of tus.
+func checkWhole(h http.Header) error {
+	for name, whole := range map[string]string{"Content-Range": "", "Upload-Complete": "?1", "Upload-Incomplete": "?0", "Upload-Offset": ""} {
+		for _, value := range h.Values(name) {
+			if whole == "" || value != whole {
+				return errPartialUpload.With(fmt.Sprintf("%s is set: %s", name, errPartialUpload.Detail))
+			}
+		}
+	}
+	return nil
+}
+
+// checkCoding returns ErrUnsupportedMediaType if h, the header of a request or of the file in a form, says that its content
+// is encoded. RFC 7578 section 4.7 deprecates Content-Transfer-Encoding in forms; HTTP does not have it.
+func checkCoding(h http.Header) error {
+	for name, plain := range map[string][]string{"Content-Encoding": {"", "identity"}, "Content-Transfer-Encoding": {"", "7bit", "8bit", "binary"}} {
+		field := strings.Join(h.Values(name), ", ")
+		for coding := range strings.SplitSeq(field, ",") {
+			if !slices.Contains(plain, strings.ToLower(strings.TrimSpace(coding))) {
+				return signerapi.ErrUnsupportedMediaType.With(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
+			}
+		}
+	}
+	return nil
 }
 
 // digestsOf returns the digests in a header: Content-MD5, and of Content-Digest

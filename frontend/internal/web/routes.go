@@ -47,8 +47,8 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/about", resource{http.MethodGet: s.getAbout}},
 		{"/cat/{user}", resource{
 			http.MethodGet:    s.reader(s.getCat),
-			http.MethodPost:   m.upload(s.owner(s.postCat)),
-			http.MethodPut:    m.upload(s.owner(s.putCat)),
+			http.MethodPost:   m.upload(s.owner(whole(s.postCat))),
+			http.MethodPut:    m.upload(s.owner(whole(s.putCat))),
 			http.MethodDelete: s.owner(s.deleteCat),
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
