@@ -8,24 +8,53 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
-	"github.com/gabriel-vasile/mimetype"
 
 	"cats.example/shared/signerapi"
 )
 
-// headBytes is how much of a file decides its type.
-const headBytes = 3072
+// extensions maps the media types that can be accepted to the extensions of their files. The first is the usual one.
+var extensions = map[string][]string{
+	"image/jpeg":          {".jpg", ".jpeg"},
+	"image/png":           {".png"},
+	"image/gif":           {".gif"},
+	"image/webp":          {".webp"},
+	"image/avif":          {".avif"},
+	"image/heic":          {".heic", ".heif", ".hif"},
+	"image/heif":          {".heif", ".heic", ".hif"},
+	"image/heic-sequence": {".heics", ".heifs", ".heic", ".heif", ".hif"}, // cameras name their bursts like single images
+	"image/heif-sequence": {".heifs", ".heics", ".heif", ".heic", ".hif"},
+}
+
+// possible lists the media types that can be accepted.
+func possible() []string { return slices.Sorted(maps.Keys(extensions)) }
+
+// FileName returns name with the extension of the media type at its end, unless
+// it has one of that type already. It is false, and name as it was, when no picture
+// that was stored can have that type, whatever the limits are.
+func FileName(name, mediaType string) (string, bool) {
+	of, ok := extensions[mediaType]
+	if !ok {
+		return name, false
+	}
+	for _, e := range of {
+		if len(name) > len(e) && strings.EqualFold(name[len(name)-len(e):], e) {
+			return name, true
+		}
+	}
+	return name + of[0], true
+}
 
 // Limits are the settings of what is accepted.
 type Limits struct {
 	MaxSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
-	Types   []string `env:"PICTURE_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
+	Types   []string `env:"PICTURE_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
 
-	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that a picture may have, width times height by its header"`
+	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that the header of a JPEG, PNG, GIF or WebP may announce, width times height"`
 }
 
 // Size is a number of bytes, written as "32MiB", "512KiB" or "1000".
@@ -51,7 +80,7 @@ func (l Limits) Validate() error {
 		faults = append(faults, errors.New("MAX_PIXELS must be above zero"))
 	}
 	for _, t := range l.Types {
-		if _, ok := formats[t]; !ok {
+		if _, ok := extensions[t]; !ok {
 			faults = append(faults, fmt.Errorf("PICTURE_TYPES: %q is not possible, only %s are", t, strings.Join(possible(), ", ")))
 		}
 	}
@@ -70,104 +99,29 @@ func (l Limits) CheckSize(size int64) error {
 	return nil
 }
 
-// Open reads the first bytes of body and decides what it is. It returns the
-// media type and a reader of the whole picture, which fails with ErrTooLarge
-// once it has given the limit, and with ErrIncomplete where size is not -1 and
-// body has another length. The errors of body come through as they are; Open's
-// own are ErrEmpty, ErrTooLarge and ErrUnsupportedMediaType.
+// Open reads the first bytes of body and decides what it is. It returns the media type and a reader of the whole picture.
 //
-// The header of the picture is read on the way, and nothing else is decoded: too
-// many pixels are ErrTooLarge, a header that is missing or makes no sense is
-// ErrUnsupportedMediaType. Where it is not in the first bytes, the reader fails with
-// that, in place of io.EOF at the latest.
+// The reader fails with ErrTooLarge once it has returned the limit, and with ErrIncomplete if size is not -1 and body has
+// another length. Errors of body come through unchanged. Open itself returns ErrEmpty, ErrTooLarge (size, or pixels
+// announced in the first HeadBytes) and ErrUnsupportedMediaType.
 func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
 	if err := l.CheckSize(size); err != nil {
 		return "", nil, err
 	}
-	r := &limitedReader{r: body, limits: l, want: size}
-	head := make([]byte, headBytes)
-	n := 0
-	for n < len(head) && err == nil {
-		var k int
-		k, err = r.Read(head[n:])
-		n += k
-	}
-	if err != nil && err != io.EOF { //nolint:errorlint // only a bare io.EOF is the end of a body
+	h := &head{r: &limitedReader{r: body, limits: l, want: size}}
+	if mediaType, err = l.check(h); err != nil {
 		return "", nil, err
 	}
-	if n == 0 {
-		return "", nil, signerapi.ErrEmpty
+	if h.err != nil { // io.EOF
+		return mediaType, bytes.NewReader(h.kept), nil
 	}
-	head = head[:n]
-	mediaType, ok := l.detect(head)
-	if !ok {
-		return "", nil, signerapi.ErrUnsupportedMediaType.With("the file is " + mediaType + ", which is not an accepted type")
-	}
-	header := newScan(mediaType, l.MaxPixels)
-	if err := header.read(head); err != nil {
-		return "", nil, err
-	}
-	if err == nil {
-		return mediaType, io.MultiReader(bytes.NewReader(head), &scannedReader{r, header}), nil
-	}
-	if err := header.end(); err != nil {
-		return "", nil, err
-	}
-	return mediaType, bytes.NewReader(head), nil
+	return mediaType, io.MultiReader(bytes.NewReader(h.kept), h.r), nil
 }
 
-// Inspect decides by head, the first bytes of a picture, what it is, as Open does, and
-// reads no more of them than that takes. What is not in them is not looked at, such as
-// the later frames of a large GIF; but how many pixels the picture has must be. The
-// errors of head come through as they are.
-func (l Limits) Inspect(head io.Reader) (mediaType string, err error) {
-	buf := make([]byte, 32<<10)
-	n := 0
-	for n < headBytes && err == nil {
-		var k int
-		k, err = head.Read(buf[n:])
-		n += k
-	}
-	if err != nil && err != io.EOF {
-		return "", err
-	}
-	if n == 0 {
-		return "", signerapi.ErrEmpty
-	}
-	mediaType, ok := l.detect(buf[:min(n, headBytes)])
-	if !ok {
-		return "", signerapi.ErrUnsupportedMediaType.With("the file is " + mediaType + ", which is not an accepted type")
-	}
-	header := newScan(mediaType, l.MaxPixels)
-	for {
-		if wrong := header.read(buf[:n]); wrong != nil {
-			return "", wrong
-		}
-		if err == io.EOF || header.step == nil {
-			return mediaType, header.end()
-		}
-		if n, err = head.Read(buf); err != nil && err != io.EOF {
-			return "", err
-		}
-	}
-}
-
-// detect returns the accepted media type that head is, or a more general one of
-// which it is a kind (an animated PNG is a PNG); otherwise what it is.
-func (l Limits) detect(head []byte) (string, bool) {
-	found := mimetype.Detect(head)
-	for m := found; m != nil; m = m.Parent() {
-		for _, t := range l.Types {
-			if m.Is(t) {
-				return t, true
-			}
-		}
-	}
-	bare, _, err := mime.ParseMediaType(found.String())
-	if err != nil {
-		bare = found.String()
-	}
-	return bare, false
+// Inspect decides what a picture is that begins with first, exactly as Open does. It reads at most HeadBytes. Errors of first
+// come through unchanged.
+func (l Limits) Inspect(first io.Reader) (mediaType string, err error) {
+	return l.check(&head{r: first})
 }
 
 // limitedReader counts what it gives and fails at the limit.
@@ -186,24 +140,6 @@ func (r *limitedReader) Read(p []byte) (int, error) {
 	}
 	if r.want >= 0 && (r.n > r.want || err == io.EOF && r.n < r.want) {
 		return 0, signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
-	}
-	return n, err
-}
-
-// scannedReader shows the header what it gives, and fails where that does.
-type scannedReader struct {
-	r      io.Reader
-	header scan
-}
-
-func (r *scannedReader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p)
-	wrong := r.header.read(p[:n])
-	if err == io.EOF { // only a bare one is the end of a body
-		wrong = r.header.end()
-	}
-	if wrong != nil {
-		return 0, wrong
 	}
 	return n, err
 }

@@ -245,7 +245,7 @@ $('image').addEventListener('error', () => {
 
 // showPicture shows the picture as storage has it.
 function showPicture(anyway = false) {
-  const kind = picture.content_type.replace(/^image\//, '').toUpperCase()
+  const kind = picture.content_type.replace(/^image\/|-sequence$/g, '').toUpperCase()
   $('facts-name').textContent = ''
   $('facts').textContent = `${kind} · ${bytes(picture.size)}`
   $('link').value = picture.picture_url
@@ -859,8 +859,8 @@ function bytes(n) {
 }
 
 function kinds() {
-  const names = about.picture_types.map((type) => ({ 'image/jpeg': 'JPEG', 'image/webp': 'WebP' })[type] ?? type.replace('image/', '').toUpperCase())
-  return new Intl.ListFormat('en', { type: 'disjunction' }).format(names)
+  const names = about.picture_types.map((type) => ({ 'image/jpeg': 'JPEG', 'image/webp': 'WebP' })[type] ?? type.replace(/^image\/|-sequence$/g, '').toUpperCase())
+  return new Intl.ListFormat('en', { type: 'disjunction' }).format(new Set(names))
 }
 
 // ---- The beginning

@@ -1,0 +1,142 @@
+package picture
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"image"
+	"image/gif"
+	"image/jpeg"
+	"image/png"
+	"io"
+	"mime"
+	"slices"
+	"strings"
+
+	"github.com/gabriel-vasile/mimetype"
+	"golang.org/x/image/webp"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	// HeadBytes is the most that is read of a picture to decide whether it is accepted.
+	HeadBytes = 64 << 10
+	// typeBytes decide its media type.
+	typeBytes = 3072
+)
+
+// head reads the first HeadBytes of r, as far as they are needed, and keeps them.
+type head struct {
+	r    io.Reader
+	kept []byte
+	err  error // of r: io.EOF, and nothing else, is its end
+}
+
+// Read implements [io.Reader]. It returns io.EOF after HeadBytes.
+func (h *head) Read(p []byte) (int, error) {
+	switch room := HeadBytes - len(h.kept); {
+	case h.err != nil:
+		return 0, h.err
+	case room == 0:
+		return 0, io.EOF
+	case len(p) > room:
+		p = p[:room]
+	}
+	n, err := h.r.Read(p)
+	h.kept, h.err = append(h.kept, p[:n]...), err
+	return n, err
+}
+
+// broken returns the error of r, unless r has only ended.
+func (h *head) broken() error {
+	if h.err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		return nil
+	}
+	return h.err
+}
+
+// check returns the media type of the picture that h reads if it is accepted.
+func (l Limits) check(h *head) (mediaType string, err error) {
+	_, _ = io.CopyN(io.Discard, h, typeBytes) // h keeps the error
+	if err := h.broken(); err != nil {
+		return "", err
+	}
+	if len(h.kept) == 0 {
+		return "", signerapi.ErrEmpty
+	}
+	mediaType, ok := l.detect(h.kept)
+	if !ok {
+		return "", signerapi.ErrUnsupportedMediaType.With(
+			fmt.Sprintf("the file is %s, which is not accepted; accepted types: %s", mediaType, strings.Join(l.Types, ", ")))
+	}
+	width, height := dimensions(mediaType, h)
+	if err := h.broken(); err != nil {
+		return "", err
+	}
+	if pixels := width * height; pixels > l.MaxPixels {
+		return "", signerapi.ErrTooLarge.With(
+			fmt.Sprintf("the picture has %d pixels (%d × %d); at most %d are accepted", pixels, width, height, l.MaxPixels))
+	}
+	return mediaType, nil
+}
+
+// detect returns the accepted media type of a file that begins with first, or a more general one of which it is a kind (an
+// animated PNG is a PNG). Otherwise it returns false and the media type for the error text.
+func (l Limits) detect(first []byte) (string, bool) {
+	if t := imageType(first); t != "" {
+		return t, slices.Contains(l.Types, t)
+	}
+	found := mimetype.Detect(first)
+	if p := found.Parent(); p != nil && p.Is("video/mp4") && strings.HasPrefix(found.String(), "image/") {
+		found = p // an image by a brand that is not registered for one
+	}
+	for m := found; m != nil; m = m.Parent() {
+		for _, t := range l.Types {
+			if m.Is(t) {
+				return t, true
+			}
+		}
+	}
+	bare, _, err := mime.ParseMediaType(found.String())
+	if err != nil {
+		bare = found.String()
+	}
+	return bare, false
+}
+
+// dimensions returns the width and height that the first HeadBytes announce, each below 2^32. Both are 0 if they cannot be
+// told from there. AVIF, HEIC and HEIF are not looked into.
+//
+// None of the decoders allocates memory by the announced dimensions.
+func dimensions(mediaType string, h *head) (width, height uint64) {
+	var decode func(io.Reader) (image.Config, error)
+	switch mediaType {
+	case "image/jpeg":
+		decode = jpeg.DecodeConfig
+	case "image/png":
+		decode = png.DecodeConfig
+	case "image/gif":
+		decode = gif.DecodeConfig
+	case "image/webp":
+		decode = webp.DecodeConfig
+	default:
+		return 0, 0
+	}
+	config, err := decode(io.MultiReader(bytes.NewReader(h.kept), h))
+	first := h.kept
+	switch {
+	case err == nil:
+		return uint64(config.Width), uint64(config.Height) //nolint:gosec // no decoder returns negative ones
+	case len(first) < 30:
+	case errors.Is(err, png.UnsupportedError("dimension overflow")), errors.Is(err, png.FormatError("non-positive dimension")):
+		if string(first[12:16]) == "IHDR" { // has dimensions that image/png does not return
+			return uint64(binary.BigEndian.Uint32(first[16:])), uint64(binary.BigEndian.Uint32(first[20:]))
+		}
+	case mediaType == "image/webp" && string(first[12:20]) == "VP8X\x0a\x00\x00\x00": // webp rejects a canvas of 2^31 pixels
+		uint24 := func(b []byte) uint64 { return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 }
+		return uint24(first[24:]) + 1, uint24(first[27:]) + 1
+	}
+	return 0, 0
+}

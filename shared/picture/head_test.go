@@ -1,0 +1,347 @@
+package picture
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"cats.example/shared/signerapi"
+)
+
+var (
+	be16 = func(n int) string { return string(binary.BigEndian.AppendUint16(nil, uint16(n))) }
+	be32 = func(n int) string { return string(binary.BigEndian.AppendUint32(nil, uint32(n))) }
+	be64 = func(n int) string { return string(binary.BigEndian.AppendUint64(nil, uint64(n))) }
+	le16 = func(n int) string { return string(binary.LittleEndian.AppendUint16(nil, uint16(n))) }
+	le24 = func(n int) string { return string(binary.LittleEndian.AppendUint32(nil, uint32(n))[:3]) }
+	le32 = func(n int) string { return string(binary.LittleEndian.AppendUint32(nil, uint32(n))) }
+)
+
+// box returns a box of an ISO base media file.
+func box(name, content string) string { return be32(8+len(content)) + name + content }
+
+// small returns one of the small pictures of a cat.
+func small(t testing.TB, name string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+// branded returns content with another ftyp box.
+func branded(content, major string, compatible ...string) string {
+	size := binary.BigEndian.Uint32([]byte(content))
+	return box("ftyp", major+be32(0)+strings.Join(compatible, "")) + content[size:]
+}
+
+// lateMeta returns a file of boxes whose meta box stands behind padding bytes of mdat.
+func lateMeta(content string, padding int) string {
+	var found [3]string // ftyp, mdat, meta
+	for at := 0; at+8 <= len(content); {
+		size := int(binary.BigEndian.Uint32([]byte(content[at:])))
+		if i := strings.Index("ftypmdatmeta", content[at+4:at+8]); i >= 0 {
+			found[i/4] = content[at : at+size]
+		}
+		at += size
+	}
+	return found[0] + box("mdat", found[1][8:]+strings.Repeat("\x00", padding)) + found[2]
+}
+
+// longHeader returns small.jpg with segments of 64 KiB before its dimensions.
+func longHeader(t testing.TB, marker byte, segments int) string {
+	t.Helper()
+	content := small(t, "small.jpg")
+	one := "\xff" + string([]byte{marker}) + be16(65535) + strings.Repeat("x", 65533)
+	return content[:2] + strings.Repeat(one, segments) + content[2:]
+}
+
+// pngChunk returns a chunk with its checksum.
+func pngChunk(name, content string) string {
+	return be32(len(content)) + name + content + be32(int(crc32.ChecksumIEEE([]byte(name+content))))
+}
+
+// pngOf returns the beginning of an RGBA PNG.
+func pngOf(width, height int) string {
+	return "\x89PNG\r\n\x1a\n" + pngChunk("IHDR", be32(width)+be32(height)+"\x08\x06\x00\x00\x00")
+}
+
+// jpegOf returns the beginning of a gray JPEG with before in front of its frame header.
+func jpegOf(marker byte, before string, width, height int) string {
+	jfif := "\xff\xe0" + be16(16) + "JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+	return "\xff\xd8" + jfif + before + "\xff" + string([]byte{marker}) + be16(11) + "\x08" + be16(height) + be16(width) + "\x01\x01\x11\x00\xff\xda"
+}
+
+func gifOf(width, height int) string { return "GIF89a" + le16(width) + le16(height) + "\x00\x00\x00" }
+
+func webpOf(chunk, content string) string {
+	return "RIFF" + le32(12+len(content)) + "WEBP" + chunk + le32(len(content)) + content
+}
+
+func vp8(width, height int) string {
+	return webpOf("VP8 ", "\x10\x00\x00\x9d\x01\x2a"+le16(width)+le16(height))
+}
+
+func vp8l(width, height int) string { return webpOf("VP8L", "\x2f"+le32(width-1|(height-1)<<14)) }
+
+func vp8x(flags byte, width, height int) string {
+	return webpOf("VP8X", string([]byte{flags, 0, 0, 0})+le24(width-1)+le24(height-1))
+}
+
+// opened returns what Open makes of content, read to its end.
+func opened(l Limits, content string) (mediaType string, err error) {
+	mediaType, whole, err := l.Open(strings.NewReader(content), -1)
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(whole)
+	if err == nil && string(b) != content {
+		err = fmt.Errorf("%d bytes came back of %d, or others", len(b), len(content))
+	}
+	return mediaType, err
+}
+
+func TestOpenFollowsMajorAndCompatibleBrands(t *testing.T) {
+	avif, heic, sequence := small(t, "small.avif"), small(t, "small.heic"), small(t, "small-sequence.avif")
+	for _, c := range []struct{ what, content, want string }{
+		{"AVIF", avif, "image/avif"},
+		{"HEIC", heic, "image/heic"},
+		{"AVIF sequence", sequence, "image/avif"},
+		{"mif1.avif", branded(avif, "mif1", "mif1", "avif", "miaf"), "image/avif"},
+		{"miaf.avif", branded(avif, "miaf", "avif", "mif1", "miaf"), "image/avif"},
+		{"msf1.avif", branded(sequence, "msf1", "avif", "avis", "msf1", "iso8", "mif1", "miaf"), "image/avif"},
+		{"miaf.heic", branded(heic, "miaf", "heic", "mif1", "miaf"), "image/heic"},
+		{"AVIF by its profile", branded(avif, "mif1", "mif1", "miaf", "MA1B"), "image/avif"},
+		{"AVIF sequence by its profile", branded(sequence, "MA1A", "msf1", "miaf"), "image/avif"},
+		{"AVIF sequence of intra frames", branded(sequence, "avio", "msf1"), "image/avif"},
+		{"major brand alone", branded(avif, "avis"), "image/avif"},
+		{"camera of Sony or Canon", branded(heic, "heix", "mif1", "heix", "miaf"), "image/heic"},
+		{"phone of Apple", branded(heic, "heic", "mif1", "MiHB", "MiHE", "MiPr", "miaf", "heic", "tmap"), "image/heic"},
+		{"structural major brand", branded(heic, "mif1", "mif1", "heic"), "image/heic"},
+		{"coding behind nine others", branded(heic, "mif1", "mif1", "iso8", "iso9", "isoa", "isob", "isoc", "isom", "mp42", "miaf", "heim"), "image/heic"},
+		{"layers", branded(heic, "heis", "mif1"), "image/heic"},
+		{"HEVC by its profile", branded(heic, "mif1", "mif1", "miaf", "MiHA"), "image/heic"},
+		{"major brand before compatible ones", branded(heic, "heic", "avif", "mif1"), "image/heic"},
+		{"the same for AVIF", branded(avif, "avif", "heic", "mif1"), "image/avif"},
+		{"foreign major brand", branded(heic, "mp42", "isom", "heic", "mif1"), "image/heic"},
+		{"foreign major brand of AVIF", branded(avif, "iso8", "avif"), "image/avif"},
+		{"foreign major brand of QuickTime", branded(heic, "qt  ", "mif1"), "image/heif"},
+		{"burst", branded(heic, "hevc", "mif1", "heic", "hevc", "msf1"), "image/heic-sequence"},
+		{"burst of 10 bits", branded(heic, "hevx", "msf1"), "image/heic-sequence"},
+		{"burst with layers", branded(heic, "msf1", "hevm", "msf1", "iso8"), "image/heic-sequence"},
+		{"burst by its structure", branded(heic, "msf1", "heic", "hevc", "mif1", "msf1"), "image/heic-sequence"},
+		{"burst with a profile", branded(heic, "miaf", "hevs", "msf1", "MiHB"), "image/heic-sequence"},
+		{"image with a burst", branded(heic, "mif1", "msf1", "hevc", "heic", "mif1"), "image/heic"},
+		{"any coding", branded(heic, "mif1", "mif1", "miaf"), "image/heif"},
+		{"any coding, version 2", branded(heic, "mif2", "mif2"), "image/heif"},
+		{"AVC", branded(heic, "avci", "avci", "mif1"), "image/heif"},
+		{"JPEG in HEIF", branded(heic, "jpeg", "mif1"), "image/heif"},
+		{"miaf alone", branded(heic, "miaf"), "image/heif"},
+		{"any coding of sequences", branded(heic, "msf1", "msf1", "iso8"), "image/heif-sequence"},
+		{"AVC sequence", branded(heic, "avcs", "avcs", "msf1"), "image/heif-sequence"},
+		{"sequence and image", branded(heic, "msf1", "mif1", "miaf"), "image/heif-sequence"},
+		{"sequence under miaf", branded(heic, "miaf", "msf1", "miaf"), "image/heif-sequence"},
+		{"size of 64 bits", be32(1) + "ftyp" + be64(32) + "mif1" + be32(0) + "mif1avif" + avif[32:], "image/avif"},
+		{"box to the end", be32(0) + "ftyp" + "miaf" + be32(0) + "mif1heic", "image/heic"},
+		{"box of 5,000 brands", branded(heic, "mif1", "heic", strings.Repeat("isom", 5000)), "image/heic"},
+		{"box larger than the file", be32(500) + "ftyp" + "mif1" + be32(0) + "avifmi", "image/avif"},
+	} {
+		for _, mediaType := range []func() (string, error){
+			func() (string, error) { return opened(defaults(t), c.content) },
+			func() (string, error) { return defaults(t).Inspect(strings.NewReader(c.content)) },
+		} {
+			if got, err := mediaType(); got != c.want || err != nil {
+				t.Errorf("%s: %q, %v; want %s", c.what, got, err, c.want)
+			}
+		}
+	}
+	for what, content := range map[string]string{
+		"brand behind the box":        box("ftyp", "mp42"+be32(0)+"isom") + "heicmif1",
+		"brand as minor version":      box("ftyp", "isom"+"heic"+"isom"),
+		"brand off the grid":          box("ftyp", "isom"+be32(0)+"xxheicxx"),
+		"brand in capitals":           box("ftyp", "isom"+be32(0)+"HEICMIF1"),
+		"size of 64 bits, no brand":   be32(1) + "ftyp" + be64(24) + "isom" + be32(0) + "heic",
+		"size smaller than its field": be32(11) + "ftypisomheicheic",
+	} {
+		if got, err := opened(defaults(t), content); !errors.Is(err, signerapi.ErrUnsupportedMediaType) {
+			t.Errorf("%s: %q, %v", what, got, err)
+		}
+	}
+}
+
+// accepted are pictures whose dimensions the first HeadBytes do not tell.
+func accepted(t testing.TB) map[string]struct{ content, mediaType string } {
+	t.Helper()
+	avif, heic := small(t, "small.avif"), small(t, "small.heic")
+	huge := strings.Replace(heic, "ispe\x00\x00\x00\x00", "ispe\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff", 1)
+	return map[string]struct{ content, mediaType string }{
+		"late-meta.heic":                       {lateMeta(heic, 9<<20), "image/heic"},
+		"late-meta.avif":                       {lateMeta(avif, 9<<20), "image/avif"},
+		"meta behind 70 KB":                    {lateMeta(heic, 70_000), "image/heic"},
+		"late-sof.jpg":                         {longHeader(t, 0xe1, 20), "image/jpeg"},
+		"late-sof-icc.jpg":                     {longHeader(t, 0xe2, 40), "image/jpeg"},
+		"comments before the dimensions":       {longHeader(t, 0xfe, 1), "image/jpeg"},
+		"dimensions cut by the end of head":    {jpegOf(0xc0, "\xff\xe1"+be16(HeadBytes-30)+strings.Repeat("x", HeadBytes-32), 65535, 65535), "image/jpeg"},
+		"PNG with a text of 70 KB":             {"\x89PNG\r\n\x1a\n" + pngChunk("tEXt", strings.Repeat("x", 70_000)) + pngOf(1<<20, 1<<20)[8:], "image/png"},
+		"WebP with a profile of 70 KB":         {webpOf("ICCP", strings.Repeat("x", 70_000)) + vp8(16383, 16383)[12:], "image/webp"},
+		"box smaller than its header":          {heic + be32(3) + "free", "image/heic"},
+		"box larger than the file":             {heic + be32(1<<30) + "free", "image/heic"},
+		"box larger than 2^63":                 {avif + be32(1) + "free" + be64(-1), "image/avif"},
+		"three bytes behind the last box":      {avif + "\xff\xff\xff", "image/avif"},
+		"a page behind the last box":           {heic + "<html><script>alert(1)</script>", "image/heic"},
+		"zeros behind the last box":            {avif + strings.Repeat("\x00", 100_000), "image/avif"},
+		"HEIC of 2^64 pixels":                  {huge, "image/heic"},
+		"AVIF without boxes":                   {box("ftyp", "avif"+be32(0)+"avif"), "image/avif"},
+		"PNG signature alone":                  {"\x89PNG\r\n\x1a\n", "image/png"},
+		"PNG with a cut IHDR":                  {pngOf(1<<20, 1<<20)[:28], "image/png"},
+		"PNG with a wrong checksum":            {pngOf(1<<20, 1<<20)[:29] + "\x00\x00\x00\x00", "image/png"},
+		"PNG with an unknown color type":       {strings.Replace(pngOf(1<<20, 1<<20), "\x08\x06", "\x07\x05", 1), "image/png"},
+		"PNG of Apple":                         {"\x89PNG\r\n\x1a\n" + pngChunk("CgBI", be32(0)) + pngOf(1, 1)[8:], "image/png"},
+		"PNG without width":                    {pngOf(0, 1<<31), "image/png"},
+		"JPEG signature alone":                 {"\xff\xd8\xff", "image/jpeg"},
+		"JPEG with arithmetic coding":          {jpegOf(0xc9, "", 65535, 65535), "image/jpeg"},
+		"JPEG whose height comes later":        {jpegOf(0xc0, "", 65535, 0), "image/jpeg"},
+		"JPEG with its image before its frame": {"\xff\xd8\xff\xda\x00\x02" + jpegOf(0xc0, "", 65535, 65535)[2:], "image/jpeg"},
+		"GIF signature alone":                  {"GIF89a", "image/gif"},
+		"GIF with a cut screen":                {gifOf(65535, 65535)[:12], "image/gif"},
+		"GIF with an empty screen":             {gifOf(0, 0), "image/gif"},
+		"GIF with a large second frame":        {gifOf(1, 1) + ",\xff\xff\xff\xff\xff\xff\xff\xff\x00", "image/gif"},
+		"WebP without an image":                {webpOf("ICCP", ""), "image/webp"},
+		"WebP with a cut canvas":               {vp8x(0, 1<<24, 1<<24)[:29], "image/webp"},
+		"WebP canvas of another length":        {strings.Replace(vp8x(0, 1<<24, 1<<24), "VP8X\x0a", "VP8X\x09", 1), "image/webp"},
+		"WebP without a key frame":             {strings.Replace(vp8(16383, 16383), "\x10\x00\x00\x9d", "\x11\x00\x00\x9d", 1), "image/webp"},
+	}
+}
+
+func TestOpenAcceptsUnknownDimensions(t *testing.T) {
+	for what, c := range accepted(t) {
+		if got, err := opened(defaults(t), c.content); err != nil || got != c.mediaType {
+			t.Errorf("%s: %q, %v; want %s", what, got, err, c.mediaType)
+		}
+	}
+}
+
+// bombs announce that many pixels in their first HeadBytes.
+var bombs = map[string]struct {
+	content string
+	pixels  uint64
+}{
+	"PNG":                       {pngOf(14492, 14492), 14492 * 14492},
+	"PNG, paletted":             {"\x89PNG\r\n\x1a\n" + pngChunk("IHDR", be32(1<<20)+be32(1<<20)+"\x08\x03\x00\x00\x00") + pngChunk("PLTE", "rgb") + pngChunk("IDAT", ""), 1 << 40},
+	"PNG behind a text":         {"\x89PNG\r\n\x1a\n" + pngChunk("tEXt", strings.Repeat("x", 50_000)) + pngOf(1<<20, 1<<20)[8:], 1 << 40},
+	"PNG, beyond its decoder":   {pngOf(1<<31-1, 1<<31-1), (1<<31 - 1) * (1<<31 - 1)},
+	"PNG of 2^60 pixels":        {pngOf(1<<30, 1<<30), 1 << 60},
+	"PNG, beyond its format":    {pngOf(1<<31, 1<<31), 1 << 62},
+	"PNG, as many as there are": {pngOf(1<<32-1, 1<<32-1), (1<<32 - 1) * (1<<32 - 1)},
+	"PNG, one beyond 2^31":      {pngOf(1<<31, 1), 1 << 31},
+	"JPEG":                      {jpegOf(0xc0, "", 65535, 65535), 65535 * 65535},
+	"JPEG, progressive":         {jpegOf(0xc2, "", 65535, 65535), 65535 * 65535},
+	"JPEG behind 50 KB":         {jpegOf(0xc0, "\xff\xe1"+be16(50_002)+strings.Repeat("x", 50_000), 65535, 65535), 65535 * 65535},
+	"GIF":                       {gifOf(65535, 65535), 65535 * 65535},
+	"WebP, lossy":               {vp8(16383, 16383), 16383 * 16383},
+	"WebP, lossless":            {vp8l(16384, 16384), 1 << 28},
+	"WebP canvas":               {vp8x(0, 20000, 20000), 4e8},
+	"WebP canvas with alpha":    {vp8x(0x10, 20000, 20000), 4e8},
+	"WebP, beyond its decoder":  {vp8x(2, 1<<24, 1<<24), 1 << 48},
+	"WebP, one beyond 2^31":     {vp8x(0, 1<<16, 1<<15), 1 << 31},
+}
+
+func TestOpenRejectsAnnouncedPixels(t *testing.T) {
+	for what, c := range bombs {
+		content := c.content + strings.Repeat("\x00", 100_000)
+		_, _, err := defaults(t).Open(strings.NewReader(content), int64(len(content)))
+		if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrTooLarge) || !strings.HasPrefix(e.Detail, fmt.Sprintf("the picture has %d pixels (", c.pixels)) ||
+			!strings.HasSuffix(e.Detail, "; at most 210000000 are accepted") {
+			t.Errorf("%s: %v", what, err)
+		}
+		l := defaults(t)
+		l.MaxPixels = c.pixels
+		if _, _, err := l.Open(strings.NewReader(content), -1); err != nil {
+			t.Errorf("%s where as many are accepted: %v", what, err)
+		}
+		l.MaxPixels = c.pixels - 1
+		if _, _, err := l.Open(strings.NewReader(content), -1); !errors.Is(err, signerapi.ErrTooLarge) {
+			t.Errorf("%s where one less is accepted: %v", what, err)
+		}
+	}
+}
+
+func TestInspectDecidesLikeOpen(t *testing.T) {
+	contents := map[string]string{"text": "hello", "empty": "", "MP4": box("ftyp", "mp42"+be32(0)+"isom")}
+	for what, c := range accepted(t) {
+		contents[what] = c.content
+	}
+	for what, c := range bombs {
+		contents[what] = c.content + strings.Repeat("\x00", 100_000)
+	}
+	for what, content := range contents {
+		wantType, _, want := defaults(t).Open(strings.NewReader(content), -1)
+		got, err := defaults(t).Inspect(strings.NewReader(content[:min(len(content), HeadBytes)]))
+		if got != wantType || fmt.Sprint(err) != fmt.Sprint(want) {
+			t.Errorf("%s: %q, %v; Open returns %q, %v", what, got, err, wantType, want)
+		}
+	}
+}
+
+func TestOpenBuffersWhatItNeeds(t *testing.T) {
+	tail := strings.Repeat("\x00", 1<<20)
+	for what, c := range map[string]struct {
+		content string
+		most    int // bytes
+	}{
+		"PNG":  {pngOf(1, 1) + tail, 8 << 10},
+		"GIF":  {gifOf(1, 1) + tail, 8 << 10},
+		"WebP": {vp8x(0, 1, 1) + tail, 8 << 10},
+		"AVIF": {small(t, "small.avif") + tail, 8 << 10},
+		"HEIC": {lateMeta(small(t, "small.heic"), 1<<20), 8 << 10},
+		"JPEG": {longHeader(t, 0xe1, 9), HeadBytes},
+	} {
+		body := strings.NewReader(c.content)
+		if _, _, err := defaults(t).Open(body, -1); err != nil || len(c.content)-body.Len() > c.most {
+			t.Errorf("%s: %v, after %d bytes", what, err, len(c.content)-body.Len())
+		}
+	}
+}
+
+func TestDecodersAllocateNothingByDimensions(t *testing.T) {
+	for what, c := range bombs {
+		l := defaults(t)
+		l.MaxPixels = 1<<64 - 1
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := l.Open(strings.NewReader(c.content), -1)
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; err != nil || got > 1<<20 {
+			t.Errorf("%s: %d bytes, %v", what, got, err)
+		}
+	}
+}
+
+// BenchmarkOpen measures the most expensive heads.
+func BenchmarkOpen(b *testing.B) {
+	for what, content := range map[string]string{
+		"PNG":                    pngOf(1, 1) + strings.Repeat("x", HeadBytes),
+		"PNG of empty chunks":    "\x89PNG\r\n\x1a\n" + strings.Repeat(pngChunk("tEXt", ""), HeadBytes/12),
+		"JPEG without segments":  "\xff\xd8\xff\xe0\x00\x02" + strings.Repeat("x", HeadBytes),
+		"JPEG of empty segments": "\xff\xd8" + strings.Repeat("\xff\xe0\x00\x02", HeadBytes/4),
+		"WebP of empty chunks":   "RIFF\xff\xff\xff\x7fWEBP" + strings.Repeat("XXXX\x00\x00\x00\x00", HeadBytes/8),
+		"brands":                 branded(small(b, "small.heic"), "isom", strings.Repeat("isom", 1000)),
+	} {
+		b.Run(what, func(b *testing.B) {
+			l := defaults(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				_, _, _ = l.Open(bytes.NewReader([]byte(content)), -1)
+			}
+		})
+	}
+}
