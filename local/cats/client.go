@@ -285,7 +285,7 @@ func (c *client) refusal(resp *http.Response, answer []byte) *failure {
 	case "rate_limited", "overloaded", "issuer_unavailable": // before anything was done
 	case "no_such_path":
 		f.exit, f.hint = exitOther, "is --server right?"
-	case "no_such_upload":
+	case "no_such_upload", "archived", "immutable", "leased", "rejected_by_storage": // no other client was faster
 		f.exit = exitOther
 	case "unauthenticated":
 		f.hint = "set CATS_TOKEN, or --token-file"

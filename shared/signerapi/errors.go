@@ -38,6 +38,10 @@ var (
 	ErrTooLarge             = &Error{Code: "too_large", Detail: "the picture is too large"}
 	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
 	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
+	ErrArchived             = &Error{Code: "archived", Detail: "the stored picture is in the archive tier, or is being rehydrated from it; until that has ended it cannot be changed"}
+	ErrImmutable            = &Error{Code: "immutable", Detail: "an immutability policy or a legal hold protects the stored picture"}
+	ErrLeased               = &Error{Code: "leased", Detail: "the stored picture is leased; it can be changed when the lease has ended"}
+	ErrRejectedByStorage    = &Error{Code: "rejected_by_storage", Detail: "storage does not allow this in the current state of the blob; the operator can find the reason in the signer's log"}
 	ErrRateLimited          = &Error{Code: "rate_limited", Detail: "too many requests from here; try again later", RetryAfter: time.Second}
 	ErrMisconfigured        = &Error{Code: "misconfigured", Detail: "the containers of the service disagree about authentication; its operator can find the setting in the frontend's log", RetryAfter: 30 * time.Second}
 	ErrIssuerUnavailable    = &Error{Code: "issuer_unavailable", Detail: "callers' tokens cannot be checked at the moment; try again later", RetryAfter: 5 * time.Second}
@@ -70,6 +74,10 @@ var wire = []struct {
 	{ErrNoUpload, http.StatusNotFound},
 	{ErrStalled, http.StatusRequestTimeout},
 	{ErrConflict, http.StatusConflict},
+	{ErrArchived, http.StatusConflict},
+	{ErrImmutable, http.StatusConflict},
+	{ErrLeased, http.StatusConflict},
+	{ErrRejectedByStorage, http.StatusConflict},
 	{ErrPreconditionFailed, http.StatusPreconditionFailed},
 	{ErrTooLarge, http.StatusRequestEntityTooLarge},
 	{ErrUnsupportedMediaType, http.StatusUnsupportedMediaType},

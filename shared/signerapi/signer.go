@@ -50,7 +50,9 @@ type Signer interface {
 	// or of the signer may have been lost: after ErrStorageUnavailable,
 	// ErrThrottled, ErrIdentityUnavailable, ErrSignerUnavailable or ErrInternal the
 	// new one may have been stored all the same, and where ErrPreconditionFailed or
-	// ErrConflict say so, it may have been there for a while.
+	// ErrConflict say so, it may have been there for a while. ErrArchived,
+	// ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the state of the
+	// stored picture does not allow it; of Delete and Commit as well.
 	//
 	// The end of the picture is io.EOF, exactly; any other error from body, io.EOF
 	// wrapped in another error included, is a broken picture and stores nothing.
