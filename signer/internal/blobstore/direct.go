@@ -10,20 +10,16 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"golang.org/x/sync/errgroup"
 
@@ -43,8 +39,7 @@ const (
 	commitLate = 15 * time.Minute
 	// sweepLate is how long after the end of a ticket its blob is removed. A request
 	// that began before that end can last.
-	sweepLate  = time.Hour
-	sweepEvery = 10 * time.Minute
+	sweepLate = time.Hour
 
 	onePiece    = 64 << 20 // the largest that is sent in one request, which replaces nothing
 	directBlock = 8 << 20
@@ -59,8 +54,7 @@ const (
 
 	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
 
-	commits  = 16      // at once; a commit takes some 100 KiB of memory
-	headMost = 1 << 20 // that is read of what was sent, at most
+	commits = 16 // at once; a commit takes some 100 KiB of memory
 )
 
 // ticket is what the ID of one says. Where it does not say what the signer wrote, it
@@ -185,6 +179,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	s.known.forget(user)
 	defer s.known.forget(user)
 	sent, err := s.head(ctx, c.staged.BlobClient())
+	err = stagedError(err)
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):
 		info, ok, err := c.done(ctx, name)
@@ -201,21 +196,21 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	if err == nil && !ok {
 		info, err = c.run(ctx, sent, info.ETag)
 	}
-	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrConflict) {
+	if slices.ContainsFunc(byState, func(e error) bool { return errors.Is(err, e) }) {
 		if there, ok, _ := c.done(ctx, c.mark(sent)); ok { // another replica has done it
 			info, err = there, nil
 		}
 	}
 	outcome := removedCommitted
-	if err != nil {
-		switch signerapi.AsError(err).Code {
-		case signerapi.ErrUnsupportedMediaType.Code, signerapi.ErrTooLarge.Code, signerapi.ErrDigestMismatch.Code:
-			outcome = removedRefused
-		default:
-			return signerapi.Info{}, err
-		}
+	switch {
+	case errors.Is(err, signerapi.ErrUnsupportedMediaType), errors.Is(err, signerapi.ErrTooLarge):
+		outcome = removedRefused // no argument, and no other try, would change that
+	case err != nil:
+		return signerapi.Info{}, err
 	}
-	s.unstage(context.WithoutCancel(ctx), name, outcome)
+	if failed := s.unstage(context.WithoutCancel(ctx), staged{name, sent.ETag}, outcome); failed != nil {
+		s.log.Warn("staged blob not deleted; the next sweep after its end deletes it", "error", failed.Error())
+	}
 	return info, err
 }
 
@@ -280,7 +275,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 	s := c.store
 	err = s.call(ctx, &operation{name: opGet}, "looking at what was sent", func(ctx context.Context) error {
 		resp, err := c.staged.DownloadStream(ctx, &blob.DownloadStreamOptions{
-			Range:            blob.HTTPRange{Count: headMost},
+			Range:            blob.HTTPRange{Count: picture.HeadBytes},
 			AccessConditions: accessConditions(signerapi.Conditions{IfMatch: etag}),
 		})
 		if err != nil {
@@ -293,7 +288,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrNotFound) {
 		err = errChanged
 	}
-	return mediaType, err
+	return mediaType, stagedError(err)
 }
 
 // copyBlocks has storage copy what was sent into blocks of the picture, which stays
@@ -337,21 +332,6 @@ func (s *Store) source(name string) (string, error) {
 	return s.opts.AccountURL + "/" + s.opts.Container + "/" + name + "?" + query, err
 }
 
-// copyError says what storage's errors mean that are about the source of a copy.
-func copyError(err error) error {
-	resp, ok := errors.AsType[*azcore.ResponseError](err)
-	switch {
-	case !ok:
-		return err
-	case bloberror.HasCode(err, bloberror.MD5Mismatch):
-		return signerapi.ErrDigestMismatch
-	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
-		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
-		return errChanged.Wrap(brief(err, contributorRole))
-	}
-	return err
-}
-
 // committedFrom is the metadata of a picture that was sent straight to storage: its
 // commit's mark.
 const committedFrom = "catsupload"
@@ -377,105 +357,6 @@ func (c *commit) done(ctx context.Context, mark string) (info signerapi.Info, ok
 		err = nil
 	}
 	return info, ok, err
-}
-
-// What became of blobs that were sent straight to storage, as it is labelled in
-// metrics.
-const (
-	removedCommitted = "committed"
-	removedRefused   = "refused"
-	removedAbandoned = "abandoned"
-)
-
-// unstage removes what was sent. Where that fails, it is found abandoned later.
-func (s *Store) unstage(ctx context.Context, name, outcome string) {
-	client := s.container.NewBlockBlobClient(name)
-	remove := func() error {
-		return s.call(ctx, &operation{name: opDelete}, "removing what was sent", func(ctx context.Context) error {
-			_, err := client.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
-			if bloberror.HasCode(err, bloberror.LeaseIDMissing) { // who may write may have taken a lease, too
-				if err = breakLease(ctx, client); err == nil {
-					_, err = client.Delete(ctx, &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude)})
-				}
-			}
-			return err
-		})
-	}
-	err := remove()
-	if outcome == removedAbandoned && errors.Is(err, signerapi.ErrNotFound) {
-		// Blocks that were never made one are no blob, but are listed and paid for. An
-		// empty blob takes their place.
-		err = s.call(ctx, &operation{name: opPut}, "removing blocks that were sent", func(ctx context.Context) error {
-			_, err := client.Upload(ctx, lend(nil), nil)
-			return err
-		})
-		if err == nil {
-			err = remove()
-		}
-	}
-	if err != nil && !errors.Is(err, signerapi.ErrNotFound) {
-		s.log.Warn("what was sent straight to storage could not be removed, and is later", "error", err.Error())
-		return
-	}
-	s.metrics.unstaged.WithLabelValues(outcome).Inc()
-}
-
-func breakLease(ctx context.Context, client *blockblob.Client) error {
-	leased, err := lease.NewBlobClient(client, nil)
-	if err != nil {
-		return err
-	}
-	_, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0))})
-	return err
-}
-
-// sweep removes what was sent straight to storage and abandoned, until ctx is done.
-func (s *Store) sweep(ctx context.Context) {
-	for {
-		if err := s.removeAbandoned(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("uploads that were abandoned could not be removed, and are later", "error", err.Error())
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(jittered(sweepEvery)):
-		}
-	}
-}
-
-func (s *Store) removeAbandoned(ctx context.Context) error {
-	pages := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
-		Prefix:     new(StagedPrefix),
-		MaxResults: new(int32(500)),
-		Include:    container.ListBlobsInclude{UncommittedBlobs: true},
-	})
-	for pages.More() {
-		var names []string
-		err := s.call(ctx, &operation{name: opList}, "listing uploads", func(ctx context.Context) error {
-			page, err := pages.NextPage(ctx)
-			if err != nil {
-				return err
-			}
-			names = names[:0]
-			for _, item := range page.Segment.BlobItems {
-				names = append(names, value(item.Name))
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			end, ok := endOf(name)
-			if ctx.Err() != nil || ok && s.now().Before(end.Add(sweepLate)) {
-				return nil // as all are that come behind it
-			}
-			if ok {
-				s.unstage(ctx, name, removedAbandoned)
-			}
-		}
-	}
-	return nil
 }
 
 // origin is where links and tickets lead.

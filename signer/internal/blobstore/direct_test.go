@@ -1,11 +1,7 @@
 package blobstore
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"log/slog"
-	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -134,34 +130,6 @@ func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
 	_, err := s.Commit(t.Context(), user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
 	if !errors.Is(err, signerapi.ErrOverloaded) {
 		t.Errorf("%v; want ErrOverloaded", err)
-	}
-}
-
-func TestRemovingUploadsEndsWithItsContext(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	var log strings.Builder
-	s.log = slog.New(slog.NewTextHandler(&log, nil))
-	ctx, cancel := context.WithCancel(t.Context())
-	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodDelete {
-			cancel()
-		}
-		if r.URL.Query().Get("comp") != "list" {
-			return false
-		}
-		w.Header().Set("Content-Type", "application/xml")
-		fmt.Fprint(w, "<EnumerationResults><Blobs>")
-		for range 20 {
-			fmt.Fprintf(w, "<Blob><Name>%s</Name></Blob>", newTicket(time.Unix(1_700_000_000, 0), 7).blobName(user(t, "mia")))
-		}
-		fmt.Fprint(w, "</Blobs></EnumerationResults>")
-		return true
-	}
-	if err := s.removeAbandoned(ctx); err != nil {
-		t.Error(err)
-	}
-	if calls := back.called(); len(calls) > 3 || strings.Count(log.String(), "\n") > 1 {
-		t.Errorf("after the end of its context it went on: %q\n%s", calls, log.String())
 	}
 }
 

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -70,28 +72,30 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		return e
 	}
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
+	err = fmt.Errorf("%s: %w", doing, brief(err, contributorRole))
 	if !ok {
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return signerapi.ErrIncomplete.Wrap(err)
 		}
-		return signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, err))
+		return signerapi.ErrStorageUnavailable.Wrap(err)
 	}
-	err = fmt.Errorf("%s: %w", doing, brief(err, contributorRole))
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
 		return signerapi.ErrInternal.Wrap(fmt.Errorf("the container %q is gone: %w", s.opts.Container, err))
-	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists): // to If-None-Match: *
+	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
-	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock):
+	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):
 		// Another commit to the same name dropped our uncommitted blocks.
 		s.metrics.conflicts.Inc()
 		return signerapi.ErrConflict.Wrap(err)
+	case s.rejectsName(resp):
+		return signerapi.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
 	}
 	switch resp.StatusCode {
-	case http.StatusPreconditionFailed:
-		return signerapi.ErrPreconditionFailed
+	case http.StatusConflict, http.StatusPreconditionFailed:
+		return stateError(resp).Wrap(err)
 	case http.StatusUnauthorized:
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
@@ -103,14 +107,87 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 			e = e.After(after)
 		}
 		return e
-	case http.StatusConflict:
-		s.metrics.conflicts.Inc()
-		return signerapi.ErrConflict.Wrap(err)
 	}
 	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusRequestTimeout {
 		return signerapi.ErrStorageUnavailable.Wrap(err)
 	}
 	return signerapi.ErrInternal.Wrap(err) // we asked for something wrong
+}
+
+// stateError returns the error for a 409 or 412: what the state of the blob does not allow, or a precondition that failed.
+// Storage's codes are at https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes.
+func stateError(resp *azcore.ResponseError) *signerapi.Error {
+	has := func(part string) bool { return strings.Contains(resp.ErrorCode, part) }
+	switch {
+	case resp.ErrorCode == string(bloberror.BlobArchived), has("Rehydrat"):
+		return signerapi.ErrArchived
+	case has("Immutab"), has("LegalHold"):
+		return signerapi.ErrImmutable
+	case has("Lease"):
+		return signerapi.ErrLeased
+	case resp.StatusCode == http.StatusPreconditionFailed && (has("ConditionNotMet") || conditional(resp)):
+		return signerapi.ErrPreconditionFailed
+	}
+	return signerapi.ErrRejectedByStorage
+}
+
+// byState are the errors with which storage rejects a request because of the state of a blob, which another replica may have
+// changed.
+var byState = []error{
+	signerapi.ErrPreconditionFailed, signerapi.ErrConflict, signerapi.ErrArchived, signerapi.ErrImmutable, signerapi.ErrLeased, signerapi.ErrRejectedByStorage,
+}
+
+// stagedError gives an error of storage the detail that is right if it is about the staged blob.
+func stagedError(err error) error {
+	switch {
+	case errors.Is(err, signerapi.ErrArchived):
+		return signerapi.AsError(err).With("the uploaded blob is in the archive tier, where it cannot be read; get a new upload URL, and upload the picture again without x-ms-access-tier")
+	case errors.Is(err, signerapi.ErrRejectedByStorage):
+		return signerapi.AsError(err).With("storage does not allow the uploaded blob to be read; get a new upload URL, and upload the picture again with no x-ms header besides x-ms-blob-type")
+	}
+	return err
+}
+
+// copyError says what storage's errors mean that are about the source of a copy.
+func copyError(err error) error {
+	resp, ok := errors.AsType[*azcore.ResponseError](err)
+	switch {
+	case !ok:
+		return err
+	case bloberror.HasCode(err, bloberror.MD5Mismatch):
+		return signerapi.ErrDigestMismatch
+	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
+		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
+		return errChanged.Wrap(brief(err, contributorRole))
+	case resp.StatusCode == http.StatusConflict && resp.RawResponse != nil:
+		source := resp.RawResponse.Header.Get("X-Ms-Copy-Source-Error-Code")
+		if source == "" && bloberror.HasCode(err, bloberror.CannotVerifyCopySource) {
+			source = string(bloberror.BlobArchived) // the state that is known to keep a blob from being read
+		}
+		if source != "" {
+			return stagedError(stateError(&azcore.ResponseError{StatusCode: resp.StatusCode, ErrorCode: source}).Wrap(brief(err, contributorRole)))
+		}
+	}
+	return err
+}
+
+// conditional reports whether the request that resp answers had a precondition.
+func conditional(resp *azcore.ResponseError) bool {
+	if resp.RawResponse == nil || resp.RawResponse.Request == nil {
+		return false
+	}
+	header := resp.RawResponse.Request.Header
+	return header.Get("If-Match") != "" || header.Get("If-None-Match") != "" || header.Get("If-Unmodified-Since") != ""
+}
+
+// rejectsName reports whether storage rejected the name of a picture's blob, and thus the user name, which is all of it that
+// a client chooses. The front end of Azure answers such requests itself, without an error code.
+func (s *Store) rejectsName(resp *azcore.ResponseError) bool {
+	if resp.StatusCode != http.StatusBadRequest || resp.RawResponse == nil || resp.RawResponse.Request == nil ||
+		!strings.HasSuffix(resp.RawResponse.Request.URL.Path, "/"+s.opts.BlobName) {
+		return false
+	}
+	return resp.ErrorCode == "" || bloberror.HasCode(resp, bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
 }
 
 func isNoContainer(err error) bool {
@@ -125,12 +202,16 @@ func explainKey(err error) error {
 	return brief(err, delegatorRole)
 }
 
-// brief keeps of an SDK error what a log line needs, as a *Refusal, where storage
-// answered; other errors stay as they are. role is what the call needs.
+// brief keeps of an SDK error what a log line needs: a *Refusal if storage answered, otherwise the error without its URLs. No
+// other error of the SDK or of a transport may leave this package, because the URLs hold user names and signatures. role is
+// what the call needs.
 func brief(err error, role string) error {
+	if err == nil {
+		return nil
+	}
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
 	if !ok {
-		return err
+		return withoutURL(err)
 	}
 	r := &Refusal{Status: resp.StatusCode, Code: resp.ErrorCode, Fix: fix(resp, role)}
 	if resp.RawResponse != nil {
@@ -139,12 +220,29 @@ func brief(err error, role string) error {
 	return r
 }
 
-// withoutURL is err without the URL of the request, which may be a signed link.
+// foreign matches what may be of a URL in the text of an error: net/http quotes request URLs and answers of the server.
+var foreign = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[A-Za-z][A-Za-z0-9+.-]*://\S+`)
+
+// withoutURL returns err without the URL of the request and without what the server sent. It keeps the host.
 func withoutURL(err error) error {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err
+	host := ""
+	for {
+		u, ok := errors.AsType[*url.Error](err)
+		if !ok || u.Err == nil {
+			break
+		}
+		if at, parseErr := url.Parse(u.URL); parseErr == nil && host == "" {
+			host = at.Host
+		}
+		err = u.Err
 	}
-	return err
+	if text := err.Error(); foreign.MatchString(text) {
+		err = errors.New(foreign.ReplaceAllString(text, "…"))
+	}
+	if host == "" {
+		return err
+	}
+	return fmt.Errorf("no answer from %s: %w", host, err)
 }
 
 // retryAfter returns what the answer asks to wait, 0 when it does not.

@@ -3,9 +3,16 @@ package blobstore
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +23,7 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-func TestErrorsOfStorageMeanOneThingEach(t *testing.T) {
+func TestStorageErrorsHaveOneMeaning(t *testing.T) {
 	for _, c := range []struct {
 		status     int
 		code       string
@@ -28,8 +35,6 @@ func TestErrorsOfStorageMeanOneThingEach(t *testing.T) {
 		{404, "", signerapi.ErrInternal, 0}, // not storage's word that there is no cat
 		{403, "AuthorizationPermissionMismatch", signerapi.ErrIdentityUnavailable, 0},
 		{401, "InvalidAuthenticationInfo", signerapi.ErrIdentityUnavailable, 0},
-		{409, "BlobImmutableDueToPolicy", signerapi.ErrConflict, 0},
-		{400, "InvalidBlockList", signerapi.ErrConflict, 0},
 		{400, "InvalidHeaderValue", signerapi.ErrInternal, 0},
 		{503, "ServerBusy", signerapi.ErrThrottled, 17 * time.Second},
 		{429, "", signerapi.ErrThrottled, 17 * time.Second},
@@ -60,6 +65,215 @@ func TestErrorsOfStorageMeanOneThingEach(t *testing.T) {
 		}
 	}
 }
+
+func TestConflictsAndPreconditionsHaveTheirOwnErrors(t *testing.T) {
+	var s *Store
+	ctx, mia := t.Context(), user(t, "mia")
+	for _, c := range []struct {
+		status          int
+		code            string
+		want            *signerapi.Error
+		ifUnconditional *signerapi.Error // nil for the same
+	}{
+		{409, "BlobArchived", signerapi.ErrArchived, nil},
+		{409, "BlobBeingRehydrated", signerapi.ErrArchived, nil},
+		{409, "BlobRehydrationInProgress", signerapi.ErrArchived, nil},
+		{409, "BlobImmutableDueToPolicy", signerapi.ErrImmutable, nil},
+		{409, "BlobImmutableDueToLegalHold", signerapi.ErrImmutable, nil},
+		{409, "ContainerHasLegalHold", signerapi.ErrImmutable, nil},
+		{409, "ContainerImmutabilityPolicyLocked", signerapi.ErrImmutable, nil},
+		{409, "ImmutabilityPolicyDeleteOnLockedPolicy", signerapi.ErrImmutable, nil},
+		{412, "LeaseIdMissing", signerapi.ErrLeased, nil},
+		{412, "LeaseLost", signerapi.ErrLeased, nil},
+		{412, "LeaseIdMismatchWithBlobOperation", signerapi.ErrLeased, nil},
+		{412, "LeaseNotPresentWithBlobOperation", signerapi.ErrLeased, nil},
+		{409, "LeaseAlreadyPresent", signerapi.ErrLeased, nil},
+		{409, "LeaseIdMissing", signerapi.ErrLeased, nil},
+		{409, "InvalidBlobType", signerapi.ErrRejectedByStorage, nil},
+		{409, "BlobUsesCustomerSpecifiedEncryption", signerapi.ErrRejectedByStorage, nil},
+		{409, "SnapshotsPresent", signerapi.ErrRejectedByStorage, nil},
+		{409, "BlobNotArchived", signerapi.ErrRejectedByStorage, nil},
+		{409, "PendingCopyOperation", signerapi.ErrRejectedByStorage, nil},
+		{409, "BlockCountExceedsLimit", signerapi.ErrRejectedByStorage, nil},
+		{409, "BlobOperationNotSupported", signerapi.ErrRejectedByStorage, nil},
+		{409, "MadeUp", signerapi.ErrRejectedByStorage, nil},
+		{409, "", signerapi.ErrRejectedByStorage, nil},
+		{400, "InvalidBlockList", signerapi.ErrConflict, nil},
+		{400, "InvalidBlobOrBlock", signerapi.ErrConflict, nil},
+		{412, "ConditionNotMet", signerapi.ErrPreconditionFailed, nil},
+		{412, "TargetConditionNotMet", signerapi.ErrPreconditionFailed, nil},
+		{409, "BlobAlreadyExists", signerapi.ErrPreconditionFailed, signerapi.ErrConflict},
+		{412, "", signerapi.ErrPreconditionFailed, signerapi.ErrRejectedByStorage},
+		{412, "MadeUp", signerapi.ErrPreconditionFailed, signerapi.ErrRejectedByStorage},
+	} {
+		var back *storage
+		s, back, _ = newStore(t, nil)
+		back.fault = func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, c.status, c.code); return true }
+		for _, conditions := range []signerapi.Conditions{{}, {IfMatch: `"0x1"`}, {IfNoneMatch: "*"}} {
+			want := c.want
+			if conditions == (signerapi.Conditions{}) && c.ifUnconditional != nil {
+				want = c.ifUnconditional
+			}
+			_, put := s.Put(ctx, mia, strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: conditions})
+			for call, err := range map[string]error{"put": put, "delete": s.Delete(ctx, mia, conditions)} {
+				e := signerapi.AsError(err)
+				if !errors.Is(err, want) || e.Detail != want.Detail {
+					t.Errorf("%s with %+v: %d %s is %v, %q; want %v", call, conditions, c.status, c.code, err, e.Detail, want)
+				}
+				if cause := e.Unwrap(); !errors.Is(want, signerapi.ErrPreconditionFailed) && (cause == nil || !strings.Contains(cause.Error(), c.code)) {
+					t.Errorf("%s: the log does not show %s: %v", call, c.code, cause)
+				}
+			}
+		}
+		if conflicts := testutil.ToFloat64(s.metrics.conflicts); (conflicts > 0) != errors.Is(c.want, signerapi.ErrConflict) && c.ifUnconditional == nil {
+			t.Errorf("%d %s: %v conflicts counted", c.status, c.code, conflicts)
+		}
+	}
+}
+
+func TestRejectedNamesAreInvalidUsers(t *testing.T) {
+	s, back, _ := withKey(t, func(o *Options) { o.MaxDirect = MaxDirect })
+	ctx, mia := t.Context(), user(t, "mia")
+	for _, c := range []struct {
+		code string
+		want *signerapi.Error
+	}{
+		{"", signerapi.ErrInvalidUser},
+		{"InvalidUri", signerapi.ErrInvalidUser},
+		{"InvalidResourceName", signerapi.ErrInvalidUser},
+		{"OutOfRangeInput", signerapi.ErrInvalidUser},
+		{"RequestUrlFailedToParse", signerapi.ErrInvalidUser},
+		{"InvalidHeaderValue", signerapi.ErrInternal},
+		{"InvalidMd5", signerapi.ErrInternal},
+	} {
+		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			if c.code == "" { // as the front end of Azure answers
+				w.Header().Set("Content-Type", "text/html")
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = w.Write([]byte("<HTML><TITLE>Bad Request</TITLE><h2>Bad Request - Invalid URL</h2></HTML>"))
+				return true
+			}
+			refuse(w, http.StatusBadRequest, c.code)
+			return true
+		}
+		_, small := s.Put(ctx, mia, strings.NewReader(pngOf(100)), unknown)
+		_, large := s.Put(ctx, mia, strings.NewReader(pngOf(5<<20)), unknown)
+		_, link := s.Link(ctx, mia, signerapi.LinkOptions{})
+		for call, err := range map[string]error{"put": small, "large put": large, "link": link, "delete": s.Delete(ctx, mia, signerapi.Conditions{})} {
+			if !errors.Is(err, c.want) || errors.Is(err, signerapi.ErrInvalidUser) && signerapi.AsError(err).Detail != "storage does not accept this user name" {
+				t.Errorf("%s: %q is %v; want %v", call, c.code, err, c.want)
+			}
+		}
+		// The name of a staged blob is not the client's.
+		if _, err := s.Commit(ctx, mia, newTicket(s.now(), 100).id, signerapi.CommitOptions{}); !errors.Is(err, signerapi.ErrInternal) {
+			t.Errorf("commit: %q is %v", c.code, err)
+		}
+		if err := s.removeAbandoned(ctx); !errors.Is(err, signerapi.ErrInternal) {
+			t.Errorf("listing: %q is %v", c.code, err)
+		}
+	}
+}
+
+func TestErrorsHoldNoURLs(t *testing.T) {
+	raw := func(answer string) func(*Options) { // a server that answers each connection with that, and then cuts it
+		return func(o *Options) {
+			l, err := tls.Listen("tcp", "127.0.0.1:0", testCertificate(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = l.Close() })
+			go func() {
+				for {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					_, _ = conn.Read(make([]byte, 16<<10))
+					_, _ = io.WriteString(conn, answer)
+					_ = conn.Close()
+				}
+			}()
+			o.AccountURL = "https://acct.blob.localhost:" + strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+			o.Transport.(*http.Client).Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
+		}
+	}
+	const path = "/cats/Davyd/cat?sig=c2VjcmV0"
+	for what, change := range map[string]func(*Options){
+		"down":                     func(o *Options) { o.AccountURL = "https://acct.blob.localhost:1" },
+		"name that is not known":   func(o *Options) { o.AccountURL = "https://acct.blob.invalid" },
+		"untrusted certificate":    func(o *Options) { o.Transport = NewTransport() },
+		"cut connection":           raw(""),
+		"broken answer":            raw("no HTTP, but https://acct.blob.localhost" + path + "\r\n\r\n"),
+		"broken redirect":          raw("HTTP/1.1 307 Elsewhere\r\nLocation: " + path + "%zz\r\n\r\n"),
+		"broken absolute redirect": raw("HTTP/1.1 302 Elsewhere\r\nLocation: https://acct.blob.localhost" + path + "%zz\r\n\r\n"),
+		"redirect":                 raw("HTTP/1.1 301 Elsewhere\r\nLocation: https://acct.blob.localhost" + path + "\r\nContent-Length: 0\r\n\r\n"),
+		"cut body":                 raw("HTTP/1.1 400 Bad Request\r\nContent-Length: 1000\r\n\r\nhttps://acct.blob.localhost" + path),
+		"unparsable header":        raw("HTTP/1.1 200 OK\r\n" + path + " https://acct.blob.localhost" + path + "\r\n\r\n"),
+		"timeout": func(o *Options) {
+			o.Transport = transporter(func(r *http.Request) (*http.Response, error) {
+				return nil, &url.Error{Op: "Put", URL: r.URL.String(), Err: fmt.Errorf("in between: %w", &url.Error{Op: "Get", URL: r.URL.String(), Err: context.DeadlineExceeded})}
+			})
+		},
+		"URL in the text alone": func(o *Options) {
+			o.Transport = transporter(func(r *http.Request) (*http.Response, error) {
+				return nil, fmt.Errorf("proxy %q of %v", r.URL.Path, &url.Error{Op: "Get", URL: r.URL.String(), Err: io.EOF}) //nolint:errorlint // so that errors.As does not find it
+			})
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			var log logBuffer
+			s, _, _ := newStore(t, change)
+			s.log, s.retries = slog.New(slog.NewTextHandler(&log, nil)), -1
+			ctx, davyd := t.Context(), user(t, "Davyd")
+			fake, _, _ := withKey(t, nil)
+			key := fake.key.key.Load()
+			scratch := s.NewScratch()
+			_, fetch := s.FetchKey(ctx)
+			s.key.key.Store(key)
+			_, put := s.Put(ctx, davyd, strings.NewReader(pngOf(100)), unknown)
+			_, large := s.Put(ctx, davyd, strings.NewReader(pngOf(5<<20)), unknown)
+			_, link := s.Link(ctx, davyd, signerapi.LinkOptions{})
+			_, commit := s.Commit(ctx, davyd, newTicket(s.now(), 100).id, signerapi.CommitOptions{})
+			for call, err := range map[string]error{
+				"put": put, "large put": large, "link": link, "commit": commit, "delete": s.Delete(ctx, davyd, signerapi.Conditions{}), "sweep": s.removeAbandoned(ctx),
+				"container": s.checkContainer(ctx), "key": fetch, "trial": s.tryLink(ctx, key, davyd),
+				"scratch put": scratch.Put(ctx, []byte("cat"), "image/png"), "scratch copy": scratch.Copy(ctx), "scratch delete": scratch.Delete(ctx),
+			} {
+				if err == nil {
+					t.Errorf("%s: no error", call)
+					continue
+				}
+				for _, part := range []string{"Davyd", "/cats", "://", "sig="} {
+					if strings.Contains(err.Error(), part) {
+						t.Errorf("%s has %s in its error: %v", call, part, err)
+					}
+				}
+				if _, ok := errors.AsType[*url.Error](err); ok {
+					t.Errorf("%s has a URL behind its error: %v", call, err)
+				}
+			}
+			if what == "timeout" && !errors.Is(put, context.DeadlineExceeded) {
+				t.Errorf("the cause is lost: %v", put)
+			}
+			if strings.Contains(log.String(), "Davyd") {
+				t.Errorf("the log has the name: %s", log.String())
+			}
+		})
+	}
+}
+
+// testCertificate returns a certificate of httptest's.
+func testCertificate(t *testing.T) *tls.Config {
+	srv := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(srv.Close)
+	return &tls.Config{Certificates: srv.TLS.Certificates}
+}
+
+// transporter answers requests in place of a network.
+type transporter func(*http.Request) (*http.Response, error)
+
+func (f transporter) Do(r *http.Request) (*http.Response, error) { return f(r) }
 
 func TestAShortThrottlingIsRiddenOut(t *testing.T) {
 	s, back, _ := newStore(t, nil)

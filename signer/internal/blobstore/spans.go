@@ -20,8 +20,10 @@ type spans struct{ tracer tracing.Tracer }
 func (s spans) Do(req *policy.Request) (*http.Response, error) {
 	ctx, end := runtime.StartSpan(req.Raw().Context(), operationOf(req.Raw().Context()).name, s.tracer, nil)
 	resp, err := req.WithContext(ctx).Next()
-	refused := err
-	if err == nil && resp.StatusCode >= http.StatusBadRequest {
+	var refused error
+	if err != nil {
+		refused = withoutURL(err)
+	} else if resp.StatusCode >= http.StatusBadRequest {
 		refused = errors.New(resp.Status)
 		if code := resp.Header.Get("X-Ms-Error-Code"); code != "" {
 			s.tracer.SpanFromContext(ctx).SetAttributes(tracing.Attribute{Key: "error.type", Value: code})

@@ -1,0 +1,183 @@
+package blobstore
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
+	"golang.org/x/sync/errgroup"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	sweepEvery = 10 * time.Minute
+	// sweepParallel is how many expired uploads are deleted at once. At 100 ms each, 10,000 of them take two minutes.
+	sweepParallel = 8
+)
+
+// Outcomes of uploads whose staged blob was deleted, as labels of metrics.
+const (
+	removedCommitted = "committed"
+	removedRefused   = "refused"
+	removedAbandoned = "abandoned"
+)
+
+// staged is one version of a staged blob. Blocks that were never committed have no ETag.
+type staged struct{ name, etag string }
+
+// unstage deletes a staged blob and counts it under outcome. A blob that was uploaded again since is another version: it stays,
+// and is not counted. A blob that is gone is no error.
+func (s *Store) unstage(ctx context.Context, b staged, outcome string) error {
+	client := s.container.NewBlockBlobClient(b.name)
+	var err error = signerapi.ErrNotFound
+	if b.etag != "" {
+		err = s.deleteVersion(ctx, client, b.etag)
+	}
+	if outcome == removedAbandoned && (errors.Is(err, signerapi.ErrNotFound) || errors.Is(err, signerapi.ErrPreconditionFailed)) {
+		err = s.deleteBlocks(ctx, client)
+	}
+	switch {
+	case errors.Is(err, signerapi.ErrPreconditionFailed):
+		return nil
+	case err != nil && !errors.Is(err, signerapi.ErrNotFound):
+		return err
+	}
+	s.metrics.unstaged.WithLabelValues(outcome).Inc()
+	return nil
+}
+
+// deleteBlocks deletes uncommitted blocks, for which storage has no request: an empty blob replaces them, and is deleted. If
+// there is a blob by now, deleteBlocks returns ErrPreconditionFailed.
+func (s *Store) deleteBlocks(ctx context.Context, client *blockblob.Client) error {
+	created := ""
+	create := func(condition *blob.ModifiedAccessConditions) error {
+		return s.call(ctx, &operation{name: opPut}, "replacing uncommitted blocks", func(ctx context.Context) error {
+			done, err := client.Upload(ctx, streaming.NopCloser(strings.NewReader("")), &blockblob.UploadOptions{
+				AccessConditions: &blob.AccessConditions{ModifiedAccessConditions: condition},
+			})
+			created = etag(done.ETag)
+			return err
+		})
+	}
+	err := create(&blob.ModifiedAccessConditions{IfNoneMatch: new(azcore.ETagAny)})
+	if errors.Is(err, signerapi.ErrPreconditionFailed) {
+		// Azurite takes uncommitted blocks for a blob here. It does not for this condition, which no blob fulfills either.
+		err = create(&blob.ModifiedAccessConditions{IfUnmodifiedSince: new(time.Unix(0, 0))})
+	}
+	if err != nil {
+		return err
+	}
+	return s.deleteVersion(ctx, client, created)
+}
+
+// deleteVersion deletes a blob that has that ETag. It breaks a lease on the blob. Otherwise it returns
+// ErrPreconditionFailed.
+func (s *Store) deleteVersion(ctx context.Context, client *blockblob.Client, etag string) error {
+	version := accessConditions(signerapi.Conditions{IfMatch: etag})
+	opts := &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), AccessConditions: version}
+	return s.call(ctx, &operation{name: opDelete}, "deleting a staged blob", func(ctx context.Context) error {
+		_, err := client.Delete(ctx, opts)
+		if !bloberror.HasCode(err, bloberror.LeaseIDMissing) {
+			return err
+		}
+		leased, err := lease.NewBlobClient(client, nil) // the upload URL of blocks permits leases
+		if err != nil {
+			return err
+		}
+		if _, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0)), ModifiedAccessConditions: version.ModifiedAccessConditions}); err != nil {
+			return err
+		}
+		_, err = client.Delete(ctx, opts)
+		return err
+	})
+}
+
+// sweep deletes expired uploads until ctx is done.
+func (s *Store) sweep(ctx context.Context) {
+	for {
+		if err := s.removeAbandoned(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("expired uploads not deleted; the next sweep tries again", "error", err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(jittered(sweepEvery)):
+		}
+	}
+}
+
+// removeAbandoned deletes the uploads that have expired, several at once. The failure of one does not stop the others.
+func (s *Store) removeAbandoned(ctx context.Context) error {
+	pages := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{
+		Prefix:     new(StagedPrefix),
+		MaxResults: new(int32(500)),
+		Include:    container.ListBlobsInclude{UncommittedBlobs: true},
+	})
+	var failed error // the first
+	for pages.More() {
+		var found []staged
+		err := s.call(ctx, &operation{name: opList}, "listing uploads", func(ctx context.Context) error {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				return err
+			}
+			found = found[:0]
+			for _, item := range page.Segment.BlobItems {
+				b := staged{name: value(item.Name)}
+				if item.Properties != nil {
+					b.etag = quoted(etag(item.Properties.ETag))
+				}
+				found = append(found, b)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		var deletes errgroup.Group
+		deletes.SetLimit(sweepParallel)
+		last := false
+		for _, b := range found {
+			end, ok := endOf(b.name)
+			if last = ctx.Err() != nil || ok && s.now().Before(end.Add(sweepLate)); last {
+				break // the names behind it end later
+			}
+			if ok {
+				deletes.Go(func() error {
+					if ctx.Err() != nil {
+						return nil
+					}
+					return s.unstage(ctx, b, removedAbandoned)
+				})
+			}
+		}
+		if err := deletes.Wait(); failed == nil {
+			failed = err
+		}
+		if last {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return failed
+}
+
+// quoted returns an ETag as it is in headers. A listing has it without quotes.
+func quoted(etag string) string {
+	if etag == "" || strings.HasPrefix(etag, `"`) {
+		return etag
+	}
+	return `"` + etag + `"`
+}
