@@ -197,7 +197,7 @@ func conformsWell(t *testing.T, c *contract) {
 		{page, int64(len(page)), "", 415},
 		{cat, int64(len(cat)) + 1, "", 400},
 		{cat, int64(len(cat)), "?content_md5=" + url.QueryEscape(wrong), 400},
-		{append([]byte("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x01\x00\x00\x00\x01\x00\x00"), make([]byte, 1000)...), 1024, "", 413},
+		{append(pngOf(1<<16, 1<<16), make([]byte, 1000)...), 1033, "", 413},
 	} {
 		k := ticketFor(t, sys, "mia", w.announced)
 		k.send(t, bytes.NewReader(w.content), int64(len(w.content)))
@@ -228,7 +228,11 @@ func conformsWithoutStorage(t *testing.T, c *contract) {
 		{"refused", 502, refuse(403, "AuthorizationPermissionMismatch")},
 		{"throttled", 503, refuse(503, "ServerBusy", "Retry-After", "60")},
 		{"strange", 500, refuse(404, "")},
-		{"conflict", 409, refuse(409, "LeaseIdMissing")},
+		{"conflict", 409, refuse(400, "InvalidBlockList")},
+		{"archived", 409, refuse(409, "BlobArchived")},
+		{"immutable", 409, refuse(409, "BlobImmutableDueToPolicy")},
+		{"leased", 409, refuse(412, "LeaseIdMissing")},
+		{"rejected", 409, refuse(409, "InvalidBlobType")},
 		{"broken", 503, refuse(500, "InternalError")},
 	} {
 		k := ticketFor(t, sys, f.name, int64(len(cat)))
