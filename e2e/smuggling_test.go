@@ -64,7 +64,7 @@ func TestNothingIsHiddenBehindARequest(t *testing.T) {
 		"a space before the colon":       {put("Content-Length : 29\r\n", picture), false},
 		"a folded length":                {put("Content-Length:\r\n 29\r\n", picture), legitimate}, // a fold is a space, RFC 9112 section 5.2
 		"a length in another's fold":     {put("X: x\r\n Content-Length: 29\r\n", picture), false},
-		"a length named hop by hop":      {put(length+"Connection: Content-Length\r\n", picture), legitimate},            // it is for the way, and ends where it says
+		"a length named hop by hop":      {put(length+"Connection: Content-Length\r\n", picture), legitimate},                    // it is for the way, and ends where it says
 		"lines without CR":               {"PUT /cat/a HTTP/1.1\nHost: localhost\nContent-Length: 29\n\n" + picture, legitimate}, // RFC 9112 section 2.2
 		"a CR amid a line":               {put("X: x\rContent-Length: 29\r\n", picture), false},
 		"a NUL in a name":                {put("X\x00: x\r\n"+length, picture), false},
