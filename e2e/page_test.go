@@ -244,6 +244,17 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 	b.click("#message-action")
 	b.sees("Stored.")
 	hasPicture(t, sys, "Davyd", cat)
+
+	// A lease is no other client that was faster.
+	resp, err := sys.Storage.Do(t.Context(), "PUT", "/"+sys.Container+"/Davyd/cat?comp=lease", http.Header{"X-Ms-Lease-Action": {"acquire"}, "X-Ms-Lease-Duration": {"-1"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	b.pick(catFile(t))
+	b.click("#upload")
+	b.sees("This picture is locked")
+	b.sees("The service says: the stored picture is leased")
 }
 
 func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {

@@ -54,6 +54,10 @@ func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {
 	} {
 		a.problem(t, 409, "leased")
 	}
+	shell := newShell(t, sys.URL)
+	shell.write("cat.png", cat)
+	shell.cats("put", "mia", "cat.png").want(t, 1, "the stored picture is leased") // 6 would mean that another client was faster
+	shell.cats("rm", "mia").want(t, 1, "the stored picture is leased")
 	admin("?comp=lease", "X-Ms-Lease-Action", "break")
 	k.commit(t, sys, "mia", "").want(t, 200)
 	do(t, "DELETE", sys.URL+"/cat/mia", "", nil).want(t, 204)
