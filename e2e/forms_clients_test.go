@@ -217,7 +217,7 @@ func TestFormHasFewPartsAndSmallHeaders(t *testing.T) {
 	part = strings.ReplaceAll(part, "; filename=\"x\"", "")
 	part = strings.ReplaceAll(part, `"file"`, `"a"`)
 	conn := dial(t, sys)
-	fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", formType, 32<<20)
+	fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", formType, 32<<20)
 	if _, err := io.WriteString(conn, strings.Repeat(part, 256<<10/len(part))); err != nil {
 		t.Fatal(err)
 	}

@@ -15,9 +15,9 @@ func uploadsWith(header string) []upload {
 	form := field("name=\"file\"; filename=\"x\"\r\n"+header, string(cat)) + lastBoundary
 	plain := file(cat) + lastBoundary
 	return []upload{
-		{"PUT", fmt.Sprintf("PUT /cat/x HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Length: %d\r\n", header, len(cat)), string(cat)},
-		{"POST", fmt.Sprintf("POST /cat/x HTTP/1.1\r\nHost: x\r\n%s\r\nContent-Type: %s\r\nContent-Length: %d\r\n", header, formType, len(plain)), plain},
-		{"POST of a part", fmt.Sprintf("POST /cat/x HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n", formType, len(form)), form},
+		{"PUT", fmt.Sprintf("PUT /cat/x HTTP/1.1\r\nHost: localhost\r\n%s\r\nContent-Length: %d\r\n", header, len(cat)), string(cat)},
+		{"POST", fmt.Sprintf("POST /cat/x HTTP/1.1\r\nHost: localhost\r\n%s\r\nContent-Type: %s\r\nContent-Length: %d\r\n", header, formType, len(plain)), plain},
+		{"POST of a part", fmt.Sprintf("POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n", formType, len(form)), form},
 	}
 }
 
