@@ -45,7 +45,7 @@ func TestUserNamesAreNotLogged(t *testing.T) {
 	for _, f := range []fault{
 		reset, refuse(400, "InvalidUri"), refuse(403, "AuthorizationFailure"), refuse(409, "BlobArchived"), refuse(412, "LeaseIdMissing"), refuse(500, "InternalError"),
 		func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
-			http.Redirect(w, r, r.URL.Path+"?x=%zz", 307)
+			http.Redirect(w, r, r.URL.Path+"?x=%zz", http.StatusTemporaryRedirect)
 		},
 	} {
 		storage.setAll(f)
