@@ -46,7 +46,7 @@ func TestUploadRejectsPartsOfPictures(t *testing.T) {
 	for header, partial := range map[string]bool{
 		"Content-Range: bytes 0-999/5000": true, "content-range: bytes 0-4999/5000": true, "Content-Range: bytes */5000": true, "Content-Range: items 1-2/3": true, "Content-Range: nonsense": true,
 		"Upload-Complete: ?0": true, "Upload-Complete: 0": true, "Upload-Incomplete: ?1": true, "Upload-Offset: 0": true, "Upload-Offset: 5000": true, "Upload-Complete: ?1\r\nUpload-Offset: 100": true,
-		"Upload-Complete: ?1": false, "Upload-Incomplete: ?0": false, "Range: bytes=0-9": false, "Upload-Length: 5000": false, "X-Content-Range: bytes 0-9/10": false,
+		"Upload-Complete: ?1": false, "Upload-Incomplete: ?0": false, "Range: bytes=0-9": false, "Upload-Length: 5000": false, "X-Content-Range: bytes 0-9/10": true,
 	} {
 		for _, u := range uploadsWith(header) {
 			a := u.answerOf(t, sys.URL)
@@ -66,6 +66,33 @@ func TestUploadRejectsPartsOfPictures(t *testing.T) {
 		}
 	}
 	wantUnread(t, sys, "Content-Range: bytes 0-999/5000", 400)
+}
+
+func TestFormRejectsChunksOfUploaders(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	old := random(7000, 9)
+	put(t, sys, "x", old)
+	for total, partial := range map[[2]string]bool{
+		{"dztotalchunkcount", "3"}: true, {"chunks", "2"}: true, {"resumableTotalChunks", "12"}: true, {"flowTotalChunks", " 4 "}: true, {"qqtotalparts", "2"}: true, {"Chunks", "99999"}: true,
+		{"dztotalchunkcount", "1"}: false, {"chunks", "0"}: false, {"resumableTotalChunks", ""}: false, {"chunks", "many"}: false, {"totalchunks", "3"}: false,
+	} {
+		extra := field(fmt.Sprintf("name=%q", total[0]), total[1])
+		for where, body := range map[string]string{"before": extra + file(cat), "after": file(cat) + extra} {
+			a := do(t, "POST", sys.URL+"/cat/x", formType, []byte(body+lastBoundary))
+			want := cat
+			if partial {
+				a.problem(t, 400, "partial_upload")
+				want = old
+			} else {
+				a.want(t, 200)
+			}
+			if !bytes.Equal(served(t, sys, "x"), want) {
+				t.Errorf("%q %s the file: another picture is stored", total, where)
+			}
+			put(t, sys, "x", old)
+		}
+	}
 }
 
 func TestUploadRejectsContentCodings(t *testing.T) {

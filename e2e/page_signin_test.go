@@ -65,7 +65,7 @@ func TestThePageHasPeopleSignIn(t *testing.T) {
 	b.sees("Signed in as mia")
 	b.click("#sign-out")
 	b.sees("Signed out of this page.")
-	b.sees("You are still signed in at " + strings.TrimPrefix(p.issuer, "https://"))
+	b.sees("Your session at " + strings.TrimPrefix(p.issuer, "https://") + " may still be open")
 	b.accessible("signed out by hand")
 	b.sees("Sign in to see your picture")
 	b.holds(`document.querySelector("#link").value === "" && !document.querySelector("#image").src`)

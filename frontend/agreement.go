@@ -21,6 +21,8 @@ type agreement struct {
 
 	mu     sync.Mutex
 	logged map[string]string // the signer's values of the settings that differ
+	// unreported says that the missing report of the signer is logged.
+	unreported bool
 }
 
 // ready returns nil when the signer is ready and has the same shared settings. The error
@@ -38,9 +40,16 @@ func (a *agreement) ready(ctx context.Context) error {
 }
 
 func (a *agreement) compare(signers map[string]string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if signers == nil {
+		if !a.unreported {
+			a.log.Error("the signer does not report its settings", "fix", "deploy both containers from one release")
+		}
+		a.unreported = true
 		return errors.New("the signer does not report its settings: both containers must be of one release")
 	}
+	a.unreported = false
 	differing := map[string]string{}
 	for _, side := range []map[string]string{a.own, signers} {
 		for name := range side {
@@ -50,8 +59,6 @@ func (a *agreement) compare(signers map[string]string) error {
 			}
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	names := slices.Sorted(maps.Keys(differing))
 	for _, name := range names {
 		if before, ok := a.logged[name]; !ok || before != differing[name] {

@@ -57,8 +57,8 @@ func (h *head) broken() error {
 	return h.err
 }
 
-// check returns the media type of the picture that h reads if it is accepted.
-func (l Limits) check(h *head) (mediaType string, err error) {
+// sniff returns the media type of the picture that h reads if it is an accepted one.
+func (l Limits) sniff(h *head) (mediaType string, err error) {
 	_, _ = io.CopyN(io.Discard, h, typeBytes) // h keeps the error
 	if err := h.broken(); err != nil {
 		return "", err
@@ -70,6 +70,14 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 	if !ok {
 		return "", signerapi.ErrUnsupportedMediaType.With(
 			fmt.Sprintf("the file is %s, which is not accepted; accepted types: %s", mediaType, strings.Join(l.Types, ", ")))
+	}
+	return mediaType, nil
+}
+
+// check is sniff that also rejects pictures that announce too many pixels.
+func (l Limits) check(h *head) (mediaType string, err error) {
+	if mediaType, err = l.sniff(h); err != nil {
+		return "", err
 	}
 	width, height := dimensions(mediaType, h)
 	if err := h.broken(); err != nil {
@@ -86,6 +94,10 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 // animated PNG is a PNG). Otherwise it returns false and the media type for the error text.
 func (l Limits) detect(first []byte) (string, bool) {
 	if t := imageType(first); t != "" {
+		general := strings.Replace(t, "image/heic", "image/heif", 1) // every HEIC file is a HEIF file
+		if !slices.Contains(l.Types, t) && slices.Contains(l.Types, general) {
+			t = general
+		}
 		return t, slices.Contains(l.Types, t)
 	}
 	found := mimetype.Detect(first)

@@ -105,11 +105,20 @@ func (l Limits) CheckSize(size int64) error {
 // another length. Errors of body come through unchanged. Open itself returns ErrEmpty, ErrTooLarge (size, or pixels
 // announced in the first HeadBytes) and ErrUnsupportedMediaType.
 func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
+	return l.open(body, size, l.check)
+}
+
+// Sniff is Open without the check of the pixels. It keeps a few KiB of the picture, where Open may keep HeadBytes.
+func (l Limits) Sniff(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
+	return l.open(body, size, l.sniff)
+}
+
+func (l Limits) open(body io.Reader, size int64, check func(*head) (string, error)) (mediaType string, whole io.Reader, err error) {
 	if err := l.CheckSize(size); err != nil {
 		return "", nil, err
 	}
 	h := &head{r: &limitedReader{r: body, limits: l, want: size}}
-	if mediaType, err = l.check(h); err != nil {
+	if mediaType, err = check(h); err != nil {
 		return "", nil, err
 	}
 	if h.err != nil { // io.EOF

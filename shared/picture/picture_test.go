@@ -92,7 +92,10 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 		}
 	}
 	l := defaults(t, "PICTURE_TYPES=image/heif,image/png")
-	for _, mediaType := range []string{"image/heic", "image/heif-sequence", "image/avif", "image/jpeg"} {
+	if got, _, err := l.Open(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
+		t.Errorf("HEIC where HEIF is accepted: %q, %v", got, err)
+	}
+	for _, mediaType := range []string{"image/heic-sequence", "image/heif-sequence", "image/avif", "image/jpeg"} {
 		_, _, err := l.Open(strings.NewReader(pixel(t, mediaType)), -1)
 		if want := "the file is " + mediaType + ", which is not accepted; accepted types: image/heif, image/png"; signerapi.AsError(err).Detail != want {
 			t.Errorf("%v; want %q", err, want)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -16,13 +17,14 @@ type HostName string
 // UnmarshalText implements [encoding.TextUnmarshaler]. The name becomes lower case and loses a trailing dot.
 func (n *HostName) UnmarshalText(text []byte) error {
 	s := strings.TrimSpace(string(text))
-	name := hostOf(s)
-	if name == "" || !strings.EqualFold(name, strings.TrimSuffix(s, ".")) || strings.ContainsAny(name, "/*@ ") {
-		return fmt.Errorf("%q is not a host name: want a name such as cats.example.com, without scheme, port, path or *", s)
+	if !hostForm.MatchString(s) {
+		return fmt.Errorf("%q is not a host name: want a name such as cats.example.com, without scheme, port, path or *; names outside ASCII in their xn-- form", s)
 	}
-	*n = HostName(name)
+	*n = HostName(hostOf(s))
 	return nil
 }
+
+var hostForm = regexp.MustCompile(`^([A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?$`)
 
 // hostOf returns the host of a Host header field, in lower case, without port, brackets and trailing dot.
 func hostOf(field string) string {
@@ -37,7 +39,7 @@ func hostOf(field string) string {
 func LocalHost(field string) bool {
 	host := hostOf(field)
 	_, err := netip.ParseAddr(host)
-	return err == nil || field == "" || host == "localhost" || strings.HasSuffix(host, ".localhost")
+	return err == nil || field == "" || host == "localhost" || strings.HasSuffix(host, ".localhost") && hostForm.MatchString(host)
 }
 
 // HostAllowed reports whether the settings accept a Host header field: a [LocalHost] always, any other host if

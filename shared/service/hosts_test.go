@@ -14,7 +14,7 @@ var hosts = map[string]bool{
 	"evil.example": false, "evil.example:8080": false, "evil.example.": false, "127.0.0.1.evil.example": false, "localhost.evil.example": false,
 	"evil-localhost": false, "localhost.localdomain": false, "notlocalhost:80": false, "2130706433": false, "0x7f.0.0.1": false, "127.1": false,
 	"127.0.0.1:80:80": false, "evil.example:127.0.0.1": false, "user@evil.example": false, "localhost@evil.example": false, "evil.example#localhost": false,
-	"evil.example/.localhost ": false, "[::1].evil.example": false, "[evil.example]": false, "１２７.0.0.1": false,
+	"evil.example/.localhost": false, "evil.example#.localhost": false, `evil.example\.localhost`: false, ".localhost": false, "[::1].evil.example": false, "[evil.example]": false, "１２７.0.0.1": false,
 }
 
 func TestLocalHostAcceptsNoDNSName(t *testing.T) {
@@ -46,7 +46,7 @@ func TestAllowedHostsAreExact(t *testing.T) {
 			t.Errorf("without ALLOWED_HOSTS, %q is rejected", field)
 		}
 	}
-	for _, wrong := range []string{"https://cats.example.com", "cats.example.com:443", "cats.example.com/x", "*.example.com", "*", "a b", "cats.example.com,,x"} {
+	for _, wrong := range []string{"https://cats.example.com", "cats.example.com:443", "cats.example.com/x", "*.example.com", "*", "a b", "cats.example.com,,x", "münchen.example", "cats.example.com?x", "cats.example.com#x", "a%41", "a..b", ".."} {
 		if err := Parse(&s, []string{"ALLOWED_HOSTS=" + wrong}); err == nil {
 			t.Errorf("ALLOWED_HOSTS=%s is accepted", wrong)
 		}

@@ -166,7 +166,7 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
 		return err
 	}
-	_, whole, err := s.options.Open(body, opts.Size)
+	_, whole, err := s.options.Sniff(body, opts.Size)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
+	"slices"
+	"strconv"
 	"strings"
 
 	"cats.example/shared/signerapi"
@@ -63,8 +65,11 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 		return nil, malformed("the Content-Type cannot be parsed: "+err.Error(), "")
 	}
 	boundary := params["boundary"]
-	if boundary == "" || len(boundary) > 70 {
-		return nil, malformed("the boundary in the Content-Type has no or more than 70 bytes (RFC 2046 section 5.1.1)", "")
+	switch {
+	case boundary == "":
+		return nil, malformed("the Content-Type has no parameter boundary", "")
+	case len(boundary) > 70:
+		return nil, malformed("the boundary in the Content-Type is longer than 70 bytes (RFC 2046 section 5.1.1)", "")
 	}
 	digests, err := digestsOf(r.Header)
 	if err != nil {
@@ -104,7 +109,7 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 		part, field, err := f.next()
 		switch {
 		case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-			return nil, nil, f.missing()
+			return nil, nil, f.missing(`the form has no field "file"`)
 		case err != nil:
 			return nil, nil, err
 		case field.name == "file" && !field.file:
@@ -119,7 +124,8 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 		*names = append(*names, field.name)
 		err = f.skip(part, field.name)
 		if len(f.files) > 0 && errors.Is(err, signerapi.ErrTooLarge) {
-			err = f.missing() // the name of the field is wrong, and not the size of the picture
+			// The name of the field is more likely wrong than its size.
+			err = f.missing("the form has up to 1 MiB of other fields before the field \"file\"")
 		}
 		if err != nil {
 			return nil, nil, err
@@ -127,8 +133,8 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 	}
 }
 
-// missing returns errMissingFile with the names of the fields that were found.
-func (f *form) missing() error {
+// missing returns errMissingFile with what is wrong and the names of the fields that were found.
+func (f *form) missing(wrong string) error {
 	found, names := "there is a file in", f.files
 	if len(names) == 0 {
 		found, names = "there is only text, in", f.texts
@@ -143,7 +149,7 @@ func (f *form) missing() error {
 	if more := len(names) - 5; more > 0 {
 		fmt.Fprintf(&b, " and %d more,", more)
 	}
-	detail := fmt.Sprintf(`the form has no field "file": %s%s but the picture must be a file in the field "file"`, found, b.String())
+	detail := fmt.Sprintf(`%s: %s%s but the picture must be a file in the field "file"`, wrong, found, b.String())
 	return errMissingFile.With(detail).Wrap(errors.New("the picture is missing from the form"))
 }
 
@@ -186,8 +192,21 @@ var (
 	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or %d lines", maxPartHeader, maxPartLines), "")
 )
 
+// chunkTotals are the fields, in lower case, in which Dropzone, Plupload, Resumable.js, Flow.js and Fine Uploader send the
+// number of requests that a file is cut into.
+var chunkTotals = []string{"dztotalchunkcount", "chunks", "resumabletotalchunks", "flowtotalchunks", "qqtotalparts"}
+
 // skip reads to the end of a part other than the file.
 func (f *form) skip(part *multipart.Part, name string) error {
+	if slices.Contains(chunkTotals, strings.ToLower(name)) {
+		total, err := io.ReadAll(io.LimitReader(part, 20))
+		if err != nil {
+			return f.failed(err)
+		}
+		if n, err := strconv.Atoi(strings.TrimSpace(string(total))); err == nil && n > 1 {
+			return errPartialUpload.With(fmt.Sprintf("the field %q says that the picture comes in several parts: %s", name, errPartialUpload.Detail))
+		}
+	}
 	n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
 	if err != nil {
 		return f.failed(err)
@@ -259,7 +278,7 @@ func (f *form) failed(err error) error {
 	if errors.Is(err, errBodyEnd) {
 		return malformed("the form ends before its last boundary", "")
 	}
-	return malformed("the form has a part whose header cannot be parsed", "")
+	return malformed(fmt.Sprintf("the header of part %d of the form cannot be parsed", f.count+1), "")
 }
 
 // malformed returns errMalformedForm for that reason. The client is also shown what the log is not: a piece of the form.

@@ -38,10 +38,10 @@ func matches(field []string, etag string) bool {
 }
 
 // checkWhole returns errPartialUpload if h, the header of a request or of the file in a form, says that its content is a part
-// of a picture: by Content-Range, by Upload-Complete or, as it was called before, Upload-Incomplete of
+// of a picture: by Content-Range or, as some uploaders call it, X-Content-Range, by Upload-Complete or, as it was called before, Upload-Incomplete of
 // draft-ietf-httpbis-resumable-upload, or by Upload-Offset of that draft and of tus.
 func checkWhole(h http.Header) error {
-	for name, whole := range map[string]string{"Content-Range": "", "Upload-Complete": "?1", "Upload-Incomplete": "?0", "Upload-Offset": ""} {
+	for name, whole := range map[string]string{"Content-Range": "", "X-Content-Range": "", "Upload-Complete": "?1", "Upload-Incomplete": "?0", "Upload-Offset": ""} {
 		for _, value := range h.Values(name) {
 			if whole == "" || value != whole {
 				return errPartialUpload.With(fmt.Sprintf("%s is set: %s", name, errPartialUpload.Detail))

@@ -7,7 +7,7 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-// Guard returns a signer that does for known callers alone what s does.
+// Guard returns s for authenticated callers only: each call needs a token that permits it.
 func (c *Callers) Guard(s signerapi.Signer) signerapi.Signer { return guard{s, c} }
 
 // guard does not embed the signer: after a new call of the contract, this package does not
@@ -58,7 +58,7 @@ func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, o
 	return g.signer.Commit(ctx, user, ticket, opts)
 }
 
-// About says, to anybody, by which claim callers are known.
+// About needs no token. It adds the claim that holds the user name.
 func (g guard) About(ctx context.Context) (signerapi.About, error) {
 	about, err := g.signer.About(ctx)
 	about.UserClaim = g.callers.opts.Claim

@@ -44,7 +44,7 @@ func (c *Callers) Check(ctx context.Context) error {
 	return err
 }
 
-// discover asks the issuer how it signs, and for its keys.
+// discover fetches the issuer's configuration and keys.
 func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	ctx, cancel := context.WithTimeout(ctx, 3*issuerTimeout)
 	defer cancel()
@@ -56,7 +56,7 @@ func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("discovery: %w", err)
 	}
-	client.Transport = usableKeys{seldom{bounded, rate.NewLimiter(rate.Every(keysEvery), keysBurst)}, c}
+	client.Transport = usableKeys{limitedFetches{bounded, rate.NewLimiter(rate.Every(keysEvery), keysBurst)}, c}
 	keys := &keySet{oidc.NewRemoteKeySet(oidc.ClientContext(context.WithoutCancel(ctx), &client), said.Keys)}
 	// The library fetches the keys for a token. This one has no valid signature.
 	if _, err := keys.VerifySignature(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.AAAA"); errors.Is(err, errNoKeys) {
@@ -64,7 +64,7 @@ func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 	}
 	return oidc.NewVerifier(c.opts.Issuer, keys, &oidc.Config{
 		ClientID: c.opts.Audience,
-		// Ours and not the issuer's word for "none" or for secrets that are shared.
+		// Without the algorithms none and HS256, whatever the issuer lists.
 		SupportedSigningAlgs: signedByKeys(said.Algs),
 		Now:                  func() time.Time { return c.now().Add(-ClockSkew) },
 	}), nil
@@ -115,13 +115,13 @@ func signedByKeys(algs []string) []string {
 	return ours
 }
 
-// errNoKeys is that the issuer's keys could not be had.
+// errNoKeys is returned when the issuer's keys cannot be fetched.
 var errNoKeys = errors.New("fetching the issuer's keys")
 
-// errSeldom is that they were had a moment ago.
-var errSeldom = errors.New("the issuer was asked for its keys a moment ago")
+// errRefreshLimited is returned when the keys were fetched less than keysEvery ago.
+var errRefreshLimited = errors.New("the issuer's keys were fetched a moment ago")
 
-// keySet is the library's, whose errors keep what they are for [Callers.of].
+// keySet is the library's key set. It passes its error to [Callers.of] through the context.
 type keySet struct{ *oidc.RemoteKeySet }
 
 type verdictKey struct{}
@@ -130,7 +130,7 @@ type verdictKey struct{}
 // could not be checked, and another where it was not signed with one of the keys.
 func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	payload, err := k.RemoteKeySet.VerifySignature(ctx, token)
-	if err != nil && !errors.Is(err, errSeldom) && strings.HasPrefix(err.Error(), "fetching keys") {
+	if err != nil && !errors.Is(err, errRefreshLimited) && strings.HasPrefix(err.Error(), "fetching keys") {
 		err = fmt.Errorf("%w: %w", errNoKeys, brief(err))
 	}
 	if verdict, ok := ctx.Value(verdictKey{}).(*error); ok {
@@ -143,15 +143,15 @@ func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 // and answers of the issuer, which can be long.
 func brief(err error) error { return fmt.Errorf("%.400s", err.Error()) }
 
-// seldom limits how often tokens with unknown keys cause requests to the issuer.
-type seldom struct {
+// limitedFetches limits how often tokens with unknown keys cause requests to the issuer.
+type limitedFetches struct {
 	http.RoundTripper
 	limit *rate.Limiter
 }
 
-func (s seldom) RoundTrip(req *http.Request) (*http.Response, error) {
+func (s limitedFetches) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !s.limit.Allow() {
-		return nil, errSeldom
+		return nil, errRefreshLimited
 	}
 	return s.RoundTripper.RoundTrip(req)
 }

@@ -677,6 +677,7 @@ function refused(err, again, before = '') {
 // quiet takes away what was said.
 function quiet() {
   $('message').hidden = true
+  $('session').hidden = true
   note('')
 }
 
@@ -796,7 +797,7 @@ $('sign-out').addEventListener('click', () => {
   $('title').focus()
 })
 
-// showSession says that the issuer's session goes on. It links to the issuer's logout page, if the issuer has one
+// showSession says that the sign-out does not end the issuer's session. It links to the issuer's logout page, if the issuer has one
 // (OpenID Connect RP-Initiated Logout 1.0). Without an id_token_hint the issuer asks the user to confirm.
 function showSession(endSession) {
   const { issuer, client_id } = about.sign_in
