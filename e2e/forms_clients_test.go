@@ -51,6 +51,22 @@ func wantForms(t *testing.T, sys *stand.System, content []byte, forms map[string
 	}
 }
 
+func TestFormAboveTheSizeLimitNamesTheFieldFound(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
+	large := strings.Repeat("x", 5<<20)
+	for name, code := range map[string]string{"image": "missing_file", "photo": "missing_file", "file[]": "missing_file", "file": "too_large"} {
+		body := field(fmt.Sprintf(`name=%q; filename="cat.png"`, name), large) + lastBoundary
+		a, err := try(t.Context(), "POST", sys.URL+"/cat/x", formType, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.field(t, "code") != code || code == "missing_file" && !strings.Contains(a.field(t, "detail").(string), name) {
+			t.Errorf("%s: %d %s; want %s", name, a.StatusCode, a.body, code)
+		}
+	}
+}
+
 func TestFormNamesTheFieldFound(t *testing.T) {
 	t.Parallel()
 	forms := map[string]formAnswer{}

@@ -45,7 +45,7 @@ func (r Rules) DiscoveryURL() string {
 func (r Rules) Validate() error {
 	var faults []error
 	if r.Issuer != "" {
-		faults = append(faults, checkURL("OIDC_ISSUER", r.Issuer, false, "the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"))
+		faults = append(faults, checkURL("OIDC_ISSUER", r.Issuer, false, "an https URL, the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"))
 	}
 	if r.Discovery != "" {
 		faults = append(faults, checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"))

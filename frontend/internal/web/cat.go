@@ -3,9 +3,13 @@ package web
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"cats.example/shared/signerapi"
@@ -71,7 +75,10 @@ func (s web) link(r *http.Request) (signerapi.User, signerapi.Link, error) {
 		return user, signerapi.Link{}, err
 	}
 	var opts signerapi.LinkOptions
-	query := r.URL.Query()
+	query, err := queryOf(r)
+	if err != nil {
+		return user, signerapi.Link{}, err
+	}
 	if ttl, ok, err := once(query, "ttl"); err != nil {
 		return user, signerapi.Link{}, err
 	} else if ok {
@@ -94,8 +101,17 @@ func (s web) link(r *http.Request) (signerapi.User, signerapi.Link, error) {
 	return user, link, err
 }
 
+// queryOf returns the query of a request. [url.URL.Query] would ignore what it cannot parse.
+func queryOf(r *http.Request) (url.Values, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, signerapi.ErrInvalidArgument.With("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
+	}
+	return query, nil
+}
+
 // once returns the value of a query argument, and whether it is there.
-func once(query map[string][]string, name string) (string, bool, error) {
+func once(query url.Values, name string) (string, bool, error) {
 	switch values := query[name]; len(values) {
 	case 0:
 		return "", false, nil
@@ -110,6 +126,11 @@ func whole(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if err := checkWhole(r.Header); err != nil {
 			return err
+		}
+		for name, values := range r.URL.Query() {
+			if err := checkChunks(name, values[0]); err != nil {
+				return err
+			}
 		}
 		if err := checkCoding(r.Header); err != nil {
 			w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 15.5.16
@@ -129,7 +150,11 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.store(w, r, user, bodyReader{r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
+	err = s.store(w, r, user, bodyReader{r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
+	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); errors.Is(err, signerapi.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
+		return signerapi.ErrUnsupportedMediaType.With("the body is a form: send forms with POST, or PUT the picture itself")
+	}
+	return err
 }
 
 // postCat stores the field "file" of a form. Digests in the request's header are of
@@ -139,7 +164,10 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if r.ContentLength > int64(s.options.MaxSize)+formOverhead {
+	// A client that waits to be asked for a body that is too large is not asked. Others learn first if the picture is in
+	// the wrong field.
+	tooLarge := r.ContentLength > int64(s.options.MaxSize)+formOverhead
+	if tooLarge && r.Header.Get("Expect") != "" {
 		return s.options.CheckSize(r.ContentLength)
 	}
 	form, err := openForm(r, int64(s.options.MaxSize))
@@ -149,6 +177,9 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	file, header, err := form.file()
 	if err != nil {
 		return err
+	}
+	if tooLarge {
+		return s.options.CheckSize(r.ContentLength)
 	}
 	if err := cmp.Or(checkWhole(http.Header(header)), checkCoding(http.Header(header))); err != nil {
 		return err

@@ -76,7 +76,11 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	announced, _, err := once(r.URL.Query(), "size")
+	query, err := queryOf(r)
+	if err != nil {
+		return err
+	}
+	announced, _, err := once(query, "size")
 	if err != nil {
 		return err
 	}
@@ -106,7 +110,11 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request) error {
 	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
 		return err
 	}
-	sum, ok, err := once(r.URL.Query(), "content_md5")
+	query, err := queryOf(r)
+	if err != nil {
+		return err
+	}
+	sum, ok, err := once(query, "content_md5")
 	if err != nil {
 		return err
 	}

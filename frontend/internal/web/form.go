@@ -9,8 +9,6 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
-	"slices"
-	"strconv"
 	"strings"
 
 	"cats.example/shared/signerapi"
@@ -67,7 +65,7 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 	boundary := params["boundary"]
 	switch {
 	case boundary == "":
-		return nil, malformed("the Content-Type has no parameter boundary", "")
+		return nil, malformed("the Content-Type has no parameter boundary: let the client library set the header", "")
 	case len(boundary) > 70:
 		return nil, malformed("the boundary in the Content-Type is longer than 70 bytes (RFC 2046 section 5.1.1)", "")
 	}
@@ -82,6 +80,12 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 
 // begin reads up to the first boundary.
 func (f *form) begin() error {
+	switch _, err := f.in.Peek(1); {
+	case err == io.EOF: // bare: a wrapped io.EOF is a body that broke off
+		return malformed("the body is empty: the boundary in the Content-Type does not occur in the body", fmt.Sprintf(": %q", f.boundary))
+	case err != nil:
+		return err
+	}
 	for left := maxPreamble; left > 0; {
 		line, err := f.in.ReadSlice('\n')
 		if e, ok := errors.AsType[*signerapi.Error](err); ok {
@@ -192,25 +196,20 @@ var (
 	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or %d lines", maxPartHeader, maxPartLines), "")
 )
 
-// chunkTotals are the fields, in lower case, in which Dropzone, Plupload, Resumable.js, Flow.js and Fine Uploader send the
-// number of requests that a file is cut into.
-var chunkTotals = []string{"dztotalchunkcount", "chunks", "resumabletotalchunks", "flowtotalchunks", "qqtotalparts"}
-
 // skip reads to the end of a part other than the file.
 func (f *form) skip(part *multipart.Part, name string) error {
-	if slices.Contains(chunkTotals, strings.ToLower(name)) {
-		total, err := io.ReadAll(io.LimitReader(part, 20))
-		if err != nil {
-			return f.failed(err)
-		}
-		if n, err := strconv.Atoi(strings.TrimSpace(string(total))); err == nil && n > 1 {
-			return errPartialUpload.With(fmt.Sprintf("the field %q says that the picture comes in several parts: %s", name, errPartialUpload.Detail))
-		}
+	value, err := io.ReadAll(io.LimitReader(part, 20)) // as much as a number needs
+	if err != nil {
+		return f.failed(err)
+	}
+	if err := checkChunks(name, string(value)); err != nil {
+		return err
 	}
 	n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
 	if err != nil {
 		return f.failed(err)
 	}
+	n += int64(len(value))
 	if f.spare -= n; f.spare < 0 {
 		detail := fmt.Sprintf("the fields besides the file are larger than 1 MiB, with the field %.40q", name)
 		return signerapi.ErrTooLarge.With(detail).Wrap(errors.New("the fields besides the file are larger than 1 MiB"))
@@ -275,7 +274,7 @@ func (f *form) failed(err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](f.raw.err); ok {
 		return e
 	}
-	if errors.Is(err, errBodyEnd) {
+	if errors.Is(f.raw.err, errBodyEnd) {
 		return malformed("the form ends before its last boundary", "")
 	}
 	return malformed(fmt.Sprintf("the header of part %d of the form cannot be parsed", f.count+1), "")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/dunglas/httpsfv"
@@ -47,6 +48,18 @@ func checkWhole(h http.Header) error {
 				return errPartialUpload.With(fmt.Sprintf("%s is set: %s", name, errPartialUpload.Detail))
 			}
 		}
+	}
+	return nil
+}
+
+// chunkTotals are the fields, in lower case, in which Dropzone, Plupload, Resumable.js, Flow.js and Fine Uploader send the
+// number of requests that a file is cut into.
+var chunkTotals = []string{"dztotalchunkcount", "chunks", "resumabletotalchunks", "flowtotalchunks", "qqtotalparts"}
+
+// checkChunks returns errPartialUpload if a field of a form or of the query says that a file comes in several requests.
+func checkChunks(name, value string) error {
+	if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && n > 1 && slices.Contains(chunkTotals, strings.ToLower(name)) {
+		return errPartialUpload.With(fmt.Sprintf("the field %q says that the picture comes in several requests: %s", name, errPartialUpload.Detail))
 	}
 	return nil
 }

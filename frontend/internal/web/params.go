@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"unicode"
 )
@@ -53,15 +54,19 @@ func parseParams(v string) (word string, params map[string]string, err error) {
 	return word, params, nil
 }
 
+// nextParam matches a parameter with a quoted value. Some clients write no semicolon before it.
+var nextParam = regexp.MustCompile(`^[A-Za-z0-9*_-]+="`)
+
 // unquote returns the value of the quoted string at the start of v, and the text after the next semicolon. The string ends at a
-// quote before a semicolon or the end of v. A backslash escapes what it has to escape, as in [mime.ParseMediaType], and is
+// quote before a semicolon, the end of v, or white space and the next parameter. A backslash escapes what it has to escape, as in [mime.ParseMediaType], and is
 // otherwise a part of a Windows path.
 func unquote(v string) (value, rest string, ok bool) {
 	var b strings.Builder
 	for i := 1; i < len(v); i++ {
 		switch v[i] {
 		case '"':
-			if after := strings.TrimLeftFunc(v[i+1:], unicode.IsSpace); after == "" || after[0] == ';' {
+			after := strings.TrimLeftFunc(v[i+1:], unicode.IsSpace)
+			if after == "" || after[0] == ';' || after != v[i+1:] && nextParam.MatchString(after) {
 				return b.String(), strings.TrimPrefix(after, ";"), true
 			}
 		case '\\':
@@ -85,7 +90,12 @@ type field struct {
 // an empty one or one that cannot be decoded, or a Content-Type other than text. The error is errMalformedForm and shows
 // the Content-Disposition to the client, but not to the log, because of the file name.
 func fieldOf(h http.Header) (field, error) {
-	lines := h.Values("Content-Disposition")
+	var lines []string
+	for name, values := range h { // some clients write white space before the colon
+		if strings.EqualFold(strings.TrimSpace(name), "Content-Disposition") {
+			lines = append(lines, values...)
+		}
+	}
 	fail := func(reason string) (field, error) {
 		return field{}, malformed(reason, fmt.Sprintf("; the part has the Content-Disposition %.200q", strings.Join(lines, ", ")))
 	}

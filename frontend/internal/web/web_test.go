@@ -149,6 +149,29 @@ func newWebWith(t testing.TB, settings ...string) (http.Handler, *memory, *prome
 	return New(m, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg), m, reg
 }
 
+func TestUnparsableQueriesAreRejected(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.cats["x"] = png
+	for _, target := range []string{"/cat/x", "/cat/x/picture"} {
+		for _, query := range []string{"ttl=5s;x=1", "ttl=5s%", "download=100%.png", "download=a;b.png", "%zz", "a%2=b", "download=%e"} {
+			wantProblem(t, send(t, h, "GET", target+"?"+query, "", nil), 422, "invalid_argument")
+		}
+	}
+	for _, target := range []string{"/cat/x/upload?size=%zz", "/cat/x/upload?size=1;2", "/cat/x/upload/1-1-A/commit?content_md5=%zz", "/cat/x/upload/1-1-A/commit?content_md5=a;b"} {
+		wantProblem(t, send(t, h, "POST", target, "", nil), 422, "invalid_argument")
+	}
+}
+
+func TestPutOfAFormNamesTheMethod(t *testing.T) {
+	h, _, _ := newWeb(t)
+	contentType, body := formOf(t, part{"file", "cat.png", png})
+	rec := send(t, h, "PUT", "/cat/x", contentType, bytes.NewReader(body))
+	wantProblem(t, rec, 415, "unsupported_media_type")
+	if !strings.Contains(rec.Body.String(), "send forms with POST") {
+		t.Error(rec.Body)
+	}
+}
+
 // send answers one request, written as a client sends it.
 func send(t testing.TB, h http.Handler, method, target, contentType string, body io.Reader) *httptest.ResponseRecorder {
 	t.Helper()
