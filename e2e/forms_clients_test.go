@@ -51,7 +51,7 @@ func wantForms(t *testing.T, sys *stand.System, content []byte, forms map[string
 	}
 }
 
-func TestFormAboveTheSizeLimitNamesTheFieldFound(t *testing.T) {
+func TestLargeFormNamesTheFieldFound(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
 	large := strings.Repeat("x", 5<<20)

@@ -79,6 +79,15 @@ func TestRebindingPagesReachNoListener(t *testing.T) {
 	}
 }
 
+func TestRebindingPagesReachNoPrometheus(t *testing.T) {
+	t.Parallel()
+	base := startPrometheus(t, start(t, stand.SystemOptions{}))
+	for _, host := range rebound {
+		reached(t, client(), "GET", base+"/api/v1/query?query=up", host, nil).want(t, http.StatusMisdirectedRequest)
+	}
+	reached(t, client(), "GET", base+"/api/v1/query?query=up", "localhost:9090", nil).want(t, 200)
+}
+
 func TestAllowedHostsAreServed(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"ALLOWED_HOSTS": "cats.example.com,other.example"}})
