@@ -228,7 +228,7 @@ func TestDownloadNameSurvives(t *testing.T) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("curl is missing")
+			t.Fatal("curl is missing: it is Debian's package of that name")
 		}
 		t.Log("without curl, only the header is checked")
 	}
