@@ -138,23 +138,29 @@ func (st *Storage) Front() (http.Handler, error) {
 
 // Do calls the account with a token of the stand's own, which may do everything.
 // path is escaped already and may have a query. An answer outside 2xx is a
-// [*StorageError]. The caller closes the body.
+// [*StorageError]. The caller closes the body. Do repeats a request that got no answer, twice at most: Azurite under load
+// resets a connection now and then.
 func (st *Storage) Do(ctx context.Context, method, path string, header http.Header, body []byte) (*http.Response, error) {
 	token, err := st.token(adminToken)
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, method, st.URL+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("asking storage: %w", err)
+	var resp *http.Response
+	for range 3 {
+		var req *http.Request
+		if req, err = http.NewRequestWithContext(ctx, method, st.URL+path, bytes.NewReader(body)); err != nil {
+			return nil, fmt.Errorf("asking storage: %w", err)
+		}
+		req.Header = header.Clone()
+		if req.Header == nil {
+			req.Header = http.Header{}
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		req.Header.Set("X-Ms-Version", storageVersion)
+		if resp, err = st.client.Do(req); err == nil || ctx.Err() != nil {
+			break
+		}
 	}
-	req.Header = header.Clone()
-	if req.Header == nil {
-		req.Header = http.Header{}
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	req.Header.Set("X-Ms-Version", storageVersion)
-	resp, err := st.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("asking storage: %w", err)
 	}
