@@ -57,6 +57,8 @@ func TestRebindingPagesReachNoListener(t *testing.T) {
 		{"POST", sys.SignerAPI + "/v1/commit?user=x&ticket=" + upload.ID, nil, contract},
 		{"GET", sys.SignerAPI + "/v1/about", nil, contract},
 		{"GET", sys.SignerAPI + "/v1/ready", nil, contract},
+		{"GET", sys.SignerAPI + "/", nil, nil},
+		{"POST", sys.SignerAPI + "/v2/picture", nil, contract},
 		{"GET", picture, nil, nil},
 		{"PUT", upload.URL, picture2, []string{"X-Ms-Blob-Type", "BlockBlob"}},
 		{"GET", account + "?comp=list", nil, nil},

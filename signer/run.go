@@ -112,7 +112,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		}
 		calls[route.Path] = requests.Route(route.Path, settled(handler, signer.Ready, time.Now().Add(settleTime)))
 	}
-	calls[""] = requests.Route("other", http.NotFoundHandler())
+	calls[""] = requests.Route("other", service.RequireHost(service.LocalHost, http.NotFoundHandler()))
 
 	return service.Service{
 		Settings:   cfg.Settings,
