@@ -3,6 +3,7 @@ package blobstore
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -130,8 +131,17 @@ func newCircuit(changed func(open bool)) *gobreaker.CircuitBreaker[struct{}] {
 // try, which it counts and gives a body of its own.
 func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
-	if op.body != nil {
-		body := lend(op.body)
+	pages := op.body
+	if pages == nil && req.Raw().Body != nil && req.Raw().Body != http.NoBody {
+		// The SDK rewinds its body for the next try, while the transport may still read it for this one.
+		content, err := io.ReadAll(req.Raw().Body)
+		if err != nil {
+			return nil, err
+		}
+		pages = [][]byte{content}
+	}
+	if pages != nil {
+		body := lend(pages)
 		defer body.takeBack()
 		req.Raw().Body, req.Raw().GetBody = body, nil // it is repeated here, not by the transport
 	}
