@@ -54,6 +54,7 @@ func patient(t *testing.T, sys *stand.System) (env []string, tokenFile string) {
 		"LINK_BASE_URL=" + st.FrontURL,
 		"SSL_CERT_FILE=" + st.CA.File,
 		"STORAGE_CONTAINER=" + sys.Container,
+		"ANONYMOUS_ACCESS=true",
 		// The addresses of the signer that is running.
 		"API_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"),
 		"OPS_ADDRESS=" + strings.TrimPrefix(sys.SignerOps, "http://"),
@@ -113,7 +114,17 @@ func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
 	put(t, sys, "u", cat)
 	env, _ := patient(t, sys)
 	report := examine(t, append(env, "MAX_DIRECT_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
-	holds(t, report, stand.Subject, st.Cluster.URL(), issuer.Audience, "all works")
+	holds(t, report, stand.Subject, st.Cluster.URL(), issuer.Audience, "all works", "authentication is off")
+	if !regexp.MustCompile(`\Apod +none.*\nversion +.*\(revision .*\)\nclient ID +` + stand.ClientID + `\ntenant +` + stand.TenantID + `\n\n`).MatchString(report) {
+		t.Errorf("the report begins with\n%s", report)
+	}
+	report = examine(t, append(env, "KUBERNETES_SERVICE_HOST=10.0.0.1", "AZURE_CLIENT_ID="), 1,
+		"fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock")
+	host, _ := os.Hostname()
+	holds(t, report, "pod         "+host+"\n", "client ID   not set\n", "fix: the workload identity webhook")
+	report = examine(t, append(env, "ANONYMOUS_ACCESS="), 1,
+		"fail settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok delete, ok clock")
+	holds(t, report, "authentication is not configured", "OIDC_ISSUER", "ANONYMOUS_ACCESS=true")
 	if string(served(t, sys, "u")) != string(cat) {
 		t.Error("the picture has changed")
 	}
@@ -195,7 +206,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 			"some settings", nil,
 			[]string{"LINK_TTL=soon", "UPLOAD_MEMORY=1", "AZURE_TENANT_ID="},
 			"fail settings, fail settings, fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{`LINK_TTL is "soon"`, "UPLOAD_MEMORY is 1B", "AZURE_TENANT_ID not set", "the settings do not say which identity"},
+			[]string{`LINK_TTL is "soon"`, "UPLOAD_MEMORY is 1B", "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings do not say which identity"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

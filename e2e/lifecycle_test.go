@@ -370,7 +370,8 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 	anywhere := []string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"}
 	signer := []string{
 		"API_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
-		"AZURE_CLIENT_ID=c", "AZURE_TENANT_ID=t", "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
+		"ANONYMOUS_ACCESS=true",
+		"AZURE_CLIENT_ID=" + stand.ClientID, "AZURE_TENANT_ID=" + stand.TenantID, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
 	}
 	for _, c := range []struct {
 		name  string
@@ -383,7 +384,11 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 		{"frontend", append(anywhere, "LISTEN_ADDRESS="+port), [][]string{{port, "address already in use"}}},
 		{"frontend", append(anywhere, "OPS_ADDRESS="+port), [][]string{{port, "address already in use"}}},
 		{"signer", nil, [][]string{{"AZURE_STORAGE_ACCOUNT_URL"}}},
-		{"signer", signer[:3], [][]string{{"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE", "CREDENTIAL=default"}}},
+		{"signer", signer[:3], [][]string{{"OIDC_ISSUER", "ANONYMOUS_ACCESS=true"}}},
+		{"signer", append(signer, "ANONYMOUS_ACCESS=false"), [][]string{{"OIDC_ISSUER", "ANONYMOUS_ACCESS=true"}}},
+		{"signer", append(signer, "ANONYMOUS_ACCESS=perhaps"), [][]string{{"ANONYMOUS_ACCESS", "perhaps"}}},
+		{"signer", append(signer, "OIDC_ISSUER=https://localhost:1", "OIDC_AUDIENCE=cats"), [][]string{{"OIDC_ISSUER", "ANONYMOUS_ACCESS=true"}}},
+		{"signer", append(signer, `LINK_TTL="1h"`, `OIDC_AUDIENCE='cats'`), [][]string{{"LINK_TTL", "remove the quotes"}, {"OIDC_AUDIENCE", "remove the quotes"}}},
 		{"signer", append(signer, "API_ADDRESS=0.0.0.0:0"), [][]string{{"API_ADDRESS", "loopback"}}},
 		{"signer", append(signer, "API_ADDRESS=:0", "LINK_TTL=1ms"), [][]string{{"LINK_TTL"}, {"API_ADDRESS", "loopback"}}},
 		{"signer", append(signer, "API_ADDRESS="+port), [][]string{{port, "address already in use"}}},
@@ -413,16 +418,48 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 	}
 }
 
-func TestAContainerThatDoesNotExistEndsTheSigner(t *testing.T) {
+// TestSignerWithoutIdentityRunsAndIsNotReady starts signers with an identity or a container that cannot be used: they stay, so
+// that the doctor can run beside them.
+func TestSignerWithoutIdentityRunsAndIsNotReady(t *testing.T) {
 	needStand(t)
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"STORAGE_CONTAINER": "no-such-container"}, NotReady: true})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if exit, ok := errors.AsType[*exec.ExitError](sys.Signer.Wait(ctx)); !ok || exit.ExitCode() != 1 {
-		t.Errorf("it ended with %v, want exit code 1", sys.Signer.Ended())
+	for _, c := range []struct {
+		name, value string
+		says        []string // in the log, in /readyz and in the doctor's report
+	}{
+		{"STORAGE_CONTAINER", "no-such-container", []string{"no-such-container", "--account-name davydscats --name no-such-container", "STORAGE_CONTAINER"}},
+		{"AZURE_CLIENT_ID", "", []string{"AZURE_CLIENT_ID not set", "azure.workload.identity/client-id"}},
+		{"AZURE_CLIENT_ID", `"` + stand.ClientID + `"`, []string{"AZURE_CLIENT_ID", "remove the quotes"}},
+		{"AZURE_TENANT_ID", "TENANT", []string{"AZURE_TENANT_ID", "want a GUID"}},
+		{"AZURE_FEDERATED_TOKEN_FILE", "", []string{"AZURE_FEDERATED_TOKEN_FILE not set", "webhook"}},
+		{"AZURE_FEDERATED_TOKEN_FILE", "/nowhere/token", []string{"AZURE_FEDERATED_TOKEN_FILE", "/nowhere/token"}},
+	} {
+		t.Run(c.name+"="+c.value, func(t *testing.T) {
+			t.Parallel()
+			sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{c.name: c.value}, NotReady: true})
+			eventually(t, func() error {
+				ready, said := readyz(t, sys.SignerOps)
+				if ready {
+					t.Fatal("the signer is ready")
+				}
+				for _, part := range c.says {
+					if !strings.Contains(said, part) {
+						return fmt.Errorf("/readyz says %q; want %q in it", said, part)
+					}
+				}
+				return nil
+			})
+			logged(t, sys.Signer.Log, 0, append([]string{`"level":"ERROR"`}, c.says[len(c.says)-1])...)
+			do(t, http.MethodGet, sys.SignerOps+"/livez", "", nil).want(t, http.StatusOK)
+			env, _ := patient(t, sys)
+			code, report, _ := run(t, "signer", append(env, c.name+"="+c.value), "doctor")
+			for _, part := range c.says {
+				if code != 1 || !strings.Contains(report, part) {
+					t.Errorf("exit code %d; want 1 and %q in\n%s", code, part, report)
+				}
+			}
+		})
 	}
-	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no-such-container", "does not exist", "STORAGE_CONTAINER")
 }
 
 func TestFlags(t *testing.T) {

@@ -36,10 +36,10 @@ type config struct {
 	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
 
 	Credential               string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
-	ClientID                 string `env:"AZURE_CLIENT_ID" help:"client id of the identity; the workload-identity webhook sets it"`
-	TenantID                 string `env:"AZURE_TENANT_ID" help:"tenant of the identity; the webhook sets it"`
-	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" help:"file of the federated token; the webhook sets it"`
-	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" help:"the Entra ID endpoint, https; the webhook sets it"`
+	ClientID                 string `env:"AZURE_CLIENT_ID" quoted:"later" help:"client ID of the identity, a GUID; the workload identity webhook sets it"`
+	TenantID                 string `env:"AZURE_TENANT_ID" quoted:"later" help:"tenant of the identity, a GUID or a domain; the webhook sets it"`
+	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"file of the federated token; the webhook sets it"`
+	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"the Entra ID endpoint, https; the webhook sets it"`
 	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
 
 	LinkTTL    time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
@@ -55,6 +55,7 @@ type config struct {
 	ExistenceTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
 
 	access.Rules
+	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
 	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
 	UserClaim string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
 
@@ -69,7 +70,8 @@ var (
 	accountForm   = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
 )
 
-// parse reads the settings and returns all their faults, joined.
+// parse reads the settings and returns all their validation errors, joined. An identity that cannot be used is not among
+// them: the signer starts without it, is not ready, and logs why, so that "signer doctor" can run in its container.
 func parse(environ []string) (config, error) {
 	c, err := read(environ)
 	if err != nil {
@@ -90,11 +92,12 @@ func read(environ []string) (config, error) {
 
 func (c config) faults() error {
 	return errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate(),
-		c.storageFaults(), c.identityFaults(), c.linkFaults(), c.apiFaults(), c.callerFaults(), c.PerClient.Validate())
+		c.storageFaults(), c.credentialFault(), c.linkFaults(), c.apiFaults(), c.callerFaults(), c.PerClient.Validate())
 }
 
 func (c config) identityOptions(transport policy.Transporter) identity.Options {
 	return identity.Options{
+		Fault:                    c.identityFaults(),
 		Kind:                     c.Credential,
 		ClientID:                 c.ClientID,
 		TenantID:                 c.TenantID,
@@ -159,30 +162,59 @@ func (c config) storageFaults() error {
 	return errors.Join(faults...)
 }
 
-func (c config) identityFaults() error {
-	switch c.Credential {
-	case identity.Default:
-		return nil
-	case identity.WorkloadIdentity:
-	default:
+func (c config) credentialFault() error {
+	if c.Credential != identity.WorkloadIdentity && c.Credential != identity.Default {
 		return fmt.Errorf("CREDENTIAL is %q: want %s or %s", c.Credential, identity.WorkloadIdentity, identity.Default)
 	}
+	return nil
+}
+
+// What identity settings look like. A tenant is named by its ID or by one of its domains.
+var (
+	clientForm    = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
+	tenantForm    = regexp.MustCompile(clientForm.String() + `|^[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)+$`)
+	authorityForm = regexp.MustCompile(`^https://`)
+)
+
+const (
+	zeroID       = "00000000-0000-0000-0000-000000000000" // the placeholder of documents
+	fixID        = "correct it in k8s/overlays/aks/settings.env, without quotes, and apply the overlay again; it is the annotation azure.workload.identity/"
+	fixByWebhook = "the workload identity webhook sets this variable; remove your own value"
+	fixMissing   = "the workload identity webhook sets them in pods with the label azure.workload.identity/use=true whose ServiceAccount has the annotation " +
+		"azure.workload.identity/client-id, which is AZURE_CLIENT_ID in k8s/overlays/aks/settings.env; with az login on a workstation, set CREDENTIAL=default"
+)
+
+// identityFaults returns an error for each setting with which no token can be requested, joined. Each names its variable and,
+// after "; fix: ", what to do.
+func (c config) identityFaults() error {
+	var faults []error
 	var missing []string
-	for _, v := range []struct{ name, value string }{
-		{"AZURE_CLIENT_ID", c.ClientID}, {"AZURE_TENANT_ID", c.TenantID}, {"AZURE_FEDERATED_TOKEN_FILE", c.TokenFile},
+	for _, v := range []struct {
+		name, value string
+		form        *regexp.Regexp
+		want, fix   string
+	}{
+		{"AZURE_CLIENT_ID", c.ClientID, clientForm, "a GUID", fixID + "client-id of the ServiceAccount"},
+		{"AZURE_TENANT_ID", c.TenantID, tenantForm, "a GUID or a domain", fixID + "tenant-id of the ServiceAccount"},
+		{"AZURE_FEDERATED_TOKEN_FILE", c.TokenFile, regexp.MustCompile(``), "", fixByWebhook},
+		{"AZURE_AUTHORITY_HOST", c.AuthorityHost, authorityForm, "an https:// URL", fixByWebhook},
 	} {
-		if v.value == "" {
+		switch {
+		case v.value == "" && v.form != authorityForm && c.Credential == identity.WorkloadIdentity:
 			missing = append(missing, v.name)
+		case v.value == "":
+		case v.value == zeroID:
+			faults = append(faults, fmt.Errorf("%s is %s, which is a placeholder; fix: %s", v.name, v.value, v.fix))
+		case service.Quoted(v.value):
+			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value; fix: remove the quotes; %s", v.name, v.value, v.fix))
+		case !v.form.MatchString(v.value):
+			faults = append(faults, fmt.Errorf("%s is %q: want %s; fix: %s", v.name, v.value, v.want, v.fix))
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%s not set: the workload-identity webhook sets them in pods labelled azure.workload.identity/use=true whose ServiceAccount has the annotation azure.workload.identity/client-id; with az login on a laptop, set CREDENTIAL=default",
-			strings.Join(missing, ", "))
+		faults = append(faults, fmt.Errorf("%s not set; fix: %s", strings.Join(missing, ", "), fixMissing))
 	}
-	if c.AuthorityHost != "" && !strings.HasPrefix(c.AuthorityHost, "https://") {
-		return fmt.Errorf("AZURE_AUTHORITY_HOST is %q: want https://", c.AuthorityHost)
-	}
-	return nil
+	return errors.Join(faults...)
 }
 
 func (c config) linkFaults() error {
@@ -207,8 +239,13 @@ func (c config) callerFaults() error {
 	switch {
 	case c.On() && c.Audience == "":
 		return errors.New("OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do")
+	case c.On() && c.Anonymous:
+		return errors.New("OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off")
 	case !c.On() && c.Audience != "":
-		return errors.New("OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and let anyone do anything")
+		return errors.New("OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true")
+	case !c.On() && !c.Anonymous:
+		return errors.New("authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, " +
+			"or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture")
 	}
 	return nil
 }

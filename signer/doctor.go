@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"os"
 	"os/signal"
 	"slices"
 	"strings"
@@ -46,7 +48,7 @@ func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
 func doctorOptions(environ []string) doctor.Options {
 	c, err := read(environ)
 	faults := service.Faults(err)
-	for _, fault := range service.Faults(c.faults()) {
+	for _, fault := range service.Faults(errors.Join(c.faults(), c.identityFaults())) {
 		// What could not be read is there as its zero value, which is another fault.
 		variable, _, _ := strings.Cut(strings.ReplaceAll(fault.Error(), ",", " "), " ")
 		if !slices.ContainsFunc(faults, func(f error) bool { return strings.Contains(f.Error(), variable) }) {
@@ -60,12 +62,23 @@ func doctorOptions(environ []string) doctor.Options {
 	transport := blobstore.NewTransport()
 	return doctor.Options{
 		Faults:     faults,
-		NoIdentity: c.identityFaults() != nil,
+		Pod:        pod(environ),
+		NoIdentity: c.credentialFault() != nil || c.identityFaults() != nil,
 		NoStorage:  noStorage,
 		Identity:   c.identityOptions(transport),
 		Storage:    c.storageOptions(transport, nil),
 		TokenProxy: slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "AZURE_KUBERNETES_TOKEN_PROXY=") }),
 		Callers:    c.callerOptions(transport),
+		Anonymous:  c.Anonymous,
 		Transport:  transport,
 	}
+}
+
+// pod returns the name of the pod, which is the host name of its containers, or "" outside of Kubernetes.
+func pod(environ []string) string {
+	if !slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
+		return ""
+	}
+	name, _ := os.Hostname() // "" where it cannot be read
+	return name
 }

@@ -14,8 +14,10 @@ func TestTheDoctorReadsWhatCanBeUsedOfFaultySettings(t *testing.T) {
 	}{
 		{good, nil, false, false, ""},
 		{append([]string{"LINK_BASE_URL=https://cdn.example.com/"}, good...), nil, false, false, "https://cdn.example.com"},
-		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID"}, true, true, ""},
-		{good[:1], []string{"AZURE_CLIENT_ID"}, true, false, ""},
+		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "authentication", "AZURE_CLIENT_ID"}, true, true, ""},
+		{good[:4], []string{"ANONYMOUS_ACCESS"}, false, false, ""},
+		{[]string{good[0], good[4]}, []string{"AZURE_CLIENT_ID"}, true, false, ""},
+		{append([]string{"AZURE_CLIENT_ID=\"\""}, good...), nil, false, false, ""},
 		{good[1:], []string{"AZURE_STORAGE_ACCOUNT_URL"}, false, true, ""},
 		{append([]string{"LINK_TTL=soon", "LINK_BASE_URL=cdn"}, good...), []string{"LINK_TTL", "LINK_BASE_URL"}, false, false, ""},
 		{append([]string{"LOG_LEVEL=loud", "API_ADDRESS=:1", "STORAGE_CONTAINER=A"}, good...), []string{"LOG_LEVEL", "STORAGE_CONTAINER", "API_ADDRESS"}, false, true, ""},
@@ -33,9 +35,9 @@ func TestTheDoctorReadsWhatCanBeUsedOfFaultySettings(t *testing.T) {
 	}
 }
 
-// What the doctor takes for a fault, the signer stops at, and the other way round.
+// The doctor reports what the signer stops at; and the faults of the identity, with which the signer starts.
 func TestTheDoctorAndTheSignerAgreeOnTheSettings(t *testing.T) {
-	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, append([]string{"UPLOAD_MEMORY=1"}, good...)} {
+	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, {good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}, append([]string{"UPLOAD_MEMORY=1"}, good...)} {
 		_, err := parse(environ)
 		if faults := doctorOptions(environ).Faults; (err == nil) != (len(faults) == 0) {
 			t.Errorf("%q: the signer says %v, the doctor %v", environ, err, faults)

@@ -234,6 +234,9 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 		// Against DNS rebinding: IP addresses and localhost only.
 		"ALLOWED_HOSTS": "localhost",
 	}
+	if s.opts.SignerEnv["OIDC_ISSUER"] == "" {
+		signerEnv["ANONYMOUS_ACCESS"] = "true" // the public API listens on loopback
+	}
 	maps.Copy(signerEnv, env)
 	s.Signer, err = s.process("signer", s.opts.Signer, signerEnv, s.opts.SignerEnv,
 		map[string]string{"api": "API_ADDRESS", "ops": "OPS_ADDRESS"})

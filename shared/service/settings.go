@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -47,7 +48,8 @@ func (s Settings) Validate() error {
 // Parse fills settings, a pointer to a struct whose fields have the tags env,
 // envDefault and help, from environ ("NAME=value" each). Embedded structs count
 // as part of it. An empty variable counts as absent. All faults are in the
-// error, joined, each naming its variable.
+// error, joined, each naming its variable. A value in quotes is one, except for a field with the tag quoted:"later":
+// kustomize and docker read files of settings literally, so that quotes in them become part of the value.
 func Parse(settings any, environ []string) error {
 	environment := env.ToMap(environ)
 	for name, value := range environment {
@@ -55,25 +57,39 @@ func Parse(settings any, environ []string) error {
 			delete(environment, name)
 		}
 	}
+	var faults []error
+	for _, s := range Describe(settings) {
+		if value := environment[s.Name]; Quoted(value) && !s.quotedLater {
+			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value: remove the quotes", s.Name, value))
+			environment[s.Name] = strings.Trim(value, quotes) // reported once
+		}
+	}
 	err := env.ParseWithOptions(settings, env.Options{Environment: environment})
 	all, ok := errors.AsType[env.AggregateError](err)
 	if !ok {
-		return err
+		return errors.Join(append(faults, err)...)
 	}
-	faults := slices.Clone(all.Errors)
-	for i, fault := range faults {
+	for _, fault := range all.Errors {
 		// The library names the field; people know the variable.
-		parse, ok := errors.AsType[env.ParseError](fault)
-		if !ok {
-			continue
-		}
-		for _, s := range Describe(settings) {
-			if s.field == parse.Name {
-				faults[i] = fmt.Errorf("%s is %q: %w", s.Name, environment[s.Name], parse.Err)
+		if parse, ok := errors.AsType[env.ParseError](fault); ok {
+			for _, s := range Describe(settings) {
+				if s.field == parse.Name {
+					fault = fmt.Errorf("%s is %q: %w", s.Name, environment[s.Name], parse.Err)
+				}
 			}
 		}
+		faults = append(faults, fault)
 	}
 	return errors.Join(faults...)
+}
+
+const quotes = "\"'`“”„‘’"
+
+// Quoted reports whether value begins and ends with a quotation mark.
+func Quoted(value string) bool {
+	first, _ := utf8.DecodeRuneInString(value)
+	last, size := utf8.DecodeLastRuneInString(value)
+	return size < len(value) && strings.ContainsRune(quotes, first) && strings.ContainsRune(quotes, last)
 }
 
 // Setting describes one environment variable.
@@ -83,7 +99,8 @@ type Setting struct {
 	Required bool
 	Help     string
 
-	field string
+	field       string
+	quotedLater bool // a value in quotes is not an error of Parse
 }
 
 // Describe lists the settings of a struct as [Parse] takes it, in the order of
@@ -103,7 +120,7 @@ func describe(t reflect.Type) []Setting {
 			if isShared(f) {
 				help += "; the same in both containers"
 			}
-			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", help, f.Name})
+			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", help, f.Name, f.Tag.Get("quoted") == "later"})
 		case f.Anonymous:
 			list = append(list, describe(f.Type)...)
 		}

@@ -82,12 +82,11 @@ func (d *delegation) covering(began, end time.Time) (*delegationKey, error) {
 	return nil, signerapi.ErrIdentityUnavailable.Wrap(errors.New("no user delegation key yet"))
 }
 
-// run fetches a key and renews it until ctx is done, then returns nil. Once, as
-// soon as storage answers, it makes sure of the container and returns the error
-// when that does not exist. Now and then it has a link of the key tried; a key that
+// run fetches a key and renews it until ctx is done. As soon as storage answers, it looks for the container once. While the
+// container does not exist, there is no key, so that the signer is not ready. Now and then it has a link of the key tried; a key that
 // is refused is dropped at once, and the next one used only when a link of it is
 // taken.
-func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error, try tryLink) error {
+func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error, try tryLink) {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = keyFirstRetry, keyLastRetry
 	checked := false
@@ -95,6 +94,14 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 	for {
 		var wait time.Duration
 		k, err := d.fetch(ctx)
+		var unchecked error
+		if err == nil && !checked {
+			unchecked = checkContainer(ctx)
+			checked = unchecked == nil
+			if errors.Is(unchecked, errNoContainer) {
+				err = unchecked
+			}
+		}
 		if err == nil && refused != nobody {
 			if err = try(ctx, k, refused); err == nil {
 				refused = nobody
@@ -110,20 +117,19 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
 			wait = renewKeyIn(k, d.now())
 			d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
-			if !checked {
-				err = checkContainer(ctx)
-				checked = err == nil
-			}
+			err = unchecked
 		}
 		switch {
 		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, errNoContainer):
-			return err
+			return
 		case err != nil:
 			d.lastErr.Store(&err)
 			wait = retry.NextBackOff()
-			d.log.Error("storage does not accept the identity, or does not answer", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
+			message := "storage does not accept the identity, or does not answer"
+			if errors.Is(err, errNoContainer) {
+				message = errNoContainer.Error()
+			}
+			d.log.Error(message, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
 		default:
 			retry.Reset()
 		}

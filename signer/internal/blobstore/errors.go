@@ -56,13 +56,24 @@ func fix(resp *azcore.ResponseError, role string) string {
 	case bloberror.HasCode(resp, bloberror.AccountIsDisabled):
 		return "the storage account is disabled"
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		return "create the container (az storage container create --auth-mode login), or set STORAGE_CONTAINER"
+		if resp.RawResponse == nil || resp.RawResponse.Request == nil {
+			return "create the container or set STORAGE_CONTAINER"
+		}
+		at := resp.RawResponse.Request.URL
+		container, _, _ := strings.Cut(strings.TrimPrefix(at.Path, "/"), "/")
+		return createContainer(at.Hostname(), container)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return "storage does not take the identity's token: AZURE_TENANT_ID must be the tenant of the storage account"
 	case resp.StatusCode == http.StatusForbidden:
 		return "give the identity the role " + role + "; a new one takes minutes to be known"
 	}
 	return ""
+}
+
+// createContainer returns what to do about a container that does not exist. host is the account's.
+func createContainer(host, container string) string {
+	account, _, _ := strings.Cut(host, ".")
+	return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
 }
 
 // storageError is the only place that says what an error of storage means to a

@@ -356,8 +356,10 @@ func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
 	}
 }
 
-func TestRunRefusesAContainerThatDoesNotExist(t *testing.T) {
+func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
+	var log logBuffer
 	s, back, _ := newStore(t, nil)
+	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
 	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Query().Get("restype") != "container" {
 			return false
@@ -365,10 +367,23 @@ func TestRunRefusesAContainerThatDoesNotExist(t *testing.T) {
 		refuse(w, 404, "ContainerNotFound")
 		return true
 	}
-	authenticated := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	authenticated, done := make(chan struct{}), make(chan error, 1)
 	close(authenticated)
-	err := s.Run(t.Context(), authenticated)
-	if err == nil || !strings.Contains(err.Error(), `"cats"`) || !strings.Contains(err.Error(), "STORAGE_CONTAINER") {
+	go func() { done <- s.Run(ctx, authenticated) }()
+	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "the container does not exist") })
+	err := s.Ready(ctx)
+	for _, part := range []string{"does not exist", "--account-name acct --name cats", "STORAGE_CONTAINER"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("Ready returned %v; want %q in it", err, part)
+		}
+	}
+	back.mu.Lock()
+	back.fault = nil
+	back.mu.Unlock()
+	eventually(t, "a key", func() bool { return s.Ready(ctx) == nil })
+	cancel()
+	if err := <-done; err != nil {
 		t.Errorf("Run returned %v", err)
 	}
 }

@@ -23,7 +23,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"cats.example/shared/picture"
@@ -244,20 +243,20 @@ func (s *Store) Ready(context.Context) error {
 
 // Run keeps the user delegation key fresh, tries its links, and removes uploads that
 // were abandoned, until ctx is done; then it returns nil. It begins once authenticated
-// is closed. It returns an error when storage says that the container does not exist,
-// which waiting cannot mend.
+// is closed.
 func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case <-authenticated:
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.key.run(ctx, s.checkContainer, s.tryLink) })
+	var running sync.WaitGroup
+	running.Go(func() { s.key.run(ctx, s.checkContainer, s.tryLink) })
 	if s.opts.MaxDirect > 0 {
-		g.Go(func() error { s.sweep(ctx); return nil })
+		running.Go(func() { s.sweep(ctx) })
 	}
-	return g.Wait()
+	running.Wait()
+	return nil
 }
 
 // checkContainer returns errNoContainer when storage says that it is not there.
@@ -270,8 +269,7 @@ func (s *Store) checkContainer(ctx context.Context) error {
 	}
 	if isNoContainer(err) {
 		account, _ := url.Parse(s.opts.AccountURL)
-		return fmt.Errorf("%w: %q in %s; create it (az storage container create --auth-mode login --account-name … --name %s) or set STORAGE_CONTAINER",
-			errNoContainer, s.opts.Container, account.Host, s.opts.Container)
+		return fmt.Errorf("%w: %q in %s; fix: %s", errNoContainer, s.opts.Container, account.Host, createContainer(account.Hostname(), s.opts.Container))
 	}
 	return s.storageError(ctx, "looking for the container", err)
 }

@@ -5,6 +5,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/version"
 
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/callers"
@@ -48,6 +50,7 @@ var picture, _ = base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAA
 
 // Options are the signer's settings.
 type Options struct {
+	Pod    string  // its name; "" outside of Kubernetes
 	Faults []error // of the settings, each on a line of its own
 
 	// NoIdentity and NoStorage say that the settings do not tell enough to ask
@@ -59,7 +62,8 @@ type Options struct {
 	// TokenProxy says that tokens are exchanged by AKS identity bindings, which
 	// have an audience of their own.
 	TokenProxy bool
-	Callers    callers.Options // no Issuer where anyone may do anything
+	Callers    callers.Options // no Issuer where authentication is off
+	Anonymous  bool            // authentication is off on purpose
 	Transport  *http.Client    // without any credential
 }
 
@@ -82,6 +86,7 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	v.tokens = identity.New(opts.Identity, quiet, none)
 
+	v.subject()
 	v.settings()
 	noToken := v.tokenFile(time.Now())
 	noToken = v.exchange(ctx, noToken)
@@ -113,12 +118,28 @@ func first(reasons ...string) string {
 	return ""
 }
 
+// subject writes which pod, version and identity the report is about: during a rollout, several pods run with different ones.
+func (v *visit) subject() {
+	for _, line := range [][2]string{
+		{"pod", cmp.Or(v.Pod, "none: not in Kubernetes")},
+		{"version", fmt.Sprintf("%s (revision %s)", cmp.Or(version.Version, "unknown"), cmp.Or(version.Revision, "unknown"))},
+		{"client ID", cmp.Or(v.Identity.ClientID, "not set")},
+		{"tenant", cmp.Or(v.Identity.TenantID, "not set")},
+	} {
+		v.write(fmt.Sprintf("%-10s  %s", line[0], line[1]))
+	}
+	v.write("")
+}
+
 func (v *visit) settings() {
 	for _, fault := range v.Faults {
 		v.fail("settings", fault)
 	}
 	if len(v.Faults) == 0 {
 		v.line(ok, "settings", "container %s of %s", v.Storage.Container, v.Storage.AccountURL)
+	}
+	if v.Anonymous {
+		v.more("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
 	}
 }
 

@@ -40,6 +40,9 @@ func Explain(err error, audience string) error {
 	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
 	}
+	if fault, ok := errors.AsType[settingsError](err); ok {
+		return errors.New(strings.ReplaceAll(fault.Error(), "\n", "; "))
+	}
 	m := aadsts.FindStringSubmatch(err.Error())
 	if m == nil {
 		return errors.New(oneLine(err.Error()))

@@ -45,6 +45,9 @@ const (
 
 // Options say whose token to get, and how.
 type Options struct {
+	// Fault, unless nil, is why no token can be requested with the other options. Each exchange fails with it.
+	Fault error
+
 	Kind                     string // WorkloadIdentity or Default
 	ClientID, TenantID       string
 	TokenFile                string // read anew for each exchange: the kubelet rotates it
@@ -53,6 +56,9 @@ type Options struct {
 	Transport                policy.Transporter
 	Tracing                  tracing.Provider // the zero one for no spans
 }
+
+// settingsError is the error of an exchange that was not tried because of [Options.Fault].
+type settingsError struct{ error }
 
 // audiences has the audiences of federated tokens in national clouds, by Entra ID's host.
 // Source: https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
@@ -126,6 +132,9 @@ func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.A
 }
 
 func (o Options) credential() (azcore.TokenCredential, error) {
+	if o.Fault != nil {
+		return nil, settingsError{o.Fault}
+	}
 	client := azcore.ClientOptions{
 		Transport:       o.Transport,
 		TracingProvider: o.Tracing,
