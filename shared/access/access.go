@@ -26,7 +26,7 @@ const (
 // Rules are the settings, the same in both containers. The zero value of Issuer asks nobody who
 // they are.
 type Rules struct {
-	Issuer    string  `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, anyone may do anything"`
+	Issuer    string  `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, authentication is off, which the signer accepts with ANONYMOUS_ACCESS=true only"`
 	Discovery string  `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
 	Read      Reading `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
 }
@@ -50,7 +50,7 @@ func (r Rules) Validate() error {
 	if r.Discovery != "" {
 		faults = append(faults, checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"))
 		if r.Issuer == "" {
-			faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither and let anyone do anything"))
+			faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither"))
 		}
 	}
 	switch r.Read {
