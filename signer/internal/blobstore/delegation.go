@@ -125,11 +125,12 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 		case err != nil:
 			d.lastErr.Store(&err)
 			wait = retry.NextBackOff()
-			message := "storage does not accept the identity, or does not answer"
+			log := d.log.With("error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
 			if errors.Is(err, errNoContainer) {
-				message = errNoContainer.Error()
+				log.Error("the container does not exist")
+			} else {
+				log.Error("storage does not accept the identity, or does not answer")
 			}
-			d.log.Error(message, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
 		default:
 			retry.Reset()
 		}

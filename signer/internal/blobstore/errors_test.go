@@ -335,10 +335,7 @@ func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 	if err := s.Ready(ctx); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "Storage Blob Delegator") {
 		t.Errorf("refused: %v", err)
 	}
-	back.mu.Lock()
-	back.fault = nil
-	back.mu.Unlock()
-	eventually(t, "a key", func() bool { return s.Ready(ctx) == nil })
+	becomesReady(ctx, t, s, back)
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run returned %v", err)
@@ -378,14 +375,20 @@ func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
 			t.Errorf("Ready returned %v; want %q in it", err, part)
 		}
 	}
-	back.mu.Lock()
-	back.fault = nil
-	back.mu.Unlock()
-	eventually(t, "a key", func() bool { return s.Ready(ctx) == nil })
+	becomesReady(ctx, t, s, back)
 	cancel()
 	if err := <-done; err != nil {
 		t.Errorf("Run returned %v", err)
 	}
+}
+
+// becomesReady ends the fault of the storage and waits until s is ready.
+func becomesReady(ctx context.Context, t *testing.T, s *Store, back *storage) {
+	t.Helper()
+	back.mu.Lock()
+	back.fault = nil
+	back.mu.Unlock()
+	eventually(t, "a key", func() bool { return s.Ready(ctx) == nil })
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
