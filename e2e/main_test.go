@@ -50,7 +50,7 @@ func testMain(m *testing.M) int {
 		return fatal(err)
 	}
 	if url := os.Getenv("CATS_API_URL"); url != "" {
-		if elsewhere, err = stand.Elsewhere(url, os.Getenv("CATS_STORAGE_URL")); err != nil {
+		if elsewhere, err = stand.Elsewhere(url, os.Getenv("CATS_STORAGE_URL"), os.Getenv("CATS_AZURITE_URL"), os.Getenv("CATS_CA_FILE")); err != nil {
 			return fatal(err)
 		}
 		flag.Parse()
@@ -107,7 +107,8 @@ func own(t *testing.T) {
 
 // public returns a system that has stored nothing yet, of which the test uses the
 // public API, the links, and what is in its container: one of its own, or the one
-// at CATS_API_URL, whose account CATS_STORAGE_URL serves in plain HTTP.
+// at CATS_API_URL: its signed URLs lead to CATS_STORAGE_URL, and CATS_AZURITE_URL is the account at Azurite itself, with the
+// certificate in CATS_CA_FILE.
 func public(t *testing.T) *stand.System {
 	t.Helper()
 	if elsewhere == nil {

@@ -21,7 +21,7 @@ type config struct {
 	FrontendOpsPort int    `env:"FRONTEND_OPS_PORT" envDefault:"8090" help:"port of the frontend's /metrics, /livez and /readyz"`
 	SignerPort      int    `env:"SIGNER_PORT" envDefault:"8081" help:"port of the signer's local API"`
 	SignerOpsPort   int    `env:"SIGNER_OPS_PORT" envDefault:"8091" help:"port of the signer's /metrics, /livez and /readyz"`
-	StoragePort     int    `env:"STORAGE_PORT" envDefault:"8082" help:"port of the storage account in plain HTTP, where signed links lead"`
+	StoragePort     int    `env:"STORAGE_PORT" envDefault:"8082" help:"port of the storage account in plain HTTP, for signed URLs only"`
 	PrometheusPort  int    `env:"PROMETHEUS_PORT" envDefault:"9090" help:"port of the Prometheus that is started where it is installed; 0 for none"`
 	Container       string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures, made when missing but on a real account"`
 	AccountURL      string `env:"AZURE_STORAGE_ACCOUNT_URL" help:"a real account, https://ACCOUNT.blob.core.windows.net, for whoever is logged in with az"`

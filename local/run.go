@@ -303,7 +303,7 @@ func (l *local) ready() {
 	fmt.Fprintf(l.out, "  metrics, health  http://localhost:%d (frontend), http://localhost:%d (signer): /metrics /livez /readyz\n", l.cfg.FrontendOpsPort, l.cfg.SignerOpsPort)
 	fmt.Fprintf(l.out, "  signer           %s, for the frontend alone\n", l.system.SignerAPI)
 	if l.stand != nil {
-		fmt.Fprintf(l.out, "  storage          %s, or %s with --cacert .local/ca.pem; in memory, gone at the end\n", l.stand.FrontURL, l.stand.Storage.URL)
+		fmt.Fprintf(l.out, "  storage          %s for signed URLs, or %s with a token and --cacert .local/ca.pem; in memory, gone at the end\n", l.stand.FrontURL, l.stand.Storage.URL)
 	} else {
 		fmt.Fprintf(l.out, "  storage          %s\n", l.cfg.AccountURL)
 	}

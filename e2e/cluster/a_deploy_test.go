@@ -3,7 +3,13 @@
 package cluster
 
 import (
+	"bufio"
 	"encoding/json"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -31,10 +37,43 @@ func TestItIsAppliedWithoutAWarningAndRuns(t *testing.T) {
 }
 
 func TestTheSuiteOfThePublicAPIPassesThroughTheService(t *testing.T) {
-	environ := []string{"CATS_API_URL=" + api, "CATS_STORAGE_URL=" + account}
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, []byte(do(t, "exec", "deployment/azure", "-c", "azurite", "--", "cat", "/state/ca.pem")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ := []string{"CATS_API_URL=" + api, "CATS_STORAGE_URL=" + account, "CATS_AZURITE_URL=https://davydscats.blob:" + azurite(t), "CATS_CA_FILE=" + ca}
 	if err := run(t, environ, "go", "test", "-count=1", "./e2e"); err != nil {
 		t.Error(err)
 	}
+}
+
+var forwarding = regexp.MustCompile(`^Forwarding from 127\.0\.0\.1:(\d+)`)
+
+// azurite forwards a port of this machine to Azurite for the test, and returns it. The node port of the account serves signed
+// URLs only.
+func azurite(t *testing.T) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "kubectl", "--namespace="+namespace, "port-forward", "deployment/azure", ":10000")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if m := forwarding.FindStringSubmatch(lines.Text()); m != nil {
+			go io.Copy(io.Discard, out) //nolint:errcheck // ends with the process
+			return m[1]
+		}
+	}
+	t.Fatal("kubectl port-forward ended before it forwarded a port")
+	return ""
 }
 
 func TestTheDoctorFindsNothing(t *testing.T) {

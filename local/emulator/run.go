@@ -35,12 +35,12 @@ tokens as Entra ID does, and serves the storage account in plain HTTP for signed
 type config struct {
 	Namespace      string             `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
 	ServiceAccount string             `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
-	StateDir       string             `env:"STATE_DIR" envDefault:"/state" help:"for the certificates and the account's key, which Azurite reads"`
+	StateDir       string             `env:"STATE_DIR" envDefault:"/state" help:"for the certificates, the account's key and a script, which Azurite reads"`
 	StorageURL     string             `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
 	Container      string             `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
 	IssuerHost     string             `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
 	IssuerAddress  string             `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
-	FrontAddress   string             `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account is in plain HTTP"`
+	FrontAddress   string             `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account serves signed URLs in plain HTTP"`
 	OpsAddress     string             `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
 	AllowedHosts   []service.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have besides IP addresses, localhost and the names in STORAGE_URL, ISSUER_HOST and TRUST_URL; others are answered 421"`
 	TrustURL       string             `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
@@ -76,6 +76,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return fmt.Errorf("STORAGE_URL: %w", err)
 	}
 	if err := writeKey(filepath.Join(cfg.StateDir, "accounts")); err != nil {
+		return err
+	}
+	if err := stand.WriteAzuriteScript(filepath.Join(cfg.StateDir, "azurite.js")); err != nil {
 		return err
 	}
 	hosts, err := cfg.hosts()

@@ -47,6 +47,24 @@ func OpenCA(dir string, names ...string) (*CA, error) {
 	return ca, nil
 }
 
+// readCA returns the certificate in a file that another process made.
+func readCA(file string) (*CA, error) {
+	b, err := os.ReadFile(file) //nolint:gosec // where the caller has it
+	if err != nil {
+		return nil, fmt.Errorf("reading the certificate: %w", err)
+	}
+	ca := &CA{Pool: x509.NewCertPool(), File: file}
+	block, _ := pem.Decode(b)
+	if block == nil {
+		return nil, fmt.Errorf("reading the certificate: %s holds none", file)
+	}
+	if ca.Leaf.Leaf, err = x509.ParseCertificate(block.Bytes); err != nil {
+		return nil, fmt.Errorf("reading the certificate: %w", err)
+	}
+	ca.Pool.AddCert(ca.Leaf.Leaf)
+	return ca, nil
+}
+
 // load reads the files, and returns an error unless they hold for names, and for
 // some time to come.
 func (ca *CA) load(names []string) error {

@@ -3,8 +3,9 @@ package stand
 import (
 	"context"
 	"errors"
-	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,7 @@ func newStand(t *testing.T) *Stand {
 func TestStand(t *testing.T) {
 	s := newStand(t)
 	t.Run("StorageKeepsWhatIsPut", func(t *testing.T) { storageKeeps(t, s) })
-	t.Run("FrontPassesRequestsOnAsTheyAre", func(t *testing.T) { frontPasses(t, s) })
+	t.Run("FrontAcceptsNoToken", func(t *testing.T) { frontAcceptsNoToken(t, s) })
 	t.Run("SystemStartsAndStops", func(t *testing.T) { systemStarts(t, s) })
 	t.Run("SystemThatIsNotReadySaysWhy", func(t *testing.T) { systemNotReady(t, s) })
 }
@@ -96,7 +97,7 @@ func storageKeeps(t *testing.T, s *Stand) {
 	}
 }
 
-func frontPasses(t *testing.T, s *Stand) {
+func frontAcceptsNoToken(t *testing.T, s *Stand) {
 	ctx := t.Context()
 	if err := s.Storage.CreateContainer(ctx, "front"); err != nil {
 		t.Fatal(err)
@@ -104,42 +105,79 @@ func frontPasses(t *testing.T, s *Stand) {
 	if err := s.Storage.Put(ctx, "front", "a/cat", "image/png", []byte("mew")); err != nil {
 		t.Fatal(err)
 	}
-	get := func(authorization string) (int, string) {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.FrontURL+"/front/a/cat", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("X-Ms-Version", storageVersion)
-		if authorization != "" {
-			req.Header.Set("Authorization", authorization)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(b)
-	}
-	if status, body := get(""); status/100 != 4 {
-		t.Errorf("without a credential: %d %s", status, body)
-	}
 	token, err := s.admin.AccessToken(time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, body := get("Bearer " + token); status != http.StatusOK || body != "mew" {
-		t.Errorf("with a token: %d %s", status, body)
+	get := func(url string) int {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Ms-Version", storageVersion)
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		return resp.StatusCode
 	}
-	expired, err := s.admin.AccessToken(-time.Minute)
+	for _, path := range []string{"/front/a/cat", "/front?restype=container&comp=list", "/?comp=list"} {
+		if status := get(s.Storage.URL + path); status != http.StatusOK {
+			t.Errorf("%s of Azurite: %d", path, status)
+		}
+		if status := get(s.FrontURL + path); status != http.StatusForbidden {
+			t.Errorf("%s of the front: %d; want 403", path, status)
+		}
+	}
+}
+
+func TestFrontForwardsOnlyRequestsWithASignature(t *testing.T) {
+	const host = "account.blob.localhost"
+	ca, err := OpenCA(t.TempDir(), host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status, body := get("Bearer " + expired); status/100 != 4 {
-		t.Errorf("with an expired token: %d %s", status, body)
+	l, err := listen(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got *http.Request
+	stop := serve(ca.secure(l), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
+	defer func() { _ = stop(t.Context()) }()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	front, err := NewStorage("https://"+net.JoinHostPort(host, port), ca, nil).Front()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, target string
+		forwarded      bool
+	}{
+		{"GET", "/cats/x/cat?sig=a%2Bb", true},
+		{"PUT", "/cats/x/cat?a=b&%73ig=x", true},
+		{"OPTIONS", "/cats/x/cat", true},
+		{"GET", "/cats/x/cat", false},
+		{"HEAD", "/cats/x/cat?sig=", false},
+		{"PUT", "/cats/x/cat?Sig=x", false},
+		{"DELETE", "/cats/x/cat?a=b;sig=x", false},
+		{"POST", "/?comp=batch&sig", false},
+	} {
+		got = nil
+		r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, nil)
+		r.Header.Set("Authorization", "Bearer token")
+		w := httptest.NewRecorder()
+		front.ServeHTTP(w, r)
+		switch {
+		case c.forwarded && (got == nil || got.RequestURI != c.target || got.Host != net.JoinHostPort(host, port) || got.Header.Get("Authorization") != ""):
+			t.Errorf("%s %s is forwarded as %+v", c.method, c.target, got)
+		case !c.forwarded && (got != nil || w.Code != http.StatusForbidden || w.Header().Get("X-Ms-Error-Code") != "AuthenticationFailed"):
+			t.Errorf("%s %s: %d %s", c.method, c.target, w.Code, w.Body)
+		}
 	}
 }
 

@@ -60,6 +60,10 @@ func (s *Stand) azurite() (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	script := filepath.Join(s.opts.Dir, "azurite.js")
+	if err := WriteAzuriteScript(script); err != nil {
+		return nil, err
+	}
 	var key [64]byte
 	_, _ = rand.Read(key[:]) // never fails
 	return &Process{
@@ -67,7 +71,7 @@ func (s *Stand) azurite() (*Process, error) {
 		name: "azurite",
 		path: "node",
 		args: []string{
-			filepath.Join(s.opts.Root, "local", "node_modules", "azurite", "dist", "src", "blob", "main.js"),
+			"--require", script, filepath.Join(s.opts.Root, "local", "node_modules", "azurite", "dist", "src", "blob", "main.js"),
 			"--blobHost", "127.0.0.1", "--blobPort", "0",
 			"--cert", s.CA.File, "--key", s.CA.KeyFile,
 			"--oauth", "basic", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent",
@@ -89,6 +93,23 @@ func (s *Stand) azurite() (*Process, error) {
 			return "blob", m[1], true
 		},
 	}, nil
+}
+
+// azuriteScript replaces the constant from which Azurite derives every user delegation key: a client that knows the
+// constant could sign URLs.
+const azuriteScript = `'use strict'
+const { dirname, join } = require('path')
+const blob = dirname(require('fs').realpathSync(process.argv[1]))
+require(join(blob, 'utils', 'constants.js')).USERDELEGATIONKEY_SIGNING_SEED = process.env.AZURITE_ACCOUNTS
+`
+
+// WriteAzuriteScript writes a script that Node.js must load before Azurite (node --require). With it, user delegation keys depend
+// on AZURITE_ACCOUNTS, which holds the account's key.
+func WriteAzuriteScript(path string) error {
+	if err := os.WriteFile(path, []byte(azuriteScript), 0o600); err != nil {
+		return fmt.Errorf("writing the script for Azurite: %w", err)
+	}
+	return nil
 }
 
 // newTransport trusts the stand's authority alone and takes the names of its
@@ -116,25 +137,42 @@ func NewStorage(url string, ca *CA, token func(time.Duration) (string, error)) *
 	return &Storage{URL: url, client: newClient(newTransport(ca)), token: token}
 }
 
-// Front returns a plain-HTTP handler for the account: it passes requests on as
-// they are, but for the host, so that signatures stay valid and answers stream.
+// Front returns a handler that serves the account in plain HTTP to clients with a signed URL. It passes their requests on with
+// another host, so that signatures stay valid, and streams the responses. It answers other requests with 403, but for CORS
+// preflight requests, which carry no credentials. It drops the Authorization header field: Azurite does not verify the
+// signature of a bearer token.
 func (st *Storage) Front() (http.Handler, error) {
 	target, err := url.Parse(st.URL)
 	if err != nil {
 		return nil, fmt.Errorf("making the front of the account: %w", err)
 	}
-	return &httputil.ReverseProxy{
+	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
 			r.Out.Host = target.Host // its first label is the account
+			r.Out.Header.Del("Authorization")
 		},
 		Transport:     st.client.Transport,
 		FlushInterval: -1,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, "the storage emulator does not answer: "+err.Error(), http.StatusBadGateway)
 		},
-	}, nil
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodOptions && r.URL.Query().Get("sig") == "" {
+			w.Header().Set("Content-Type", "application/xml")
+			w.Header().Set("X-Ms-Error-Code", "AuthenticationFailed")
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, unsigned)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}), nil
 }
+
+// unsigned is the response body for requests without a signature. It has the form of Azure's error responses.
+const unsigned = `<?xml version="1.0" encoding="utf-8"?><Error><Code>AuthenticationFailed</Code>` +
+	`<Message>The URL has no signature (sig=). This port serves signed URLs only: get one from the public API with GET /cat/{user}.</Message></Error>`
 
 // Do calls the account with a token of the stand's own, which may do everything.
 // path is escaped already and may have a query. An answer outside 2xx is a

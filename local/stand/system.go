@@ -146,27 +146,33 @@ func StartReal(ctx context.Context, opts SystemOptions) (_ *System, err error) {
 }
 
 // Elsewhere returns a system that runs already, on the emulator, and is only
-// looked at: its public API is at api, and its account at account in plain HTTP.
-// Links that lead to the account's port lead to account, whatever their host: they
-// may be for who sits at a node of the cluster. Of the fields, only URL,
-// Container and Storage are set.
-func Elsewhere(api, account string) (*System, error) {
-	to, err := url.Parse(account)
+// looked at: its public API is at api, and signed URLs lead to front, whatever
+// their host: they may be for who sits at a node of the cluster. azurite is the
+// account's URL at Azurite itself, which must be on loopback (kubectl port-forward),
+// and caFile has its certificate. Of the fields, only URL, Container and Storage
+// are set.
+func Elsewhere(api, front, azurite, caFile string) (*System, error) {
+	to, err := url.Parse(front)
 	if err != nil {
-		return nil, fmt.Errorf("the account's URL: %w", err)
+		return nil, fmt.Errorf("the front's URL: %w", err)
 	}
-	var dialer net.Dialer
-	transport := &http.Transport{MaxIdleConnsPerHost: 64, DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+	ca, err := readCA(caFile)
+	if err != nil {
+		return nil, err
+	}
+	transport := newTransport(ca)
+	dial := transport.DialContext
+	transport.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if _, port, err := net.SplitHostPort(address); err == nil && port == to.Port() {
 			address = to.Host
 		}
-		return dialer.DialContext(ctx, network, address)
-	}}
+		return dial(ctx, network, address)
+	}
 	admin, err := issuer.New(issuer.Config{Tenant: TenantID, ClientID: ClientID, ObjectID: ObjectID})
 	if err != nil {
 		return nil, err
 	}
-	storage := &Storage{URL: account, client: newClient(transport), token: admin.AccessToken}
+	storage := &Storage{URL: azurite, client: newClient(transport), token: admin.AccessToken}
 	return &System{URL: api, Container: "cats", Storage: storage}, nil
 }
 
