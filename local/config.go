@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,10 +36,12 @@ var (
 	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "UPLOADS_PER_CLIENT", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
 	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
 	passedToSigner   = []string{"ANONYMOUS_ACCESS", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_SIZE", "UPLOAD_MEMORY", "UPLOAD_WAIT", "EXISTENCE_TTL"}
+	// By which the signer verifies the certificate of the issuer, besides those of the stand.
+	passedAuthorities = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
 	passedToRealSigner = []string{
 		"STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
-		"HOME", "PATH", "USER", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR",
+		"HOME", "PATH", "USER", "LANG",
 		"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy",
 	}
 )
@@ -46,8 +51,26 @@ const localDirectSize = "5GiB"
 
 func parse(environ []string) (config, error) {
 	var c config
-	err := service.Parse(&c, environ)
-	return c, err
+	if err := service.Parse(&c, environ); err != nil {
+		return c, err
+	}
+	return c, checkAuthorities(environ)
+}
+
+// checkAuthorities returns an error when SSL_CERT_FILE is set and holds no certificate. The signer would ignore the file.
+func checkAuthorities(environ []string) error {
+	file := pick(environ, passedAuthorities)["SSL_CERT_FILE"]
+	if file == "" {
+		return nil
+	}
+	b, err := os.ReadFile(file) //nolint:gosec // the caller's own
+	if err != nil {
+		return fmt.Errorf("SSL_CERT_FILE: %w", err)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(b) {
+		return fmt.Errorf("SSL_CERT_FILE: %s holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)", file)
+	}
+	return nil
 }
 
 // frontendEnv is what of environ the frontend gets: never a credential.
@@ -57,14 +80,28 @@ func frontendEnv(environ []string) map[string]string {
 
 // signerEnv is what of environ the signer gets.
 func (c config) signerEnv(environ []string) map[string]string {
-	env := pick(environ, passedToBoth, passedToSigner)
+	lists := [][]string{passedToBoth, passedToSigner, passedAuthorities}
+	if c.AccountURL != "" {
+		lists = append(lists, passedToRealSigner)
+	}
+	env := pick(environ, lists...)
+	for _, name := range passedAuthorities { // the signer has another working directory
+		paths := filepath.SplitList(env[name])
+		for i, path := range paths {
+			if abs, err := filepath.Abs(path); err == nil {
+				paths[i] = abs
+			}
+		}
+		if len(paths) > 0 {
+			env[name] = strings.Join(paths, string(filepath.ListSeparator))
+		}
+	}
 	if c.AccountURL == "" {
 		if env["MAX_DIRECT_SIZE"] == "" {
 			env["MAX_DIRECT_SIZE"] = localDirectSize // the stand's storage has the CORS rule
 		}
 		return env
 	}
-	env = pick(environ, passedToBoth, passedToSigner, passedToRealSigner)
 	for _, variable := range environ {
 		if name, value, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "AZURE_") {
 			env[name] = value
@@ -113,6 +150,10 @@ func (c config) checkPorts(ctx context.Context) error {
 	if c.AccountURL != "" {
 		ports = ports[:4]
 	}
+	used := map[int]bool{c.PrometheusPort: true}
+	for _, p := range ports {
+		used[p.port] = true
+	}
 	var faults []error
 	by := map[int]string{}
 	for _, p := range ports {
@@ -122,23 +163,48 @@ func (c config) checkPorts(ctx context.Context) error {
 		}
 		by[p.port] = p.variable
 		if err := free(ctx, p.port); err != nil {
-			faults = append(faults, fmt.Errorf("port %d %w: set another, such as %s=%d", p.port, err, p.variable, 10000+p.port%50000))
+			faults = append(faults, fmt.Errorf("port %d %w%s", p.port, err, suggest(ctx, p.variable, p.port, used)))
 		}
 	}
 	return errors.Join(faults...)
 }
 
-// free returns nil when nobody listens on port, on any address.
-func free(ctx context.Context, port int) error {
-	for _, host := range []string{"", "127.0.0.1"} {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port)))
-		switch {
-		case errors.Is(err, syscall.EADDRINUSE):
-			return errors.New("is taken")
-		case err != nil:
-			return fmt.Errorf("cannot be used (%w)", err)
+// Suggested ports are below 32768, from where Linux takes the local ports of connections.
+const (
+	firstSuggested = 10_000
+	suggested      = 20_000 // how many there are
+)
+
+// suggest returns the end of an error about port: a free port that is not in used, to which it is added.
+func suggest(ctx context.Context, variable string, port int, used map[int]bool) string {
+	for i := range suggested {
+		p := firstSuggested + (max(port, 0)+i)%suggested
+		if !used[p] && free(ctx, p) == nil {
+			used[p] = true
+			return fmt.Sprintf(": set another, such as %s=%d", variable, p)
 		}
+	}
+	return ": set another with " + variable
+}
+
+// free returns nil when a listener on 127.0.0.1 can be opened at port, and nobody listens at port on ::1, which localhost can mean
+// as well.
+func free(ctx context.Context, port int) error {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err == nil {
 		_ = l.Close()
+	} else if !errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("cannot be used (%w)", err)
+	}
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(port))); err == nil {
+			_ = conn.Close()
+			return errors.New("is taken")
+		}
+	}
+	if err != nil {
+		// TIME-WAIT of a connection whose local port it is, or a socket that does not listen.
+		return errors.New("is the local port of a connection, and free a minute after its end")
 	}
 	return nil
 }

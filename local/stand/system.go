@@ -40,7 +40,8 @@ type SystemOptions struct {
 	Frontend, Signer string
 	// Ports, each 0 for any.
 	FrontendPort, FrontendOpsPort, SignerPort, SignerOpsPort int
-	// FrontendEnv and SignerEnv are set over the stand's own; "" takes one away.
+	// FrontendEnv and SignerEnv are set over the stand's own; "" takes one away. The
+	// certificates in SSL_CERT_FILE of SignerEnv are added to the stand's.
 	FrontendEnv, SignerEnv map[string]string
 	// StorageURL is what the signer takes for the account, in place of Azurite's
 	// own, such as that of a faulty proxy. Its host name must begin with [Account].
@@ -116,6 +117,10 @@ func (s *Stand) StartSystem(ctx context.Context, opts SystemOptions) (_ *System,
 	if err := s.Storage.CreateContainer(ctx, opts.Container); err != nil {
 		return nil, err
 	}
+	authorities, err := sys.authorities(s.CA)
+	if err != nil {
+		return nil, err
+	}
 	return sys, sys.start(ctx, map[string]string{
 		"AZURE_CLIENT_ID":            ClientID,
 		"AZURE_TENANT_ID":            TenantID,
@@ -124,9 +129,32 @@ func (s *Stand) StartSystem(ctx context.Context, opts SystemOptions) (_ *System,
 		"AZURE_STORAGE_ACCOUNT_URL":  opts.StorageURL,
 		"DISABLE_INSTANCE_DISCOVERY": "true",
 		"LINK_BASE_URL":              s.FrontURL,
-		"SSL_CERT_FILE":              s.CA.File,
+		"SSL_CERT_FILE":              authorities,
 		"STORAGE_CONTAINER":          opts.Container,
 	})
+}
+
+// authorities returns a file with the certificate of ca and those of SSL_CERT_FILE in SignerEnv, which it takes out there.
+func (s *System) authorities(ca *CA) (file string, err error) {
+	more := s.opts.SignerEnv["SSL_CERT_FILE"]
+	if more == "" {
+		return ca.File, nil
+	}
+	own, err := os.ReadFile(ca.File)
+	if err != nil {
+		return "", fmt.Errorf("reading the local certificate: %w", err)
+	}
+	b, err := os.ReadFile(more) //nolint:gosec // where the caller has it
+	if err != nil {
+		return "", fmt.Errorf("reading SSL_CERT_FILE: %w", err)
+	}
+	file = filepath.Join(s.opts.Dir, "authorities.pem")
+	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil {
+		return "", fmt.Errorf("writing the signer's authorities: %w", err)
+	}
+	s.opts.SignerEnv = maps.Clone(s.opts.SignerEnv)
+	delete(s.opts.SignerEnv, "SSL_CERT_FILE")
+	return file, nil
 }
 
 // StartReal starts a signer and a frontend on a real storage account and waits
