@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 )
 
@@ -45,14 +46,14 @@ func (s *soak) leaks(long time.Duration, load func(context.Context) *sync.WaitGr
 	under(func() { time.Sleep(max(long/5, 10*time.Second)) })
 	s.rest()
 	for name, ops := range processes {
-		before[name] = s.holds(ops, true)
+		before[name] = heldBy(s.t, ops, true)
 		peak[name] = slices.Clone(before[name])
 	}
 	under(func() {
 		r := rand.New(rand.NewPCG(s.seed, 1))
 		s.cycle(r, long, map[string]func(){"storage cut off": s.cutStorage(r), "answers of storage lost": s.loseAnswers(r)}, func() {
 			for name, ops := range processes {
-				for i, v := range s.holds(ops, false) {
+				for i, v := range heldBy(s.t, ops, false) {
 					peak[name][i] = max(peak[name][i], v)
 				}
 			}
@@ -63,7 +64,7 @@ func (s *soak) leaks(long time.Duration, load func(context.Context) *sync.WaitGr
 		s.rest()
 		grown := false
 		for name, ops := range processes {
-			after[name] = s.holds(ops, true)
+			after[name] = heldBy(s.t, ops, true)
 			for i, what := range held {
 				grown = grown || after[name][i] > before[name][i]*(1+what.share)+what.more
 			}
@@ -92,22 +93,22 @@ func (s *soak) rest() {
 	}
 }
 
-// holds returns what a process holds, in the order of [held]; of the heap, where live,
+// heldBy returns what a process holds, in the order of [held]; of the heap, where live,
 // only what is in use.
-func (s *soak) holds(ops string, live bool) []float64 {
-	s.t.Helper()
+func heldBy(t *testing.T, ops string, live bool) []float64 {
+	t.Helper()
 	if live {
 		for range 2 { // what finalizers hold is free with the second
-			do(s.t, http.MethodGet, ops+"/debug/pprof/heap?gc=1", "", nil).want(s.t, http.StatusOK)
+			do(t, http.MethodGet, ops+"/debug/pprof/heap?gc=1", "", nil).want(t, http.StatusOK)
 		}
 	}
 	values := make([]float64, len(held))
-	for line := range strings.Lines(string(do(s.t, http.MethodGet, ops+"/metrics", "", nil).want(s.t, http.StatusOK).body)) {
+	for line := range strings.Lines(string(do(t, http.MethodGet, ops+"/metrics", "", nil).want(t, http.StatusOK).body)) {
 		for i, what := range held {
 			if value, ok := strings.CutPrefix(line, what.metric+" "); ok {
 				n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
 				if err != nil {
-					s.t.Fatal(err)
+					t.Fatal(err)
 				}
 				values[i] = n / what.unit
 			}

@@ -5,20 +5,40 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
 )
 
-// stopSignals end the stand in good order; the last two come when the terminal
-// or the reader of the output has gone.
-var stopSignals = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE}
+// stopSignals stop the local stack. SIGHUP arrives when the terminal closes. SIGPIPE is not among them: the kernel sends it for a
+// write to any connection that the client has closed.
+var stopSignals = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 
 func main() {
-	ctx, _ := signal.NotifyContext(context.Background(), stopSignals...) // caught to the very end
-	if err := run(ctx, os.Args[1:], os.Environ(), os.Stdout); err != nil {
+	signal.Ignore(syscall.SIGPIPE)                                       // a write to a closed stdout returns EPIPE
+	ctx, _ := signal.NotifyContext(context.Background(), stopSignals...) // until the process exits
+	ctx, stop := context.WithCancel(ctx)
+	err := run(ctx, os.Args[1:], os.Environ(), output{os.Stdout, stop})
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "local:", err)
 		os.Exit(1)
 	}
+}
+
+// output calls closed when the reader of w has closed it.
+type output struct {
+	w      io.Writer
+	closed func()
+}
+
+func (o output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if errors.Is(err, syscall.EPIPE) {
+		o.closed()
+	}
+	return n, err //nolint:wrapcheck // as an io.Writer
 }
