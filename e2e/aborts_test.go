@@ -96,7 +96,7 @@ func (a *aborts) link() string {
 func (a *aborts) requests(r *rand.Rand) []request {
 	a.t.Helper()
 	user := "u" + strconv.Itoa(r.IntN(8))
-	content := random(1<<10+r.IntN(64<<10), uint64(r.IntN(256)))
+	content := random(1<<10+r.IntN(16<<10), uint64(r.IntN(256)))
 	raw := func(kind, address, line, header, body string) request {
 		return request{kind, address, line + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + "\r\n" + body}
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ var localBinaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	dir := filepath.Join(filepath.Dir(binDir), "local-bin")
-	if out, err := exec.Command("go", "-C", filepath.Join(root, "local"), "build", "-o", filepath.Join(dir, "local"), ".").CombinedOutput(); err != nil { //nolint:noctx // for all tests
+	if out, err := exec.Command("go", "-C", filepath.Join(root, "local"), "build", "-o", filepath.Join(dir, "local"), ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building local: %w\n%s", err, out)
 	}
 	return dir, nil
@@ -193,7 +194,7 @@ func TestLocalStopsWhenItsOutputIsClosed(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			l := startLocal(t, c.last)
+			l := startLocal(t, c.last, "PROMETHEUS_PORT=0")
 			if strings.HasPrefix(c.last, "The logs") {
 				l.waitReady(t)
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -221,7 +222,7 @@ func TestLocalTrustsAPrivateIssuer(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), own, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	issuer := []string{"OIDC_ISSUER=" + p.issuer, "OIDC_AUDIENCE=" + catsAudience}
+	issuer := []string{"OIDC_ISSUER=" + p.issuer, "OIDC_AUDIENCE=" + catsAudience, "PROMETHEUS_PORT=0"}
 	for _, c := range []struct {
 		trust string
 		says  string // where it must not start
@@ -233,7 +234,7 @@ func TestLocalTrustsAPrivateIssuer(t *testing.T) {
 	} {
 		t.Run(c.trust, func(t *testing.T) {
 			t.Parallel()
-			l := startLocal(t, "", append(issuer, c.trust)...)
+			l := startLocal(t, "", slices.Concat(issuer, []string{c.trust})...)
 			if c.says != "" {
 				if err := l.ends(t); err == nil || !strings.Contains(l.text(), c.says) {
 					t.Errorf("it ended with %v, %s; want %q", err, l.text(), c.says)

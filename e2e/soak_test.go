@@ -343,7 +343,7 @@ func (s *soak) logs() {
 // noFaults reports the lines of a log that no request may cause.
 func noFaults(t *testing.T, path string, fault func(format string, args ...any)) {
 	t.Helper()
-	f, err := os.Open(path) //nolint:gosec // of the test
+	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -149,7 +149,7 @@ func (s *System) authorities(ca *CA) (file string, err error) {
 		return "", fmt.Errorf("reading SSL_CERT_FILE: %w", err)
 	}
 	file = filepath.Join(s.opts.Dir, "authorities.pem")
-	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil {
+	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil { //nolint:gosec // certificates, in the stand's folder
 		return "", fmt.Errorf("writing the signer's authorities: %w", err)
 	}
 	s.opts.SignerEnv = maps.Clone(s.opts.SignerEnv)
