@@ -37,8 +37,9 @@ type aborts struct {
 // request is one as bytes on the wire, to one of the listeners.
 type request struct{ kind, address, text string }
 
-// TestLocalSurvivesAborts aborts requests of every kind to every listener of make run, at random bytes, in every way, and once each
-// or for the duration in ABORTS. Then the stack still serves, and its processes hold no more than before.
+// TestLocalSurvivesAborts aborts requests of every kind to every listener of make run, at random bytes and in every way. It aborts
+// each once, or all of them again and again for the duration in ABORTS. Then the stack must still serve, and its processes must
+// hold no more than before.
 func TestLocalSurvivesAborts(t *testing.T) {
 	t.Parallel()
 	duration, err := time.ParseDuration(os.Getenv("ABORTS"))
@@ -222,7 +223,7 @@ func (a *aborts) held() map[string][]float64 {
 	}
 }
 
-// rest closes what is open and waits until the processes hold no more than before, of the first kinds in [held].
+// rest closes the open connections and waits until the processes hold no more than before, of the first kinds in [held].
 func (a *aborts) rest(before map[string][]float64, kinds int) map[string][]float64 {
 	a.t.Helper()
 	for _, conn := range a.open {
