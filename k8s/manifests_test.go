@@ -80,7 +80,12 @@ func filled(t *testing.T) filesys.FileSystem {
 // type that Kubernetes has for it; custom resources are left out.
 func build(t *testing.T, mem filesys.FileSystem, overlay string) []runtime.Object {
 	t.Helper()
-	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(mem, "/k8s/"+overlay)
+	return buildAt(t, mem, "/k8s/"+overlay)
+}
+
+func buildAt(t *testing.T, files filesys.FileSystem, overlay string) []runtime.Object {
+	t.Helper()
+	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(files, overlay)
 	if err != nil {
 		t.Fatalf("%s: %v", overlay, err)
 	}
@@ -159,7 +164,7 @@ func TestAnOverlayWithASettingMissingDoesNotBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := regexp.MustCompile(`(?m)^# ([A-Z_]+)=`).FindAllSubmatch(text, -1)
-	if len(names) != 5 {
+	if len(names) != 6 {
 		t.Fatalf("%d settings", len(names))
 	}
 	for _, name := range names {
