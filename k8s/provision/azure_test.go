@@ -39,11 +39,16 @@ type world struct {
 	LoggedOut    bool
 	EntraLogin   bool   // to the cluster, which needs kubelogin
 	Version      string // of az
+	Kubectl      string // its version, "" for a recent one
 	Cloud        string // that az is logged in to, "" for the public one
 	NameTaken    bool   // the storage account's, by somebody else
 	NotActions   []string
 	Unregistered string
 	DoctorFails  int // so many times more
+
+	RolloutFails int      // so many times more
+	Objects      []object // of the cluster
+	Doctor       []string // the pods in which signer doctor ran
 }
 
 // call is one command that changes something.
@@ -348,51 +353,6 @@ func (w *world) az(name string, o map[string]string, args []string) (result any,
 		return nil, 0
 	}
 	panic(name)
-}
-
-// kubectl is that of the cluster whose credentials az gave.
-func kubectl(args []string) (code int) {
-	w := &world{Dir: os.Getenv("WORLD")}
-	w.load()
-	defer w.save()
-	said := strings.Join(args, " ")
-	if said == "version --client --output json" {
-		fmt.Println("{\n  \"clientVersion\": {\n    \"gitVersion\": \"v1.32.4-dispatcher\"\n  }\n}")
-		return 0
-	}
-	if b, err := os.ReadFile(os.Getenv("KUBECONFIG")); err != nil || string(b) != "kubeconfig" {
-		return unknown(w, "kubectl without the cluster's credentials", args)
-	}
-	switch {
-	case args[0] == "apply" || slices.Contains(args, "delete"):
-		c := call{Args: append([]string{"kubectl"}, args...)}
-		if args[len(args)-1] == "-" {
-			b, err := io.ReadAll(os.Stdin)
-			if err != nil {
-				panic(err)
-			}
-			c.Stdin = string(b)
-		}
-		w.Calls = append(w.Calls, c)
-		fmt.Println("applied")
-	case strings.Contains(said, "rollout status deployment/cats-api --timeout"):
-		if w.DoctorFails > 0 {
-			fmt.Println("error: timed out waiting for the condition")
-			return 1
-		}
-	case strings.HasSuffix(said, "exec deployment/cats-api -c signer -- /signer doctor"):
-		if w.DoctorFails > 0 {
-			w.DoctorFails--
-			fmt.Println("ok    settings    fine\nfail  exchange    AADSTS700213: no matching federated identity record")
-			return 1
-		}
-		fmt.Println("all works")
-	case strings.Contains(said, "get service cats-api"):
-		fmt.Print("192.0.2.7")
-	default:
-		return unknown(w, "kubectl", args)
-	}
-	return 0
 }
 
 // kubelogin makes a kubeconfig use the login of az.

@@ -23,6 +23,7 @@ FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-$CLUSTER}
 
 dry_run=false
 faults=()
+kubectl_version=broken
 
 fault() { faults+=("$*"); }
 
@@ -97,7 +98,8 @@ programs() {
     fault 'kubectl is missing: az aks install-cli'
   else
     version=$(kubectl version --client --output json | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p') || version=
-    at_least "${version:-broken}" 1.27 || fault "kubectl is ${version:-broken}: 1.27 or newer is needed, for its kustomize"
+    kubectl_version=${version:-broken}
+    at_least "$kubectl_version" 1.27 || fault "kubectl is $kubectl_version: 1.27 or newer is needed, for its kustomize"
   fi
   $missing && return
   local got

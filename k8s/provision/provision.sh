@@ -30,6 +30,9 @@ Settings, from the environment:
   STORAGE_ACCOUNT          required; 3 to 24 of a-z and 0-9, unique in all of Azure
   FRONTEND_IMAGE           required; whole reference, such as REGISTRY/cats-api-frontend:v1.0.0
   SIGNER_IMAGE             required
+  ANONYMOUS_ACCESS         true: anyone may store, replace, delete and read every picture;
+                           required unless settings.env has it, or the component callers
+                           is on in the overlay's kustomization.yaml
   RESOURCE_GROUP           cats-api
   LOCATION                 westeurope
   STORAGE_SKU              Standard_ZRS, of a new account; Standard_LRS where there are no zones
@@ -66,6 +69,25 @@ REGISTRY_SERVER=${REGISTRY_SERVER:-}
 REGISTRY_USERNAME=${REGISTRY_USERNAME:-}
 REGISTRY_PASSWORD_FILE=${REGISTRY_PASSWORD_FILE:-}
 PATIENCE=${PATIENCE:-900}
+ANONYMOUS_ACCESS=${ANONYMOUS_ACCESS:-}
+
+# authentication checks that callers are authenticated, or that anonymous access is
+# wanted: by ANONYMOUS_ACCESS, or else by the line in settings.env.
+authentication() {
+  local access=$ANONYMOUS_ACCESS where='ANONYMOUS_ACCESS' callers=false
+  if [ -z "$access" ]; then
+    access=$(sed -n 's/\r$//; s/^[[:space:]]*ANONYMOUS_ACCESS=//p' "$overlay/settings.env" | head -n 1)
+    where="ANONYMOUS_ACCESS in $overlay/settings.env"
+  fi
+  ! grep -Eq '^[[:space:]]*-[[:space:]]+["'\'']?(\./)?\.\./\.\./components/callers/?["'\'']?[[:space:]]*(#.*)?$' "$overlay/kustomization.yaml" || callers=true
+  case $callers,$access in
+  true,) at_least "$kubectl_version" 1.31 || ANONYMOUS_ACCESS=false ;; # see settings.env
+  true,false | false,true) ;;
+  true,true) fault "$where is true, and the component callers is on in $overlay/kustomization.yaml: choose one of both" ;;
+  false, | false,false) fault "neither authentication nor anonymous access is chosen: set ANONYMOUS_ACCESS=true to let anyone store, replace, delete and read every picture, or switch on the component callers in $overlay/kustomization.yaml (docs/operations.md, \"Who may call\")" ;;
+  *) fault "$where is '$access': want true or false" ;;
+  esac
+}
 
 # preflight looks at everything that can be seen beforehand, and changes nothing.
 preflight() {
@@ -86,7 +108,11 @@ preflight() {
   ,* | *,,* | *,) fault 'REGISTRY_SERVER, REGISTRY_USERNAME and REGISTRY_PASSWORD_FILE go together: all or none' ;;
   *) [ -s "$REGISTRY_PASSWORD_FILE" ] || fault "REGISTRY_PASSWORD_FILE $REGISTRY_PASSWORD_FILE cannot be read, or is empty" ;;
   esac
-  [ -f "$overlay/settings.env" ] || fault "$overlay/settings.env is missing: run this from a whole checkout"
+  if [ -f "$overlay/settings.env" ] && [ -f "$overlay/kustomization.yaml" ]; then
+    authentication
+  else
+    fault "$overlay/settings.env or kustomization.yaml is missing: run this from a whole checkout"
+  fi
   [ ${#faults[@]} -eq 0 ] || return 0 # the rest asks Azure with these
 
   local provider state
@@ -250,6 +276,7 @@ settings() {
   local file=$overlay/settings.env new=$work/settings.env name value line found
   cp "$file" "$new"
   while IFS=$'\t' read -r name value; do
+    [ -n "$name" ] || continue # the file's choice stays
     found=false
     while IFS= read -r line || [ -n "$line" ]; do
       if [[ $line =~ ^(#\ *)?$name= ]]; then
@@ -266,6 +293,7 @@ AZURE_TENANT_ID	$tenant_id
 AZURE_STORAGE_ACCOUNT_URL	$account_url
 FRONTEND_IMAGE	$FRONTEND_IMAGE
 SIGNER_IMAGE	$SIGNER_IMAGE
+${ANONYMOUS_ACCESS:+ANONYMOUS_ACCESS	$ANONYMOUS_ACCESS}
 VALUES
   write "$file" "$new"
 
@@ -313,8 +341,9 @@ SECRET
   say 'secret registry-credentials' applied
 }
 
-# deploy applies the overlay, and waits until all pods run and the doctor finds
-# nothing. Roles and federated credentials take minutes to be known.
+# deploy applies the overlay, and waits until all pods are of the new revision and ready,
+# and the doctor finds nothing in the newest. Roles and federated credentials take
+# minutes to be known.
 deploy() {
   if $dry_run; then
     make "overlay aks" applied kubectl apply -k "$overlay"
@@ -325,7 +354,7 @@ deploy() {
   while :; do
     reason=
     kubectl --namespace $namespace rollout status deployment/cats-api --timeout 15s >"$work/rollout" 2>&1 || reason=$(tail -n 1 "$work/rollout")
-    if kubectl --namespace $namespace exec deployment/cats-api -c signer -- /signer doctor >"$work/doctor" 2>&1; then
+    if "$here/../doctor.sh" >"$work/doctor" 2>&1; then
       [ -n "$reason" ] || break
     else
       reason=$(grep -m 1 '^fail' "$work/doctor" || tail -n 1 "$work/doctor")

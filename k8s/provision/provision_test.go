@@ -18,7 +18,10 @@ import (
 // newWorld is an Azure with nothing in it, and a copy of the overlay to fill in.
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{Dir: filepath.Join(t.TempDir(), "a folder with spaces"), Things: map[string]map[string]any{}, Version: "2.60.0"}
+	w := &world{
+		Dir: filepath.Join(t.TempDir(), "a folder with spaces"), Things: map[string]map[string]any{}, Version: "2.60.0",
+		Objects: []object{replicaSet("one", "1"), newPod("cats-api-one-a", "one", "2030-01-01T00:00:00Z", running())},
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +53,7 @@ func (w *world) overlay(file string) string { return filepath.Join(w.Dir, "overl
 
 var good = []string{
 	"STORAGE_ACCOUNT=davydscats", "RESOURCE_GROUP=my(group)",
-	"FRONTEND_IMAGE=r.example:5000/cats/frontend:v1", "SIGNER_IMAGE=r.example/cats/signer@sha256:0123abc",
+	"FRONTEND_IMAGE=r.example:5000/cats/frontend:v1", "SIGNER_IMAGE=r.example/cats/signer@sha256:0123abc", "ANONYMOUS_ACCESS=true",
 }
 
 // run runs a script in w and returns what it said and the changes it made.
@@ -157,7 +160,7 @@ func TestEverythingIsMadeInOrderWithTheLeastPrivilege(t *testing.T) {
 	filled := before
 	for name, value := range map[string]string{
 		"AZURE_CLIENT_ID": "the-client", "AZURE_TENANT_ID": "the-tenant", "AZURE_STORAGE_ACCOUNT_URL": "https://davydscats.blob.core.windows.net",
-		"FRONTEND_IMAGE": "r.example:5000/cats/frontend:v1", "SIGNER_IMAGE": "r.example/cats/signer@sha256:0123abc",
+		"FRONTEND_IMAGE": "r.example:5000/cats/frontend:v1", "SIGNER_IMAGE": "r.example/cats/signer@sha256:0123abc", "ANONYMOUS_ACCESS": "true",
 	} {
 		filled = regexp.MustCompile(`(?m)^# `+name+`=.*$`).ReplaceAllString(filled, name+"="+value)
 	}
