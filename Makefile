@@ -94,19 +94,24 @@ bench: ## measure against bare yardsticks, on Linux (some eight minutes); BENCH=
 	@go build -o bin/bench ./e2e/bench
 	@exec bin/bench $(BENCH)
 
+# The full name of an image that the manifests call cats-api-…: buildah would name it localhost/cats-api-….
+IMAGE := docker.io/library/cats-api-
+
 .PHONY: images
 images: ## build the container images, with docker or buildah
 	@build=$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo "docker build" || echo "buildah bud --layers"); \
 	for image in frontend=Dockerfile.frontend signer=Dockerfile.signer emulator=local/emulator/Dockerfile; do \
-	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f $${image#*=} -t cats-api-$${image%%=*}:$(IMAGE_TAG) .; \
+	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f $${image#*=} -t $(IMAGE)$${image%%=*}:$(IMAGE_TAG) .; \
 	done
 
 # How an image gets into the cluster that KUBECONFIG names.
 LOAD_IMAGE ?= kind load docker-image
 
 .PHONY: cluster-test
-cluster-test: images ## prove the manifests on the cluster that KUBECONFIG names, from nothing (some six minutes)
-	@for c in frontend signer emulator; do echo "loading cats-api-$$c:$(IMAGE_TAG)"; $(LOAD_IMAGE) cats-api-$$c:$(IMAGE_TAG); done
+cluster-test: ## test the manifests on the cluster of KUBECONFIG (ten minutes); creates and deletes its own namespaces, cats-api-test and cats-api-test-monitoring
+	go test -tags cluster -count=1 -v ./e2e/cluster -args -check
+	$(MAKE) images IMAGE_TAG=cluster-test
+	@for c in frontend signer emulator; do echo "loading $(IMAGE)$$c:cluster-test"; $(LOAD_IMAGE) $(IMAGE)$$c:cluster-test; done
 	go test -tags cluster -count=1 -timeout 30m -v ./e2e/cluster
 
 .PHONY: clean

@@ -45,7 +45,9 @@ func TestARolloutFailsNoRequest(t *testing.T) {
 	l := startLoad(t, 8, 4)
 	time.Sleep(5 * time.Second)
 	do(t, "rollout", "restart", "deployment/cats-api")
-	t.Log(do(t, "rollout", "status", "deployment/cats-api", "--timeout", "5m"))
+	if err := rolledOut(t.Context(), namespace, "cats-api"); err != nil {
+		t.Fatal(err)
+	}
 	replaced(t, old...)
 	time.Sleep(3 * time.Second)
 	noneFails(t, l)

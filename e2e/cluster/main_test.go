@@ -1,16 +1,16 @@
 //go:build cluster
 
-// Package cluster proves the manifests on a real cluster, with no Azure: make
-// cluster-test applies k8s/overlays/emulator to the one that KUBECONFIG names,
-// from nothing, and takes it away again. The tests run in the order of the files
-// and disturb each other: none runs in parallel.
+// Package cluster tests the manifests on a real cluster without Azure. make
+// cluster-test applies k8s/overlays/emulator to the cluster that KUBECONFIG names, in
+// two namespaces of the tests' own, and deletes these. The tests run in the order of
+// the files and disturb each other: none runs in parallel.
 package cluster
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -25,10 +25,9 @@ import (
 )
 
 const (
-	namespace = "cats-api"
-	overlay   = "k8s/overlays/emulator"
-	ourPods   = "app.kubernetes.io/name=cats-api"
-	ready     = 3 * time.Minute // for what is started to be ready
+	overlay = "e2e/cluster/testdata/overlay"
+	ourPods = "app.kubernetes.io/name=cats-api"
+	ready   = 3 * time.Minute // for what is started to be ready
 )
 
 var (
@@ -41,6 +40,15 @@ var (
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	check := flag.Bool("check", false, "run no test; only say whether the tests could run on this cluster")
+	flag.Parse()
+	if *check {
+		if _, err := preflight(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, "cluster:", err)
+			return 1
+		}
+		return 0
+	}
 	if err := up(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		return 1
@@ -57,7 +65,7 @@ func testMain(m *testing.M) int {
 	return code
 }
 
-// up applies the overlay to a cluster that holds nothing of it, and waits.
+// up deletes what an earlier run left, applies the overlay and waits for its pods.
 func up(ctx context.Context) (err error) {
 	if root, err = stand.FindRoot(); err != nil {
 		return err
@@ -71,9 +79,8 @@ func up(ctx context.Context) (err error) {
 	}
 	for _, deployment := range []string{"azure", "cats-api"} {
 		log.Printf("waiting for %s", deployment)
-		if _, err := kubectl(ctx, nil, "rollout", "status", "deployment/"+deployment, "--timeout", ready.String()); err != nil {
-			pods, _ := kubectl(ctx, nil, "get", "pods")
-			return fmt.Errorf("%w\n%s", err, pods)
+		if err := rolledOut(ctx, namespace, deployment); err != nil {
+			return err
 		}
 	}
 	node := os.Getenv("NODE_ADDRESS")
@@ -92,23 +99,6 @@ func up(ctx context.Context) (err error) {
 func nodePort(ctx context.Context, node, service string) (string, error) {
 	port, err := kubectl(ctx, nil, "get", "service", service, "-o", "jsonpath={.spec.ports[0].nodePort}")
 	return "http://" + node + ":" + port, err
-}
-
-// down takes away all that the tests leave in the cluster.
-func down(ctx context.Context) error {
-	log.Print("deleting what is in the cluster")
-	var errs []error
-	for _, args := range [][]string{
-		// Pods first: a namespace that is deleted with pods in it looks again only
-		// after half of their grace period.
-		{"delete", "deployments", "--all"},
-		{"wait", "--for", "delete", "pods", "--all"},
-		{"delete", "namespace", namespace, monitoring, "--ignore-not-found"},
-	} {
-		_, err := kubectl(ctx, nil, append(args, "--timeout", "5m")...)
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
 }
 
 // kubectl runs kubectl in the namespace and returns all that it says.
@@ -147,7 +137,7 @@ type pod struct {
 	}
 	Status struct {
 		Phase                 string
-		Conditions            []struct{ Type, Status string }
+		Conditions            []struct{ Type, Status, Reason, Message string }
 		InitContainerStatuses []status
 		ContainerStatuses     []status
 	}
@@ -159,18 +149,6 @@ type container struct {
 	VolumeMounts []struct{ Name, MountPath string }
 	Resources    struct{ Limits struct{ Memory string } }
 	Security     struct{ RunAsUser int } `json:"securityContext"`
-}
-
-type status struct {
-	Name         string
-	Ready        bool
-	RestartCount int
-	LastState    struct {
-		Terminated *struct {
-			Reason   string
-			ExitCode int
-		}
-	}
 }
 
 // container returns the container or sidecar of that name, and its status.
@@ -211,37 +189,6 @@ func pods(t *testing.T, label string) []pod {
 		t.Fatal(err)
 	}
 	return list.Items
-}
-
-// settled waits until two pods are ready and no other is there.
-func settled(t *testing.T) []pod {
-	t.Helper()
-	var all []pod
-	eventually(t, func() error {
-		all = pods(t, ourPods)
-		for _, p := range all {
-			if !p.ready() {
-				return fmt.Errorf("pod %s is not ready", p.Metadata.Name)
-			}
-		}
-		if len(all) != 2 {
-			return fmt.Errorf("%d pods; want 2", len(all))
-		}
-		return nil
-	})
-	return all
-}
-
-// eventually waits until f returns nil.
-func eventually(t *testing.T, f func() error) {
-	t.Helper()
-	deadline := time.Now().Add(ready)
-	for err := f(); err != nil; err = f() {
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v: %v", ready, err)
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
 }
 
 // inside runs a shell script beside a container of p, as its user and with its

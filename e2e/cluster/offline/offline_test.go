@@ -1,0 +1,177 @@
+// Package offline tests make cluster-test and make images with stand-ins, without a
+// cluster.
+package offline
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"cats.example/local/stand"
+)
+
+// fakeKubectl answers from files in the folder $FAKES, and writes each command that
+// could change something to $FAKES/changes. It is also docker, buildah and a loader of
+// images.
+const fakeKubectl = `#!/bin/sh
+name=$(basename "$0")
+case "$name $*" in
+"docker info") [ -e "$FAKES/docker-runs" ] ;;
+kubectl*config\ view*) echo "context prod, server https://prod.example" ;;
+kubectl*get\ namespace*) [ ! -e "$FAKES/unreachable" ] && { cat "$FAKES/namespace-$4" 2>/dev/null || true; } ;;
+kubectl*get\ services*) cat "$FAKES/services" 2>/dev/null || true ;;
+*) echo "$name $*" >>"$FAKES/changes"
+   case "$*" in *apply*) exit 1 ;; esac ;;
+esac
+`
+
+// checkout returns the root of the checkout.
+func checkout(t *testing.T) string {
+	t.Helper()
+	root, err := stand.FindRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// fakes returns a folder of stand-ins and the environment that uses them.
+func fakes(t *testing.T, files map[string]string) (dir string, environ []string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, program := range []string{"kubectl", "docker", "buildah", "kind", "load"} {
+		if err := os.WriteFile(filepath.Join(dir, program), []byte(fakeKubectl), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "KEEP=", "MAKEFLAGS=", "LOAD_IMAGE=load")
+}
+
+// changes returns the commands that the stand-ins in dir have written down.
+func changes(t *testing.T, dir string) []string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "changes"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' })
+}
+
+func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
+	root := checkout(t)
+	const (
+		label    = `{"kind":"Namespace","metadata":{"labels":{"cats-api.example/cluster-test":"true"}}}`
+		first    = "cats-api-test"
+		second   = "cats-api-test-monitoring"
+		selected = "--selector cats-api.example/cluster-test=true --field-selector metadata.name="
+	)
+	binary := filepath.Join(t.TempDir(), "cluster.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-tags", "cluster", "-c", "-o", binary, "./e2e/cluster")
+	build.Dir = root
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	for name, row := range map[string]struct {
+		files   map[string]string
+		refuses string // a part of the error, "" when the tests start
+		deletes []string
+	}{
+		"nothing there":         {nil, "", nil},
+		"both labeled":          {map[string]string{"namespace-" + first: label, "namespace-" + second: label}, "", []string{first, second}},
+		"one labeled":           {map[string]string{"namespace-" + second: label}, "", []string{second}},
+		"no labels":             {map[string]string{"namespace-" + first: `{"metadata":{}}`}, "namespace " + first, nil},
+		"the second without":    {map[string]string{"namespace-" + first: label, "namespace-" + second: `{"metadata":{"labels":{"team":"sre"}}}`}, "namespace " + second, nil},
+		"another value":         {map[string]string{"namespace-" + first: strings.Replace(label, `"true"`, `"false"`, 1)}, "namespace " + first, nil},
+		"another key":           {map[string]string{"namespace-" + first: strings.Replace(label, "cats-api.example", "cats.example", 1)}, "namespace " + first, nil},
+		"an annotation":         {map[string]string{"namespace-" + first: strings.Replace(label, "labels", "annotations", 1)}, "namespace " + first, nil},
+		"no JSON":               {map[string]string{"namespace-" + first: "Warning: strange"}, "namespace " + first, nil},
+		"no answer":             {map[string]string{"unreachable": ""}, "nothing was changed", nil},
+		"port taken":            {map[string]string{"namespace-" + first: label, "services": "default/kubernetes 0\ncats-api/azure-front 30180\n"}, "Service cats-api/azure-front", nil},
+		"port taken by a third": {map[string]string{"services": "web/shop 31000 30180\n"}, "Service web/shop", nil},
+		"port taken by its own": {map[string]string{"namespace-" + first: label, "services": first + "/azure-front 30180\ncats-api/azure-front 30100\n"}, "", []string{first}},
+	} {
+		for _, args := range [][]string{{"-check"}, {"-test.run", "^$"}} {
+			t.Run(name+" "+args[0], func(t *testing.T) {
+				dir, environ := fakes(t, row.files)
+				cmd := exec.CommandContext(t.Context(), binary, args...)
+				cmd.Dir, cmd.Env = filepath.Join(root, "e2e", "cluster"), environ
+				said, err := cmd.CombinedOutput()
+				if !strings.Contains(string(said), "context prod, server https://prod.example") {
+					t.Errorf("the cluster is not named:\n%s", said)
+				}
+				got := changes(t, dir)
+				if row.refuses != "" || args[0] == "-check" {
+					if len(got) > 0 || (err != nil) != (row.refuses != "") || !strings.Contains(string(said), row.refuses) {
+						t.Errorf("%v; %q; want no change, and %q:\n%s", err, got, row.refuses, said)
+					}
+					return
+				}
+				var want []string
+				for _, ns := range row.deletes {
+					want = append(want, "--namespace "+ns+" delete deployments --all", "--namespace "+ns+" wait --for delete pods --all", "delete namespace "+selected+ns)
+				}
+				want = append(want, "apply -k")
+				if !slices.EqualFunc(got, want, strings.Contains) {
+					t.Errorf("the changes are\n%s\nwant\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), said)
+				}
+			})
+		}
+	}
+}
+
+func TestMakeClusterTestRefusesBeforeItBuilds(t *testing.T) {
+	root := checkout(t)
+	dir, environ := fakes(t, map[string]string{"docker-runs": "", "namespace-cats-api-test": `{"metadata":{"labels":{"team":"sre"}}}`})
+	cmd := exec.CommandContext(t.Context(), "make", "cluster-test")
+	cmd.Dir, cmd.Env = root, environ
+	said, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(said), "namespace cats-api-test exists") {
+		t.Errorf("make returns %v:\n%s", err, said)
+	}
+	if got := changes(t, dir); len(got) > 0 {
+		t.Errorf("before it refused, it ran %q", got)
+	}
+}
+
+// Kubernetes completes the name of an image without a registry to docker.io/library/….
+func TestMakeImagesUsesTheNamesInManifests(t *testing.T) {
+	root := checkout(t)
+	var inManifests []string
+	for _, file := range []string{"k8s/base/deployment.yaml", "k8s/overlays/emulator/azure.yaml"} {
+		b, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`image: (cats-api-\S+)`).FindAllStringSubmatch(string(b), -1) {
+			inManifests = append(inManifests, "docker.io/library/"+m[1])
+		}
+	}
+	slices.Sort(inManifests)
+	for builder, files := range map[string]map[string]string{"docker build": {"docker-runs": ""}, "buildah bud": nil} {
+		dir, environ := fakes(t, files)
+		cmd := exec.CommandContext(t.Context(), "make", "images")
+		cmd.Dir, cmd.Env = root, environ
+		if said, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, said)
+		}
+		var tags []string
+		for _, command := range changes(t, dir) {
+			if m := regexp.MustCompile(`-t (\S+)`).FindStringSubmatch(command); m != nil && strings.HasPrefix(command, builder) {
+				tags = append(tags, m[1])
+			}
+		}
+		slices.Sort(tags)
+		if len(tags) != 3 || !slices.Equal(tags, inManifests) {
+			t.Errorf("%s: the images are tagged %q; the manifests name %q", builder, tags, inManifests)
+		}
+	}
+}
