@@ -3,6 +3,7 @@
 package offline
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"cats.example/local/stand"
 )
@@ -24,8 +26,11 @@ case "$name $*" in
 kubectl*config\ view*) echo "context prod, server https://prod.example" ;;
 kubectl*get\ namespace*) [ ! -e "$FAKES/unreachable" ] && { cat "$FAKES/namespace-$4" 2>/dev/null || true; } ;;
 kubectl*get\ services*) cat "$FAKES/services" 2>/dev/null || true ;;
+kubectl*rollout\ status*) exit 1 ;;
+kubectl*get\ pods*) cat "$FAKES/pods" ;;
+kubectl*get\ deployments*) cat "$FAKES/deployments" 2>/dev/null || true ;;
 *) echo "$name $*" >>"$FAKES/changes"
-   case "$*" in *apply*) exit 1 ;; esac ;;
+   case "$*" in *apply*) [ -e "$FAKES/pods" ] ;; esac ;;
 esac
 `
 
@@ -66,6 +71,18 @@ func changes(t *testing.T, dir string) []string {
 	return strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' })
 }
 
+// clusterTest returns the program of the tests of package cluster.
+func clusterTest(t *testing.T, root string) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "cluster.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-tags", "cluster", "-c", "-o", binary, "./e2e/cluster")
+	build.Dir = root
+	if said, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	return binary
+}
+
 func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 	root := checkout(t)
 	const (
@@ -74,12 +91,7 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 		second   = "cats-api-test-monitoring"
 		selected = "--selector cats-api.example/cluster-test=true --field-selector metadata.name="
 	)
-	binary := filepath.Join(t.TempDir(), "cluster.test")
-	build := exec.CommandContext(t.Context(), "go", "test", "-tags", "cluster", "-c", "-o", binary, "./e2e/cluster")
-	build.Dir = root
-	if said, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, said)
-	}
+	binary := clusterTest(t, root)
 	for name, row := range map[string]struct {
 		files   map[string]string
 		refuses string // a part of the error, "" when the tests start
@@ -125,6 +137,48 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
+	root := checkout(t)
+	binary := clusterTest(t, root)
+	for name, row := range map[string]struct {
+		status string // of a container
+		want   []string
+	}{
+		"no image":     {`"state":{"waiting":{"reason":"ErrImagePull","message":"no such host"}}`, []string{"ErrImagePull: no such host"}},
+		"back-off":     {`"state":{"waiting":{"reason":"ImagePullBackOff","message":"Back-off pulling"}}`, []string{"ImagePullBackOff: Back-off pulling"}},
+		"a wrong name": {`"state":{"waiting":{"reason":"InvalidImageName","message":"couldn't parse"}}`, []string{"InvalidImageName: couldn't parse"}},
+		"no secret":    {`"state":{"waiting":{"reason":"CreateContainerConfigError","message":"secret \"x\" not found"}}`, []string{`secret "x" not found`}},
+		"a configuration error": {
+			`"restartCount":2,"state":{"waiting":{"reason":"CrashLoopBackOff","message":"back-off 20s"}},"lastState":{"terminated":{"exitCode":2,"reason":"Error","message":"field kubernetes_sd_configs not found"}}`,
+			[]string{"CrashLoopBackOff: back-off 20s", "exit code 2 (Error): field kubernetes_sd_configs not found"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, environ := fakes(t, map[string]string{
+				"pods":        `{"items":[{"metadata":{"name":"one"},"status":{"containerStatuses":[{"name":"web",` + row.status + `}]}}]}`,
+				"deployments": "azure: quota exceeded\ncats-api: \n",
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the tests wait for three
+			defer cancel()
+			cmd := exec.CommandContext(ctx, binary, "-test.run", "^$")
+			cmd.Dir, cmd.Env = filepath.Join(root, "e2e", "cluster"), environ
+			said, err := cmd.CombinedOutput()
+			if err == nil || ctx.Err() != nil {
+				t.Errorf("the tests return %v, %v", err, ctx.Err())
+			}
+			for _, part := range append(row.want, "pod one: web", "deployment azure: quota exceeded") {
+				if !strings.Contains(string(said), part) {
+					t.Errorf("%q is missing:\n%s", part, said)
+				}
+			}
+			if strings.Contains(string(said), "deployment cats-api: ") {
+				t.Errorf("a deployment without a failure is listed:\n%s", said)
+			}
+		})
 	}
 }
 
