@@ -23,9 +23,12 @@ var doctorCommand = service.Command{
 settings, the federated token, its exchange, the user delegation key, a put and a
 link on a scratch blob, which it deletes again, with MAX_DIRECT_SIZE a copy of it,
 with OIDC_ISSUER the issuer of callers' tokens, and the clock. It listens on nothing,
-so that it runs beside the signer:
+so that it runs beside the signer, in the container of a pod that you name:
 
-  kubectl -n cats-api exec deploy/cats-api -c signer -- /signer doctor
+  kubectl -n cats-api exec POD -c signer -- /signer doctor
+
+During a rollout, examine a new pod: k8s/doctor.sh chooses the newest. The report
+begins with the pod, its version, client ID and tenant.
 
 Each check is a line that begins with ok, warn, fail or skip; what to do stands
 below. It takes about a minute at most. The exit code is 0 when nothing failed, 1
