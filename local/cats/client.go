@@ -61,7 +61,7 @@ func (f *failure) Error() string {
 	if f.RequestID != "" {
 		s += " (request " + f.RequestID + ")"
 	}
-	return plain(s)
+	return escape(s)
 }
 
 func (f *failure) document() any {
@@ -95,7 +95,8 @@ func newClient(o *options, base, token string) *client {
 	transport.MaxIdleConnsPerHost = parallel
 	transport.DisableCompression = true // pictures are as they are
 	transport.ResponseHeaderTimeout = 5 * time.Minute
-	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	transport.Proxy = proxyFor
+	transport.DialContext = dial
 	return &client{options: o, base: base, token: token, http: &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

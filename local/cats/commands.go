@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 
 	"github.com/prometheus/common/version"
 	"github.com/spf13/cobra"
@@ -22,6 +23,7 @@ const about = `cats stores, fetches, links and deletes pictures of a cats-api.
 
 Where callers must be known, the token is in the variable CATS_TOKEN, or in the file
 that --token-file names. No flag takes it: ps would show it to everybody.
+It is sent over HTTPS, and over plain HTTP only to this machine, or with --insecure.
 
 Exit codes:
   0  done
@@ -49,6 +51,7 @@ const (
 type options struct {
 	server, tokenFile string
 	json, quiet       bool
+	insecure          bool
 	retries           int
 }
 
@@ -111,6 +114,7 @@ func commands(o *options) *cobra.Command {
 	flags.StringVar(&o.server, "server", server, "the service; the variable CATS_SERVER")
 	flags.StringVar(&o.tokenFile, "token-file", "", "file of the token; else the variable CATS_TOKEN is")
 	flags.BoolVar(&o.json, "json", false, "one JSON object on stdout; for errors the problem document")
+	flags.BoolVar(&o.insecure, "insecure", false, "send the token over plain HTTP, to another machine too")
 	flags.BoolVar(&o.quiet, "quiet", false, "nothing but errors, links, and a picture that goes to stdout")
 	flags.IntVar(&o.retries, "retries", 3, "how often to try again where that is safe")
 
@@ -201,35 +205,34 @@ func (o *options) client() (*client, error) {
 	if strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, errors.New("the token holds what no token does, such as a space")
 	}
+	if token != "" && u.Scheme == "http" && !o.insecure && !onThisMachine(u.Hostname()) {
+		return nil, fmt.Errorf("the token would go to %s unencrypted: use an https URL for --server, or --insecure if the network is trusted", u.Host)
+	}
 	return newClient(o, strings.TrimSuffix(u.String(), "/"), token), nil
 }
 
-// print writes a result of several fields, or a document as the service sent it.
+// print writes a result of several fields, or a document of the service, on one line.
 func (o *options) print(document any) {
-	raw, ok := document.(json.RawMessage)
-	if !ok {
-		var b bytes.Buffer
-		enc := json.NewEncoder(&b)
-		enc.SetEscapeHTML(false)
-		if err := enc.Encode(document); err != nil {
-			panic(err) // our own types
-		}
-		raw = b.Bytes()
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b) // which compacts a document of the service
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(document); err != nil {
+		panic(err) // our own types, or JSON that was valid before
 	}
-	fmt.Printf("%s\n", bytes.TrimSpace(raw))
+	fmt.Println(escape(strings.TrimSpace(b.String())))
 }
 
 // result says what was done, to people.
 func (o *options) result(format string, args ...any) {
 	if !o.quiet && !o.json {
-		fmt.Println(plain(fmt.Sprintf(format, args...)))
+		fmt.Println(escape(fmt.Sprintf(format, args...)))
 	}
 }
 
 // notice says what is going on, to people.
 func (o *options) notice(format string, args ...any) {
 	if !o.quiet && !o.json {
-		fmt.Fprintln(os.Stderr, "cats:", plain(fmt.Sprintf(format, args...)))
+		fmt.Fprintln(os.Stderr, "cats:", escape(fmt.Sprintf(format, args...)))
 	}
 }
 
@@ -238,12 +241,19 @@ func (o *options) watched() bool {
 	return !o.quiet && !o.json && term.IsTerminal(int(os.Stderr.Fd()))
 }
 
-// plain is text without what would steer a terminal.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return '�'
+// escape replaces the characters of s that can control a terminal or reorder its text by their form in JSON, \uXXXX:
+// control characters, bidirectional overrides and all else that is not graphic. A byte that is not UTF-8 becomes U+FFFD.
+// A JSON document means the same afterwards, because such characters are in its strings only.
+func escape(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsGraphic(r) || r == '\u200c' || r == '\u200d' { // the joiners, which scripts and emoji need
+			b.WriteRune(r)
+			continue
 		}
-		return r
-	}, s)
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.String()
 }

@@ -42,9 +42,15 @@ type ticket struct {
 // putDirect sends a file straight to storage and has it made the picture. Where an
 // earlier command has begun with the same file, it goes on from there, and begins anew
 // only when the ticket turns out to be no good any more.
-func (c *client) putDirect(ctx context.Context, user string, src *source, to conditions, bar *progress) (json.RawMessage, error) {
-	u := &upload{client: c, user: user, src: src, bar: bar, memory: remember(c.base, user, src)}
+//
+// The upload URL, remembered or new, must be at storage, the origin that the service names: whoever changes it must not
+// get the picture.
+func (c *client) putDirect(ctx context.Context, user string, src *source, to conditions, storage string, bar *progress) (json.RawMessage, error) {
+	u := &upload{client: c, user: user, src: src, storageOrigin: storage, bar: bar, memory: remember(c.base, user, src)}
 	defer u.memory.close()
+	if u.memory.has() && checkOrigin(u.memory.ticket.UploadURL, storage) != nil {
+		u.memory.forget()
+	}
 	for {
 		resumed := u.memory.has()
 		answer, err := u.run(ctx, to)
@@ -89,10 +95,11 @@ func clock(t time.Time) string { return t.Local().Format("15:04:05") }
 // upload is one picture on its way to storage.
 type upload struct {
 	*client
-	user   string
-	src    *source
-	bar    *progress
-	memory *memory
+	user          string
+	src           *source
+	storageOrigin string
+	bar           *progress
+	memory        *memory
 }
 
 // block returns the size of a block: of the whole picture where it is sent in one piece.
@@ -119,6 +126,9 @@ func (u *upload) run(ctx context.Context, to conditions) (answer json.RawMessage
 		if err := u.retry(ctx, u.bar, func() error {
 			var t ticket
 			_, err := u.read(ctx, http.MethodPost, catPath(u.user)+"/upload?size="+strconv.FormatInt(u.src.size, 10), &t)
+			if err == nil {
+				err = checkOrigin(t.UploadURL, u.storageOrigin)
+			}
 			if err == nil {
 				u.memory.begin(t)
 			}

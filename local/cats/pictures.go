@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/term"
+
 	"cats.example/shared/picture"
 )
 
@@ -128,6 +130,11 @@ func (c *client) stored(answer json.RawMessage) error {
 	if err := json.Unmarshal(answer, &p); err != nil {
 		return found(exitOther, "unexpected_answer", "Unexpected answer", "the picture is stored, but the answer makes no sense: "+err.Error())
 	}
+	if p.PictureURL != "" {
+		if _, err := parseLink("picture_url", p.PictureURL); err != nil {
+			return err
+		}
+	}
 	if c.json {
 		c.print(answer)
 	}
@@ -158,8 +165,9 @@ func (c *client) putPipe(ctx context.Context, user string, src *source, to condi
 
 func (c *client) putFile(ctx context.Context, user string, src *source, to conditions, bar *progress) (json.RawMessage, error) {
 	var about struct {
-		MaxPicture int64 `json:"max_picture_size"`
-		MaxDirect  int64 `json:"max_direct_size"`
+		MaxPicture int64  `json:"max_picture_size"`
+		MaxDirect  int64  `json:"max_direct_size"`
+		Storage    string `json:"storage_origin"`
 	}
 	if err := c.retry(ctx, bar, func() error {
 		_, err := c.read(ctx, http.MethodGet, "/about", &about)
@@ -171,7 +179,7 @@ func (c *client) putFile(ctx context.Context, user string, src *source, to condi
 	case src.size <= about.MaxPicture:
 		return c.putThrough(ctx, user, src, to, bar)
 	case src.size <= about.MaxDirect:
-		return c.putDirect(ctx, user, src, to, bar)
+		return c.putDirect(ctx, user, src, to, about.Storage, bar)
 	}
 	f := found(exitRefused, "too_large", http.StatusText(http.StatusRequestEntityTooLarge),
 		fmt.Sprintf("the picture has %d bytes, and %s takes %d at most", src.size, c.base, max(about.MaxPicture, about.MaxDirect)))
@@ -237,8 +245,11 @@ func withoutLink(answer json.RawMessage) json.RawMessage {
 // get fetches a picture into the file at path; "-" is stdout, and "" a file called
 // after the user. What was there stays unless force is true.
 func (c *client) get(ctx context.Context, user, path string, force bool) error {
-	if path == "-" && c.json {
+	switch {
+	case path == "-" && c.json:
 		return errors.New("--json and the picture cannot both be on stdout")
+	case path == "-" && term.IsTerminal(int(os.Stdout.Fd())):
+		return errTerminal
 	}
 	if path != "" && path != "-" && !force {
 		if err := isFree(path); err != nil {
@@ -273,6 +284,9 @@ func (c *client) get(ctx context.Context, user, path string, force bool) error {
 			return fileFailure(err)
 		}
 		defer f.Close()
+		if term.IsTerminal(int(f.Fd())) {
+			return errTerminal
+		}
 		return c.fetch(ctx, user, is, f, bar)
 	}
 	if to, err := filepath.EvalSymlinks(path); err == nil {
@@ -302,6 +316,9 @@ func (c *client) get(ctx context.Context, user, path string, force bool) error {
 	c.result("%s: %s, %d bytes, etag %s", path, is.ContentType, is.Size, is.ETag)
 	return nil
 }
+
+// errTerminal is returned for a picture that would be written to a terminal, which could be controlled by its bytes.
+var errTerminal = errors.New("the picture would go to a terminal: redirect stdout, or name a file")
 
 // isFree is nil when get may make a file at path.
 func isFree(path string) error {
@@ -393,6 +410,9 @@ func (d *download) Write(p []byte) (int, error) {
 
 // rest fetches what has not arrived yet.
 func (c *client) rest(ctx context.Context, is cat, d *download) error {
+	if _, err := parseLink("picture_url", is.PictureURL); err != nil {
+		return err
+	}
 	header, want := http.Header{"If-Match": {is.ETag}}, http.StatusOK
 	if d.at > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", d.at))
@@ -429,13 +449,16 @@ func (c *client) link(ctx context.Context, user, ttl, download string) error {
 	var is cat
 	return c.retry(ctx, nil, func() error {
 		answer, err := c.read(ctx, http.MethodGet, path, &is)
+		if err == nil {
+			_, err = parseLink("picture_url", is.PictureURL)
+		}
 		switch {
 		case err != nil:
 			return err
 		case c.json:
 			c.print(answer)
 		default:
-			fmt.Println(plain(is.PictureURL))
+			fmt.Println(escape(is.PictureURL))
 		}
 		return nil
 	})

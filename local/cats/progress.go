@@ -19,7 +19,7 @@ func (o *options) newProgress(what string, size int64) *progress {
 	}
 	return &progress{progressbar.NewOptions64(size,
 		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionSetDescription(plain(what)),
+		progressbar.OptionSetDescription(escape(what)),
 		progressbar.OptionShowBytes(true), progressbar.OptionUseIECUnits(true),
 		progressbar.OptionSetWidth(30), progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionSetRenderBlankState(true), progressbar.OptionClearOnFinish(),
