@@ -59,14 +59,18 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		if err := service.Parse(&cfg, append(environ, "NAMESPACE=-")); err != nil {
 			return err
 		}
-		return trust(ctx, cfg.TrustURL, args[1], service.NewLogger(stderr, slog.LevelInfo, "trust"))
+		log := service.NewLogger(stderr, slog.LevelInfo, "trust")
+		service.LogVersion(log)
+		return trust(ctx, cfg.TrustURL, args[1], log)
 	case len(args) > 0:
 		return fmt.Errorf("unknown arguments %q; try --help", args)
 	}
+	log := service.NewLogger(stderr, slog.LevelInfo, "emulator")
+	service.LogVersion(log)
 	if err := service.Parse(&cfg, environ); err != nil {
 		return err
 	}
-	return serve(ctx, cfg, service.NewLogger(stderr, slog.LevelInfo, "emulator"))
+	return serve(ctx, cfg, log)
 }
 
 // serve runs the emulator until ctx is done.

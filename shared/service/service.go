@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ type Command struct {
 
 // Main runs p with the process's own arguments and environment until SIGTERM or
 // Interrupt, and returns the exit code: 0 after a clean stop, 1 after an error,
-// each logged on a line of its own, 2 on arguments it does not know, and what a
+// each logged on a line of its own after the line of [LogVersion], 2 on arguments it does not know, and what a
 // command returns. A second signal ends the process at once.
 func Main(p Program) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
@@ -76,6 +77,7 @@ func Main(p Program) int {
 		return p.arguments(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
+	LogVersion(log)
 	limitMemory(log)
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
@@ -85,6 +87,11 @@ func Main(p Program) int {
 		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
 	}
 	return 1
+}
+
+// LogVersion writes the first line of a process's log: its version and the revision of its source.
+func LogVersion(log *slog.Logger) {
+	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
 }
 
 // limitMemory has the Go runtime keep within the container's limit, whose other
