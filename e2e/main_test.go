@@ -35,6 +35,9 @@ func testMain(m *testing.M) int {
 	if dir := os.Getenv(rotating); dir != "" {
 		return rotate(dir)
 	}
+	if binDir = os.Getenv(isolated); binDir != "" {
+		return m.Run()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	dir, err := os.MkdirTemp("", "cats-e2e-")

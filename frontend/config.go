@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"cats.example/frontend/internal/web"
@@ -51,25 +52,42 @@ var tokenFiles = []string{
 	"/var/run/secrets/kubernetes.io/serviceaccount/token",
 }
 
-// checkSplit returns an error when this process could get hold of a credential:
-// any AZURE_ variable is set, or one of files exists. The webhook's opt-out goes
-// by the name of the container, so that a rename is enough to break the split
-// without anyone noticing. The error names what was found and never its value.
-func checkSplit(environ, files []string) error {
-	var faults []error
+// tokenVariables name a token endpoint, or let its client in: those of azidentity's ManagedIdentityCredential (App Service,
+// Azure Arc, Service Fabric, Azure ML, Cloud Shell). Variables that begin with AZURE_ come on top.
+var tokenVariables = []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_SERVER_THUMBPRINT", "IMDS_ENDPOINT", "MSI_ENDPOINT", "MSI_SECRET"}
+
+// checkSplit returns an error when this process could get hold of a credential: a variable of environ belongs to one, one
+// of files exists, or endpoints, the addresses of token endpoints, has any. The webhook's opt-out goes by the name of the
+// container, so that a rename is enough to break the split without anyone noticing. The error is one line; it has all
+// names, and no value.
+func checkSplit(environ, files, endpoints []string) error {
+	var variables, there []string
 	for _, v := range environ {
-		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AZURE_") {
-			faults = append(faults, fmt.Errorf("the variable %s is set in the frontend: %s", name, splitFix))
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AZURE_") || slices.Contains(tokenVariables, name) {
+			variables = append(variables, name)
 		}
 	}
 	for _, f := range files {
 		if _, err := os.Stat(f); !errors.Is(err, fs.ErrNotExist) {
-			faults = append(faults, fmt.Errorf("the token file %s is there in the frontend: %s", f, splitFix))
+			there = append(there, f)
 		}
 	}
-	return errors.Join(faults...)
+	var found []string
+	for _, kind := range []struct {
+		what string
+		of   []string
+	}{{"variables", variables}, {"token files", there}, {"token endpoints", endpoints}} {
+		if len(kind.of) > 0 {
+			slices.Sort(kind.of)
+			found = append(found, kind.what+" "+strings.Join(slices.Compact(kind.of), ", "))
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return fmt.Errorf("the frontend finds credentials, and does not start: %s; %s", strings.Join(found, "; "), splitFix)
 }
 
-const splitFix = "the container that faces the internet must have no credential, and does not start with one; " +
+const splitFix = "the container that faces the internet must have no credential: " +
 	"in Kubernetes, the pod needs the annotation azure.workload.identity/skip-containers with the name of this container " +
-	"(several are separated by a semicolon), and automountServiceAccountToken: false"
+	"(several are separated by a semicolon), automountServiceAccountToken: false, and no annotation azure.workload.identity/inject-proxy-sidecar"

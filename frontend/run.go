@@ -11,10 +11,13 @@ import (
 
 // run serves the frontend until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
-	if err := checkSplit(environ, tokenFiles); err != nil {
+	cfg, err := parse(environ)
+	search := func() []string {
+		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.SignerURL, "/proc/net"))
+	}
+	if err := checkSplit(environ, tokenFiles, search()); err != nil {
 		return err
 	}
-	cfg, err := parse(environ)
 	if err != nil {
 		return err
 	}
@@ -36,6 +39,8 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if traces != nil {
 		signer.Wrap(traces.Transport)
 	}
+	agreement := &agreement{signer: signer, own: service.Shared(cfg), log: log}
+	endpoints := &endpoints{search: search, log: log}
 	return service.Service{
 		Settings:   cfg.Settings,
 		Log:        log,
@@ -46,6 +51,11 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:    web.New(signer, cfg.Options, requests, reg),
 		OpsAddress: cfg.OpsAddress,
 		Proxies:    web.Prefixes(cfg.TrustedProxies),
-		Ready:      (&agreement{signer: signer, own: service.Shared(cfg), log: log}).ready,
+		Ready: func(ctx context.Context) error {
+			if err := endpoints.ready(); err != nil {
+				return err
+			}
+			return agreement.ready(ctx)
+		},
 	}.Run(ctx)
 }

@@ -5,30 +5,53 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"cats.example/shared/service"
 )
 
 func TestTheFrontendRefusesToStartBesideACredential(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "azure-identity-token")
-	if err := os.WriteFile(file, []byte("secret-token"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		environ, files []string
-		names          string
-	}{
-		{[]string{"AZURE_FEDERATED_TOKEN_FILE=/secret-token"}, nil, "AZURE_FEDERATED_TOKEN_FILE"},
-		{[]string{"PATH=/bin", "AZURE_CLIENT_SECRET=secret-token"}, nil, "AZURE_CLIENT_SECRET"},
-		{[]string{"AZURE_CLIENT_ID="}, nil, "AZURE_CLIENT_ID"},
-		{nil, []string{file}, file},
-	} {
-		err := checkSplit(c.environ, c.files)
-		if err == nil || !strings.Contains(err.Error(), c.names) || !strings.Contains(err.Error(), "skip-containers") {
-			t.Errorf("%v: %v; want an error that names %s and what to do", c, err, c.names)
-		} else if strings.Contains(strings.ReplaceAll(err.Error(), file, ""), "secret-token") {
-			t.Errorf("the error shows the value: %v", err)
+	dir := t.TempDir()
+	var files []string
+	for _, name := range []string{"azure-identity-token", "token"} {
+		files = append(files, filepath.Join(dir, name))
+		if err := os.WriteFile(files[len(files)-1], []byte("secret-token"), 0o600); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := checkSplit([]string{"PATH=/bin", "MY_AZURE_=1"}, []string{file + ".absent"}); err != nil {
+	for _, c := range []struct {
+		environ, files, endpoints []string
+		names                     []string
+	}{
+		{[]string{"AZURE_FEDERATED_TOKEN_FILE=/secret-token"}, nil, nil, []string{"AZURE_FEDERATED_TOKEN_FILE"}},
+		{[]string{"PATH=/bin", "AZURE_CLIENT_SECRET=secret-token"}, nil, nil, []string{"AZURE_CLIENT_SECRET"}},
+		{[]string{"AZURE_CLIENT_ID="}, nil, nil, []string{"AZURE_CLIENT_ID"}},
+		{[]string{"IDENTITY_ENDPOINT=http://secret-token", "IDENTITY_HEADER=secret-token"}, nil, nil, []string{"IDENTITY_ENDPOINT, IDENTITY_HEADER"}},
+		{[]string{"MSI_SECRET=secret-token", "MSI_ENDPOINT=http://secret-token"}, nil, nil, []string{"MSI_ENDPOINT, MSI_SECRET"}},
+		{[]string{"IMDS_ENDPOINT="}, nil, nil, []string{"IMDS_ENDPOINT"}},
+		{[]string{"IDENTITY_SERVER_THUMBPRINT=secret-token"}, nil, nil, []string{"IDENTITY_SERVER_THUMBPRINT"}},
+		{nil, files[:1], nil, files[:1]},
+		{nil, append(files, dir+"/absent"), nil, files},
+		{nil, nil, []string{"127.0.0.1:8000"}, []string{"token endpoints 127.0.0.1:8000;"}},
+		{
+			[]string{"AZURE_TENANT_ID=secret-token", "AZURE_CLIENT_ID=secret-token", "AZURE_CLIENT_ID=again", "MSI_ENDPOINT=secret-token"}, files, []string{"127.0.0.1:9", "[::1]:9"},
+			append([]string{"variables AZURE_CLIENT_ID, AZURE_TENANT_ID, MSI_ENDPOINT;", "token endpoints 127.0.0.1:9, [::1]:9;"}, files...),
+		},
+	} {
+		err := checkSplit(c.environ, c.files, c.endpoints)
+		if err == nil {
+			t.Errorf("%v: no error", c)
+			continue
+		}
+		for _, part := range append(c.names, "skip-containers", "automountServiceAccountToken", "inject-proxy-sidecar") {
+			if strings.Count(err.Error(), part) != 1 {
+				t.Errorf("%v: %v; want one %q", c, err, part)
+			}
+		}
+		if strings.Contains(err.Error(), "secret-token") || len(service.Faults(err)) != 1 || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%v: %v; want one line without values", c, err)
+		}
+	}
+	if err := checkSplit([]string{"PATH=/bin", "MY_AZURE_=1", "azure_client_id=1", "IDENTITY_ENDPOINTS=1", "MSI=1"}, []string{dir + "/absent"}, nil); err != nil {
 		t.Errorf("without a credential: %v", err)
 	}
 }

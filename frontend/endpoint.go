@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	endpointTimeout  = 500 * time.Millisecond // of a request to what may be a token endpoint
+	endpointInterval = 5 * time.Second        // between two searches after the start
+	tokenPath        = "/metadata/identity/oauth2/token"
+)
+
+// endpoints finds token endpoints on the loopback interface. Any process of the pod gets tokens from them without a
+// credential of its own.
+//
+// With the annotation azure.workload.identity/inject-proxy-sidecar, the workload identity webhook adds one to the pod: its
+// proxy listens on localhost, on port 8000 or the one of the annotation proxy-sidecar-port, and answers requests for
+// tokenPath with tokens of the pod's identity. It ignores the header Metadata (azure-workload-identity, pkg/proxy/proxy.go
+// and pkg/webhook/webhook.go). The webhook puts the proxy before all other containers, so a search at the start finds it;
+// later searches find one that started late.
+//
+// Outside of Kubernetes, only port 8000 is searched: a request to each port of a developer's machine would disturb
+// programs there. In a pod, the kernel lists the ports, so that a healthy pod gets no request at all. The metadata service
+// of the node, 169.254.169.254, is not asked: the NetworkPolicy blocks it, and tools for intrusion detection report
+// containers that contact it.
+type endpoints struct {
+	search func() []string // addresses of token endpoints
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	next  time.Time // of the next search
+	found []string
+}
+
+// ready returns an error while a token endpoint answers. It logs the addresses when they change.
+func (e *endpoints) ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if now := time.Now(); !now.Before(e.next) {
+		found := e.search()
+		if len(found) > 0 && !slices.Equal(found, e.found) {
+			e.log.Error("token endpoint found on the loopback interface", "addresses", found, "fix", splitFix)
+		}
+		e.found, e.next = found, now.Add(endpointInterval)
+	}
+	if len(e.found) > 0 {
+		return errors.New("a token endpoint answers at " + strings.Join(e.found, ", ") + ": the frontend must not reach one; the log has the fix")
+	}
+	return nil
+}
+
+// findEndpoints returns the addresses at which a token endpoint answers, in their order. It sends neither the header
+// Metadata nor a resource, so that an endpoint answers with an error instead of a token.
+func findEndpoints(ctx context.Context, addresses []string) []string {
+	client := &http.Client{
+		Timeout:       endpointTimeout,
+		Transport:     &http.Transport{DisableKeepAlives: true}, // and no proxy
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	is := make([]bool, len(addresses))
+	var asked sync.WaitGroup
+	for i, address := range addresses {
+		asked.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+tokenPath, nil)
+			if err != nil {
+				return
+			}
+			req.Header.Set("User-Agent", "cats-api-frontend (search for token endpoints)")
+			resp, err := client.Do(req)
+			if err != nil {
+				return
+			}
+			defer resp.Body.Close()
+			is[i] = isTokenEndpoint(resp)
+		})
+	}
+	asked.Wait()
+	var found []string
+	for i, address := range addresses {
+		if is[i] {
+			found = append(found, address)
+		}
+	}
+	return found
+}
+
+// isTokenEndpoint reports whether resp is the answer of a token endpoint: of the webhook's proxy, or in the form of the
+// Azure Instance Metadata Service, which rejects requests without the header Metadata.
+func isTokenEndpoint(resp *http.Response) bool {
+	server := resp.Header.Get("Server")
+	if strings.HasPrefix(server, "azure-workload-identity/") || strings.HasPrefix(server, "IMDS/") {
+		return true
+	}
+	start, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // a part can be enough
+	start = bytes.ToLower(bytes.TrimSpace(start))
+	has := func(text string) bool { return bytes.Contains(start, []byte(text)) }
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return false
+	case bytes.HasPrefix(start, []byte("{")): // RFC 6749 sections 5.1 and 5.2
+		return has(`"access_token"`) || has(`"error"`) && has(`"error_description"`)
+	}
+	return resp.StatusCode == http.StatusBadRequest &&
+		(has("metadata header") || has("resource parameter is required") || has("client_id parameter"))
+}
+
+// endpointAddresses returns the addresses on the loopback interface at which a token endpoint may be. procNet is the
+// folder of the kernel's tables of sockets, /proc/net. The signer is not one.
+func endpointAddresses(environ []string, signerURL, procNet string) []string {
+	addresses := []string{"127.0.0.1:8000", "[::1]:8000"}
+	if slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
+		for _, table := range []string{"tcp", "tcp6"} {
+			addresses = append(addresses, loopbackListeners(filepath.Join(procNet, table))...)
+		}
+	}
+	signer, err := url.Parse(signerURL)
+	addresses = slices.DeleteFunc(addresses, func(a string) bool {
+		_, port, _ := net.SplitHostPort(a)
+		return err == nil && port == signer.Port()
+	})
+	slices.Sort(addresses)
+	return slices.Compact(addresses)
+}
+
+// loopbackListeners returns the loopback addresses with listening sockets in a table of the kernel (proc_net_tcp(5)),
+// none if it cannot be read.
+func loopbackListeners(table string) (addresses []string) {
+	f, err := os.Open(table) //nolint:gosec // /proc/net/tcp, or one of a test
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || fields[3] != "0A" { // TCP_LISTEN
+			continue
+		}
+		host, port, _ := strings.Cut(fields[1], ":")
+		ip, err := hex.DecodeString(host)
+		n, portErr := strconv.ParseUint(port, 16, 16)
+		if err != nil || portErr != nil || len(ip)%4 != 0 {
+			continue
+		}
+		for word := range slices.Chunk(ip, 4) {
+			slices.Reverse(word) // words in the byte order of amd64 and arm64
+		}
+		if addr, ok := netip.AddrFromSlice(ip); ok && addr.Unmap().IsLoopback() {
+			addresses = append(addresses, netip.AddrPortFrom(addr.Unmap(), uint16(n)).String())
+		}
+	}
+	return addresses
+}
