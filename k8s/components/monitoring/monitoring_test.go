@@ -4,6 +4,7 @@ package monitoring
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,6 +67,12 @@ func rules(t *testing.T) (all []rule, file ruleFile) {
 // tests of the rules.
 func promtool(t *testing.T, args ...string) {
 	t.Helper()
+	promtoolWith(t, nil, args...)
+}
+
+// promtoolWith is promtool with further files in the folder, by name.
+func promtoolWith(t *testing.T, further map[string][]byte, args ...string) {
+	t.Helper()
 	if _, err := exec.LookPath("promtool"); err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal("promtool is missing: it is in Debian's package prometheus")
@@ -92,6 +99,7 @@ func promtool(t *testing.T, args ...string) {
 	for _, name := range testFiles {
 		files[name] = append([]byte(order), read(t, name)...)
 	}
+	maps.Copy(files, further)
 	for name, content := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
@@ -259,6 +267,65 @@ func TestTheDashboardIsWhole(t *testing.T) {
 	if queries < 20 || len(d.Templating.List) != 2 {
 		t.Errorf("%d queries, %d variables", queries, len(d.Templating.List))
 	}
+}
+
+// The series of a status exists from the first answer with it on: without a 5xx there is none.
+func TestShareOf5xxIsZeroWithoutAny(t *testing.T) {
+	share := ""
+	for _, p := range board(t).Panels {
+		if p.Title == "Share of 5xx" {
+			share = strings.NewReplacer("$namespace", "cats", "$__rate_interval", "5m").Replace(p.Targets[0].Expr)
+		}
+	}
+	const series = `cats_frontend_http_requests_total{namespace="cats",pod="a",`
+	const up = `cats_frontend_build_info{namespace="cats",pod="a"}`
+	ok, failed, other := series+`route="/cat/{user}",code="200"}`, series+`route="/cat/{user}",code="503"}`, series+`route="other",code="500"}`
+	type input map[string]string
+	var tests []any
+	for _, c := range []struct {
+		what     string
+		series   input
+		shown    []float64 // by the panel
+		recorded []float64
+	}{
+		{"requests", input{up: "1x20", ok: "0+60x20"}, []float64{0}, []float64{0}},
+		{"rejected requests", input{up: "1x20", series + `route="/cat/{user}",code="404"}`: "0+60x20"}, []float64{0}, []float64{0}},
+		{"5xx of unknown paths", input{up: "1x20", ok: "0+60x20", other: "0+60x20"}, []float64{0}, []float64{0}},
+		{"one request in an hour", input{up: "1x20", ok: "0x12 1x8"}, []float64{0}, []float64{0}},
+		{"5xx long ago", input{up: "1x20", ok: "0+60x20", failed: "5x20"}, []float64{0}, []float64{0}},
+		{"5xx", input{up: "1x20", ok: "0+45x20", failed: "0+15x20"}, []float64{0.25}, []float64{0.25}},
+		{"only 5xx", input{up: "1x20", failed: "0+60x20"}, []float64{1}, []float64{1}},
+		{"no request yet", input{up: "1x20"}, []float64{0}, nil},
+		{"no frontend", nil, nil, nil},
+		{"a frontend elsewhere", input{strings.Replace(up, `"cats"`, `"dogs"`, 1): "1x20"}, nil, nil},
+	} {
+		var inputs []any
+		for name, values := range c.series {
+			inputs = append(inputs, map[string]string{"series": name, "values": values})
+		}
+		samples := func(labels string, values []float64) (all []any) {
+			for _, v := range values {
+				all = append(all, map[string]any{"labels": labels, "value": v})
+			}
+			return all
+		}
+		tests = append(tests, map[string]any{"name": c.what, "interval": "1m", "input_series": inputs, "promql_expr_test": []any{
+			map[string]any{"expr": share, "eval_time": "15m", "exp_samples": samples("{}", c.shown)},
+			map[string]any{"expr": "cats_frontend:errors:ratio_rate5m", "eval_time": "15m", "exp_samples": samples("cats_frontend:errors:ratio_rate5m", c.recorded)},
+		}})
+	}
+	// Without requests, the recorded ratio is none: an alert must not take it for a good one.
+	tests = append(tests, map[string]any{"name": "idle", "interval": "1m", "input_series": []any{
+		map[string]string{"series": up, "values": "1x20"}, map[string]string{"series": ok, "values": "60x20"},
+	}, "promql_expr_test": []any{
+		map[string]any{"expr": share, "eval_time": "15m", "exp_samples": []any{map[string]any{"labels": "{}", "value": 0}}},
+		map[string]any{"expr": "cats_frontend:errors:ratio_rate5m >= 0", "eval_time": "15m"},
+	}})
+	file, err := yaml.Marshal(map[string]any{"rule_files": []string{"rules.yaml"}, "evaluation_interval": "1m", "tests": tests})
+	if err != nil {
+		t.Fatal(err)
+	}
+	promtoolWith(t, map[string][]byte{"shares_test.yaml": file}, "test", "rules", "shares_test.yaml")
 }
 
 // A PodMonitor's job is called after it, and so is the one without the operator.
