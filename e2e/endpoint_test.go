@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -87,6 +86,19 @@ func (f *lone) text(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// ends waits until the frontend has ended.
+func (f *lone) ends(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		select {
+		case <-f.done:
+			return nil
+		default:
+			return errors.New("it does not end: " + f.text(t))
+		}
+	})
 }
 
 var opsListener = regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`)
@@ -189,7 +201,7 @@ func TestFrontendRejectsTokenEndpointAtStart(t *testing.T) {
 	} {
 		stop := listenAt(t, c.address, c.endpoint)
 		f := startLone(t, c.env...)
-		<-f.done
+		f.ends(t)
 		stop()
 		lines := strings.Split(strings.TrimSpace(f.text(t)), "\n")
 		var last struct{ Level, Error string }
@@ -269,13 +281,7 @@ func TestFrontendStartsBesideUnrelatedPrograms(t *testing.T) {
 			if err := f.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			select {
-			case <-f.done:
-			case <-ctx.Done():
-				t.Fatal("it does not stop")
-			}
+			f.ends(t)
 			if code := f.cmd.ProcessState.ExitCode(); code != 0 {
 				t.Errorf("exit code %d: %s", code, f.text(t))
 			}
