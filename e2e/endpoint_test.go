@@ -196,6 +196,8 @@ func TestFrontendRejectsTokenEndpointAtStart(t *testing.T) {
 		{metadataService, "127.0.0.1:8000", nil},
 		{azwiProxy(t), "127.0.0.1:8000", []string{inPod}},
 		{azwiProxy(t), "127.0.0.1:4141", []string{inPod}}, // the annotation proxy-sidecar-port
+		{azwiProxy(t), "0.0.0.0:4142", []string{inPod}},
+		{metadataService, "[::]:4143", []string{inPod}},
 		{azwiProxy(t), "[::1]:65535", []string{inPod}},
 		{metadataService, "127.0.0.1:1", []string{inPod, "SIGNER_URL=http://127.0.0.1:8081", "AZURE_CLIENT_ID=x", "MSI_SECRET=x"}},
 	} {
@@ -209,7 +211,7 @@ func TestFrontendRejectsTokenEndpointAtStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if f.cmd.ProcessState.ExitCode() != 1 || strings.Count(f.text(t), `"ERROR"`) != 1 || last.Level != "ERROR" ||
-			!strings.Contains(last.Error, "token endpoints "+c.address+";") || !strings.Contains(last.Error, "inject-proxy-sidecar") || strings.Contains(f.text(t), "secret") {
+			!strings.Contains(last.Error, "token endpoints "+strings.NewReplacer("0.0.0.0", "127.0.0.1", "[::]", "127.0.0.1").Replace(c.address)+";") || !strings.Contains(last.Error, "inject-proxy-sidecar") || strings.Contains(f.text(t), "secret") {
 			t.Errorf("%s %q: exit code %d\n%s", c.address, c.env, f.cmd.ProcessState.ExitCode(), f.text(t))
 		}
 		if len(c.env) > 2 && (!strings.Contains(last.Error, "AZURE_CLIENT_ID, MSI_SECRET") || strings.Count(last.Error, "skip-containers") != 1) {

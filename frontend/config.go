@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -42,6 +43,17 @@ func (c config) signerFault() error {
 		return fmt.Errorf("SIGNER_URL is %q: want http://HOST:PORT with an IP address or localhost as HOST", c.SignerURL)
 	}
 	return nil
+}
+
+// ports returns the ports of the frontend's listeners and of the signer's API.
+func (c config) ports() []string {
+	_, public, _ := net.SplitHostPort(c.ListenAddress) // "" where it is not valid, here and below
+	_, ops, _ := net.SplitHostPort(c.OpsAddress)
+	ports := []string{public, ops}
+	if signer, err := url.Parse(c.SignerURL); err == nil {
+		ports = append(ports, signer.Port())
+	}
+	return ports
 }
 
 // tokenFiles are where a token would be, had the pod given one to this container:

@@ -6,12 +6,12 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,7 +37,8 @@ const (
 // later searches find one that started late.
 //
 // Outside of Kubernetes, only port 8000 is searched: a request to each port of a developer's machine would disturb
-// programs there. In a pod, the kernel lists the ports, so that a healthy pod gets no request at all. The metadata service
+// programs there. In a pod, the kernel lists the ports that listen on the loopback interface or on all; those of the frontend
+// itself and of the signer's API are left out. The metadata service
 // of the node, 169.254.169.254, is not asked: the NetworkPolicy blocks it, and tools for intrusion detection report
 // containers that contact it.
 type endpoints struct {
@@ -121,26 +122,25 @@ func isTokenEndpoint(resp *http.Response) bool {
 		(has("metadata header") || has("resource parameter is required") || has("client_id parameter"))
 }
 
-// endpointAddresses returns the addresses on the loopback interface at which a token endpoint may be. procNet is the
-// folder of the kernel's tables of sockets, /proc/net. The signer is not one.
-func endpointAddresses(environ []string, signerURL, procNet string) []string {
+// endpointAddresses returns the addresses on the loopback interface at which a token endpoint may be. Those with a port of
+// known are not. procNet is the folder of the kernel's tables of sockets, /proc/net.
+func endpointAddresses(environ, known []string, procNet string) []string {
 	addresses := []string{"127.0.0.1:8000", "[::1]:8000"}
 	if slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
 		for _, table := range []string{"tcp", "tcp6"} {
 			addresses = append(addresses, loopbackListeners(filepath.Join(procNet, table))...)
 		}
 	}
-	signer, err := url.Parse(signerURL)
 	addresses = slices.DeleteFunc(addresses, func(a string) bool {
 		_, port, _ := net.SplitHostPort(a)
-		return err == nil && port == signer.Port()
+		return slices.Contains(known, port)
 	})
 	slices.Sort(addresses)
 	return slices.Compact(addresses)
 }
 
-// loopbackListeners returns the loopback addresses with listening sockets in a table of the kernel (proc_net_tcp(5)),
-// none if it cannot be read.
+// loopbackListeners returns the loopback addresses at which sockets in a table of the kernel listen (proc_net_tcp(5)), none if
+// it cannot be read.
 func loopbackListeners(table string) (addresses []string) {
 	f, err := os.Open(table) //nolint:gosec // /proc/net/tcp, or one of a test
 	if err != nil {
@@ -161,8 +161,13 @@ func loopbackListeners(table string) (addresses []string) {
 		for word := range slices.Chunk(ip, 4) {
 			slices.Reverse(word) // words in the byte order of amd64 and arm64
 		}
-		if addr, ok := netip.AddrFromSlice(ip); ok && addr.Unmap().IsLoopback() {
-			addresses = append(addresses, netip.AddrPortFrom(addr.Unmap(), uint16(n)).String())
+		addr, ok := netip.AddrFromSlice(ip)
+		switch addr = addr.Unmap(); {
+		case !ok:
+		case addr.IsLoopback():
+			addresses = append(addresses, netip.AddrPortFrom(addr, uint16(n)).String())
+		case addr.IsUnspecified(): // [::] has connections to 127.0.0.1, too
+			addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", n))
 		}
 	}
 	return addresses

@@ -148,19 +148,20 @@ func TestEndpointAddressesAreThoseOfThePod(t *testing.T) {
 	}
 	pod := []string{"KUBERNETES_SERVICE_HOST=10.0.0.1"}
 	for _, c := range []struct {
-		environ    []string
-		signer, in string
-		want       []string
+		environ []string
+		known   []string
+		in      string
+		want    []string
 	}{
-		{nil, "http://127.0.0.1:8081", dir, []string{"127.0.0.1:8000", "[::1]:8000"}},
-		{pod, "http://127.0.0.1:8081", dir, []string{"127.0.0.1:5000", "127.0.0.1:8000", "127.0.0.53:53", "[::1]:4141", "[::1]:8000"}},
-		{pod, "http://localhost:5000", dir, []string{"127.0.0.1:8000", "127.0.0.1:8081", "127.0.0.53:53", "[::1]:4141", "[::1]:8000"}},
-		{nil, "http://127.0.0.1:8000", dir, nil},
-		{nil, "", dir, []string{"127.0.0.1:8000", "[::1]:8000"}},
-		{pod, "\x00", dir + "/absent", []string{"127.0.0.1:8000", "[::1]:8000"}},
+		{nil, []string{"8081"}, dir, []string{"127.0.0.1:8000", "[::1]:8000"}},
+		{pod, []string{"8080", "8090", "8081"}, dir, []string{"127.0.0.1:5000", "127.0.0.1:8000", "127.0.0.53:53", "[::1]:4141", "[::1]:8000"}},
+		{pod, []string{"5000", ""}, dir, []string{"127.0.0.1:8000", "127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:8090", "127.0.0.53:53", "[::1]:4141", "[::1]:8000"}},
+		{nil, []string{"8000"}, dir, nil},
+		{nil, nil, dir, []string{"127.0.0.1:8000", "[::1]:8000"}},
+		{pod, nil, dir + "/absent", []string{"127.0.0.1:8000", "[::1]:8000"}},
 	} {
-		if got := endpointAddresses(c.environ, c.signer, c.in); !slices.Equal(got, c.want) {
-			t.Errorf("%q, signer %q: %q; want %q", c.environ, c.signer, got, c.want)
+		if got := endpointAddresses(c.environ, c.known, c.in); !slices.Equal(got, c.want) {
+			t.Errorf("%q, known %q: %q; want %q", c.environ, c.known, got, c.want)
 		}
 	}
 
@@ -173,7 +174,7 @@ func TestEndpointAddressesAreThoseOfThePod(t *testing.T) {
 	if _, err := os.Stat("/proc/net/tcp"); err != nil {
 		t.Skip("no /proc/net/tcp: not Linux")
 	}
-	if got := endpointAddresses(pod, "", "/proc/net"); !slices.Contains(got, l.Addr().String()) {
+	if got := endpointAddresses(pod, nil, "/proc/net"); !slices.Contains(got, l.Addr().String()) {
 		t.Errorf("%v is not in %q", l.Addr(), got)
 	}
 }

@@ -13,7 +13,7 @@ import (
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
 	search := func() []string {
-		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.SignerURL, "/proc/net"))
+		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"))
 	}
 	if err := checkSplit(environ, tokenFiles, search()); err != nil {
 		return err
