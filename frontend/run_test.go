@@ -33,7 +33,9 @@ func TestTheFrontendRefusesToStartBesideACredential(t *testing.T) {
 		{nil, append(files, dir+"/absent"), nil, files},
 		{nil, nil, []string{"127.0.0.1:8000"}, []string{"token endpoints 127.0.0.1:8000;"}},
 		{
-			[]string{"AZURE_TENANT_ID=secret-token", "AZURE_CLIENT_ID=secret-token", "AZURE_CLIENT_ID=again", "MSI_ENDPOINT=secret-token"}, files, []string{"127.0.0.1:9", "[::1]:9"},
+			[]string{"AZURE_TENANT_ID=secret-token", "AZURE_CLIENT_ID=secret-token", "AZURE_CLIENT_ID=again", "MSI_ENDPOINT=secret-token"},
+			files,
+			[]string{"127.0.0.1:9", "[::1]:9"},
 			append([]string{"variables AZURE_CLIENT_ID, AZURE_TENANT_ID, MSI_ENDPOINT;", "token endpoints 127.0.0.1:9, [::1]:9;"}, files...),
 		},
 	} {
