@@ -28,15 +28,19 @@ func isolate(t *testing.T) bool {
 		return true
 	}
 	own(t)
+	for _, program := range []string{"unshare", "ip"} {
+		if _, err := exec.LookPath(program); err != nil && os.Getenv("CI") != "" {
+			t.Fatal(err)
+		} else if err != nil {
+			t.Skipf("needs unshare (util-linux) and ip (iproute2): %v", err)
+		}
+	}
 	unshare := []string{"unshare", "--map-root-user", "--net"}
 	if err := exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "true")...).Run(); err != nil {
 		unshare = []string{"sudo", "-n", "--preserve-env=" + isolated, "unshare", "--net"} // where only root may
 	}
 	if out, err := exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "ip", "link", "set", "lo", "up")...).CombinedOutput(); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("no network namespace can be made: %v %s", err, out)
-		}
-		t.Skipf("needs a network namespace of its own, unshare (util-linux) and ip (iproute2): %v %s", err, out)
+		t.Skipf("needs a network namespace of its own, which this machine does not permit: %v %s", err, out)
 	}
 	cmd := exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "sh", "-c", `ip link set lo up && exec "$@"`, "sh",
 		os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")...)
