@@ -22,9 +22,10 @@ import (
 )
 
 const (
-	endpointTimeout  = 500 * time.Millisecond // of a request to what may be a token endpoint
-	endpointInterval = 5 * time.Second        // between two searches after the start
-	tokenPath        = "/metadata/identity/oauth2/token"
+	endpointTimeout   = time.Second     // of a request to what may be a token endpoint; a readiness probe waits for 3 s
+	endpointInterval  = 5 * time.Second // between two searches after the start
+	maxEndpointAnswer = 8 << 10         // bytes that are read of a response, its header included
+	tokenPath         = "/metadata/identity/oauth2/token"
 )
 
 // endpoints finds token endpoints on the loopback interface. Any process of the pod gets tokens from them without a
@@ -38,11 +39,11 @@ const (
 //
 // Outside of Kubernetes, only port 8000 is searched: a request to each port of a developer's machine would disturb
 // programs there. In a pod, the kernel lists the ports that listen on the loopback interface or on all; those of the frontend
-// itself and of the signer's API are left out. The metadata service
-// of the node, 169.254.169.254, is not asked: the NetworkPolicy blocks it, and tools for intrusion detection report
-// containers that contact it.
+// itself and of the signer's API are left out. The metadata service of the node, 169.254.169.254, is not asked: the
+// NetworkPolicy blocks it, and tools for intrusion detection report containers that contact it.
 type endpoints struct {
-	search func() []string // addresses of token endpoints
+	// search returns the addresses of token endpoints. Those in before stay when they do not answer in time.
+	search func(before []string) []string
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -55,7 +56,7 @@ func (e *endpoints) ready() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if now := time.Now(); !now.Before(e.next) {
-		found := e.search()
+		found := e.search(e.found)
 		if len(found) > 0 && !slices.Equal(found, e.found) {
 			e.log.Error("token endpoint found on the loopback interface", "addresses", found, "fix", splitFix)
 		}
@@ -67,29 +68,16 @@ func (e *endpoints) ready() error {
 	return nil
 }
 
-// findEndpoints returns the addresses at which a token endpoint answers, in their order. It sends neither the header
-// Metadata nor a resource, so that an endpoint answers with an error instead of a token.
-func findEndpoints(ctx context.Context, addresses []string) []string {
-	client := &http.Client{
-		Timeout:       endpointTimeout,
-		Transport:     &http.Transport{DisableKeepAlives: true}, // and no proxy
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+// findEndpoints returns the addresses at which a token endpoint answers within timeout, in their order, and those in before that
+// accept a connection and do not answer in that time.
+func findEndpoints(ctx context.Context, addresses, before []string, timeout time.Duration) []string {
 	is := make([]bool, len(addresses))
 	var asked sync.WaitGroup
 	for i, address := range addresses {
 		asked.Go(func() {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+tokenPath, nil)
-			if err != nil {
-				return
-			}
-			req.Header.Set("User-Agent", "cats-api-frontend (search for token endpoints)")
-			resp, err := client.Do(req)
-			if err != nil {
-				return
-			}
-			defer resp.Body.Close()
-			is[i] = isTokenEndpoint(resp)
+			var answered bool
+			is[i], answered = askEndpoint(ctx, address, timeout)
+			is[i] = is[i] || !answered && slices.Contains(before, address)
 		})
 	}
 	asked.Wait()
@@ -102,24 +90,55 @@ func findEndpoints(ctx context.Context, addresses []string) []string {
 	return found
 }
 
-// isTokenEndpoint reports whether resp is the answer of a token endpoint: of the webhook's proxy, or in the form of the
-// Azure Instance Metadata Service, which rejects requests without the header Metadata.
-func isTokenEndpoint(resp *http.Response) bool {
-	server := resp.Header.Get("Server")
+// askEndpoint reports whether a token endpoint answers at address, and whether anything but a timeout was seen there. It sends
+// neither the header Metadata nor a resource, so that a token endpoint answers with an error instead of a token. It is not an
+// [http.Client], which logs what programs with other protocols send.
+func askEndpoint(ctx context.Context, address string, timeout time.Duration) (is, answered bool) {
+	deadline := time.Now().Add(timeout)
+	conn, err := (&net.Dialer{Deadline: deadline}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return false, !timedOut(err)
+	}
+	defer conn.Close()
+	err = conn.SetDeadline(deadline)
+	if err == nil {
+		_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: cats-api-frontend (search for token endpoints)\r\nConnection: close\r\n\r\n", tokenPath, address)
+	}
+	if err != nil {
+		return false, !timedOut(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxEndpointAnswer)), nil)
+	if err != nil {
+		return false, !timedOut(err)
+	}
+	defer resp.Body.Close()
+	start, err := io.ReadAll(resp.Body)
+	is = isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(start)))
+	return is, is || !timedOut(err)
+}
+
+func timedOut(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
+}
+
+// isTokenEndpoint reports whether a response with the field Server and the start of a body, in lower case, is that of a token
+// endpoint: of the webhook's proxy, or in the form of the Azure Instance Metadata Service, which rejects requests without the
+// header Metadata.
+func isTokenEndpoint(status int, server string, body []byte) bool {
 	if strings.HasPrefix(server, "azure-workload-identity/") || strings.HasPrefix(server, "IMDS/") {
 		return true
 	}
-	start, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // a part can be enough
-	start = bytes.ToLower(bytes.TrimSpace(start))
-	has := func(text string) bool { return bytes.Contains(start, []byte(text)) }
-	switch {
-	case resp.StatusCode == http.StatusNotFound:
-		return false
-	case bytes.HasPrefix(start, []byte("{")): // RFC 6749 sections 5.1 and 5.2
-		return has(`"access_token"`) || has(`"error"`) && has(`"error_description"`)
+	has := func(text string) bool { return bytes.Contains(body, []byte(text)) }
+	json := bytes.HasPrefix(body, []byte("{")) // RFC 6749 sections 5.1 and 5.2
+	switch status {
+	case http.StatusOK:
+		return json && has(`"access_token"`)
+	case http.StatusBadRequest:
+		return json && has(`"error"`) && has(`"error_description"`) ||
+			!json && (has("metadata header") || has("resource parameter is required") || has("client_id parameter"))
 	}
-	return resp.StatusCode == http.StatusBadRequest &&
-		(has("metadata header") || has("resource parameter is required") || has("client_id parameter"))
+	return false
 }
 
 // endpointAddresses returns the addresses on the loopback interface at which a token endpoint may be. Those with a port of

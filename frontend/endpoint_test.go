@@ -16,6 +16,9 @@ import (
 	"time"
 )
 
+// patient is a timeout that only a program that does not answer reaches.
+const patient = 10 * time.Second
+
 // proxyAnswer is what azwi-proxy answers without a resource: 1.0 to 1.6, depending on its variables.
 func proxyAnswer(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -71,13 +74,16 @@ func TestFindEndpointsRecognizesTokenEndpoints(t *testing.T) {
 		}, false},
 		{"broken off", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, false},
 		{"other program that asks for login", answer(401, "application/json", `{"error":"unauthorized"}`), false},
+		{"OAuth resource", answer(401, "application/json", `{"error":"unauthorized","error_description":"Full authentication is required"}`), false},
+		{"OAuth resource without a scope", answer(403, "application/json", `{"error":"insufficient_scope","error_description":"x"}`), false},
+		{"broken OAuth program", answer(500, "application/json", `{"error":"server_error","error_description":"x"}`), false},
 	} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(&asked, "%s %s %q\n", r.Method, r.URL, r.Header["Metadata"])
 			c.answer(w, r)
 		}))
 		address := server.Listener.Addr().String()
-		if got := len(findEndpoints(t.Context(), []string{address})) > 0; got != c.want {
+		if got := len(findEndpoints(t.Context(), []string{address}, nil, patient)) > 0; got != c.want {
 			t.Errorf("%s: found %v; want %v", c.what, got, c.want)
 		}
 		server.Close()
@@ -95,7 +101,8 @@ func TestFindEndpointsIgnoresOtherProtocols(t *testing.T) {
 	closed := httptest.NewServer(nil)
 	closed.Close()
 	addresses := []string{secure.Listener.Addr().String(), closed.Listener.Addr().String(), "nonsense"}
-	for _, say := range []string{"", "220 mail.example ESMTP\r\n", "\x00\x01\x02", "HTTP/1.1 400 access_token\r\n"} {
+	var silent []string
+	for _, say := range []string{"", "HTTP/1.1 400 access_token\r\n", "220 mail.example ESMTP\r\n", "\x00\x01\x02\n", strings.Repeat("HTTP/1.1 ", 1<<20)} {
 		l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // of the test
 		if err != nil {
 			t.Fatal(err)
@@ -111,12 +118,22 @@ func TestFindEndpointsIgnoresOtherProtocols(t *testing.T) {
 				_, _ = io.WriteString(conn, say)
 			}
 		}()
+		if len(silent) < 2 {
+			silent = append(silent, l.Addr().String())
+			continue
+		}
 		addresses = append(addresses, l.Addr().String())
+	}
+	if got := findEndpoints(t.Context(), silent, nil, time.Millisecond); len(got) > 0 {
+		t.Errorf("found %q, which do not answer", got)
+	}
+	if got := findEndpoints(t.Context(), silent, silent, time.Millisecond); !slices.Equal(got, silent) {
+		t.Errorf("%q is left of %q, which answered before", got, silent)
 	}
 	endpoint := httptest.NewServer(proxyAnswer("The resource parameter is required."))
 	defer endpoint.Close()
 	addresses = append(addresses, endpoint.Listener.Addr().String())
-	if got := findEndpoints(t.Context(), addresses); !slices.Equal(got, addresses[len(addresses)-1:]) {
+	if got := findEndpoints(t.Context(), addresses, addresses[:3], patient); !slices.Equal(got, addresses[len(addresses)-1:]) {
 		t.Errorf("found %q of %q; want the last", got, addresses)
 	}
 }
@@ -183,7 +200,7 @@ func TestReadyFailsWhileATokenEndpointAnswers(t *testing.T) {
 	var log bytes.Buffer
 	var found []string
 	searches := 0
-	e := &endpoints{log: slog.New(slog.NewJSONHandler(&log, nil)), search: func() []string {
+	e := &endpoints{log: slog.New(slog.NewJSONHandler(&log, nil)), search: func(before []string) []string {
 		searches++
 		return found
 	}}

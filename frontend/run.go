@@ -12,10 +12,10 @@ import (
 // run serves the frontend until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
-	search := func() []string {
-		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"))
+	search := func(before []string) []string {
+		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), before, endpointTimeout)
 	}
-	if err := checkSplit(environ, tokenFiles, search()); err != nil {
+	if err := checkSplit(environ, tokenFiles, search(nil)); err != nil {
 		return err
 	}
 	if err != nil {
