@@ -130,6 +130,19 @@ func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 	if preflight.Header.Get("Access-Control-Allow-Origin") == "" {
 		t.Errorf("the preflight is answered with %v", preflight.Header)
 	}
+	// Azurite copies a blob of the same account without a signature of the source.
+	put(t, sys, "joe", picture2)
+	for _, header := range [][]string{nil, {"X-Ms-Requires-Sync", "true"}, {"X-Ms-Blob-Type", "BlockBlob"}} {
+		for _, source := range []string{st.Storage.URL + container + "/joe/cat", st.FrontURL + container + "/joe/cat", ""} {
+			for _, query := range []string{"", "&comp=block&blockid=AAAA"} {
+				a := ask(t, "PUT", k.URL+query, "", append(header, "x-ms-copy-source", source)...).want(t, 403)
+				if a.Header.Get("X-Ms-Error-Code") != "CannotVerifyCopySource" {
+					t.Errorf("the answer is %s", a.body)
+				}
+			}
+		}
+	}
+	k.commit(t, sys, "mia", "").problem(t, 404, "no_such_upload")
 	k.send(t, bytes.NewReader(picture2), int64(len(picture2)))
 	k.commit(t, sys, "mia", "").want(t, 200)
 }

@@ -140,7 +140,7 @@ func NewStorage(url string, ca *CA, token func(time.Duration) (string, error)) *
 // Front returns a handler that serves the account in plain HTTP to clients with a signed URL. It passes their requests on with
 // another host, so that signatures stay valid, and streams the responses. It answers other requests with 403, but for CORS
 // preflight requests, which carry no credentials. It drops the Authorization header field: Azurite does not verify the
-// signature of a bearer token.
+// signature of a bearer token. It answers copies of other blobs with 403: Azurite copies an unsigned source of the same account.
 func (st *Storage) Front() (http.Handler, error) {
 	target, err := url.Parse(st.URL)
 	if err != nil {
@@ -159,20 +159,25 @@ func (st *Storage) Front() (http.Handler, error) {
 		},
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodOptions && r.URL.Query().Get("sig") == "" {
-			w.Header().Set("Content-Type", "application/xml")
-			w.Header().Set("X-Ms-Error-Code", "AuthenticationFailed")
-			w.WriteHeader(http.StatusForbidden)
-			_, _ = io.WriteString(w, unsigned)
+		switch {
+		case r.Method != http.MethodOptions && r.URL.Query().Get("sig") == "":
+			reject(w, "AuthenticationFailed", "The URL has no signature (sig=). This port serves signed URLs only: get one from the public API with GET /cat/{user}.")
+			return
+		case len(r.Header.Values("X-Ms-Copy-Source")) > 0:
+			reject(w, "CannotVerifyCopySource", "This port copies no blobs (x-ms-copy-source). Upload the content.")
 			return
 		}
 		proxy.ServeHTTP(w, r)
 	}), nil
 }
 
-// unsigned is the response body for requests without a signature. It has the form of Azure's error responses.
-const unsigned = `<?xml version="1.0" encoding="utf-8"?><Error><Code>AuthenticationFailed</Code>` +
-	`<Message>The URL has no signature (sig=). This port serves signed URLs only: get one from the public API with GET /cat/{user}.</Message></Error>`
+// reject answers 403 in the form of Azure's error responses.
+func reject(w http.ResponseWriter, code, message string) {
+	w.Header().Set("Content-Type", "application/xml")
+	w.Header().Set("X-Ms-Error-Code", code)
+	w.WriteHeader(http.StatusForbidden)
+	_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><Error><Code>%s</Code><Message>%s</Message></Error>`, code, message)
+}
 
 // Do calls the account with a token of the stand's own, which may do everything.
 // path is escaped already and may have a query. An answer outside 2xx is a
