@@ -225,6 +225,23 @@ func TestCatsRejectsPictureURLsOfOtherSchemes(t *testing.T) {
 	if seen := foreign.requests(); len(seen) > 0 {
 		t.Errorf("fetched: %q", seen)
 	}
+
+	// encoding/json reads the last key of any case, other programs read the exact one.
+	for _, keys := range []string{
+		`"picture_url":"javascript:alert(1)","PICTURE_URL":"https://a.example/x"`,
+		`"Picture_Url":"javascript:alert(1)","picture_url":"https://a.example/x"`,
+		`"picture_url":"javascript:alert(1)","picture_url":"https://a.example/x"`,
+	} {
+		s := newShell(t, newRecorder(t, func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"owner":{"name":"mia"},%s,"etag":"1","content_type":"image/png","size":12345678901234567}`, keys)
+		}).URL)
+		for _, args := range [][]string{{"url", "mia", "--json"}, {"put", "mia", "-", "--json"}} {
+			got := s.with(bytes.NewReader(cat), args...).want(t, 0)
+			if strings.Contains(got.out, "javascript") || !strings.Contains(got.out, `"picture_url":"https://a.example/x"`) || !strings.Contains(got.out, `"size":12345678901234567`) {
+				t.Errorf("%s: %q prints %s", keys, args, got.out)
+			}
+		}
+	}
 }
 
 func TestCatsSendsPicturesToStorageOnly(t *testing.T) {

@@ -43,8 +43,8 @@ type ticket struct {
 // earlier command has begun with the same file, it goes on from there, and begins anew
 // only when the ticket turns out to be no good any more.
 //
-// The upload URL, remembered or new, must be at storage, the origin that the service names: whoever changes it must not
-// get the picture.
+// The upload URL, remembered or new, must be at storage, the origin that the service names: a changed upload URL must
+// not receive the picture.
 func (c *client) putDirect(ctx context.Context, user string, src *source, to conditions, storage string, bar *progress) (json.RawMessage, error) {
 	u := &upload{client: c, user: user, src: src, storageOrigin: storage, bar: bar, memory: remember(c.base, user, src)}
 	defer u.memory.close()

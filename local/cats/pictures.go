@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/md5" //nolint:gosec // what storage and Content-MD5 have
 	"crypto/rand"
@@ -11,10 +12,12 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -130,13 +133,18 @@ func (c *client) stored(answer json.RawMessage) error {
 	if err := json.Unmarshal(answer, &p); err != nil {
 		return found(exitOther, "unexpected_answer", "Unexpected answer", "the picture is stored, but the answer makes no sense: "+err.Error())
 	}
+	link := map[string]any{"picture_url": nil}
 	if p.PictureURL != "" {
 		if _, err := parseLink("picture_url", p.PictureURL); err != nil {
+			if f, ok := errors.AsType[*failure](err); ok {
+				f.Detail = "the picture is stored, but " + f.Detail
+			}
 			return err
 		}
+		link["picture_url"] = p.PictureURL
 	}
 	if c.json {
-		c.print(answer)
+		c.print(withFields(answer, link))
 	}
 	c.result("%s: %s, %d bytes, etag %s", p.Owner.Name, p.ContentType, p.Size, p.ETag)
 	return nil
@@ -227,19 +235,31 @@ func (c *client) putThrough(ctx context.Context, user string, src *source, to co
 	return answer, err
 }
 
-// withoutLink is what is said of a picture as the answer to an upload says it.
+// withoutLink returns the response to GET /cat/{user} as the response to an upload, which has no signed URL.
 func withoutLink(answer json.RawMessage) json.RawMessage {
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(answer, &fields) != nil {
-		return answer
+	return withFields(answer, map[string]any{"picture_url": nil, "expires_at": nil})
+}
+
+// withFields returns the JSON object with other values of fields, without those that are nil. It removes keys that equal one of
+// fields but for case: encoding/json has read the last of them, and other programs read another.
+func withFields(object json.RawMessage, fields map[string]any) json.RawMessage {
+	var all map[string]any
+	decoder := json.NewDecoder(bytes.NewReader(object))
+	decoder.UseNumber()
+	if err := decoder.Decode(&all); err != nil {
+		return object // not an object
 	}
-	delete(fields, "picture_url")
-	delete(fields, "expires_at")
-	rest, err := json.Marshal(fields)
+	for name, value := range fields {
+		maps.DeleteFunc(all, func(key string, _ any) bool { return strings.EqualFold(key, name) })
+		if value != nil {
+			all[name] = value
+		}
+	}
+	b, err := json.Marshal(all)
 	if err != nil {
 		panic(err) // it was JSON before
 	}
-	return rest
+	return b
 }
 
 // get fetches a picture into the file at path; "-" is stdout, and "" a file called
@@ -456,7 +476,7 @@ func (c *client) link(ctx context.Context, user, ttl, download string) error {
 		case err != nil:
 			return err
 		case c.json:
-			c.print(answer)
+			c.print(withFields(answer, map[string]any{"picture_url": is.PictureURL}))
 		default:
 			fmt.Println(escape(is.PictureURL))
 		}
