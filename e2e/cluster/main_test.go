@@ -42,6 +42,12 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 func testMain(m *testing.M) int {
 	check := flag.Bool("check", false, "run no test; only say whether the tests could run on this cluster")
 	flag.Parse()
+	unpin, err := pinContext(context.Background())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		return 1
+	}
+	defer unpin()
 	if *check {
 		if _, err := preflight(context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, "cluster:", err)
@@ -71,6 +77,10 @@ func up(ctx context.Context) (err error) {
 		return err
 	}
 	if err := down(ctx); err != nil {
+		return err
+	}
+	// Not with apply, which would label a namespace that somebody else has created meanwhile.
+	if _, err := kubectl(ctx, nil, "create", "--save-config", "-f", "testdata/namespaces.yaml"); err != nil {
 		return err
 	}
 	log.Printf("kubectl apply -k %s", overlay)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"os"
 	"strings"
 )
 
@@ -20,13 +21,33 @@ const (
 	frontPort  = 30180 // node port of the Service azure-front
 )
 
+// pinContext sets KUBECONFIG to a copy of the current context, so that a change of the current context has no effect on the
+// tests. unpin deletes the copy.
+func pinContext(ctx context.Context) (unpin func(), err error) {
+	config, err := kubectl(ctx, nil, "config", "view", "--minify", "--flatten", "--raw")
+	if err != nil {
+		return nil, fmt.Errorf("no cluster is selected; set KUBECONFIG: %w", err)
+	}
+	file, err := os.CreateTemp("", "kubeconfig-") // for this user alone
+	if err != nil {
+		return nil, err
+	}
+	unpin = func() { _ = os.Remove(file.Name()) }
+	_, err = file.WriteString(config + "\n")
+	if err = errors.Join(err, file.Close(), os.Setenv("KUBECONFIG", file.Name())); err != nil {
+		unpin()
+		return nil, err
+	}
+	return unpin, nil
+}
+
 // preflight logs which cluster the tests run on, and returns those of their
 // namespaces that exist. It returns an error when one exists without the label, or
 // when another Service has the node port. It changes nothing.
 func preflight(ctx context.Context) (existing []string, err error) {
 	where, err := kubectl(ctx, nil, "config", "view", "--minify", "-o", "jsonpath=context {.current-context}, server {.clusters[0].cluster.server}")
 	if err != nil {
-		return nil, fmt.Errorf("no cluster is selected; set KUBECONFIG: %w", err)
+		return nil, fmt.Errorf("nothing was changed: %w", err)
 	}
 	log.Printf("cluster: %s", where)
 	for _, name := range []string{namespace, monitoring} {

@@ -101,7 +101,7 @@ func (s status) reason() (reason string, hopeless error) {
 	case s.State.Waiting != nil:
 		reason = fmt.Sprintf("%s: %s", s.State.Waiting.Reason, s.State.Waiting.Message)
 		switch {
-		case slices.Contains([]string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}, s.State.Waiting.Reason):
+		case slices.Contains([]string{"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}, s.State.Waiting.Reason):
 			hopeless = errNoImage
 		case slices.Contains([]string{"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}, s.State.Waiting.Reason):
 			hopeless = errors.New("the container cannot start")

@@ -131,7 +131,7 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 				for _, ns := range row.deletes {
 					want = append(want, "--namespace "+ns+" delete deployments --all", "--namespace "+ns+" wait --for delete pods --all", "delete namespace "+selected+ns)
 				}
-				want = append(want, "apply -k")
+				want = append(want, "create --save-config", "apply -k")
 				if !slices.EqualFunc(got, want, strings.Contains) {
 					t.Errorf("the changes are\n%s\nwant\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), said)
 				}
@@ -147,7 +147,6 @@ func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
 		status string // of a container
 		want   []string
 	}{
-		"no image":     {`"state":{"waiting":{"reason":"ErrImagePull","message":"no such host"}}`, []string{"ErrImagePull: no such host"}},
 		"back-off":     {`"state":{"waiting":{"reason":"ImagePullBackOff","message":"Back-off pulling"}}`, []string{"ImagePullBackOff: Back-off pulling"}},
 		"a wrong name": {`"state":{"waiting":{"reason":"InvalidImageName","message":"couldn't parse"}}`, []string{"InvalidImageName: couldn't parse"}},
 		"no secret":    {`"state":{"waiting":{"reason":"CreateContainerConfigError","message":"secret \"x\" not found"}}`, []string{`secret "x" not found`}},
