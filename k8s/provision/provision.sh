@@ -76,7 +76,7 @@ ANONYMOUS_ACCESS=${ANONYMOUS_ACCESS:-}
 authentication() {
   local access=$ANONYMOUS_ACCESS where='ANONYMOUS_ACCESS' callers=false
   if [ -z "$access" ]; then
-    access=$(sed -n 's/\r$//; s/^[[:space:]]*ANONYMOUS_ACCESS=//p' "$overlay/settings.env" | head -n 1)
+    access=$(tr -d '\r' <"$overlay/settings.env" | sed -n 's/^[[:space:]]*ANONYMOUS_ACCESS=//p' | head -n 1)
     where="ANONYMOUS_ACCESS in $overlay/settings.env"
   fi
   ! grep -Eq '^[[:space:]]*-[[:space:]]+["'\'']?(\./)?\.\./\.\./components/callers/?["'\'']?[[:space:]]*(#.*)?$' "$overlay/kustomization.yaml" || callers=true
@@ -279,7 +279,7 @@ settings() {
     [ -n "$name" ] || continue # the file's choice stays
     found=false
     while IFS= read -r line || [ -n "$line" ]; do
-      if [[ $line =~ ^(#\ *)?$name= ]]; then
+      if [[ $line =~ ^[[:space:]]*(#\ *)?$name= ]]; then
         $found && continue
         line=$name=$value found=true
       fi
