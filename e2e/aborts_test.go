@@ -22,9 +22,7 @@ const (
 	downloadSize = 16 << 20         // more than the buffers of a connection hold
 	abortTimeout = 30 * time.Second // for a connection that is neither served nor closed
 
-	// Between two aborts of a client, for the duration in ABORTS. Every ten minutes Azurite deletes the content of replaced
-	// blobs, in a time that grows with the square of their number, and does not answer meanwhile.
-	abortPause = 40 * time.Millisecond
+	abortPause = 40 * time.Millisecond // between two of a client, for the duration in ABORTS: Azurite keeps all content for ten minutes
 )
 
 // aborts sends requests of every kind to a local stack and aborts them.
