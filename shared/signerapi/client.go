@@ -79,8 +79,14 @@ func (c *Client) Wrap(wrap func(http.RoundTripper) http.RoundTripper) {
 func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {
 	tracked := &trackedBody{r: body, left: opts.Size}
 	var query query
-	if opts.Size >= 0 {
-		query.add("size", strconv.FormatInt(opts.Size, 10))
+	for _, size := range []struct {
+		name  string
+		bytes int64
+		known bool
+	}{{"size", opts.Size, opts.Size >= 0}, {"at_least", opts.AtLeast, opts.AtLeast > 0}, {"at_most", opts.AtMost, opts.AtMost > 0}} {
+		if size.known {
+			query.add(size.name, strconv.FormatInt(size.bytes, 10))
+		}
 	}
 	opts.Conditions.query(&query)
 	opts.Digests.query(&query)
@@ -99,7 +105,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	}
 	if whole && errors.Is(err, ErrSignerUnavailable) {
 		e := AsError(err)
-		err = e.With(e.Detail + MayBeStored)
+		err = e.Unknown(MayBeStored)
 	}
 	return info, err
 }
@@ -170,7 +176,7 @@ func (c *Client) Commit(ctx context.Context, user User, ticket string, opts Comm
 	err = c.do(req, &info)
 	if errors.Is(err, ErrSignerUnavailable) {
 		e := AsError(err)
-		err = e.With(e.Detail + MayBeStored)
+		err = e.Unknown(MayBeStored)
 	}
 	return info, err
 }
@@ -276,6 +282,7 @@ func decodeError(resp *http.Response, answer []byte) error {
 				continue
 			}
 			e := w.err.With(got.Detail)
+			e.Outcome = got.Outcome
 			if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
 				e = e.After(time.Duration(s) * time.Second)
 			}

@@ -17,9 +17,21 @@ type Error struct {
 	// RetryAfter is how long to wait before trying again, in whole seconds; 0
 	// when unknown.
 	RetryAfter time.Duration
+	// Outcome says what a failed write did. It is empty if the write changed nothing.
+	Outcome Outcome
 
 	cause error
 }
+
+// Outcome is what a failed write did to the stored picture.
+type Outcome string
+
+const (
+	// OutcomeUnknown means that the write may have been carried out: the answer was lost.
+	OutcomeUnknown Outcome = "unknown"
+	// OutcomeStored means that the write was carried out, but the stored picture is damaged.
+	OutcomeStored Outcome = "stored"
+)
 
 // The errors of the contract, compared with [errors.Is], which looks at the code
 // alone. With and Wrap make others of the same code.
@@ -48,6 +60,7 @@ var (
 	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
 	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too much at once; try again later", RetryAfter: 2 * time.Second}
 	ErrStorageUnavailable   = &Error{Code: "storage_unavailable", Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second}
+	ErrDamaged              = &Error{Code: "damaged", Detail: "storage has stored other bytes than were sent; upload the picture again", Outcome: OutcomeStored}
 	ErrIdentityUnavailable  = &Error{Code: "identity_unavailable", Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"}
 	ErrInternal             = &Error{Code: "internal", Detail: "something went wrong here"}
 
@@ -56,9 +69,11 @@ var (
 	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
 )
 
-// MayBeStored ends the Detail of an error of a Put after which the picture may be
-// there. Who is told of another that it is not must be able to rely on it.
-const MayBeStored = "; the picture may have been stored all the same"
+// What Unknown adds to the Detail of an error of Put or Commit, and of Delete.
+const (
+	MayBeStored  = "; the picture may have been stored"
+	MayBeDeleted = "; the picture may have been deleted"
+)
 
 // wire is the one table of what crosses the wire: the errors a client accepts and
 // the status that goes with each. A client goes by the code, never by the status.
@@ -87,6 +102,7 @@ var wire = []struct {
 	{ErrRateLimited, http.StatusTooManyRequests},
 	{ErrInternal, http.StatusInternalServerError},
 	{ErrIdentityUnavailable, http.StatusBadGateway},
+	{ErrDamaged, http.StatusBadGateway},
 	{ErrMisconfigured, http.StatusServiceUnavailable},
 	{ErrIssuerUnavailable, http.StatusServiceUnavailable},
 	{ErrThrottled, http.StatusServiceUnavailable},
@@ -123,6 +139,15 @@ func (e *Error) With(detail string) *Error {
 func (e *Error) Wrap(cause error) *Error {
 	c := *e
 	c.cause = cause
+	return &c
+}
+
+// Unknown returns an error of the same code whose Outcome is unknown, with may at the end of its Detail: [MayBeStored] or
+// [MayBeDeleted].
+func (e *Error) Unknown(may string) *Error {
+	c := *e
+	c.Outcome = OutcomeUnknown
+	c.Detail += may
 	return &c
 }
 

@@ -16,8 +16,9 @@ import (
 
 // wireError is the body of every refusal.
 type wireError struct {
-	Code   string `json:"code"`
-	Detail string `json:"detail"`
+	Code    string  `json:"code"`
+	Detail  string  `json:"detail"`
+	Outcome Outcome `json:"outcome,omitempty"`
 }
 
 // Route is one call of the contract: the handler and the path it stands at,
@@ -109,9 +110,11 @@ func (h handler) put(r *http.Request) (any, error) {
 		return nil, err
 	}
 	opts := PutOptions{Size: -1}
-	if query.Get("size") != "" {
-		if opts.Size, err = sizeOf(query); err != nil {
-			return nil, err
+	for name, size := range map[string]*int64{"size": &opts.Size, "at_least": &opts.AtLeast, "at_most": &opts.AtMost} {
+		if query.Get(name) != "" {
+			if *size, err = sizeOf(query, name); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if opts.Conditions, err = conditionsOf(query); err != nil {
@@ -127,10 +130,10 @@ func (h handler) put(r *http.Request) (any, error) {
 	return info, nil
 }
 
-func sizeOf(query url.Values) (int64, error) {
-	size, err := strconv.ParseInt(query.Get("size"), 10, 64)
+func sizeOf(query url.Values, name string) (int64, error) {
+	size, err := strconv.ParseInt(query.Get(name), 10, 64)
 	if err != nil || size < 0 {
-		return 0, ErrInvalidArgument.With("size: not a number of bytes")
+		return 0, ErrInvalidArgument.With(name + ": not a number of bytes")
 	}
 	return size, nil
 }
@@ -181,7 +184,7 @@ func (h handler) ticket(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	size, err := sizeOf(query)
+	size, err := sizeOf(query, "size")
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +270,7 @@ func Fail(w http.ResponseWriter, err error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
-	writeJSON(w, status, wireError{e.Code, e.Detail})
+	writeJSON(w, status, wireError{e.Code, e.Detail, e.Outcome})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

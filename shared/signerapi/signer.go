@@ -11,7 +11,7 @@
 //
 // On the wire it is HTTP/1.1 on the loopback interface:
 //
-//	PUT    /v1/picture?user=U[&size=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
+//	PUT    /v1/picture?user=U[&size=N | &at_least=N&at_most=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
 //	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
 //	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
 //	POST   /v1/ticket?user=U&size=N                             → 200 Ticket
@@ -26,7 +26,7 @@
 // CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
 // sha512=H, in hexadecimal.
 //
-// Every refusal is a JSON object {"code": …, "detail": …}; see errors.go.
+// Every error is a JSON object {"code": …, "detail": …, "outcome": …}; see errors.go.
 // The user name travels in the query, never in the path, so that no path
 // cleaning on either side can turn one name into another.
 package signerapi
@@ -99,12 +99,18 @@ type Info struct {
 	MD5 []byte `json:"content_md5,omitempty"`
 }
 
+// MaxTail is the largest difference between the bounds of a size, in bytes. The signer buffers so much of an upload.
+const MaxTail = 128 << 10
+
 // PutOptions say what is known of a picture before it comes. There is no good
 // zero value: Size is -1 where it is not known.
 type PutOptions struct {
 	// Size of the picture in bytes, -1 when it is not known. A body of another
 	// length is ErrIncomplete or ErrTooLarge.
 	Size int64
+	// AtLeast and AtMost are bounds of the size in bytes if Size is -1; AtMost is 0 if there are none. A body outside them is
+	// ErrIncomplete. Bounds that are more than [MaxTail] apart are ErrInvalidArgument.
+	AtLeast, AtMost int64
 	// Conditions on the picture that is there; ErrPreconditionFailed otherwise.
 	Conditions
 	// Digests of the picture; ErrDigestMismatch when one is not its own.

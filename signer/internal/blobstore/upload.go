@@ -350,7 +350,7 @@ func (s *Store) visible(ctx context.Context, info signerapi.Info, op *operation,
 	if errors.Is(e, signerapi.ErrPreconditionFailed) || errors.Is(e, signerapi.ErrConflict) {
 		return signerapi.Info{}, e.With("storage refused to repeat this upload, after its first try may have been stored for a while")
 	}
-	return signerapi.Info{}, e.With(e.Detail + signerapi.MayBeStored)
+	return signerapi.Info{}, e.Unknown(signerapi.MayBeStored)
 }
 
 func (up *upload) headers(sum []byte) *blob.HTTPHeaders {
