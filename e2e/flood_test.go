@@ -221,7 +221,7 @@ func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 	})
 	good(200)
 	recovers(t, sys)
-	if sys.Signer.Pid() != pid || sum(t, sys.SignerOps, "cats_signer_http_panics_total") != 0 || sum(t, sys.SignerOps, "cats_signer_upload_buffer_bytes") != 0 {
+	if sys.Signer.Pid() != pid || sum(t, sys.SignerOps, "cats_signer_http_panics_total") != 0 || sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") != 0 {
 		t.Error("the signer was restarted, has panicked, or still holds memory of uploads")
 	}
 	for _, name := range names(t, sys) {

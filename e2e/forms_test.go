@@ -124,7 +124,7 @@ func TestAFormThatIsNotWholeStoresNothing(t *testing.T) {
 		return // its metrics are out of reach
 	}
 	eventually(t, func() error { // the client may have its answer before the signer is done
-		if held := metric(t, sys.SignerOps, "cats_signer_upload_buffer_bytes"); held != 0 {
+		if held := metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); held != 0 {
 			return fmt.Errorf("%v bytes of buffers were not given back", held)
 		}
 		return nil

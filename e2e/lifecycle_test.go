@@ -47,7 +47,7 @@ func begin(t *testing.T, sys *stand.System, user string, content []byte) *slowUp
 	}
 	eventually(t, func() error {
 		switch {
-		case metric(t, sys.SignerOps, "cats_signer_upload_buffer_bytes") == 0:
+		case metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") == 0:
 			return errors.New("the signer never got an upload")
 		case len(content) > 4<<20 && metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`) == blocks:
 			return errors.New("the signer never stored a block")
@@ -182,7 +182,7 @@ func TestAFrontendKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 			if sys.Signer.Pid() != signer {
 				t.Error("the signer was restarted")
 			}
-			if held := metric(t, sys.SignerOps, "cats_signer_upload_buffer_bytes"); held != 0 {
+			if held := metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); held != 0 {
 				t.Errorf("the signer still holds %v bytes of the upload", held)
 			}
 		})

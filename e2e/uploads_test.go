@@ -174,7 +174,7 @@ func TestAClientThatBreaksOffChangesNothing(t *testing.T) {
 	if !bytes.Equal(served(t, sys, "x"), old) {
 		t.Error("the old picture is gone")
 	}
-	if used := sum(t, sys.SignerOps, "cats_signer_upload_buffer_bytes"); used > 0 {
+	if used := sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); used > 0 {
 		t.Errorf("%v bytes of buffers were not given back", used)
 	}
 	for _, u := range uploads(t, "x", random(50_000, 3)) { // the same bytes whole

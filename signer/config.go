@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
-	"runtime"
-	"runtime/debug"
 	"strings"
 	"time"
 
@@ -50,8 +48,6 @@ type config struct {
 
 	APIAddress   string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
 	OpsAddress   string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
-	UploadMemory picture.Size  `env:"UPLOAD_MEMORY" help:"memory that uploads share, such as 24MiB; 40 % of GOMEMLIMIT unless set, but at most 64MiB"`
-	UploadWait   time.Duration `env:"UPLOAD_WAIT" envDefault:"30s" help:"how long an upload waits for some of it before it is refused"`
 	ExistenceTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
 
 	access.Rules
@@ -118,30 +114,10 @@ func (c config) storageOptions(transport policy.Transporter, credential blobstor
 		LinkMaxTTL: c.LinkMaxTTL,
 		MaxDirect:  int64(c.MaxDirect),
 		Limits:     c.Limits,
-		Memory:     c.uploadMemory(),
-		MemoryWait: c.UploadWait,
-		Cores:      runtime.GOMAXPROCS(0),
 		KnownTTL:   c.ExistenceTTL,
 		Credential: credential,
 		Transport:  transport,
 	}
-}
-
-// The memory that uploads share: its share of the Go runtime's limit, which
-// follows the container's, and its bounds.
-const (
-	uploadShare     = 0.4
-	minUploadMemory = picture.Size(8 << 20) // two blocks
-	maxUploadMemory = 64 << 20
-
-	bodiesPerUpload = 2 // read here, for one of MAX_UPLOADS: one whose body has ended at the frontend may be under way here
-)
-
-func (c config) uploadMemory() int64 {
-	if c.UploadMemory != 0 {
-		return int64(c.UploadMemory)
-	}
-	return int64(max(float64(minUploadMemory), min(maxUploadMemory, uploadShare*float64(debug.SetMemoryLimit(-1)))))
 }
 
 func (c config) storageFaults() error {
@@ -155,6 +131,10 @@ func (c config) storageFaults() error {
 	}
 	if !containerForm.MatchString(c.Container) {
 		faults = append(faults, fmt.Errorf("STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Container))
+	}
+	if c.MaxSize > blobstore.MaxPicture {
+		faults = append(faults, fmt.Errorf("MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
+			c.MaxSize, picture.Size(blobstore.MaxPicture)))
 	}
 	if _, err := signerapi.ParseUser(c.BlobName); err != nil { // the same rules make a safe path segment
 		faults = append(faults, fmt.Errorf("BLOB_NAME is %q: want one path segment", c.BlobName))
@@ -261,17 +241,8 @@ func (c config) apiFaults() error {
 	if err != nil || (host != "localhost" && (ipErr != nil || !ip.IsLoopback())) {
 		faults = append(faults, fmt.Errorf("API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress))
 	}
-	if c.UploadMemory != 0 && c.UploadMemory < minUploadMemory {
-		faults = append(faults, fmt.Errorf("UPLOAD_MEMORY is %v: it must be at least %v", c.UploadMemory, minUploadMemory))
-	}
-	// Or slow clients, of which each holds a page, would have all of it without ever
-	// having to make way.
-	if most := c.uploadMemory() / blobstore.PageBytes / bodiesPerUpload; int64(c.MaxUploads) > most && c.uploadMemory() >= int64(minUploadMemory) {
-		faults = append(faults, fmt.Errorf("MAX_UPLOADS is %d: with an upload memory of %v it can be at most %d; a larger memory limit has more, or UPLOAD_MEMORY says how much",
-			c.MaxUploads, picture.Size(c.uploadMemory()), most))
-	}
-	if c.UploadWait <= 0 || c.ExistenceTTL < 0 {
-		faults = append(faults, errors.New("UPLOAD_WAIT must be above zero, EXISTENCE_TTL not below"))
+	if c.ExistenceTTL < 0 {
+		faults = append(faults, errors.New("EXISTENCE_TTL must not be negative"))
 	}
 	return errors.Join(faults...)
 }

@@ -50,9 +50,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"LINK_MAX_TTL=1m":                       "LINK_TTL",
 		"LINK_BASE_URL=cdn.example.com":         "want a URL",
 		"LINK_BASE_URL=https://c.com?a=":        "want a URL",
-		"UPLOAD_MEMORY=1MiB":                    "at least 8MiB",
-		"UPLOAD_WAIT=0s":                        "above zero",
-		"EXISTENCE_TTL=-1s":                     "not below",
+		"EXISTENCE_TTL=-1s":                     "negative",
 		"MAX_PICTURE_SIZE=0":                    "above zero",
 		"DRAIN_TIMEOUT=0s":                      "above zero",
 		"OIDC_ISSUER=http://login.example.com":  "in iss",
@@ -64,7 +62,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"ANONYMOUS_ACCESS=\"true\"":             "remove the quotes",
 		"OIDC_AUDIENCE='cats'":                  "remove the quotes",
 		"READ_ACCESS=everybody":                 "anyone",
-		"MAX_UPLOADS=1025":                      "at most 1024", // 64 MiB in pages of 32 KiB, two for each
+		"MAX_PICTURE_SIZE=5GiB":                 "MAX_DIRECT_SIZE",
 	} {
 		name, _, _ := strings.Cut(setting, "=")
 		_, err := parse(append(slices.Clone(good), setting))
@@ -72,7 +70,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, also)
 		}
 	}
-	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "UPLOAD_MEMORY=8MiB"} {
+	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
 		if _, err := parse(append(slices.Clone(good), ok)); err != nil {
 			t.Errorf("%s: %v", ok, err)
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"os"
-	"runtime"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
@@ -33,16 +31,6 @@ func settled(h http.Handler, ready func(context.Context) error, until time.Time)
 		}
 		h.ServeHTTP(w, r)
 	})
-}
-
-// shareCores has twice as many goroutines run at once as there are cores. Those that
-// take digests have work for milliseconds without having to wait, and as long as
-// each of Go's processors runs one, Go looks for other requests every 10 ms only:
-// the kernel shares the cores out better. GOMAXPROCS goes before it.
-func shareCores() {
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(2 * runtime.GOMAXPROCS(0))
-	}
 }
 
 // paths are the handlers by path, to the byte, with that of all others under "". An
@@ -91,13 +79,12 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		signer = known.Guard(store)
 	}
 	cfg.Tell(log)
-	shareCores()
 
 	// The frontend is the one that judges the public's patience. It holds back some
 	// of a body that comes in pieces, and what comes behind the file in a form.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	settings.MaxUploads *= bodiesPerUpload
+	settings.MaxUploads *= 2 // an upload whose body has ended at the frontend can still be in progress here
 	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})

@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -78,6 +80,9 @@ func Main(p Program) int {
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	LogVersion(log)
+	for _, name := range Removed(os.Environ()) {
+		log.Warn("this setting no longer exists; remove it", "setting", name)
+	}
 	limitMemory(log)
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
@@ -92,6 +97,17 @@ func Main(p Program) int {
 // LogVersion writes the first line of a process's log: its version and the revision of its source.
 func LogVersion(log *slog.Logger) {
 	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
+}
+
+// Removed returns the names of the settings in environ that earlier versions had and that no longer have an effect.
+func Removed(environ []string) (names []string) {
+	for _, variable := range environ {
+		name, value, _ := strings.Cut(variable, "=")
+		if value != "" && slices.Contains([]string{"UPLOAD_MEMORY", "UPLOAD_WAIT"}, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // limitMemory has the Go runtime keep within the container's limit, whose other

@@ -1,20 +1,24 @@
 package blobstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/sony/gobreaker/v2"
 
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/watchdog"
 )
 
 // How long storage may take for one call that somebody waits for: in all, and
@@ -24,6 +28,9 @@ const (
 	lookTry      = 4 * time.Second
 	writeTimeout = 40 * time.Second // a Put Blob, a block or a commit
 	writeTry     = 20 * time.Second
+	// answerTimeout is the longest time from the last byte of a stream to the answer. The transport's own limit begins when
+	// the byte has been written, so that it does not end a write that blocks.
+	answerTimeout = time.Minute
 )
 
 const maxRetries = 3 // after the first try of a call
@@ -48,8 +55,10 @@ func retries(most int32, try time.Duration) policy.RetryOptions {
 // operation is one call, its tries included, as the policies see it.
 type operation struct {
 	name    string
-	body    [][]byte // of which each try sends a body of its own; nil for the SDK's
-	unclear int      // tries that storage may have carried out without our knowing
+	body    []byte         // the body of each try if it is in memory; nil for the SDK's
+	stream  *stream        // the body otherwise
+	unclear int            // tries that storage may have carried out without our knowing
+	refusal *http.Response // the last answer that was an error
 }
 
 type operationKey struct{}
@@ -66,19 +75,43 @@ func operationOf(ctx context.Context) *operation {
 	return &operation{}
 }
 
-// call makes one call to storage, that f makes with the context it is given, and
-// says what an error means. It makes none while the circuit is open.
+// call makes one call to storage, with f, and returns what its error means. It makes none while the circuit breaker is open.
+//
+// A call that sends a stream has no timeout and does not end with ctx, but with the stream. It ends as well when storage accepts
+// no byte for [watchdog.Timeout].
 func (s *Store) call(ctx context.Context, op *operation, doing string, f func(context.Context) error) error {
+	ctx = context.WithValue(ctx, operationKey{}, op)
 	limit, try := writeTimeout, writeTry
 	if op.name == opHead || op.name == opDelete {
 		limit, try = lookTimeout, lookTry
 	}
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, operationKey{}, op), limit)
-	defer cancel()
-	ctx = policy.WithRetryOptions(ctx, retries(s.retries, try))
+	options := retries(s.retries, try)
+	if op.stream == nil {
+		limited, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		ctx = limited
+	} else {
+		streaming, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+		defer cancel(nil)
+		watch := watchdog.New(op.stream, watchdog.Timeout, answerTimeout, cancel)
+		defer watch.Stop()
+		op.stream.source, ctx = watch, streaming
+		options.TryTimeout = 0
+		options.ShouldRetry = func(resp *http.Response, err error) bool {
+			return op.stream.repeatable() && (err != nil || slices.Contains(retried, resp.StatusCode))
+		}
+	}
+	ctx = policy.WithRetryOptions(ctx, options)
 	_, err := s.circuit.Execute(func() (struct{}, error) {
 		err := f(ctx)
-		if err != nil {
+		if errors.Is(err, errBegun) && op.refusal != nil { // the SDK wanted to answer a challenge
+			err = runtime.NewResponseError(op.refusal)
+		}
+		switch {
+		case err == nil:
+		case op.stream != nil && op.stream.failed() != nil:
+			err = bodyError{op.stream.failed()}
+		default:
 			err = s.storageError(ctx, doing, err)
 		}
 		return struct{}{}, err
@@ -86,8 +119,20 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return signerapi.ErrStorageUnavailable.Wrap(errShed)
 	}
+	if body, ok := errors.AsType[bodyError](err); ok {
+		return body.error
+	}
 	return err
 }
+
+// retried are the statuses after which a request whose body was not read is sent again, as the SDK does.
+var retried = []int{
+	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
+	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
+}
+
+// bodyError is an error of the client's body, which says nothing about storage.
+type bodyError struct{ error }
 
 var errShed = errors.New("storage did not answer of late, and is asked again in a few seconds")
 
@@ -120,7 +165,10 @@ func newCircuit(changed func(open bool)) *gobreaker.CircuitBreaker[struct{}] {
 			return !errors.Is(err, signerapi.ErrStorageUnavailable)
 		},
 		IsExcluded: func(err error) bool {
-			// The caller gave up; storage is there, and says itself when to come back.
+			// The client gave up, or its body failed; storage is there, and says itself when to come back.
+			if _, ok := errors.AsType[bodyError](err); ok {
+				return true
+			}
 			return errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
 		},
 		OnStateChange: func(_ string, _, to gobreaker.State) { changed(to == gobreaker.StateOpen) },
@@ -131,19 +179,21 @@ func newCircuit(changed func(open bool)) *gobreaker.CircuitBreaker[struct{}] {
 // try, which it counts and gives a body of its own.
 func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
-	pages := op.body
-	if pages == nil && req.Raw().Body != nil && req.Raw().Body != http.NoBody {
-		// The SDK rewinds its body for the next try, while the transport may still read it for this one.
-		content, err := io.ReadAll(req.Raw().Body)
-		if err != nil {
-			return nil, err
+	if body := req.Raw().Body; body != nil && body != http.NoBody {
+		v := &view{stream: op.stream}
+		if op.stream == nil {
+			content := op.body
+			if content == nil {
+				// The SDK rewinds its body for the next try, while the transport may still read it for this one.
+				var err error
+				if content, err = io.ReadAll(body); err != nil {
+					return nil, err
+				}
+			}
+			v.buffer = bytes.NewReader(content)
 		}
-		pages = [][]byte{content}
-	}
-	if pages != nil {
-		body := lend(pages)
-		defer body.takeBack()
-		req.Raw().Body, req.Raw().GetBody = body, nil // it is repeated here, not by the transport
+		defer v.revoke()
+		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
 	}
 	start := time.Now()
 	resp, err := req.Next()
@@ -151,7 +201,10 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
 	}
-	if unclear(resp, err) {
+	if err == nil && resp.StatusCode >= http.StatusBadRequest {
+		op.refusal = resp
+	}
+	if unclear(resp, err) && (op.stream == nil || op.stream.sent()) {
 		op.unclear++
 	}
 	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())

@@ -54,7 +54,9 @@ const (
 
 	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
 
-	commits = 16 // at once; a commit takes some 100 KiB of memory
+	commits    = 16               // at once; a commit takes some 100 KiB of memory
+	commitWait = 30 * time.Second // for one of them
+	parallel   = 4                // copies of one commit at once
 )
 
 // ticket is what the ID of one says. Where it does not say what the signer wrote, it
@@ -165,7 +167,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer s.committing.Delete(name)
-	wait, cancel := context.WithTimeout(ctx, s.opts.MemoryWait)
+	wait, cancel := context.WithTimeout(ctx, s.commitWait)
 	defer cancel()
 	if s.commits.Acquire(wait, 1) != nil {
 		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d commits are under way", commits))
@@ -256,18 +258,20 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (s
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	mark := c.mark(sent)
-	return s.visible(ctx, info, &operation{name: opCommit}, "committing the copied blocks", func(ctx context.Context) (*azcore.ETag, error) {
+	mark, op := c.mark(sent), &operation{name: opCommit}
+	err = s.call(context.WithoutCancel(ctx), op, "committing the copied blocks", func(ctx context.Context) error {
 		done, err := c.picture.CommitBlockList(ctx, blocks, &blockblob.CommitBlockListOptions{
 			HTTPHeaders:      &blob.HTTPHeaders{BlobContentType: &info.ContentType, BlobContentMD5: info.MD5},
 			Metadata:         map[string]*string{committedFrom: &mark},
 			AccessConditions: accessConditions(c.opts.Conditions),
 		})
-		return done.ETag, err
-	}, func(ctx context.Context) (signerapi.Info, bool) {
-		info, ok, err := c.done(ctx, mark)
-		return info, ok && err == nil
+		info.ETag = etag(done.ETag)
+		return err
 	})
+	if err == nil {
+		return info, nil
+	}
+	return s.settle(ctx, op, err, func(ctx context.Context) (signerapi.Info, bool, error) { return c.done(ctx, mark) })
 }
 
 // inspect looks at the beginning of what was sent and returns what it is.
@@ -344,19 +348,7 @@ func (c *commit) mark(sent signerapi.Info) string { return c.name + " " + sent.E
 // thus of this ticket, or of the same version of what was sent: the commit was asked
 // for before, or its answer was lost.
 func (c *commit) done(ctx context.Context, mark string) (info signerapi.Info, ok bool, err error) {
-	err = c.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := c.picture.GetProperties(ctx, nil)
-		ok = false
-		for name, value := range p.Metadata {
-			ok = ok || strings.EqualFold(name, committedFrom) && value != nil && strings.HasPrefix(*value, mark) // HTTP changes the case
-		}
-		info = infoOf(p)
-		return err
-	})
-	if errors.Is(err, signerapi.ErrNotFound) {
-		err = nil
-	}
-	return info, ok, err
+	return c.store.marked(ctx, c.picture.BlobClient(), committedFrom, mark)
 }
 
 // origin is where links and tickets lead.

@@ -41,7 +41,7 @@ func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 		if !strings.HasPrefix(u.Path, "/cats/"+StagedPrefix) || strings.Count(u.Path, "/") != 4 || strings.Contains(u.Path, "mia") {
 			t.Errorf("it is for %s", u.Path)
 		}
-		if c.block > 0 && c.size/c.block >= maxBlocks {
+		if c.block > 0 && c.size/c.block >= 50_000 {
 			t.Errorf("%d bytes are too many blocks", c.size)
 		}
 	}
@@ -123,7 +123,7 @@ func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
 
 func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
 	s, _, _ := newStore(t, nil)
-	s.opts.MemoryWait = 10 * time.Millisecond
+	s.commitWait = 10 * time.Millisecond
 	if !s.commits.TryAcquire(commits) {
 		t.Fatal("it has no places")
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"cats.example/shared/signerapi"
+	"cats.example/shared/watchdog"
 )
 
 // The roles that the identity needs, and where.
@@ -85,6 +86,9 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
 	err = fmt.Errorf("%s: %w", doing, brief(err, contributorRole))
 	if !ok {
+		if cause := context.Cause(ctx); errors.Is(cause, watchdog.ErrExpired) {
+			return signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, cause))
+		}
 		if errors.Is(ctx.Err(), context.Canceled) {
 			return signerapi.ErrIncomplete.Wrap(err)
 		}

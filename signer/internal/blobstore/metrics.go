@@ -33,6 +33,7 @@ type metrics struct {
 	trials     *prometheus.CounterVec
 	clockAhead prometheus.Gauge
 	conflicts  prometheus.Counter
+	damaged    prometheus.Counter
 	circuit    prometheus.Gauge
 }
 
@@ -62,6 +63,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: p + "upload_conflicts_total", Help: "Uploads that lost against another one to the same name.",
 		}),
 	}
+	m.damaged = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: p + "damaged_uploads_total", Help: "Uploads of which storage stored other bytes than were sent, by its CRC64.",
+	})
 	signed := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: p + "signed_urls_total", Help: "Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.",
 	}, []string{"kind"})
@@ -72,7 +76,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m.circuit = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: p + "storage_circuit_open", Help: "1 while storage is asked nothing because it did not answer, 0 otherwise.",
 	})
-	reg.MustRegister(m.unstaged, m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts)
+	reg.MustRegister(m.unstaged, m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts, m.damaged)
 	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial, opGet, opCopy, opList} {
 		m.duration.WithLabelValues(op)
 		m.requests.WithLabelValues(op, "error")
@@ -89,14 +93,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
-// watch adds the gauges of what memory holds.
-func (m *metrics) watch(reg prometheus.Registerer, memory *memory) {
-	reg.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "cats_signer_upload_buffer_bytes", Help: "Upload memory in use.",
-		}, func() float64 { return float64(memory.inUse()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "cats_signer_upload_buffer_limit_bytes", Help: "Upload memory that can be in use at most.",
-		}, func() float64 { return float64(memory.limit) * pageBytes }),
-	)
+// watch adds the gauge of the buffers.
+func (m *metrics) watch(reg prometheus.Registerer, b *buffers) {
+	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 4 that hold uploads whose size the client did not announce.",
+	}, func() float64 { return float64(b.taken()) }))
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/url"
 	"sync"
@@ -48,9 +47,6 @@ type Options struct {
 	LinkMaxTTL time.Duration
 	MaxDirect  int64 // largest picture that is sent straight to storage, in bytes; 0 for none
 	Limits     picture.Limits
-	Memory     int64         // for uploads, in bytes
-	MemoryWait time.Duration // how long an upload waits for some of it
-	Cores      int           // all but one may take MD5s, so that links do not wait for those
 	KnownTTL   time.Duration // how long a picture is known to be there; 0 to ask always
 	Credential Credential
 	Transport  policy.Transporter
@@ -62,9 +58,9 @@ type Store struct {
 	opts       Options
 	log        *slog.Logger
 	container  *container.Client
-	memory     *memory
-	hashing    chan struct{} // holds those that take an MD5 now
+	buffers    *buffers
 	commits    *semaphore.Weighted
+	commitWait time.Duration
 	committing sync.Map // names of what is being committed
 	known      *known
 	circuit    *gobreaker.CircuitBreaker[struct{}]
@@ -95,7 +91,11 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	if tracer := opts.Tracing.NewTracer(tracerName, ""); tracer.Enabled() {
 		client.PerCallPolicies = []policy.Policy{spans{tracer}}
 	}
-	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{ClientOptions: client})
+	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{
+		ClientOptions: client,
+		// Storage can then refuse a stream, or close a stale connection, before the first byte of it was read.
+		ExpectContinueBehavior: service.ExpectContinueOptions{Mode: service.ExpectContinueModeOn, ContentLengthThreshold: smallBytes + 1},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("making a client of %s: %w", opts.AccountURL, err)
 	}
@@ -107,12 +107,11 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		opts:      opts,
 		log:       log,
 		container: account.NewContainerClient(opts.Container),
-		memory:    newMemory(opts.Memory, opts.MemoryWait),
-		hashing:   make(chan struct{}, max(1, opts.Cores-1)),
-		commits:   semaphore.NewWeighted(commits),
-		metrics:   m,
-		retries:   maxRetries,
-		now:       time.Now,
+		buffers:   newBuffers(),
+		commits:   semaphore.NewWeighted(commits), commitWait: commitWait,
+		metrics: m,
+		retries: maxRetries,
+		now:     time.Now,
 	}
 	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
 	s.circuit = newCircuit(func(open bool) {
@@ -127,7 +126,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(longest), log: log, metrics: m, now: s.now,
 		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
 	}
-	m.watch(reg, s.memory)
+	m.watch(reg, s.buffers)
 	return s, nil
 }
 
@@ -135,30 +134,6 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 // and no dot segment, so the name has exactly two segments.
 func (s *Store) blobName(user signerapi.User) string {
 	return user.String() + "/" + s.opts.BlobName
-}
-
-// Put implements [signerapi.Signer]. A picture of up to 4 MiB goes up as one
-// atomic Put Blob; a larger one, and one that has to make room for others, as
-// blocks that are committed together, after the body has come to a clean end.
-func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	// Before a byte of it is asked for:
-	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
-		return signerapi.Info{}, err
-	}
-	if opts.Conditions != (signerapi.Conditions{}) && (opts.Size < 0 || opts.Size > blockPages*pageBytes) {
-		if err := s.hold(ctx, user, opts.Conditions); err != nil { // storage would only say so at the end
-			return signerapi.Info{}, err
-		}
-	}
-	others := opts.Digests
-	others.MD5 = nil // every picture's is taken anyway
-	contentType, whole, err := s.opts.Limits.Open(others.Reader(body), opts.Size)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	s.known.forget(user)
-	defer s.known.forget(user)
-	return s.newUpload(ctx, user, contentType, opts).run(ctx, whole)
 }
 
 // hold returns ErrPreconditionFailed when storage says that the conditions do not
@@ -227,8 +202,12 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	if op.unclear > 0 && errors.Is(err, signerapi.ErrNotFound) {
 		return nil // an earlier try of ours has deleted it, or another did: it is gone
 	}
-	if op.unclear > 0 && errors.Is(err, signerapi.ErrPreconditionFailed) {
-		return signerapi.AsError(err).With("storage refused to repeat this deletion, after its first try may have deleted the picture")
+	if op.unclear > 0 && err != nil {
+		e := signerapi.AsError(err)
+		if errors.Is(e, signerapi.ErrPreconditionFailed) {
+			e = e.With("storage rejected the repetition of this deletion")
+		}
+		return e.Unknown(signerapi.MayBeDeleted)
 	}
 	return err
 }

@@ -31,6 +31,7 @@ func NewTransport() *http.Client {
 			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:   5 * time.Second,
 			ResponseHeaderTimeout: 30 * time.Second,
+			ExpectContinueTimeout: time.Second,
 			MaxIdleConns:          256,
 			MaxIdleConnsPerHost:   128, // as many as there are lookups at once
 			IdleConnTimeout:       90 * time.Second,

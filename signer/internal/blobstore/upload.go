@@ -3,18 +3,19 @@ package blobstore
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // it is what storage keeps of a blob, against faults and not against people
+	"crypto/md5" //nolint:gosec // storage keeps it of a blob, against faults and not against people
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
-	"hash"
+	"fmt"
 	"io"
-	"sync"
-	"time"
+	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/minio/crc64nvme"
 
@@ -22,356 +23,308 @@ import (
 )
 
 const (
-	// blockPages is the size of a block, and of the largest picture that goes up in
-	// one Put Blob: 4 MiB.
-	blockPages = 4 << 20 / pageBytes
-	// maxBlocks is how many blocks storage takes for one blob.
-	maxBlocks = 50_000
-	// parallel is how many blocks of one picture are on their way at once.
-	parallel = 4
+	// smallBytes is the largest picture of a known size that is buffered, so that the SDK can repeat its upload.
+	smallBytes = 64 << 10
+	// MaxPicture is the largest picture that one Put Blob or Put Block can carry, in bytes (service version 2019-12-12).
+	MaxPicture = 4000 << 20
+	// uploadID is the metadata of a picture by which the signer recognizes its own upload when the answer of storage is lost.
+	uploadID = "catsid"
 )
 
-// upload is one Put on its way.
+// upload is one Put.
 type upload struct {
-	store       *Store
-	client      *blockblob.Client
-	contentType string
-	opts        signerapi.PutOptions
-	fewest      int       // pages in a block at least, or a picture of the largest size would have too many blocks
-	md5         hash.Hash // of what was read
-
-	// For the blocks on their way. The first that fails ends it all.
-	ctx  context.Context //nolint:containedctx // theirs, who may be sent by another's wait for memory
-	fail context.CancelCauseFunc
-
-	// Guarded by store.memory.mu:
-
-	number  int           // of those that entered memory
-	taken   bool          // a page that is being filled
-	pages   [][]byte      // full, or the last, and on no way yet
-	size    int64         // of what was read, in bytes
-	filling time.Time     // since when a page is; zero when none is
-	pace    time.Duration // that the last page took to be filled; 0 before the first
-	prefix  [16]byte      // of the block's names: another upload's must not be taken for ours
-	blocks  []string      // names, in the picture's order
-	under   int           // blocks on their way
-	ended   sync.Cond     // of under
-	closed  bool          // no more blocks
+	store  *Store
+	client *blockblob.Client
+	opts   signerapi.PutOptions
+	id     string // the same in all tries; another upload has another one
+	info   signerapi.Info
+	blocks []string // IDs, in the order of the picture
 }
 
-func (s *Store) newUpload(ctx context.Context, user signerapi.User, contentType string, opts signerapi.PutOptions) *upload {
-	up := &upload{
-		store: s, client: s.container.NewBlockBlobClient(s.blobName(user)), contentType: contentType, opts: opts,
-		fewest: int(int64(s.opts.Limits.MaxSize)/(maxBlocks-1)/pageBytes) + 1,
-		md5:    md5.New(), //nolint:gosec // see the import
-		ended:  sync.Cond{L: &s.memory.mu},
-	}
-	// Once the body has ended, a client that leaves has no say in what is stored.
-	up.ctx, up.fail = context.WithCancelCause(context.WithoutCancel(ctx))
-	_, _ = rand.Read(up.prefix[:]) // never fails
-	return up
-}
-
-// run reads body to its end and stores it. Blocks that are never committed do not
-// change the blob; storage drops them after a week.
-func (up *upload) run(ctx context.Context, body io.Reader) (signerapi.Info, error) {
-	m := up.store.memory
-	m.enter(up)
-	defer up.end()
-	if err := up.read(ctx, body); err != nil {
+// Put implements [signerapi.Signer].
+//
+// A picture of a known size is one Put Blob, whose body is read from the client while it is sent. A picture of at most
+// smallBytes, and one whose size is not known but fits into a buffer, is buffered first. Others are sent as blocks and committed.
+func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
+	// Before the first byte of the body is requested:
+	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
-	sum := up.md5.Sum(nil)
-	if want := up.opts.MD5; want != nil && !bytes.Equal(want, sum) {
-		return signerapi.Info{}, signerapi.ErrDigestMismatch
+	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast == 0
+	if opts.Conditions != (signerapi.Conditions{}) && !small {
+		if err := s.hold(ctx, user, opts.Conditions); err != nil { // storage would only say so at the end
+			return signerapi.Info{}, err
+		}
 	}
-	m.mu.Lock()
-	small := len(up.blocks) == 0
-	up.closed = small // its pages are the picture now
-	m.mu.Unlock()
-	if small {
-		return up.put(ctx, sum)
+	digests := opts.Digests
+	if opts.Size > smallBytes {
+		digests.MD5 = nil // storage verifies it
 	}
-	return up.commit(ctx, sum)
+	contentType, picture, err := s.opts.Limits.Open(digests.Reader(body), opts.Size)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	s.known.forget(user)
+	defer s.known.forget(user)
+	up := &upload{
+		store: s, client: s.container.NewBlockBlobClient(s.blobName(user)), opts: opts, id: rand.Text(),
+		info: signerapi.Info{ContentType: contentType, Size: opts.Size},
+	}
+	switch {
+	case small:
+		return up.buffered(ctx, picture, make([]byte, max(opts.Size, opts.AtMost)+1))
+	case opts.Size >= 0:
+		return up.streamed(ctx, picture)
+	case opts.AtMost > 0:
+		return up.bounded(ctx, picture)
+	}
+	return up.chunked(ctx, picture)
 }
 
-// read reads body to its end, and has each block stored as soon as it is whole and
-// not the last.
-func (up *upload) read(ctx context.Context, body io.Reader) error {
-	m := up.store.memory
-	for {
-		page, err := m.take(ctx, up)
-		if err != nil {
-			return up.cause(err)
+// checkBounds returns an error for bounds of a size that cannot be used.
+func (s *Store) checkBounds(opts signerapi.PutOptions) error {
+	switch {
+	case opts.AtLeast == 0 && opts.AtMost == 0:
+		return nil
+	case opts.Size >= 0 || opts.AtLeast < 0 || opts.AtMost <= opts.AtLeast || opts.AtMost-opts.AtLeast > signerapi.MaxTail:
+		return signerapi.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxTail))
+	}
+	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
+}
+
+// buffered reads the picture into buf, which is larger than the picture may be, and stores it with a Put Blob.
+func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte) (signerapi.Info, error) {
+	n, err := fill(picture, buf)
+	if err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		return signerapi.Info{}, wrongLength(err)
+	}
+	return up.put(ctx, buf[:n])
+}
+
+// put stores a picture that is in memory. The SDK can repeat that.
+func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, error) {
+	if int64(len(picture)) < up.opts.AtLeast || up.opts.AtMost > 0 && int64(len(picture)) > up.opts.AtMost {
+		return signerapi.Info{}, wrongLength(nil)
+	}
+	sum := md5.Sum(picture) //nolint:gosec // see the import
+	up.info.Size, up.info.MD5 = int64(len(picture)), sum[:]
+	return up.write(ctx, &operation{name: opPut, body: picture}, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+		done, err := up.client.Upload(ctx, streaming.NopCloser(bytes.NewReader(picture)), &blockblob.UploadOptions{
+			HTTPHeaders:             up.headers(),
+			Metadata:                up.metadata(),
+			AccessConditions:        accessConditions(up.opts.Conditions),
+			TransactionalValidation: blob.TransferValidationTypeMD5(sum[:]),
+		})
+		return done.ETag, err
+	})
+}
+
+// streamed stores a picture of a known size with one Put Blob whose body is the picture.
+func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
+	body := newStream(picture, up.opts.Size, true)
+	var crc []byte // as storage computed it
+	info, err := up.write(ctx, &operation{name: opPut, stream: body}, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+		options := &blockblob.UploadOptions{HTTPHeaders: up.headers(), Metadata: up.metadata(), AccessConditions: accessConditions(up.opts.Conditions)}
+		if up.opts.MD5 != nil {
+			options.TransactionalValidation = blob.TransferValidationTypeMD5(up.opts.MD5)
 		}
-		n, err := up.fill(body, page)
-		if err != nil && err != io.EOF { //nolint:errorlint // as below
-			m.give(page)
-			return up.cause(err)
+		done, err := up.client.Upload(ctx, body, options)
+		if bloberror.HasCode(err, bloberror.MD5Mismatch) {
+			err = signerapi.ErrDigestMismatch
+		}
+		up.info.MD5, crc = done.ContentMD5, done.ContentCRC64
+		return done.ETag, err
+	})
+	if err == nil && !body.matches(crc) {
+		up.store.metrics.damaged.Inc()
+		up.store.log.Error("storage has stored a picture that differs from the upload; the client was told to upload it again")
+		return signerapi.Info{}, signerapi.ErrDamaged
+	}
+	return info, err
+}
+
+// bounded stores the file of a form, of which only bounds of the size are known.
+func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
+	if up.opts.AtMost < bufferBytes {
+		if buf := up.store.buffers.try(1); buf != nil { // the last one is for chunked uploads
+			defer up.store.buffers.give(buf)
+			f := up.store.buffers.filler(picture)
+			defer f.stop()
+			n, err := f.fill(buf)
+			if err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+				return signerapi.Info{}, wrongLength(err)
+			}
+			return up.put(ctx, buf[:n])
+		}
+	}
+	first := newStream(picture, up.opts.AtLeast, false)
+	if up.opts.AtMost < bufferBytes {
+		first.md5 = md5.New() //nolint:gosec // see the import
+	}
+	if err := up.stageStream(ctx, first); err != nil {
+		return signerapi.Info{}, err
+	}
+	tail := make([]byte, up.opts.AtMost-up.opts.AtLeast+1)
+	n, err := fill(picture, tail)
+	if err != io.EOF || n == len(tail) { //nolint:errorlint // as above
+		return signerapi.Info{}, wrongLength(err)
+	}
+	if n > 0 {
+		if err := up.stage(ctx, tail[:n]); err != nil {
+			return signerapi.Info{}, err
+		}
+	}
+	if first.md5 != nil {
+		first.md5.Write(tail[:n])
+		up.info.MD5 = first.md5.Sum(nil)
+	}
+	return up.commit(ctx, up.opts.AtLeast+int64(n))
+}
+
+// chunked stores a picture about whose size nothing is known.
+func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
+	head := make([]byte, smallBytes)
+	n, err := fill(picture, head)
+	switch {
+	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		return up.put(ctx, head[:n])
+	case err != nil:
+		return signerapi.Info{}, err
+	}
+	buf, err := up.store.buffers.take(ctx)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer up.store.buffers.give(buf)
+	f := up.store.buffers.filler(picture)
+	defer f.stop()
+	n = copy(buf, head)
+	for size := int64(0); ; n = 0 {
+		more, err := f.fill(buf[n:])
+		n += more
+		if err != nil && err != io.EOF { //nolint:errorlint // as above
+			return signerapi.Info{}, err
+		}
+		if err != nil && size == 0 {
+			return up.put(ctx, buf[:n])
 		}
 		if n > 0 {
-			up.store.hashing <- struct{}{}
-			up.md5.Write(page[:n])
-			<-up.store.hashing
-			if werr := up.add(page[:n]); werr != nil {
-				return werr
+			if err := up.stage(ctx, buf[:n]); err != nil {
+				return signerapi.Info{}, err
 			}
-		} else {
-			m.give(page)
 		}
-		if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-			return nil
+		if size += int64(n); err != nil {
+			return up.commit(ctx, size)
 		}
 	}
 }
 
-// fill reads until page is full, and then returns nil, or until r ends. Unlike
-// io.ReadFull it returns the error of r as it came: io.EOF, bare, is the end of
-// the picture and nothing else is.
-func (up *upload) fill(r io.Reader, page []byte) (n int, err error) {
-	began := time.Now()
-	up.fills(began, 0)
-	for n < len(page) && err == nil {
-		var k int
-		k, err = r.Read(page[n:])
-		n += k
-	}
-	up.fills(time.Time{}, time.Since(began))
-	return n, err
+// nextBlock returns the ID of the next block. No other upload has the same. Azure wants IDs of one length in a blob.
+func (up *upload) nextBlock() string {
+	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(up.id)[:16], uint32(len(up.blocks)))) //nolint:gosec // at most 50,000
+	up.blocks = append(up.blocks, id)
+	return id
 }
 
-func (up *upload) fills(since time.Time, took time.Duration) {
-	up.store.memory.mu.Lock()
-	up.filling = since
-	if took > 0 {
-		up.pace = took
-	}
-	up.store.memory.mu.Unlock()
+// stage stores the next block, which is in memory. The SDK can repeat that.
+func (up *upload) stage(ctx context.Context, block []byte) error {
+	crc, id := crc64nvme.Checksum(block), up.nextBlock()
+	return up.store.call(ctx, &operation{name: opBlock, body: block}, "staging a block", func(ctx context.Context) error {
+		_, err := up.client.StageBlock(ctx, id, streaming.NopCloser(bytes.NewReader(block)), &blockblob.StageBlockOptions{
+			TransactionalValidation: blob.TransferValidationTypeCRC64(crc),
+		})
+		return err
+	})
 }
 
-// slow reports whether the client fills no page in due time. store.memory.mu is held.
-func (up *upload) slow(now time.Time) bool {
-	return !up.filling.IsZero() && now.Sub(up.filling) > slowPage
-}
-
-// add keeps a page that has something in it. When a whole block is there already,
-// that is stored first, which waits while parallel others are on their way.
-func (up *upload) add(page []byte) error {
-	m := up.store.memory
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(up.pages) >= blockPages {
-		for up.under >= parallel && up.ctx.Err() == nil {
-			up.ended.Wait()
-		}
-		if len(up.pages) >= blockPages && up.ctx.Err() == nil {
-			up.storeBlock()
-		}
-	}
-	up.taken = false
-	up.pages = append(up.pages, page)
-	up.size += int64(len(page))
-	if up.ctx.Err() != nil {
-		return up.cause(up.ctx.Err())
-	}
-	return nil
-}
-
-// cause is why the upload failed, if it did before err.
-func (up *upload) cause(err error) error {
-	if up.ctx.Err() != nil {
-		if e, ok := errors.AsType[*signerapi.Error](context.Cause(up.ctx)); ok {
-			return e
-		}
+// stageStream stores the next block, which is read from the client while it is sent.
+func (up *upload) stageStream(ctx context.Context, block *stream) error {
+	id := up.nextBlock()
+	var crc []byte
+	err := up.store.call(ctx, &operation{name: opBlock, stream: block}, "staging a block", func(ctx context.Context) error {
+		done, err := up.client.StageBlock(ctx, id, block, nil)
+		crc = done.ContentCRC64
+		return err
+	})
+	if err == nil && !block.matches(crc) {
+		err = signerapi.ErrStorageUnavailable.Wrap(errors.New("staging a block: storage received other bytes than were sent"))
 	}
 	return err
 }
 
-// missing is how many pages it takes at least until those of the upload can be
-// stored and come back: one more than it lacks, to see the end with.
-// store.memory.mu is held.
-func (up *upload) missing() int {
-	missing := blockPages - len(up.pages)
-	if up.opts.Size >= 0 {
-		missing = min(missing, int((up.opts.Size-up.size+pageBytes-1)/pageBytes))
+// commit makes the blocks the picture, of size bytes. Blocks that are not committed do not change the blob; storage deletes
+// them at the next write to its name, or after a week.
+func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error) {
+	up.info.Size = size
+	if up.info.MD5 == nil {
+		up.info.MD5 = up.opts.MD5 // it was checked while the picture was read
 	}
-	if !up.taken {
-		missing++
-	}
-	return missing
-}
-
-// goesOn reports whether the upload will give pages back soon and needs none for
-// that now. store.memory.mu is held.
-func (up *upload) goesOn(now time.Time) bool { return up.closed || up.taken && up.comesAlong(now) }
-
-// before reports whether up should have pages before other: when it needs fewer,
-// or came first. store.memory.mu is held.
-func (up *upload) before(other *upload) bool {
-	mine, theirs := up.missing(), other.missing()
-	return mine < theirs || mine == theirs && up.number < other.number
-}
-
-// comesAlong reports whether the upload will have a block, or the picture, whole
-// soon, if it gets the pages. store.memory.mu is held.
-func (up *upload) comesAlong(now time.Time) bool {
-	return !up.closed && up.under < parallel && up.ctx.Err() == nil && !up.slow(now) &&
-		up.pace*time.Duration(up.missing()) < soon
-}
-
-// canStore reports whether the pages at hand can be stored as a block now.
-// store.memory.mu is held.
-func (up *upload) canStore() bool {
-	return !up.closed && len(up.pages) >= up.fewest && up.under < parallel && up.ctx.Err() == nil
-}
-
-// storeBlock sends all pages at hand on their way as the next block.
-// store.memory.mu is held.
-func (up *upload) storeBlock() {
-	m := up.store.memory
-	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(up.prefix[:], uint32(len(up.blocks)))) //nolint:gosec // at most maxBlocks
-	pages := up.pages
-	up.pages = nil
-	up.blocks = append(up.blocks, id)
-	up.under++
-	m.storing++
-	go func() {
-		if err := up.stage(id, pages); err != nil {
-			up.fail(err)
-			m.mu.Lock()
-			pages, up.pages = append(pages, up.pages...), nil // its client may not send the rest for long
-			m.mu.Unlock()
-		}
-		m.give(pages...)
-		m.mu.Lock()
-		up.under--
-		up.ended.Broadcast()
-		m.mu.Unlock()
-		m.stored()
-	}()
-}
-
-func (up *upload) stage(id string, pages [][]byte) error {
-	crc := crc64nvme.New() // the polynomial of x-ms-content-crc64
-	for _, page := range pages {
-		_, _ = crc.Write(page) // never fails
-	}
-	op := &operation{name: opBlock, body: pages}
-	return up.store.call(up.ctx, op, "staging a block", func(ctx context.Context) error {
-		_, err := up.client.StageBlock(ctx, id, lend(pages), &blockblob.StageBlockOptions{
-			TransactionalValidation: blob.TransferValidationTypeCRC64(crc.Sum64()),
-		})
-		return err
-	})
-}
-
-// put stores a picture that is in memory whole: one round trip, which storage
-// does wholly or not at all, and which the SDK can repeat.
-func (up *upload) put(ctx context.Context, sum []byte) (signerapi.Info, error) {
-	m := up.store.memory
-	m.mu.Lock()
-	m.storing++
-	m.mu.Unlock()
-	defer func() {
-		up.end()
-		m.stored()
-	}()
-	op := &operation{name: opPut, body: up.pages}
-	return up.store.visible(ctx, up.info(sum), op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
-		done, err := up.client.Upload(ctx, lend(up.pages), &blockblob.UploadOptions{
-			HTTPHeaders:             up.headers(sum),
-			AccessConditions:        accessConditions(up.opts.Conditions),
-			TransactionalValidation: blob.TransferValidationTypeMD5(sum),
-		})
-		return done.ETag, err
-	}, up.stored(sum))
-}
-
-// commit stores what is left, waits for all blocks, and makes them the picture.
-func (up *upload) commit(ctx context.Context, sum []byte) (signerapi.Info, error) {
-	m := up.store.memory
-	m.mu.Lock()
-	if len(up.pages) > 0 && up.ctx.Err() == nil {
-		up.storeBlock()
-	}
-	up.closed = true
-	for up.under > 0 {
-		up.ended.Wait()
-	}
-	m.mu.Unlock()
-	if err := up.ctx.Err(); err != nil {
-		return signerapi.Info{}, up.cause(signerapi.ErrIncomplete.Wrap(err))
-	}
-	return up.store.visible(ctx, up.info(sum), &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
+	return up.write(ctx, &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
 		done, err := up.client.CommitBlockList(ctx, up.blocks, &blockblob.CommitBlockListOptions{
-			HTTPHeaders:      up.headers(sum),
+			HTTPHeaders:      up.headers(),
+			Metadata:         up.metadata(),
 			AccessConditions: accessConditions(up.opts.Conditions),
 		})
 		return done.ETag, err
-	}, up.stored(sum))
+	})
 }
 
-func (up *upload) info(sum []byte) signerapi.Info {
-	return signerapi.Info{ContentType: up.contentType, Size: up.size, MD5: sum}
-}
-
-// stored returns what reports whether the picture that is there has our MD5: then it
-// is ours, or is the same.
-func (up *upload) stored(sum []byte) func(context.Context) (signerapi.Info, bool) {
-	return func(ctx context.Context) (signerapi.Info, bool) {
-		there, err := up.store.head(ctx, up.client.BlobClient())
-		return there, err == nil && bytes.Equal(there.MD5, sum) && there.Size == up.size
-	}
-}
-
-// visible is the call, made by do, that makes the picture of info visible. It does not
-// end with the request: the picture is here whole by then, and a client that leaves
-// now has no say in whether it is stored.
-//
-// Where storage did not say what became of it, or refused a repetition because of
-// what our own first try had stored, stored looks at the picture that is there.
-func (s *Store) visible(ctx context.Context, info signerapi.Info, op *operation, doing string, do func(context.Context) (*azcore.ETag, error), stored func(context.Context) (signerapi.Info, bool)) (signerapi.Info, error) {
-	ctx = context.WithoutCancel(ctx)
-	err := s.call(ctx, op, doing, func(ctx context.Context) error {
-		tag, err := do(ctx)
-		info.ETag = etag(tag)
+// write makes the call do, which replaces the picture, and returns the new picture. It does not end with the request: the
+// picture has arrived whole, and a client that leaves now does not decide whether it is stored.
+func (up *upload) write(ctx context.Context, op *operation, doing string, do func(context.Context) (*azcore.ETag, error)) (signerapi.Info, error) {
+	var tag *azcore.ETag
+	err := up.store.call(context.WithoutCancel(ctx), op, doing, func(ctx context.Context) (err error) {
+		tag, err = do(ctx)
 		return err
 	})
 	if err == nil {
-		return info, nil
+		up.info.ETag = etag(tag)
+		return up.info, nil
 	}
+	return up.store.settle(ctx, op, err, func(ctx context.Context) (signerapi.Info, bool, error) {
+		return up.store.marked(ctx, up.client.BlobClient(), uploadID, up.id)
+	})
+}
+
+// settle finds out what a write did that failed with err. If a try of op may have been carried out, stored looks whether the
+// picture is the one of this write. If it is not, the outcome is unknown: storage may still be writing, or another writer may
+// have replaced the picture since.
+func (s *Store) settle(ctx context.Context, op *operation, err error, stored func(context.Context) (signerapi.Info, bool, error)) (signerapi.Info, error) {
 	if op.unclear == 0 {
 		return signerapi.Info{}, err
 	}
-	if there, ok := stored(ctx); ok {
-		return there, nil
+	if info, ok, lookErr := stored(context.WithoutCancel(ctx)); ok && lookErr == nil {
+		return info, nil
 	}
 	e := signerapi.AsError(err)
 	if errors.Is(e, signerapi.ErrPreconditionFailed) || errors.Is(e, signerapi.ErrConflict) {
-		return signerapi.Info{}, e.With("storage refused to repeat this upload, after its first try may have been stored for a while")
+		e = e.With("storage rejected the repetition of this upload")
 	}
 	return signerapi.Info{}, e.Unknown(signerapi.MayBeStored)
 }
 
-func (up *upload) headers(sum []byte) *blob.HTTPHeaders {
-	return &blob.HTTPHeaders{BlobContentType: &up.contentType, BlobContentMD5: sum}
+// marked returns the picture of client, and whether the value of its metadata key begins with mark.
+func (s *Store) marked(ctx context.Context, client *blob.Client, key, mark string) (info signerapi.Info, ok bool, err error) {
+	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := client.GetProperties(ctx, nil)
+		ok = false
+		for name, value := range p.Metadata {
+			ok = ok || strings.EqualFold(name, key) && value != nil && strings.HasPrefix(*value, mark) // HTTP changes the case
+		}
+		info = infoOf(p)
+		return err
+	})
+	if errors.Is(err, signerapi.ErrNotFound) {
+		err = nil
+	}
+	return info, ok, err
 }
 
-// end gives back what the upload still holds, once no block of it is on its way.
-func (up *upload) end() {
-	m := up.store.memory
-	m.leave(up)
-	up.fail(context.Canceled)
-	m.mu.Lock()
-	up.closed = true
-	for up.under > 0 {
-		up.ended.Wait()
-	}
-	pages := up.pages
-	up.pages = nil
-	m.mu.Unlock()
-	m.give(pages...)
+func (up *upload) headers() *blob.HTTPHeaders {
+	return &blob.HTTPHeaders{BlobContentType: &up.info.ContentType, BlobContentMD5: up.info.MD5}
 }
+
+func (up *upload) metadata() map[string]*string { return map[string]*string{uploadID: &up.id} }
 
 func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
 	if c == (signerapi.Conditions{}) {

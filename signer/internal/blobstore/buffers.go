@@ -1,0 +1,150 @@
+package blobstore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"cats.example/shared/signerapi"
+)
+
+const (
+	// bufferCount buffers of bufferBytes each hold whole pictures, or blocks, whose length is not known beforehand.
+	bufferCount = 4
+	bufferBytes = 4<<20 + signerapi.MaxTail
+	// bufferWait is how long a chunked upload waits for a buffer.
+	bufferWait = 10 * time.Second
+	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of
+	// fillWindow, so that slow clients do not keep fast ones out.
+	minFill    = 16 << 10
+	fillWindow = 5 * time.Second
+)
+
+// errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
+var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were under way; " +
+	"nothing was stored; send it with PUT and a Content-Length")
+
+// buffers is a pool of buffers. They are allocated when they are first needed, and kept.
+type buffers struct {
+	wait, window time.Duration // bufferWait and fillWindow
+
+	mu   sync.Mutex // held to take one at once, so that a form never takes the last
+	free chan []byte
+}
+
+func newBuffers() *buffers {
+	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount)}
+	for range bufferCount {
+		b.free <- nil
+	}
+	return b
+}
+
+// try returns a buffer if more than keep are free, else nil.
+func (b *buffers) try(keep int) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.free) <= keep {
+		return nil
+	}
+	select {
+	case buf := <-b.free:
+		return allocated(buf)
+	default: // one that waits was faster
+		return nil
+	}
+}
+
+// take waits for a buffer. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
+func (b *buffers) take(ctx context.Context) ([]byte, error) {
+	if buf := b.try(0); buf != nil {
+		return buf, nil
+	}
+	timeout := time.NewTimer(b.wait)
+	defer timeout.Stop()
+	select {
+	case buf := <-b.free:
+		return allocated(buf), nil
+	case <-timeout.C:
+		return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
+	case <-ctx.Done():
+		return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+}
+
+func allocated(buf []byte) []byte {
+	if buf == nil {
+		buf = make([]byte, bufferBytes)
+	}
+	return buf
+}
+
+// give returns a buffer to the pool. Nothing may use it any more.
+func (b *buffers) give(buf []byte) { b.free <- buf }
+
+// taken returns the number of buffers in use.
+func (b *buffers) taken() int { return bufferCount - len(b.free) }
+
+// filler fills buffers from a body, and gives up on a body that is too slow, even amid a Read of it.
+type filler struct {
+	pool *buffers
+	body *io.PipeReader
+}
+
+// filler returns a filler from body. Stop it before Put returns: its goroutine is then at most inside one Read of body.
+func (b *buffers) filler(body io.Reader) filler {
+	r, w := io.Pipe()
+	go func() {
+		_, err := io.Copy(w, body)
+		w.CloseWithError(err) // nil is io.EOF; a wrapped io.EOF is an error
+	}()
+	return filler{b, r}
+}
+
+func (f filler) stop() { _ = f.body.CloseWithError(errRevoked) }
+
+// fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
+// does not count as slow.
+func (f filler) fill(buf []byte) (n int, err error) {
+	var filled atomic.Int64
+	done := make(chan struct{})
+	defer close(done)
+	go func() {
+		tick := time.NewTicker(f.pool.window)
+		defer tick.Stop()
+		for before := int64(0); ; {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			now := filled.Load()
+			if f.pool.taken() > bufferCount/2 && float64(now-before) < minFill*f.pool.window.Seconds() {
+				_ = f.body.CloseWithError(errTooSlow)
+				return
+			}
+			before = now
+		}
+	}()
+	for n < len(buf) && err == nil {
+		var k int
+		k, err = f.body.Read(buf[n:])
+		n += k
+		filled.Store(int64(n))
+	}
+	return n, err
+}
+
+// fill reads until buf is full, and then returns nil, or until r ends. Unlike [io.ReadFull] it returns the error of r as it is:
+// io.EOF, bare, is the end of the picture.
+func fill(r io.Reader, buf []byte) (n int, err error) {
+	for n < len(buf) && err == nil {
+		var k int
+		k, err = r.Read(buf[n:])
+		n += k
+	}
+	return n, err
+}
