@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"cats.example/shared/watchdog"
 )
 
 // Paths of the contract, relative to the signer's base URL.
@@ -40,6 +42,10 @@ const (
 	getTimeout    = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second
+
+	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. It is longer than the signer's own
+	// for storage, so that the signer's answer arrives first.
+	acceptTimeout = watchdog.Timeout + watchdog.Timeout/2
 )
 
 // maxAnswer bounds what the client reads of an answer, in bytes.
@@ -77,7 +83,11 @@ func (c *Client) Wrap(wrap func(http.RoundTripper) http.RoundTripper) {
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
 // signer as a broken request, never as a short one.
 func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
+	watch := watchdog.New(tracked, acceptTimeout, putTimeout, cancel)
+	defer watch.Stop()
 	var query query
 	for _, size := range []struct {
 		name  string
@@ -90,7 +100,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	}
 	opts.Conditions.query(&query)
 	opts.Digests.query(&query)
-	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, tracked)
+	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, watch)
 	if err != nil {
 		return Info{}, err
 	}
@@ -266,7 +276,7 @@ func (c *Client) do(req *http.Request, out any) error {
 
 // unreachable is ErrSignerUnavailable, unless it was the caller who gave up.
 func unreachable(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
+	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), watchdog.ErrExpired) {
 		return ErrIncomplete.Wrap(context.Cause(ctx))
 	}
 	return ErrSignerUnavailable.Wrap(err)

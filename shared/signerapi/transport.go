@@ -157,7 +157,7 @@ func (c *conn) call(req *http.Request) (*http.Response, error) {
 	}
 	var sent chan bool
 	if wanted {
-		_ = c.SetReadDeadline(time.Time{}) // the picture may take as long as it keeps coming
+		_ = c.SetDeadline(time.Time{}) // the picture may take as long as the watchdog of the body allows
 		sent = make(chan bool, 1)
 		go func() { sent <- c.sendBody(req.Body, req.ContentLength) }()
 	}
@@ -253,8 +253,7 @@ var largeCopies = sync.Pool{New: func() any { return new([largeCopy + chunkRoom]
 
 // sendBody sends body: of size bytes, or in chunks where that is -1. A body that
 // breaks off, or has another size, cuts the connection, and so is never taken for
-// whole. Otherwise the answer is waited for no longer than it may take from then on.
-// It reports whether all was sent.
+// whole. It reports whether all was sent.
 func (c *conn) sendBody(body io.Reader, size int64) bool {
 	small := make([]byte, smallCopy+chunkRoom)
 	var large *[largeCopy + chunkRoom]byte
@@ -276,13 +275,11 @@ func (c *conn) sendBody(body io.Reader, size int64) bool {
 			_ = c.Close()
 			return false
 		}
-		_ = c.SetWriteDeadline(time.Now().Add(putTimeout))
 		if _, err := c.Write(piece(buf, n, size < 0, ended)); err != nil {
 			_ = c.SetReadDeadline(time.Now().Add(time.Second)) // the answer is there, or never comes
 			return false
 		}
 		if ended {
-			_ = c.SetReadDeadline(time.Now().Add(putTimeout))
 			return true
 		}
 		switch {

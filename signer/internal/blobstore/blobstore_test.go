@@ -53,9 +53,13 @@ type storage struct {
 	marks  map[string]http.Header // metadata
 	blocks map[string]string
 	fault  func(http.ResponseWriter, *http.Request) bool // true when it has answered
+	early  func(http.ResponseWriter, *http.Request) bool // the same, before the body is read
 }
 
 func (s *storage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.early != nil && s.early(w, r) {
+		return
+	}
 	body, err := io.ReadAll(r.Body)
 	q := r.URL.Query()
 	s.mu.Lock()
@@ -133,6 +137,9 @@ func (s *storage) stores(r *http.Request) {
 		body = []byte(whole.String())
 	}
 	s.blobs[r.URL.Path], s.types[r.URL.Path] = string(body), r.Header.Get("X-Ms-Blob-Content-Type")
+	if s.marks == nil {
+		s.marks = map[string]http.Header{}
+	}
 	s.marks[r.URL.Path] = http.Header{}
 	for name, values := range r.Header {
 		if strings.HasPrefix(name, "X-Ms-Meta-") {
@@ -162,7 +169,7 @@ func refuse(w http.ResponseWriter, status int, code string) {
 // newStore returns a store over a new storage. It has no key before Run.
 func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	t.Helper()
-	back := &storage{blobs: map[string]string{}, types: map[string]string{}, marks: map[string]http.Header{}, blocks: map[string]string{}}
+	back := &storage{blobs: map[string]string{}, types: map[string]string{}, blocks: map[string]string{}}
 	srv := httptest.NewTLSServer(back)
 	t.Cleanup(srv.Close)
 	client := NewTransport()

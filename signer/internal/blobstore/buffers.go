@@ -92,6 +92,7 @@ func (b *buffers) taken() int { return bufferCount - len(b.free) }
 type filler struct {
 	pool *buffers
 	body *io.PipeReader
+	in   *io.PipeWriter
 }
 
 // filler returns a filler from body. Stop it before Put returns: its goroutine is then at most inside one Read of body.
@@ -99,12 +100,12 @@ func (b *buffers) filler(body io.Reader) filler {
 	r, w := io.Pipe()
 	go func() {
 		_, err := io.Copy(w, body)
-		w.CloseWithError(err) // nil is io.EOF; a wrapped io.EOF is an error
+		_ = w.CloseWithError(err) // nil is io.EOF; a wrapped io.EOF is an error
 	}()
-	return filler{b, r}
+	return filler{b, r, w}
 }
 
-func (f filler) stop() { _ = f.body.CloseWithError(errRevoked) }
+func (f filler) stop() { _ = f.body.Close() }
 
 // fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
 // does not count as slow.
@@ -123,7 +124,7 @@ func (f filler) fill(buf []byte) (n int, err error) {
 			}
 			now := filled.Load()
 			if f.pool.taken() > bufferCount/2 && float64(now-before) < minFill*f.pool.window.Seconds() {
-				_ = f.body.CloseWithError(errTooSlow)
+				_ = f.in.CloseWithError(errTooSlow)
 				return
 			}
 			before = now

@@ -28,9 +28,6 @@ const (
 	lookTry      = 4 * time.Second
 	writeTimeout = 40 * time.Second // a Put Blob, a block or a commit
 	writeTry     = 20 * time.Second
-	// answerTimeout is the longest time from the last byte of a stream to the answer. The transport's own limit begins when
-	// the byte has been written, so that it does not end a write that blocks.
-	answerTimeout = time.Minute
 )
 
 const maxRetries = 3 // after the first try of a call
@@ -78,7 +75,8 @@ func operationOf(ctx context.Context) *operation {
 // call makes one call to storage, with f, and returns what its error means. It makes none while the circuit breaker is open.
 //
 // A call that sends a stream has no timeout and does not end with ctx, but with the stream. It ends as well when storage accepts
-// no byte for [watchdog.Timeout].
+// no byte for [watchdog.Timeout], or does not answer within twice that. The transport's timeout for an answer is shorter, but
+// begins only once the last byte is written.
 func (s *Store) call(ctx context.Context, op *operation, doing string, f func(context.Context) error) error {
 	ctx = context.WithValue(ctx, operationKey{}, op)
 	limit, try := writeTimeout, writeTry
@@ -93,7 +91,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	} else {
 		streaming, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 		defer cancel(nil)
-		watch := watchdog.New(op.stream, watchdog.Timeout, answerTimeout, cancel)
+		watch := watchdog.New(op.stream, s.accept, 2*s.accept, cancel)
 		defer watch.Stop()
 		op.stream.source, ctx = watch, streaming
 		options.TryTimeout = 0

@@ -26,6 +26,7 @@ import (
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/watchdog"
 	"cats.example/signer/internal/identity"
 )
 
@@ -61,7 +62,8 @@ type Store struct {
 	buffers    *buffers
 	commits    *semaphore.Weighted
 	commitWait time.Duration
-	committing sync.Map // names of what is being committed
+	accept     time.Duration // in which storage must accept a byte of a stream; watchdog.Timeout
+	committing sync.Map      // names of what is being committed
 	known      *known
 	circuit    *gobreaker.CircuitBreaker[struct{}]
 	key        *delegation
@@ -109,6 +111,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		container: account.NewContainerClient(opts.Container),
 		buffers:   newBuffers(),
 		commits:   semaphore.NewWeighted(commits), commitWait: commitWait,
+		accept:  watchdog.Timeout,
 		metrics: m,
 		retries: maxRetries,
 		now:     time.Now,

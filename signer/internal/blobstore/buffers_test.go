@@ -1,0 +1,134 @@
+package blobstore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"cats.example/shared/signerapi"
+)
+
+func TestFormsLeaveTheLastBuffer(t *testing.T) {
+	b := newBuffers()
+	var forms [][]byte
+	for range bufferCount - 1 {
+		buf := b.try(1)
+		if len(buf) != bufferBytes {
+			t.Fatalf("a buffer of %d bytes, %d taken", len(buf), b.taken())
+		}
+		forms = append(forms, buf)
+	}
+	if b.try(1) != nil {
+		t.Error("a form takes the last buffer")
+	}
+	last, err := b.take(t.Context())
+	if err != nil || len(last) != bufferBytes || b.taken() != bufferCount {
+		t.Errorf("the last one: %v, %d bytes", err, len(last))
+	}
+	b.give(forms[0])
+	if b.try(1) != nil {
+		t.Error("a form takes the last buffer after one was returned")
+	}
+}
+
+func TestTakeWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBuffers()
+		var taken [][]byte
+		for range bufferCount {
+			buf, err := b.take(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			taken = append(taken, buf)
+		}
+		began := time.Now()
+		if _, err := b.take(t.Context()); !errors.Is(err, signerapi.ErrOverloaded) || signerapi.AsError(err).RetryAfter == 0 || time.Since(began) != bufferWait {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := b.take(ctx); !errors.Is(err, signerapi.ErrIncomplete) {
+			t.Errorf("the client left: %v", err)
+		}
+		time.AfterFunc(time.Second, func() { b.give(taken[0]) })
+		if _, err := b.take(t.Context()); err != nil {
+			t.Errorf("one was returned: %v", err)
+		}
+	})
+}
+
+// trickle brings a byte each time.
+type trickle struct{ each time.Duration }
+
+func (r trickle) Read(p []byte) (int, error) {
+	time.Sleep(r.each)
+	return copy(p, "x"), nil
+}
+
+func TestSlowBodiesLoseTheirBufferWhenFewAreFree(t *testing.T) {
+	for name, c := range map[string]struct {
+		others int // buffers that are taken by others
+		body   io.Reader
+		slow   bool
+	}{
+		"slow, half of the buffers taken":      {bufferCount/2 - 1, io.LimitReader(trickle{time.Second}, 60), false},
+		"slow, more than half taken":           {bufferCount / 2, io.LimitReader(trickle{time.Second}, 60), true},
+		"silent, more than half taken":         {bufferCount / 2, trickle{time.Hour}, true},
+		"fast enough, more than half taken":    {bufferCount / 2, io.LimitReader(trickle{time.Second / (minFill + 1000)}, 20*minFill), false},
+		"slow at the end for less than window": {bufferCount / 2, io.MultiReader(strings.NewReader(strings.Repeat("x", minFill)), io.LimitReader(trickle{time.Second}, 4)), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBuffers()
+				for range c.others {
+					if b.try(0) == nil {
+						t.Fatal("no buffer")
+					}
+				}
+				buf := b.try(0)
+				f := b.filler(c.body)
+				defer time.Sleep(2 * time.Hour) // until its goroutine has ended
+				defer f.stop()
+				_, err := f.fill(buf)
+				if errors.Is(err, signerapi.ErrStalled) != c.slow || !c.slow && err != io.EOF { //nolint:errorlint // bare
+					t.Errorf("got %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Chunked uploads wait for each other, forms do not wait, and all are stored.
+func TestManyUploadsShareTheBuffers(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	s.buffers.wait = time.Minute
+	var wg sync.WaitGroup
+	for i := range 24 {
+		wg.Go(func() {
+			name, content := string(rune('a'+i)), pngOf(3*mib+i)
+			opts := unknown
+			if i%2 == 0 {
+				opts = inForm(len(content), 50)
+			}
+			if _, err := s.Put(t.Context(), user(t, name), strings.NewReader(content), opts); err != nil {
+				t.Error(err)
+				return
+			}
+			back.mu.Lock()
+			defer back.mu.Unlock()
+			if back.blobs["/cats/"+name+"/cat"] != content {
+				t.Errorf("%s: another picture is stored", name)
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.buffers.taken(); n > 0 {
+		t.Errorf("%d buffers are taken", n)
+	}
+}
