@@ -37,7 +37,7 @@ func TestTheDoctorReadsWhatCanBeUsedOfFaultySettings(t *testing.T) {
 
 // The doctor reports what the signer stops at; and the faults of the identity, with which the signer starts.
 func TestTheDoctorAndTheSignerAgreeOnTheSettings(t *testing.T) {
-	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, {good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}, append([]string{"UPLOAD_MEMORY=1"}, good...)} {
+	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, {good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}, append([]string{"EXISTENCE_TTL=-1s"}, good...)} {
 		_, err := parse(environ)
 		if faults := doctorOptions(environ).Faults; (err == nil) != (len(faults) == 0) {
 			t.Errorf("%q: the signer says %v, the doctor %v", environ, err, faults)
