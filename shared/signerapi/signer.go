@@ -100,7 +100,7 @@ type Info struct {
 }
 
 // MaxTail is the largest difference between the bounds of a size, in bytes. The signer buffers so much of an upload.
-const MaxTail = 128 << 10
+const MaxTail = 96 << 10
 
 // PutOptions say what is known of a picture before it comes. There is no good
 // zero value: Size is -1 where it is not known.

@@ -72,7 +72,11 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	}
 	switch {
 	case small:
-		return up.buffered(ctx, picture, make([]byte, max(opts.Size, opts.AtMost)+1))
+		content, err := readAll(picture, max(opts.Size, opts.AtMost))
+		if err != nil {
+			return signerapi.Info{}, err
+		}
+		return up.put(ctx, content)
 	case opts.Size >= 0:
 		return up.streamed(ctx, picture)
 	case opts.AtMost > 0:
@@ -92,13 +96,13 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
 
-// buffered reads the picture into buf, which is larger than the picture may be, and stores it with a Put Blob.
-func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte) (signerapi.Info, error) {
-	n, err := fill(picture, buf)
-	if err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return signerapi.Info{}, wrongLength(err)
+// readAll reads r, which must end after at most limit bytes. It takes memory only for what has arrived.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
+	if err == nil && int64(len(content)) > limit {
+		err = wrongLength(nil)
 	}
-	return up.put(ctx, buf[:n])
+	return content, err
 }
 
 // put stores a picture that is in memory. The SDK can repeat that.
@@ -164,32 +168,30 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if err := up.stageStream(ctx, first); err != nil {
 		return signerapi.Info{}, err
 	}
-	tail := make([]byte, up.opts.AtMost-up.opts.AtLeast+1)
-	n, err := fill(picture, tail)
-	if err != io.EOF || n == len(tail) { //nolint:errorlint // as above
-		return signerapi.Info{}, wrongLength(err)
+	tail, err := readAll(picture, up.opts.AtMost-up.opts.AtLeast)
+	if err != nil {
+		return signerapi.Info{}, err
 	}
-	if n > 0 {
-		if err := up.stage(ctx, tail[:n]); err != nil {
+	if len(tail) > 0 {
+		if err := up.stage(ctx, tail); err != nil {
 			return signerapi.Info{}, err
 		}
 	}
 	if first.md5 != nil {
-		first.md5.Write(tail[:n])
+		_, _ = first.md5.Write(tail)
 		up.info.MD5 = first.md5.Sum(nil)
 	}
-	return up.commit(ctx, up.opts.AtLeast+int64(n))
+	return up.commit(ctx, up.opts.AtLeast+int64(len(tail)))
 }
 
 // chunked stores a picture about whose size nothing is known.
 func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
-	head := make([]byte, smallBytes)
-	n, err := fill(picture, head)
+	head, err := io.ReadAll(io.LimitReader(picture, smallBytes+1))
 	switch {
-	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return up.put(ctx, head[:n])
 	case err != nil:
 		return signerapi.Info{}, err
+	case len(head) <= smallBytes:
+		return up.put(ctx, head)
 	}
 	buf, err := up.store.buffers.take(ctx)
 	if err != nil {
@@ -198,7 +200,7 @@ func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Inf
 	defer up.store.buffers.give(buf)
 	f := up.store.buffers.filler(picture)
 	defer f.stop()
-	n = copy(buf, head)
+	n := copy(buf, head)
 	for size := int64(0); ; n = 0 {
 		more, err := f.fill(buf[n:])
 		n += more

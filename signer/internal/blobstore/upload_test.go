@@ -27,7 +27,7 @@ func sized(n int) signerapi.PutOptions { return signerapi.PutOptions{Size: int64
 
 // inForm is what is known of a file of n bytes in a form in which after bytes follow it.
 func inForm(n, after int) signerapi.PutOptions {
-	return signerapi.PutOptions{Size: -1, AtLeast: int64(max(0, n+after-100_000)), AtMost: int64(n + after)}
+	return signerapi.PutOptions{Size: -1, AtLeast: int64(max(0, n+after-90_000)), AtMost: int64(n + after)}
 }
 
 // broken is a body that breaks off.
@@ -54,7 +54,7 @@ func TestPutMakesTheFewestRequests(t *testing.T) {
 		{bufferBytes - 1, inForm(bufferBytes-1, 0), put, false},
 		{bufferBytes, inForm(bufferBytes, 0), blocks, true},
 		{9 * mib, inForm(9*mib, 50), blocks, true},
-		{9 * mib, inForm(9*mib, 100_000), blocks[1:], true}, // all of it is in the first block
+		{9 * mib, inForm(9*mib, 90_000), blocks[1:], true}, // all of it is in the first block
 		{100, unknown, put, false},
 		{64 << 10, unknown, put, false},
 		{64<<10 + 1, unknown, put, false},
@@ -119,7 +119,7 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 	const size = 9 * mib
 	for name, opts := range map[string]signerapi.PutOptions{"sized": sized(size), "form": inForm(size, 50), "chunked": unknown} {
 		for _, cause := range []error{signerapi.ErrIncomplete, signerapi.ErrStalled, io.ErrUnexpectedEOF, fmt.Errorf("reading: %w", io.EOF)} {
-			for _, at := range []int{0, 10, 64 << 10, 64<<10 + 1, mib, bufferBytes, size - 100_000, size - 1, size} {
+			for _, at := range []int{0, 10, 64 << 10, 64<<10 + 1, mib, bufferBytes, size - 90_000, size - 1, size} {
 				s, back, _ := newStore(t, nil)
 				body := io.MultiReader(strings.NewReader(pngOf(size)[:at]), iotest.ErrReader(cause))
 				_, err := s.Put(t.Context(), user(t, "x"), body, opts)
