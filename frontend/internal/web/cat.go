@@ -166,11 +166,11 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	}
 	// A client that waits to be asked for a body that is too large is not asked. Others learn first if the picture is in
 	// the wrong field.
-	tooLarge := r.ContentLength > int64(s.options.MaxSize)+formOverhead
-	if tooLarge && r.Header.Get("Expect") != "" {
+	maxSize := int64(s.options.MaxSize)
+	if r.ContentLength > maxSize+formOverhead+maxAfterFile && r.Header.Get("Expect") != "" {
 		return s.options.CheckSize(r.ContentLength)
 	}
-	form, err := openForm(r, int64(s.options.MaxSize))
+	form, err := openForm(r, maxSize)
 	if err != nil {
 		return err
 	}
@@ -178,8 +178,8 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if tooLarge {
-		return s.options.CheckSize(r.ContentLength)
+	if form.atLeast > maxSize {
+		return signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v, or more than 64 KiB follow it in the form", s.options.MaxSize))
 	}
 	if err := cmp.Or(checkWhole(http.Header(header)), checkCoding(http.Header(header))); err != nil {
 		return err
@@ -188,7 +188,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.store(w, r, user, file, signerapi.PutOptions{Size: -1, Digests: digests})
+	return s.store(w, r, user, file, signerapi.PutOptions{Size: -1, AtLeast: form.atLeast, AtMost: form.atMost, Digests: digests})
 }
 
 // store checks and forwards a picture.

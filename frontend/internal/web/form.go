@@ -15,8 +15,13 @@ import (
 )
 
 const (
-	// formOverhead is the size of a form without the picture, at most, in bytes.
+	// formOverhead limits the content of the fields before the file, in bytes.
 	formOverhead = 1 << 20
+	// maxAfterFile limits the content of the fields after the file, in bytes. All bytes after the file, with headers,
+	// boundaries and the epilogue, may be up to 2*readAhead more.
+	maxAfterFile = 64 << 10
+	// readAhead is more than the 4 KiB that the multipart reader buffers, in bytes.
+	readAhead = 8 << 10
 	// maxParts, maxPartHeader in bytes and maxPartLines limit the parts of a form. A short line of a header takes 25 times
 	// its length of memory, and every part takes CPU time.
 	maxParts      = 100
@@ -40,11 +45,14 @@ func (b bodyReader) Read(p []byte) (int, error) {
 // whole, in memory or on disk.
 type form struct {
 	boundary string
+	size     int64 // of the body, in bytes; -1 if unknown
 	parts    *multipart.Reader
 	in       *bufio.Reader // what was read of the body and not yet looked at
 	raw      *meter
 	count    int      // of parts
 	spare    int64    // what fields other than the file may still hold, in bytes
+	atLeast  int64    // lower bound of the file's size in bytes, once the file begins
+	atMost   int64    // upper bound; 0 if there are no bounds
 	files    []string // the names of the fields before the field "file" that hold a file
 	texts    []string // the same, of text
 }
@@ -74,8 +82,8 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 		return nil, err
 	}
 	in := bufio.NewReaderSize(digests.Reader(bodyReader{r.Body}), formRead)
-	raw := &meter{r: in, left: maxFile + formOverhead, tail: "\r\n"}
-	return &form{boundary: boundary, in: in, raw: raw, spare: formOverhead}, nil
+	raw := &meter{r: in, most: maxFile + formOverhead + maxAfterFile, tail: "\r\n"}
+	return &form{boundary: boundary, size: r.ContentLength, in: in, raw: raw, spare: formOverhead}, nil
 }
 
 // begin reads up to the first boundary.
@@ -88,6 +96,7 @@ func (f *form) begin() error {
 	}
 	for left := maxPreamble; left > 0; {
 		line, err := f.in.ReadSlice('\n')
+		f.raw.given += int64(len(line))
 		if e, ok := errors.AsType[*signerapi.Error](err); ok {
 			return e
 		}
@@ -102,9 +111,8 @@ func (f *form) begin() error {
 	return malformed("the boundary in the Content-Type does not occur in the body, or only after more than 16 KiB", fmt.Sprintf(": %q", f.boundary))
 }
 
-// file goes to the field "file" and returns its content and header. That ends in
-// io.EOF only once all of the form has been read and found whole, with no second
-// file, so that what comes after the file can still refuse it.
+// file reads up to the field "file" and returns the field's content and header. It sets atLeast and atMost. The content ends
+// in io.EOF only after the whole form was read and is valid. So the parts after the file can still cause a rejection.
 func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 	if err := f.begin(); err != nil {
 		return nil, nil, err
@@ -119,6 +127,10 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 		case field.name == "file" && !field.file:
 			return nil, nil, errFileIsText
 		case field.name == "file":
+			if f.size >= 0 {
+				left := f.size - f.raw.given - f.closing() // The file begins up to readAhead bytes earlier.
+				f.atLeast, f.atMost = max(0, left-maxAfterFile-readAhead), left+readAhead
+			}
 			return &fileReader{form: f, part: part, unchosen: !field.named}, part.Header, nil
 		}
 		names := &f.texts
@@ -136,6 +148,9 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 		}
 	}
 }
+
+// closing returns the length of the closing boundary in bytes.
+func (f *form) closing() int64 { return int64(len("\r\n--" + f.boundary + "--")) }
 
 // missing returns errMissingFile with what is wrong and the names of the fields that were found.
 func (f *form) missing(wrong string) error {
@@ -193,6 +208,7 @@ func (f *form) next() (*multipart.Part, field, error) {
 
 var (
 	errTooManyParts = malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
+	errAfterFile    = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
 	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or %d lines", maxPartHeader, maxPartLines), "")
 )
 
@@ -222,6 +238,7 @@ type fileReader struct {
 	form     *form
 	part     *multipart.Part
 	unchosen bool  // whether the file has no name, and no content so far
+	size     int64 // bytes read
 	err      error // sticky
 }
 
@@ -237,6 +254,7 @@ func (r *fileReader) Read(p []byte) (int, error) {
 		k, err = r.part.Read(p[n:])
 		n += k
 	}
+	r.size += int64(n)
 	r.unchosen = r.unchosen && n == 0
 	switch {
 	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
@@ -252,17 +270,22 @@ func (r *fileReader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
-// rest reads what comes after the file and returns io.EOF when all is well.
+// rest reads the form from the end of the file on and returns io.EOF if the form is valid.
 func (r *fileReader) rest() error {
+	f := r.form
+	f.spare, f.raw.most = maxAfterFile, f.raw.given+maxAfterFile+readAhead+f.closing()
 	for {
-		part, field, err := r.form.next()
-		if err != nil {
-			return err
-		}
-		if field.name == "file" {
+		part, field, err := f.next()
+		if err == nil && field.name == "file" {
 			return errTwoFiles
 		}
-		if err := r.form.skip(part, field.name); err != nil {
+		if err == nil {
+			err = f.skip(part, field.name)
+		}
+		switch end := err == io.EOF; { //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+		case end && r.size < f.atLeast, errors.Is(err, signerapi.ErrTooLarge):
+			return errAfterFile
+		case err != nil:
 			return err
 		}
 	}
@@ -297,9 +320,10 @@ var errBodyEnd = errors.New("the body has ended")
 type meter struct {
 	r     *bufio.Reader
 	tail  string // to give at the end
-	left  int64
-	bytes int // of the header that is being read, which may still come
-	lines int // of it; negative outside of headers
+	given int64  // bytes of the body, with those before the meter
+	most  int64  // limit of given
+	bytes int    // of the header that is being read, which may still come
+	lines int    // of it; negative outside of headers
 	err   error
 }
 
@@ -339,7 +363,7 @@ func (m *meter) read(p []byte) (int, error) {
 		p = p[:len(line)]
 	}
 	n, err := m.r.Read(p)
-	if m.left -= int64(n); m.left < 0 {
+	if m.given += int64(n); m.given > m.most {
 		return 0, signerapi.ErrTooLarge.With("the form is too large")
 	}
 	return n, err

@@ -50,6 +50,87 @@ func TestAFormMayHaveOtherFieldsAroundTheFile(t *testing.T) {
 	}
 }
 
+func TestFormLimitsTheBytesAfterTheFile(t *testing.T) {
+	const last = "\r\n--x--"
+	field := func(n int, header string) string {
+		return "\r\n--x\r\nContent-Disposition: form-data; name=a" + header + "\r\n\r\n" + strings.Repeat("y", n)
+	}
+	longHeader := field(0, "\r\nX: "+strings.Repeat("x", 8000))
+	h, m, _ := newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0", "MAX_PICTURE_SIZE=16MiB")
+	for name, c := range map[string]struct {
+		after string
+		code  string // "" if the form is accepted
+	}{
+		"nothing":                         {last, ""},
+		"a line end":                      {last + "\r\n", ""},
+		"a field of 64 KiB":               {field(64<<10, "") + last, ""},
+		"a field of 64 KiB and a byte":    {field(64<<10+1, "") + last, "invalid_argument"},
+		"a file of 64 KiB":                {field(64<<10, "; filename=b") + last + "\r\n", ""},
+		"a file of 3 MiB":                 {field(3<<20, "; filename=b") + last + "\r\n", "invalid_argument"},
+		"8 fields of 8000 bytes":          {strings.Repeat(field(8000, ""), 8) + last, ""},
+		"9 fields of 8000 bytes":          {strings.Repeat(field(8000, ""), 9) + last, "invalid_argument"},
+		"8 headers of 8000 bytes":         {strings.Repeat(longHeader, 8) + last, ""},
+		"12 headers of 8000 bytes":        {strings.Repeat(longHeader, 12) + last, "invalid_argument"},
+		"an epilogue of 64 KiB":           {last + "\r\n" + strings.Repeat("y", 64<<10), ""},
+		"an epilogue of 84 KiB":           {last + "\r\n" + strings.Repeat("y", 84<<10), "invalid_argument"},
+		"an epilogue of 3 MiB":            {last + strings.Repeat("\r\n", 3<<19), "invalid_argument"},
+		"a field and an epilogue":         {field(60<<10, "") + last + "\r\n" + strings.Repeat("y", 24<<10), "invalid_argument"},
+		"another file of 64 KiB":          {strings.Replace(field(64<<10, "; filename=b"), "=a", "=file", 1) + last, "two_files"},
+		"another file of 3 MiB":           {strings.Replace(field(3<<20, "; filename=b"), "=a", "=file", 1) + last, "two_files"},
+		"3 MiB without the last boundary": {field(3<<20, ""), "invalid_argument"},
+		"nothing, not the last boundary":  {"\r\n--x\r\n", "malformed_form"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, size := range []int{40, 5000, 64<<10 - 1, 64 << 10, 300 << 10, 6 << 20} {
+				content := png[:40] + strings.Repeat("z", size-40)
+				form := "--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + content + c.after
+				read := 0
+				for _, body := range []io.Reader{strings.NewReader(form), io.TeeReader(strings.NewReader(form), counter{&read})} { // The second hides the length.
+					m.cats["x"] = "old"
+					rec := send(t, h, "POST", "/cat/x", "multipart/form-data; boundary=x", body)
+					want := content
+					if c.code != "" {
+						want = "old"
+						wantProblem(t, rec, status[c.code], c.code)
+					}
+					if got := m.cats["x"]; got != want {
+						t.Errorf("after %d bytes: %d %s; %d bytes are stored", size, rec.Code, rec.Body, len(got))
+					}
+				}
+				if most := size + maxAfterFile + 3*readAhead + formRead; read > most {
+					t.Errorf("after %d bytes: %d bytes were read; want at most %d", size, read, most)
+				}
+			}
+		})
+	}
+}
+
+func TestFormRejectsTooLargeFileEarly(t *testing.T) {
+	for name, c := range map[string]struct {
+		field, file, after int // lengths
+		code               string
+	}{
+		"a picture over the limit":           {0, maxSize + maxAfterFile + 2*readAhead, 0, "too_large"},
+		"a picture far over the limit":       {0, 8 << 20, 0, "too_large"},
+		"the same with a field":              {5000, 8 << 20, 0, "too_large"},
+		"a large picture in the wrong field": {8 << 20, 100, 0, "missing_file"},
+		"a large field after the picture":    {0, 5000, 8 << 20, "too_large"},
+	} {
+		h, m, _ := newWeb(t)
+		contentType, body := formOf(t, part{"a", "a", strings.Repeat("x", c.field)}, part{"file", "cat.png", png[:40] + strings.Repeat("x", c.file)}, part{"b", "", strings.Repeat("x", c.after)})
+		read := 0
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/cat/x", io.TeeReader(bytes.NewReader(body), counter{&read}))
+		r.ContentLength = int64(len(body))
+		r.Header.Set("Content-Type", contentType)
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		p := wantProblem(t, rec, status[c.code], c.code)
+		if read > formOverhead+3*formRead || c.code == "too_large" && (read > 3*formRead || !strings.Contains(p.Detail, "64 KiB")) || len(m.cats) > 0 {
+			t.Errorf("%s: %s, after %d bytes", name, p.Detail, read)
+		}
+	}
+}
+
 // lines are n short lines of a header.
 func lines(n int) string {
 	var b strings.Builder
@@ -144,7 +225,7 @@ func TestBadUploadsAreRefusedAndChangeNothing(t *testing.T) {
 		{"a preamble without end", "POST", good, strings.Repeat("x\r\n", 50_000) + whole, 400, "malformed_form"},
 		{"a file over the limit", "POST", good, formBody(part{"file", "a", huge}), 413, "too_large"},
 		{"other fields over the limit", "POST", good, formBody(part{"a", "", strings.Repeat("x", formOverhead+1)}, part{"file", "a", png}), 413, "too_large"},
-		{"other fields over the limit behind the file", "POST", good, formBody(part{"file", "a", png}, part{"a", "", strings.Repeat("x", formOverhead+1)}), 413, "too_large"},
+		{"other fields over the limit behind the file", "POST", good, formBody(part{"file", "a", png}, part{"a", "", strings.Repeat("x", maxAfterFile+1)}), 422, "invalid_argument"},
 		{"text", "POST", good, formBody(part{"file", "cat.png", "hello"}), 415, "unsupported_media_type"},
 		{"an SVG", "PUT", "image/png", `<svg xmlns="http://www.w3.org/2000/svg"/>`, 415, "unsupported_media_type"},
 		{"nothing", "PUT", "image/png", "", 422, "empty"},

@@ -289,26 +289,6 @@ func wantAnswer(t *testing.T, sent []byte, method string, resp *http.Response, b
 	}
 }
 
-// FuzzWrittenForm has every form that a client would write taken, with whatever is in
-// its fields, and its picture stored to the byte.
-func FuzzWrittenForm(f *testing.F) {
-	f.Add("a", "1", "cat.png", []byte("picture"), "z", "2")
-	f.Add("file2", "--\r\n--", "a\"b\\c\r\n.png", []byte("\r\n--\r\n\r\n--x--\r\n"), "", "\r\n")
-	h, m, _ := newWeb(f)
-	f.Fuzz(func(t *testing.T, before, value, name string, content []byte, after, last string) {
-		control := func(r rune) bool { return r != '\r' && r != '\n' && (r < ' ' || r == 0x7f) } // which no header may hold; line ends are written as others
-		if before == "file" || after == "file" || name == "" || strings.ContainsFunc(before+name+after, control) || len(before)+len(name)+len(after) > 4<<10 || len(content) > maxSize-40 {
-			return
-		}
-		clear(m.cats)
-		want := png[:40] + string(content)
-		contentType, body := formOf(t, part{before, "", value}, part{"file", name, want}, part{after, "x", last})
-		if rec := send(t, h, "POST", "/cat/x", contentType, bytes.NewReader(body)); rec.Code != 200 || m.cats["x"] != want {
-			t.Fatalf("%q: %d %s; stored %q", body, rec.Code, rec.Body, m.cats["x"])
-		}
-	})
-}
-
 var oneDigest = regexp.MustCompile(`^(md5|sha-256|sha-512)=:([A-Za-z0-9+/]*={0,2}):$`)
 
 // FuzzDigests holds that digests have the length of their kind, or are refused, and

@@ -25,7 +25,7 @@ import (
 )
 
 // memory is a signer that keeps pictures in a map, as the contract has it: a
-// picture counts only after a bare io.EOF.
+// picture counts only after a bare io.EOF. A picture outside its bounds is an error without a code, which is answered with 500.
 type memory struct {
 	mu    sync.Mutex
 	cats  map[string]string
@@ -55,6 +55,9 @@ func (m *memory) Put(ctx context.Context, u signerapi.User, body io.Reader, opts
 		if err != nil {
 			return signerapi.Info{}, err
 		}
+	}
+	if n := int64(b.Len()); opts.AtMost == 0 && opts.AtLeast > 0 || opts.AtMost > 0 && (opts.Size >= 0 || n < opts.AtLeast || n > opts.AtMost || opts.AtMost-opts.AtLeast > signerapi.MaxTail) {
+		return signerapi.Info{}, fmt.Errorf("a picture of %d bytes has the options %+v", n, opts)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
