@@ -91,8 +91,8 @@ func TestFormNamesTheFieldFound(t *testing.T) {
 	forms["a file, and large text"] = formAnswer{formType, field(`name="image"; filename="a"`, "x") + field(`name="text"`, large) + lastBoundary, 422, "missing_file", []string{`"image"`}}
 	forms["a small file before the file"] = formAnswer{formType, field(`name="image"; filename="a"`, "x") + file(cat) + lastBoundary, 200, "", nil}
 	forms["large text before the file"] = formAnswer{formType, field(`name="text"`, large) + file(cat) + lastBoundary, 413, "too_large", []string{`"text"`}}
-	forms["large text after the file"] = formAnswer{formType, file(cat) + field(`name="after"`, large) + lastBoundary, 413, "too_large", []string{`"after"`}}
-	forms["a large file after the file"] = formAnswer{formType, file(cat) + field(`name="image"; filename="x"`, large) + lastBoundary, 413, "too_large", []string{`"image"`}}
+	forms["large text after the file"] = formAnswer{formType, file(cat) + field(`name="after"`, large) + lastBoundary, 422, "invalid_argument", []string{"before the file"}}
+	forms["a large file after the file"] = formAnswer{formType, file(cat) + field(`name="image"; filename="x"`, large) + lastBoundary, 422, "invalid_argument", []string{"before the file"}}
 	wantForms(t, public(t), cat, forms)
 }
 
@@ -171,7 +171,8 @@ func TestFormSaysThatTheBoundaryIsMissing(t *testing.T) {
 	}
 	forms["spaces behind the boundary"] = formAnswer{formType, strings.Replace(whole, "\r\n", " \t\r\n", 1), 200, "", nil}
 	forms["line feeds alone"] = formAnswer{formType, "--" + boundary + "\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\n\n" + string(cat) + "\n--" + boundary + "--\n", 200, "", nil}
-	forms["a long epilogue"] = formAnswer{formType, whole + strings.Repeat("x\r\n", 30_000), 200, "", nil}
+	forms["a long epilogue"] = formAnswer{formType, whole + strings.Repeat("x\r\n", 20_000), 200, "", nil}
+	forms["an epilogue over the limit"] = formAnswer{formType, whole + strings.Repeat("x\r\n", 30_000), 422, "invalid_argument", []string{"64 KiB"}}
 	wantForms(t, public(t), cat, forms)
 }
 

@@ -34,7 +34,7 @@ func TestAFormMayHaveOtherFieldsAndAnyLegalShape(t *testing.T) {
 		content := append(random(size, 1), "\r\n--a-boundar\r\n--\r\n--another--\r\n"...)
 		for name, c := range map[string]struct{ contentType, body string }{
 			"the file alone":          {formType, file(content) + lastBoundary},
-			"fields before and after": {formType, field(`name="title"`, "x") + field(`name="long"`, strings.Repeat("x", 600<<10)) + file(content) + field(`name="z"`, strings.Repeat("z", 300<<10)) + lastBoundary},
+			"fields before and after": {formType, field(`name="title"`, "x") + field(`name="long"`, strings.Repeat("x", 600<<10)) + file(content) + field(`name="z"`, strings.Repeat("z", 60<<10)) + lastBoundary},
 			"another file before":     {formType, field(`name="other"; filename="cat.png"`, "no picture") + file(content) + lastBoundary},
 			"preamble and epilogue":   {formType, "a preamble\r\n" + file(content) + lastBoundary + "an epilogue"},
 			"no line end at the end":  {formType, file(content) + strings.TrimSuffix(lastBoundary, "\r\n")},
@@ -96,7 +96,7 @@ func TestAFormThatIsNotWholeStoresNothing(t *testing.T) {
 			"no boundary":                 {"multipart/form-data", whole, 400, "malformed_form"},
 			"an endless boundary":         {"multipart/form-data; boundary=" + strings.Repeat("b", 100), whole, 400, "malformed_form"},
 			"long fields before":          {formType, field(`name="a"`, strings.Repeat("x", 1<<20+1)) + whole, 413, "too_large"},
-			"long fields after":           {formType, file(content) + field(`name="a"`, strings.Repeat("x", 1<<20+1)) + lastBoundary, 413, "too_large"},
+			"long fields after":           {formType, file(content) + field(`name="a"`, strings.Repeat("x", 64<<10+1)) + lastBoundary, 422, "invalid_argument"},
 			"a long header":               {formType, field(`name="a"; x="`+strings.Repeat("x", 30<<10)+`"`, "x") + whole, 400, "malformed_form"},
 			"a form without files":        {"application/x-www-form-urlencoded", "file=cat", 422, "missing_file"},
 			"no content type":             {"", whole, 422, "missing_file"},
@@ -166,5 +166,65 @@ func TestAClientThatWaitsIsAskedForWhatMayBeStored(t *testing.T) {
 	}
 	if status := statusOf(t, conn); status != 200 || !bytes.Equal(served(t, sys, "x"), cat) {
 		t.Errorf("PUT, when asked: %d", status)
+	}
+}
+
+// clientForms returns the forms that widely used clients write for content. Some have a field after the file.
+func clientForms(content []byte) map[string]formAnswer {
+	forms := map[string]formAnswer{}
+	for name, c := range map[string]struct{ boundary, header, end, after string }{
+		"curl":                    {"------------------------a1B2c3D4e5F6g7H8i9J0k1", "Content-Type: image/png\r\n", "\r\n", ""},
+		"Chrome":                  {"----WebKitFormBoundary7MA4YWxkTrZu0gW", "Content-Type: image/png\r\n", "\r\n", "Save"},
+		"Node.js 20":              {"----formdata-undici-027512345678", "Content-Type: application/octet-stream\r\n", "", ""},
+		"Node.js 20 with a field": {"----formdata-undici-027512345678", "Content-Type: application/octet-stream\r\n", "", strings.Repeat("z", 60<<10)},
+		"Python requests":         {"1a79a4d60de6718e8e5b326e338ae533", "", "\r\n", "tabby"},
+		"a boundary of 1 byte":    {"x", "", "", strings.Repeat("z", 64<<10)},
+		"a boundary of 70 bytes":  {strings.Repeat("b", 70), "Content-Type: image/png\r\nContent-Length: 1\r\n", "\r\n", ""},
+	} {
+		form := "--" + c.boundary + "\r\nContent-Disposition: form-data; name=\"title\"\r\n\r\nMia\r\n" +
+			"--" + c.boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cat.png\"\r\n" + c.header + "\r\n" + string(content) + "\r\n"
+		if c.after != "" {
+			form += "--" + c.boundary + "\r\nContent-Disposition: form-data; name=\"submit\"\r\n\r\n" + c.after + "\r\n"
+		}
+		forms[name] = formAnswer{"multipart/form-data; boundary=" + c.boundary, form + "--" + c.boundary + "--" + c.end, 200, "", nil}
+	}
+	return forms
+}
+
+func TestFormOfEachClientIsStored(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	for _, size := range []int{100 << 10, 3 << 20, 6 << 20} {
+		content := random(size, 1)
+		wantForms(t, sys, content, clientForms(content))
+	}
+}
+
+func TestFormLimitsTheBytesAfterTheFile(t *testing.T) {
+	t.Parallel()
+	sys := public(t)
+	for _, size := range []int{1000, 100 << 10, 6 << 20} {
+		content := random(size, 1)
+		whole := file(content) + lastBoundary
+		forms := map[string]formAnswer{
+			"no last boundary":              {formType, file(content), 400, "malformed_form", nil},
+			"half a last boundary":          {formType, strings.TrimSuffix(whole, "-\r\n"), 400, "malformed_form", nil},
+			"a field of 64 KiB":             {formType, file(content) + field(`name="a"`, strings.Repeat("x", 64<<10)) + lastBoundary, 200, "", nil},
+			"an epilogue of 64 KiB":         {formType, whole + strings.Repeat("x", 64<<10), 200, "", nil},
+			"another file of 100 KiB":       {formType, file(content) + file(random(100<<10, 2)) + lastBoundary, 422, "two_files", nil},
+			"an epilogue without last line": {formType, whole + strings.Repeat("x", 100<<10), 422, "invalid_argument", []string{"64 KiB", "before the file"}},
+		}
+		for name, after := range map[string]string{
+			"a field of 64 KiB and a byte": field(`name="a"`, strings.Repeat("x", 64<<10+1)),
+			"a field of 1 MiB":             field(`name="a"`, strings.Repeat("x", 1<<20)),
+			"a file of 2 MiB":              field(`name="b"; filename="b"`, strings.Repeat("x", 2<<20)),
+			"90 fields":                    strings.Repeat(field(`name="a"`, strings.Repeat("x", 1000)), 90),
+		} {
+			forms[name] = formAnswer{formType, file(content) + after + lastBoundary, 422, "invalid_argument", []string{"64 KiB", "before the file"}}
+			if len(after) < 1<<20 {
+				forms[name+" before the file"] = formAnswer{formType, after + whole, 200, "", nil}
+			}
+		}
+		wantForms(t, sys, content, forms)
 	}
 }

@@ -185,6 +185,7 @@ func conformsWell(t *testing.T, c *contract) {
 		"--" + boundary + "\r\nno header\r\n\r\n":               400,
 		field(`name="other"`, "x") + "--" + boundary + "--\r\n": 422,
 		file(cat) + file(cat) + "--" + boundary + "--\r\n":      422,
+		file(cat) + lastBoundary + strings.Repeat("x", 96<<10):  422,
 	} {
 		ask(status, apiCall{"POST", "/cat/mia", []byte(body), []string{"Content-Type", "multipart/form-data; boundary=" + boundary}})
 	}
