@@ -95,7 +95,7 @@ func shapedForm(t *testing.T, shape uint64, before, value, name, content, after,
 	case 0:
 		form.Truncate(form.Len() - len("\r\n"))
 	case 1:
-		form.WriteString(long(0, 4096, 60_000, 64<<10, 100_000))
+		form.WriteString(long(0, 4096, 60_000, 64<<10, 75_000, 100_000))
 	}
 	return w.FormDataContentType(), form.Bytes(), file, form.Len() - end - len("\r\n--"+w.Boundary()+"--")
 }
