@@ -17,8 +17,8 @@ const (
 	bufferBytes = 4<<20 + signerapi.MaxTail
 	// bufferWait is how long a chunked upload waits for a buffer.
 	bufferWait = 10 * time.Second
-	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of
-	// fillWindow, so that slow clients do not keep fast ones out.
+	// Each buffer must be filled with minFill bytes per second in every window of fillWindow while more than half of the
+	// buffers are taken. So slow clients do not keep fast ones out.
 	minFill    = 16 << 10
 	fillWindow = 5 * time.Second
 )
@@ -88,7 +88,7 @@ func (b *buffers) give(buf []byte) { b.free <- buf }
 // taken returns the number of buffers in use.
 func (b *buffers) taken() int { return bufferCount - len(b.free) }
 
-// filler fills buffers from a body, and gives up on a body that is too slow, even amid a Read of it.
+// filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {
 	pool *buffers
 	body *io.PipeReader

@@ -71,7 +71,7 @@ func (r trickle) Read(p []byte) (int, error) {
 	return copy(p, "x"), nil
 }
 
-func TestSlowBodiesLoseTheirBufferWhenFewAreFree(t *testing.T) {
+func TestSlowBodiesLoseTheirBuffer(t *testing.T) {
 	for name, c := range map[string]struct {
 		others int // buffers that are taken by others
 		body   io.Reader

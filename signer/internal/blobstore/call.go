@@ -129,7 +129,7 @@ var retried = []int{
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// bodyError is an error of the client's body, which says nothing about storage.
+// bodyError is an error of the client's body. The circuit breaker does not count it.
 type bodyError struct{ error }
 
 var errShed = errors.New("storage did not answer of late, and is asked again in a few seconds")

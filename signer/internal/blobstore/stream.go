@@ -34,7 +34,7 @@ type stream struct {
 	whole bool       // all bytes were handed to the transport
 	err   error      // of r
 	crc   hash.Hash64
-	md5   hash.Hash // nil if nobody wants it
+	md5   hash.Hash // nil if it is not needed
 }
 
 func newStream(r io.Reader, size int64, commit bool) *stream {

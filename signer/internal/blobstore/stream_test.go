@@ -85,7 +85,7 @@ func TestRevokedViewReadsNothing(t *testing.T) {
 	}
 }
 
-// hijacked returns the connection of a request, and what was read of it but not of its body.
+// hijacked returns the connection of a request, and a reader of it that begins with the bytes that the server has buffered.
 func hijacked(t *testing.T, w http.ResponseWriter) (net.Conn, io.Reader) {
 	t.Helper()
 	conn, rw, err := w.(http.Hijacker).Hijack()
@@ -225,7 +225,7 @@ func TestStorageBreaksStreams(t *testing.T) {
 	}
 }
 
-// Storage answers early and goes on reading: what it reads then is never a part of the next upload, which has the same buffer.
+// Storage answers early and continues to read. It must not receive bytes of the next upload, which uses the same buffer.
 func TestBuffersAreReusedWhileConnectionsStillSend(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	s.retries = -1

@@ -96,7 +96,7 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
 
-// readAll reads r, which must end after at most limit bytes. It takes memory only for what has arrived.
+// readAll reads r, which must end after at most limit bytes. Its memory grows with the bytes that have arrived.
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
 	if err == nil && int64(len(content)) > limit {

@@ -22,10 +22,10 @@ import (
 
 const mib = 1 << 20
 
-// sized is what is known of a picture with a Content-Length.
+// sized returns the options of a picture of n bytes with a Content-Length.
 func sized(n int) signerapi.PutOptions { return signerapi.PutOptions{Size: int64(n)} }
 
-// inForm is what is known of a file of n bytes in a form in which after bytes follow it.
+// inForm returns the options of a file of n bytes in a form, in which after bytes follow it.
 func inForm(n, after int) signerapi.PutOptions {
 	return signerapi.PutOptions{Size: -1, AtLeast: int64(max(0, n+after-90_000)), AtMost: int64(n + after)}
 }
