@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -106,18 +107,10 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	}
 	req.ContentLength = opts.Size // chunked where it is not known
 	var info Info
-	err = c.do(req, &info)
-	// What went wrong with the body is the reason; what the transport or the
-	// signer made of the broken request is only its echo.
-	bodyErr, whole := tracked.state()
-	if bodyErr != nil {
-		return Info{}, bodyErr
+	if err := c.write(req, tracked, &info, MayBeStored); err != nil {
+		return Info{}, err
 	}
-	if whole && errors.Is(err, ErrSignerUnavailable) {
-		e := AsError(err)
-		err = e.Unknown(MayBeStored)
-	}
-	return info, err
+	return info, nil
 }
 
 // Link implements [Signer].
@@ -150,7 +143,7 @@ func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) e
 	if err != nil {
 		return err
 	}
-	return c.do(req, nil)
+	return c.write(req, nil, nil, MayBeDeleted)
 }
 
 // Ticket implements [Signer].
@@ -183,12 +176,7 @@ func (c *Client) Commit(ctx context.Context, user User, ticket string, opts Comm
 		return Info{}, err
 	}
 	var info Info
-	err = c.do(req, &info)
-	if errors.Is(err, ErrSignerUnavailable) {
-		e := AsError(err)
-		err = e.Unknown(MayBeStored)
-	}
-	return info, err
+	return info, c.write(req, nil, &info, MayBeStored)
 }
 
 // About implements [Signer].
@@ -249,8 +237,24 @@ func (c *Client) newRequest(ctx context.Context, method, path, query string, bod
 	return req.WithContext(ctx)
 }
 
-// do sends req, follows no redirect, and decodes a 2xx answer into out, if there is
-// one to decode.
+// write sends req, which changes the stored picture, like do. It alone decides whether the outcome of a failed write is
+// unknown: the signer may have received the whole request, and its answer is lost. The Detail of the error then ends with may.
+// body is the body of req, or nil.
+func (c *Client) write(req *http.Request, body *trackedBody, out any, may string) error {
+	err := c.do(req, out)
+	_, lost := errors.AsType[lostError](err)
+	broken, whole := body.state()
+	if broken != nil { // the cause of any other error
+		lost, err = lost || err == nil, broken
+	}
+	if lost && whole {
+		return AsError(err).Unknown(may)
+	}
+	return err
+}
+
+// do sends req, follows no redirect, and decodes a 2xx answer into out. A nil out means that the answer is a 204. The error
+// wraps a lostError if the signer may have received req.
 func (c *Client) do(req *http.Request, out any) error {
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
@@ -262,22 +266,34 @@ func (c *Client) do(req *http.Request, out any) error {
 	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, maxAnswer)); err != nil {
 		return unreachable(req.Context(), err)
 	}
-	if resp.StatusCode/100 != 2 {
+	switch {
+	case resp.StatusCode/100 != 2:
 		return decodeError(resp, answer.Bytes())
+	case out != nil:
+		err = json.Unmarshal(answer.Bytes(), out)
+	case resp.StatusCode != http.StatusNoContent:
+		err = fmt.Errorf("%s in place of a 204", resp.Status)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(answer.Bytes(), out); err != nil {
-		return ErrInternal.Wrap(fmt.Errorf("reading the signer's answer: %w", err))
+	if err != nil {
+		return ErrInternal.Wrap(lostError{fmt.Errorf("reading the signer's answer: %w", err)})
 	}
 	return nil
 }
+
+// lostError is the reason why a request has no answer of the contract, although the signer may have received it.
+type lostError struct{ error }
+
+// Unwrap returns the reason.
+func (e lostError) Unwrap() error { return e.error }
 
 // unreachable is ErrSignerUnavailable, unless it was the caller who gave up.
 func unreachable(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), watchdog.ErrExpired) {
 		return ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+	// Without a connection nothing was sent, except by an earlier try.
+	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" || errors.Is(err, errStale) {
+		err = lostError{err}
 	}
 	return ErrSignerUnavailable.Wrap(err)
 }
@@ -292,22 +308,25 @@ func decodeError(resp *http.Response, answer []byte) error {
 				continue
 			}
 			e := w.err.With(got.Detail)
-			e.Outcome = got.Outcome
+			if got.Outcome == OutcomeUnknown || got.Outcome == OutcomeStored {
+				e.Outcome = got.Outcome
+			}
 			if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
 				e = e.After(time.Duration(s) * time.Second)
 			}
 			return e
 		}
 	}
-	return ErrInternal.Wrap(fmt.Errorf("the signer answered %s, outside the contract", resp.Status))
+	return ErrInternal.Wrap(lostError{fmt.Errorf("the signer answered %s, outside the contract", resp.Status)})
 }
 
-// trackedBody remembers the error that ended a body, and whether all of it was read.
+// trackedBody remembers the error that ended a body, and whether all of it was read: a body of a known size is whole with its
+// last byte, since the signer may store it then.
 // The transport may still be reading when RoundTrip has returned, hence the lock.
 type trackedBody struct {
 	r     io.Reader
 	mu    sync.Mutex
-	left  int64 // to its end; below zero where its size is not known
+	left  int64 // to its end; below zero if its size is unknown
 	whole bool
 	e     error
 }
@@ -320,11 +339,15 @@ func (b *trackedBody) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF { // a wrapped io.EOF is a broken body, not its end
 		b.e = err
 	}
-	b.whole = b.whole || err == io.EOF || b.left == 0
+	b.whole = b.whole || b.left == 0 || b.left < 0 && err == io.EOF
 	return n, err
 }
 
+// state returns the error that ended the body, and whether all of it was read. A nil body is whole.
 func (b *trackedBody) state() (broken error, whole bool) {
+	if b == nil {
+		return nil, true
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.e, b.whole

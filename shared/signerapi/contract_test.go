@@ -201,52 +201,6 @@ func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
 	}
 }
 
-// Who is told that a picture was not stored must be able to rely on it.
-func TestASignerThatDiesWithAWholePictureMayHaveStoredIt(t *testing.T) {
-	for _, size := range []int64{-1, 100_000} {
-		for name, reads := range map[string]int64{"none of it": 0, "a part": 50_000, "all": 200_000} {
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.CopyN(io.Discard, r.Body, reads)
-				if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
-					_ = conn.Close()
-				}
-			}))
-			parts := make(chan []byte, 2)
-			parts <- make([]byte, 50_000)
-			if reads > 50_000 {
-				parts <- make([]byte, 50_000)
-				close(parts)
-			} else {
-				time.AfterFunc(5*time.Second, func() { close(parts) })
-			}
-			_, err := clientOf(t, srv.URL).Put(t.Context(), user(t, "x"), &fed{parts: parts}, PutOptions{Size: size})
-			if says := strings.Contains(AsError(err).Detail, "may have been stored"); !errors.Is(err, ErrSignerUnavailable) || says != (reads > 100_000) {
-				t.Errorf("a signer that had read %s of a picture of size %d: %v, %q", name, size, err, AsError(err).Detail)
-			}
-			srv.Close()
-		}
-	}
-}
-
-// fed is a body that comes as it is fed.
-type fed struct {
-	parts <-chan []byte
-	now   []byte
-}
-
-func (f *fed) Read(p []byte) (int, error) {
-	if len(f.now) == 0 {
-		part, ok := <-f.parts
-		if !ok {
-			return 0, io.EOF
-		}
-		f.now = part
-	}
-	n := copy(p, f.now)
-	f.now = f.now[n:]
-	return n, nil
-}
-
 func TestReadyAndNotReady(t *testing.T) {
 	if err := across(t, stub{}).Ready(t.Context()); err != nil {
 		t.Errorf("a ready signer: %v", err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -200,6 +201,9 @@ func FuzzAnswers(f *testing.F) {
 				// Whether a picture was sent whole before an answer that makes no sense
 				// ended the call is a matter of time.
 				o = outcome{code: e.Code + strings.TrimSuffix(e.Detail, MayBeStored)}
+				if !slices.Contains([]Outcome{"", OutcomeUnknown, OutcomeStored}, e.Outcome) {
+					t.Fatalf("%v has outcome %q", err, e.Outcome)
+				}
 			}
 			return o
 		}
@@ -330,6 +334,11 @@ func FuzzDecodeAnswer(f *testing.F) {
 	f.Add(404, `{"code":"not_found","detail":"x"}`)
 	f.Add(503, `{"code":["throttled"]}`)
 	f.Add(302, "")
+	f.Add(503, `{"code":"throttled","outcome":"unknown"}`)
+	f.Add(502, `{"code":"damaged","outcome":"stored"}`)
+	f.Add(503, `{"code":"throttled","outcome":"made up"}`)
+	f.Add(503, `{"code":"throttled","outcome":5}`)
+	f.Add(204, "")
 	f.Fuzz(func(t *testing.T, status int, answer string) {
 		if status < 200 || status > 999 {
 			return
@@ -344,6 +353,29 @@ func FuzzDecodeAnswer(f *testing.F) {
 			}
 		} else if status/100 != 2 {
 			t.Fatalf("status %d with %q passed for a link", status, answer)
+		}
+		// A deletion is carried out, or refused with the outcome that the signer tells, or else its outcome is unknown.
+		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
+		var said struct{ Code, Detail, Outcome string }
+		decoded := json.Unmarshal([]byte(answer), &said) == nil
+		ofContract := false
+		for _, w := range wire {
+			ofContract = ofContract || decoded && w.err.Code == said.Code
+		}
+		want := OutcomeUnknown
+		switch {
+		case status == http.StatusNoContent:
+			want = ""
+		case ofContract && status/100 != 2 && said.Outcome == "stored":
+			want = OutcomeStored
+		case ofContract && status/100 != 2 && said.Outcome != "unknown":
+			want = ""
+			if said.Code == "damaged" {
+				want = OutcomeStored
+			}
+		}
+		if (err == nil) != (status == http.StatusNoContent) || err != nil && AsError(err).Outcome != want {
+			t.Fatalf("status %d with %q: %v, outcome %q; want %q", status, answer, err, AsError(err).Outcome, want)
 		}
 	})
 }

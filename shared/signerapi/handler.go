@@ -258,7 +258,7 @@ func (h handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 // Retry-After, never its cause. An error that is no *Error is ErrInternal.
 func Fail(w http.ResponseWriter, err error) {
 	e := AsError(err)
-	status := 0
+	status, outcome := 0, e.Outcome
 	for _, row := range wire {
 		if row.err.Code == e.Code {
 			status = row.status
@@ -270,7 +270,7 @@ func Fail(w http.ResponseWriter, err error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
-	writeJSON(w, status, wireError{e.Code, e.Detail, e.Outcome})
+	writeJSON(w, status, wireError{e.Code, e.Detail, outcome})
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {

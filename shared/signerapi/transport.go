@@ -107,10 +107,11 @@ type conn struct {
 // RoundTrip implements [http.RoundTripper] for the calls of the contract. The signer
 // is asked whether it wants a body before a byte of it is read, and answers are read whole.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	var stale error // of the tries before
 	for {
 		c, err := t.conn(req.Context(), req.URL.Host, req.Method == http.MethodDelete)
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(stale, err)
 		}
 		resp, err := c.call(req)
 		if err == nil && !resp.Close {
@@ -121,6 +122,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if !errors.Is(err, errStale) || req.Context().Err() != nil {
 			return resp, err
 		}
+		stale = err
 	}
 }
 

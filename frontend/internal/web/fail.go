@@ -58,6 +58,7 @@ var status = map[string]int{
 
 	signerapi.ErrInternal.Code:            http.StatusInternalServerError,
 	signerapi.ErrIdentityUnavailable.Code: http.StatusBadGateway,
+	signerapi.ErrDamaged.Code:             http.StatusBadGateway,
 
 	signerapi.ErrMisconfigured.Code:      http.StatusServiceUnavailable,
 	signerapi.ErrIssuerUnavailable.Code:  http.StatusServiceUnavailable,
@@ -76,13 +77,16 @@ type problem struct {
 	Detail    string `json:"detail"`
 	Code      string `json:"code"`
 	RequestID string `json:"request_id,omitempty"`
+
+	Outcome signerapi.Outcome `json:"outcome,omitempty"`
 }
 
 // fail answers with err. What is not in the table is a plain 500: its cause goes
-// to the log and nowhere else.
+// to the log and nowhere else. Its outcome stays: a failed write with it may have changed the stored picture.
 func fail(w http.ResponseWriter, r *http.Request, err error) {
 	service.Note(r.Context(), err)
 	e := signerapi.AsError(err)
+	outcome := e.Outcome
 	code, ok := status[e.Code]
 	if !ok {
 		e, code = signerapi.ErrInternal, http.StatusInternalServerError
@@ -104,6 +108,7 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		Detail:    e.Detail,
 		Code:      e.Code,
 		RequestID: service.RequestID(r.Context()),
+		Outcome:   outcome,
 	})
 }
 
