@@ -114,7 +114,7 @@ func TestLostAnswersOfWritesAreUnknown(t *testing.T) {
 	}
 }
 
-// A 2xx that does not belong to the call says nothing about it.
+// Another program may answer a write with a 2xx that the signer does not use for it.
 func TestSuccessOfAnotherKindIsUnknown(t *testing.T) {
 	for _, w := range writes {
 		answer := answerOf(200, `{"etag":"1"}`)
@@ -189,7 +189,7 @@ func TestWritesWithoutAConnectionAreDefinite(t *testing.T) {
 			})
 		}
 	}
-	for _, w := range writes { // nobody listens at a port of the system
+	for _, w := range writes { // no process listens on port 1
 		c := clientOf(t, "http://127.0.0.1:1")
 		c.transport.(*transport).dial = new(net.Dialer).DialContext
 		checkOutcome(t, w.call(t.Context(), c, user(t, "x")), "signer_unavailable", "", w.may)
@@ -300,7 +300,7 @@ func TestTimeoutsOfWritesAreUnknown(t *testing.T) {
 	}
 }
 
-// Nobody reads what a client is told that has gone.
+// The error of a canceled call goes to the log only.
 func TestCallersThatLeaveGetIncomplete(t *testing.T) {
 	for _, w := range writes {
 		ctx, leave := context.WithCancel(t.Context())

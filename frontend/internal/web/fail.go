@@ -81,8 +81,8 @@ type problem struct {
 	Outcome signerapi.Outcome `json:"outcome,omitempty"`
 }
 
-// fail answers with err. What is not in the table is a plain 500: its cause goes
-// to the log and nowhere else. Its outcome stays: a failed write with it may have changed the stored picture.
+// fail answers with err. An error that is not in the table becomes a plain 500, of which only the log has the cause. The outcome
+// stays, because the failed write may have changed the stored picture.
 func fail(w http.ResponseWriter, r *http.Request, err error) {
 	service.Note(r.Context(), err)
 	e := signerapi.AsError(err)

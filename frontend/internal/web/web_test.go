@@ -194,7 +194,7 @@ func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code 
 	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
 		t.Fatalf("%d %q is no problem document: %v", rec.Code, rec.Body, err)
 	}
-	want := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: p.Detail, Code: code, RequestID: rec.Header().Get("X-Request-Id")}
+	want := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: p.Detail, Code: code, RequestID: rec.Header().Get("X-Request-Id"), Outcome: p.Outcome}
 	if diff := cmp.Diff(want, p); diff != "" || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
 		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
 	}
@@ -359,6 +359,7 @@ func TestEveryErrorOfTheContractHasItsStatus(t *testing.T) {
 		{signerapi.ErrStorageUnavailable, 503, true},
 		{signerapi.ErrSignerUnavailable, 503, true},
 		{signerapi.ErrIdentityUnavailable, 502, false},
+		{signerapi.ErrDamaged, 502, false},
 		{signerapi.ErrInternal, 500, false},
 	} {
 		h, m, _ := newWeb(t)

@@ -1,0 +1,81 @@
+package web
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"cats.example/shared/signerapi"
+)
+
+// changing are the requests that change the stored picture.
+var changing = []struct{ method, path, contentType, body string }{
+	{"PUT", "/cat/x", "image/png", png},
+	{"POST", "/cat/x", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=file; filename=a.png\r\n\r\n" + png + "\r\n--b--\r\n"},
+	{"DELETE", "/cat/x", "", ""},
+	{"POST", "/cat/x/upload/1-3-A/commit", "", ""},
+}
+
+func TestProblemsHaveTheOutcomeOfTheWrite(t *testing.T) {
+	private := &signerapi.Error{Code: "private", Detail: "hunter2"}
+	for name, c := range map[string]struct {
+		err    error
+		status int
+		code   string
+		want   string // the raw JSON; "" for none
+	}{
+		"refused":                             {signerapi.ErrConflict, 409, "conflict", ""},
+		"failed":                              {signerapi.ErrStorageUnavailable, 503, "storage_unavailable", ""},
+		"without a case":                      {errors.New("hunter2"), 500, "internal", ""},
+		"lost by storage":                     {signerapi.ErrStorageUnavailable.Unknown(signerapi.MayBeStored), 503, "storage_unavailable", `"unknown"`},
+		"lost by the signer":                  {signerapi.ErrSignerUnavailable.Unknown(signerapi.MayBeDeleted), 503, "signer_unavailable", `"unknown"`},
+		"refused when repeated":               {signerapi.ErrPreconditionFailed.Unknown(signerapi.MayBeStored), 412, "precondition_failed", `"unknown"`},
+		"lost, wrapped":                       {fmt.Errorf("storing: %w", signerapi.ErrThrottled.Unknown(signerapi.MayBeStored)), 503, "throttled", `"unknown"`},
+		"lost, without a case":                {signerapi.ErrInternal.Wrap(errors.New("hunter2")).Unknown(signerapi.MayBeStored), 500, "internal", `"unknown"`},
+		"a code without a status":             {private, 500, "internal", ""},
+		"a code without a status, lost":       {private.Unknown(signerapi.MayBeStored), 500, "internal", `"unknown"`},
+		"stored damaged":                      {signerapi.ErrDamaged, 502, "damaged", `"stored"`},
+		"stored damaged, with another detail": {signerapi.ErrDamaged.With("x"), 502, "damaged", `"stored"`},
+	} {
+		for _, r := range changing {
+			t.Run(r.method+" "+r.path+" "+name, func(t *testing.T) {
+				h, m, _ := newWeb(t)
+				m.fail = c.err
+				rec := sendWith(t, h, r.method, r.path, strings.NewReader(r.body), "Content-Type", r.contentType)
+				wantProblem(t, rec, c.status, c.code)
+				var said map[string]json.RawMessage
+				if err := json.Unmarshal(rec.Body.Bytes(), &said); err != nil || string(said["outcome"]) != c.want {
+					t.Errorf("outcome %s, %v; want %s", said["outcome"], err, c.want)
+				}
+			})
+		}
+	}
+}
+
+// A request that does not reach the signer changes nothing.
+func TestRefusalsOfTheFrontendHaveNoOutcome(t *testing.T) {
+	h, m, _ := newWeb(t)
+	m.fail = signerapi.ErrSignerUnavailable.Unknown(signerapi.MayBeStored)
+	for _, c := range []struct {
+		method, path, body string
+		header             []string
+	}{
+		{"PUT", "/cat/x.", png, nil},
+		{"PUT", "/cat/x", "text", nil},
+		{"PUT", "/cat/x", png, []string{"If-Match", "x"}},
+		{"PUT", "/cat/x", png, []string{"Sec-Fetch-Site", "cross-site"}},
+		{"POST", "/cat/x", png, nil},
+		{"DELETE", "/cat/x", "", []string{"If-Match", "x"}},
+		{"POST", "/cat/x/upload/1-3-A/commit?content_md5=x", "", nil},
+		{"PATCH", "/cat/x", "", nil},
+	} {
+		rec := sendWith(t, h, c.method, c.path, strings.NewReader(c.body), c.header...)
+		var said map[string]any
+		if err := json.Unmarshal(rec.Body.Bytes(), &said); err != nil || rec.Code < http.StatusBadRequest || said["outcome"] != nil {
+			t.Errorf("%s %s %v: %d %s", c.method, c.path, c.header, rec.Code, rec.Body)
+		}
+	}
+}
