@@ -11,8 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -25,61 +25,6 @@ const (
 	maxRetryAfter = 30 * time.Second // that is waited because an answer asks for it
 	stallTimeout  = time.Minute      // without a byte of a body, a request is given up
 )
-
-// problem is an RFC 9457 problem document: the service's, or one of the same shape for
-// what the command found out itself, without a status.
-type problem struct {
-	Type      string `json:"type"`
-	Title     string `json:"title"`
-	Status    int    `json:"status,omitempty"`
-	Detail    string `json:"detail"`
-	Code      string `json:"code"`
-	RequestID string `json:"request_id,omitempty"`
-}
-
-// failure is an error of a command. It holds neither a token nor a signed URL.
-type failure struct {
-	problem
-	sent json.RawMessage // the document as the service sent it, or nil
-	exit int
-	hint string // what to do
-
-	again   bool          // another try can be worth it
-	unclear bool          // what was asked for may have been done all the same
-	after   time.Duration // how long the service asks to wait; 0 when it does not say
-}
-
-// Error is one line: what is wrong, what to do, and by what the operator finds it.
-func (f *failure) Error() string {
-	s := f.Detail
-	if f.hint != "" {
-		s += "; " + f.hint
-	}
-	if f.after > 0 {
-		s += fmt.Sprintf("; it asks to wait %v", f.after)
-	}
-	if f.RequestID != "" {
-		s += " (request " + f.RequestID + ")"
-	}
-	return escape(s)
-}
-
-func (f *failure) document() any {
-	if f.sent != nil {
-		return f.sent
-	}
-	f.Type = "about:blank"
-	return f.problem
-}
-
-// found returns a failure that the command found out itself.
-func found(exit int, code, title, detail string) *failure {
-	return &failure{problem: problem{Title: title, Detail: detail, Code: code}, exit: exit}
-}
-
-func fileFailure(err error) *failure {
-	return found(exitOther, "file", "File", err.Error())
-}
 
 var errStalled = errors.New("nothing has moved for a minute")
 
@@ -109,10 +54,18 @@ type payload struct {
 	size int64 // -1 when it is not known
 }
 
+// sent reports whether all of the body may be with the service.
+func (p payload) sent() bool {
+	body, ok := p.r.(*counted)
+	return !ok || body.ended.Load() || p.size >= 0 && body.took.Load() >= p.size
+}
+
 // request sends one request and returns the answer, whose body is open. The error is a
 // failure.
 func (c *client) request(ctx context.Context, method, target string, header http.Header, body payload) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
+	var connected atomic.Bool // before that nothing is sent
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		cancel(nil)
@@ -131,7 +84,9 @@ func (c *client) request(ctx context.Context, method, target string, header http
 	resp, err := c.http.Do(req)
 	if err != nil {
 		defer cancel(nil)
-		return nil, broken(ctx, req.URL, err)
+		f := broken(ctx, req.URL, err)
+		f.lost = connected.Load()
+		return nil, f
 	}
 	resp.Body = last{newWatch(resp.Body, cancel, false), cancel}
 	return resp, nil
@@ -199,7 +154,9 @@ func (l last) Close() error {
 func broken(ctx context.Context, to *url.URL, err error) *failure {
 	cause := context.Cause(ctx)
 	if cause != nil && !errors.Is(cause, errStalled) {
-		return found(exitOther, "interrupted", "Interrupted", "interrupted")
+		f := found(exitOther, "interrupted", "Interrupted", "interrupted")
+		f.lost = true
+		return f
 	}
 	if outer, ok := errors.AsType[*url.Error](err); ok {
 		err = outer.Err // without the URL, which may be a signed one
@@ -213,9 +170,8 @@ func broken(ctx context.Context, to *url.URL, err error) *failure {
 		f.exit, f.Detail = exitOther, fmt.Sprintf("%s is not to be trusted: %v", host, err)
 		return f
 	}
-	f.again, f.unclear = true, true
+	f.again, f.lost = true, true
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		f.unclear = false
 		f.Detail = fmt.Sprintf("%s cannot be reached: %v", host, op.Err)
 		f.hint = "is it running? make run starts one here, --server or CATS_SERVER names another"
 	}
@@ -240,14 +196,29 @@ func (c *client) api(ctx context.Context, method, path string, header http.Heade
 	switch {
 	case err != nil:
 		return nil, broken(ctx, resp.Request.URL, err)
-	case resp.StatusCode == http.StatusNoContent:
+	case resp.StatusCode == http.StatusNoContent && method == http.MethodDelete:
 		return nil, nil
-	case resp.StatusCode/100 == 2 && json.Valid(answer):
+	case resp.StatusCode/100 == 2 && method != http.MethodDelete && json.Valid(answer):
 		return answer, nil
 	case resp.StatusCode/100 == 2:
 		return nil, c.stranger(resp)
 	}
 	return nil, c.refusal(resp, answer)
+}
+
+// change is api for a request that changes the stored picture. If there is no answer of the service, the outcome is unknown.
+func (c *client) change(ctx context.Context, method, path string, header http.Header, body payload) (json.RawMessage, error) {
+	answer, err := c.api(ctx, method, path, header, body)
+	if f, ok := errors.AsType[*failure](err); ok {
+		f.may = "stored"
+		if method == http.MethodDelete {
+			f.may = "deleted"
+		}
+		if f.lost && body.sent() {
+			f.unknown(f.may)
+		}
+	}
+	return answer, err
 }
 
 // read asks the service and decodes the answer into out.
@@ -260,68 +231,6 @@ func (c *client) read(ctx context.Context, method, path string, out any) (json.R
 		return nil, found(exitOther, "unexpected_answer", "Unexpected answer", "the answer of "+c.base+" makes no sense: "+err.Error())
 	}
 	return answer, nil
-}
-
-// stranger is the failure of an answer that no cats-api gives.
-func (c *client) stranger(resp *http.Response) *failure {
-	f := found(exitOther, "unexpected_answer", "Unexpected answer", fmt.Sprintf("%s answers %s, and not as a cats-api does", c.base, resp.Status))
-	f.hint = "is --server right?"
-	f.Status = resp.StatusCode
-	return f
-}
-
-// refusal is the failure of an answer that is no success.
-func (c *client) refusal(resp *http.Response, answer []byte) *failure {
-	var p problem
-	if json.Unmarshal(answer, &p) != nil || p.Code == "" || p.Detail == "" {
-		f := c.stranger(resp)
-		if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout { // of what is in between
-			f.exit, f.again, f.unclear, f.hint = exitLater, true, true, ""
-		}
-		return f
-	}
-	f := &failure{problem: p, sent: answer, after: retryAfter(resp)}
-	f.exit, f.again = kind(resp.StatusCode)
-	switch p.Code {
-	case "rate_limited", "overloaded", "issuer_unavailable": // before anything was done
-	case "no_such_path":
-		f.exit, f.hint = exitOther, "is --server right?"
-	case "no_such_upload", "archived", "immutable", "leased", "rejected_by_storage": // no other client was faster
-		f.exit = exitOther
-	case "unauthenticated":
-		f.hint = "set CATS_TOKEN, or --token-file"
-		if c.token != "" {
-			f.hint = "is the token still good, and for this service?"
-		}
-	default:
-		f.unclear = f.again
-	}
-	return f
-}
-
-// kind returns the exit code that goes with a status, and whether to try again.
-func kind(status int) (exit int, again bool) {
-	switch status {
-	case http.StatusNotFound:
-		return exitNotFound, false
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusRequestURITooLong, http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity:
-		return exitRefused, false
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return exitNotAllowed, false
-	case http.StatusConflict, http.StatusPreconditionFailed:
-		return exitCondition, false
-	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return exitLater, true
-	}
-	return exitOther, false
-}
-
-func retryAfter(resp *http.Response) time.Duration {
-	seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil || seconds < 0 {
-		return 0
-	}
-	return time.Duration(seconds) * time.Second
 }
 
 // storage sends one request to storage, by a signed URL.
@@ -347,17 +256,23 @@ func (c *client) storage(ctx context.Context, method, target string, header http
 	if resp.StatusCode >= 500 || said.Code == "Md5Mismatch" { // a byte that was lost on the way
 		f.exit, f.again = exitLater, true
 	}
-	f.unclear = f.again
 	return nil, f
 }
 
 // retry calls try until it succeeds, fails for good, or has failed often enough. The
-// service says how long to wait, or it is a little longer each time.
+// service says how long to wait, or it is a little longer each time. The failure has an unknown outcome if one of the tries has.
 func (c *client) retry(ctx context.Context, bar *progress, try func() error) error {
 	waits := backoff.NewExponentialBackOff()
+	may := "" // what an earlier try may have done
 	for n := 0; ; n++ {
 		err := try()
 		f, ok := errors.AsType[*failure](err)
+		switch {
+		case ok && f.Outcome == outcomeUnknown:
+			may = f.may
+		case ok && f.Outcome == "" && may != "":
+			f.unknown(may)
+		}
 		if err == nil || !ok || !f.again || n >= c.retries || f.after > maxRetryAfter {
 			return err
 		}
@@ -370,7 +285,11 @@ func (c *client) retry(ctx context.Context, bar *progress, try func() error) err
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return found(exitOther, "interrupted", "Interrupted", "interrupted while waiting: "+f.Detail)
+			interrupted := found(exitOther, "interrupted", "Interrupted", "interrupted while waiting: "+f.Detail)
+			if may != "" {
+				interrupted.unknown(may)
+			}
+			return interrupted
 		}
 	}
 }

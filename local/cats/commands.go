@@ -34,7 +34,10 @@ Exit codes:
   5  not allowed (401, 403)
   6  a condition does not hold, or another upload won (409, 412); get: the file is there
   7  try again later (408, 429, 503, a 5xx of storage or on the way, or not to be reached)
-Ctrl-C and SIGTERM end it as such, which a shell shows as 130 and 143.`
+Ctrl-C and SIGTERM end it as such, which a shell shows as 130 and 143.
+
+A failed put or rm has changed nothing, unless its message says that the picture may
+have been stored or deleted. With --json the field outcome of the error is then unknown.`
 
 // Exit codes, as about has them.
 const (

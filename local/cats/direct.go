@@ -70,20 +70,19 @@ func (c *client) putDirect(ctx context.Context, user string, src *source, to con
 			c.notice("what was sent before is no good any more (%s): beginning anew", f.Detail)
 			continue
 		case gone && time.Now().After(u.memory.ticket.ExpiresAt):
-			f.Detail = fmt.Sprintf("the upload took longer than its ticket lives, until %s; nothing was stored", clock(u.memory.ticket.ExpiresAt))
+			f.Detail = "the upload took longer than its ticket lives, until " + clock(u.memory.ticket.ExpiresAt)
 			f.exit = exitOther
 			u.memory.forget()
 		case gone || f.exit == exitRefused:
 			u.memory.forget()
 		case f.Code == "precondition_failed" && u.memory.file != nil:
-			f.hint = "what was sent is kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again"
+			f.advise("what was sent is kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again")
 		case u.memory.file != nil && u.memory.has() && (u.memory.ticket.BlockSize > 0 || u.sent() > 0):
-			f.hint = strings.TrimPrefix(f.hint+"; ", "; ") + fmt.Sprintf("%d bytes of %d have been sent, and the same command goes on from there until %s",
-				u.sent(), src.size, clock(u.memory.ticket.ExpiresAt))
+			f.advise(fmt.Sprintf("%d bytes of %d have been sent, and the same command goes on from there until %s", u.sent(), src.size, clock(u.memory.ticket.ExpiresAt)))
 		default: // nothing of it is of use to another command
 			u.memory.forget()
 			if f.Code == "interrupted" {
-				f.hint = "the same command begins anew"
+				f.advise("the same command begins anew")
 			}
 		}
 		return nil, err
@@ -161,7 +160,7 @@ func (u *upload) run(ctx context.Context, to conditions) (answer json.RawMessage
 		path += "?content_md5=" + url.QueryEscape(base64.StdEncoding.EncodeToString(sum))
 	}
 	err = u.retry(ctx, u.bar, func() (err error) { // asked again, it says the same
-		answer, err = u.api(ctx, http.MethodPost, path, to.header(), payload{})
+		answer, err = u.change(ctx, http.MethodPost, path, to.header(), payload{})
 		return err
 	})
 	return answer, err

@@ -90,7 +90,7 @@ func (s *source) sum(at, n int64) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-var errShorter = found(exitOther, "file", "File", "the file changed while it was being sent; nothing was stored")
+var errShorter = found(exitOther, "file", "File", "the file changed while it was being sent")
 
 // unchanged is nil while the file is the one that was opened.
 func (s *source) unchanged() error {
@@ -162,7 +162,7 @@ func early(to conditions) http.Header {
 func (c *client) putPipe(ctx context.Context, user string, src *source, to conditions, bar *progress) (answer json.RawMessage, err error) {
 	body := &counted{r: src.file, p: bar}
 	err = c.retry(ctx, bar, func() (err error) {
-		answer, err = c.api(ctx, http.MethodPut, catPath(user), early(to), payload{body, -1})
+		answer, err = c.change(ctx, http.MethodPut, catPath(user), early(to), payload{body, -1})
 		if f, ok := errors.AsType[*failure](err); ok && body.took.Load() > 0 {
 			f.again = false
 		}
@@ -201,20 +201,22 @@ func (c *client) putThrough(ctx context.Context, user string, src *source, to co
 	if err != nil {
 		return nil, err
 	}
-	unclear := false // an earlier try may have stored it
+	unknown := false // an earlier try may have stored it
 	err = c.retry(ctx, bar, func() (err error) {
 		body := &counted{r: src.part(0, src.size), p: bar}
 		header := early(to)
 		header.Set("Content-MD5", base64.StdEncoding.EncodeToString(sum))
-		if answer, err = c.api(ctx, http.MethodPut, catPath(user), header, payload{body, src.size}); err == nil {
+		if answer, err = c.change(ctx, http.MethodPut, catPath(user), header, payload{body, src.size}); err == nil {
 			return nil
 		}
 		body.again()
 		f, ok := errors.AsType[*failure](err)
-		switch {
-		case !ok:
+		if !ok {
 			return err
-		case f.Code == "precondition_failed" && unclear:
+		}
+		unknown = unknown || f.Outcome == outcomeUnknown
+		switch {
+		case f.Code == "precondition_failed" && unknown:
 			// The picture that the condition speaks of was replaced, by that try perhaps.
 			var is cat
 			got, readErr := c.read(ctx, http.MethodGet, catPath(user), &is)
@@ -222,14 +224,18 @@ func (c *client) putThrough(ctx context.Context, user string, src *source, to co
 				answer, err = withoutLink(got), nil
 			}
 			return err
+		case f.Outcome == outcomeStored:
+			f.exit = exitLater
+			if f.again = to == (conditions{}); !f.again {
+				f.advise("leave out --create and --if-match then")
+			}
 		case f.again:
 			if changed := src.unchanged(); changed != nil {
 				return changed
 			}
 		case f.Code == "interrupted":
-			f.hint = "the same command begins anew"
+			f.advise("the same command begins anew")
 		}
-		unclear = unclear || f.unclear
 		return err
 	})
 	return answer, err
@@ -484,14 +490,12 @@ func (c *client) link(ctx context.Context, user, ttl, download string) error {
 	})
 }
 
-// remove deletes a picture. It asks again only where it is sure that nothing was
-// deleted: it could be another one's by then.
+// remove deletes a picture. It repeats the request only if nothing was deleted: there could be another picture by then.
 func (c *client) remove(ctx context.Context, user string, there conditions) error {
 	err := c.retry(ctx, nil, func() error {
-		_, err := c.api(ctx, http.MethodDelete, catPath(user), there.header(), payload{})
-		if f, ok := errors.AsType[*failure](err); ok && f.unclear {
+		_, err := c.change(ctx, http.MethodDelete, catPath(user), there.header(), payload{})
+		if f, ok := errors.AsType[*failure](err); ok && f.Outcome == outcomeUnknown {
 			f.again = false
-			f.hint = "it may be deleted all the same"
 		}
 		return err
 	})

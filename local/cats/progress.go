@@ -50,9 +50,10 @@ func (p *progress) close() {
 
 // counted is a reader whose bytes p shows, and took counts them.
 type counted struct {
-	r    io.Reader
-	p    *progress
-	took atomic.Int64
+	r     io.Reader
+	p     *progress
+	took  atomic.Int64
+	ended atomic.Bool // r has returned io.EOF
 }
 
 // counted may still be read, a little, when its request has failed.
@@ -60,6 +61,9 @@ func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
 	c.took.Add(int64(n))
 	c.p.add(int64(n))
+	if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body
+		c.ended.Store(true)
+	}
 	return n, err
 }
 
