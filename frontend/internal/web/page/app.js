@@ -21,9 +21,9 @@ let skew = 0 // of the service's clock against this one, in ms
 
 // Problem is a refusal: the service's own problem document, or one of this page's.
 class Problem extends Error {
-  constructor(code, { detail = '', retryAfter = 0, requestId = '' } = {}) {
+  constructor(code, { detail = '', retryAfter = 0, requestId = '', outcome = '' } = {}) {
     super(detail || code)
-    Object.assign(this, { code, detail, retryAfter, requestId })
+    Object.assign(this, { code, detail, retryAfter, requestId, outcome })
   }
 }
 
@@ -46,8 +46,12 @@ async function ask(method, path, { query = {}, headers = {}, signal } = {}) {
   const now = Date.parse(answer.headers.get('Date'))
   if (now) skew = now - Date.now()
   if (!answer.ok) throw problemOf(answer.status, text, (name) => answer.headers.get(name))
+  return text ? jsonOf(text) : undefined
+}
+
+function jsonOf(text) {
   try {
-    return text ? JSON.parse(text) : undefined
+    return JSON.parse(text)
   } catch { // such as the sign-in of a Wi-Fi
     throw new Problem('strange')
   }
@@ -56,11 +60,23 @@ async function ask(method, path, { query = {}, headers = {}, signal } = {}) {
 function problemOf(status, text, header) {
   const retryAfter = Number(header('Retry-After')) || 0
   try {
-    const { code, detail, request_id: requestId } = JSON.parse(text)
-    if (typeof code === 'string') return new Problem(code, { detail: `The service says: ${detail}.`, retryAfter, requestId })
+    const { code, detail, request_id: requestId, outcome } = JSON.parse(text)
+    if (typeof code === 'string') return new Problem(code, { detail: `The service says: ${detail}.`, retryAfter, requestId, outcome })
   } catch { /* it is no JSON */ }
   // Somebody on the way has answered.
   return new Problem(status === 413 ? 'too_large' : status === 429 ? 'rate_limited' : 'strange', { detail: `The answer has the HTTP status ${status}.`, retryAfter })
+}
+
+const unanswered = ['broke_off', 'offline', 'unreachable', 'strange'] // codes of this page: the service has not answered
+
+// change awaits a request that changes the picture. If the service does not answer it, the outcome is unknown.
+async function change(request) {
+  try {
+    return await request
+  } catch (err) {
+    if (unanswered.includes(err.code)) err.outcome = 'unknown'
+    throw err
+  }
 }
 
 // send sends bytes and tells of each piece that has gone; fetch cannot do that. It
@@ -104,8 +120,13 @@ class Upload {
   }
 
   async #through(signal, progress) {
+    await change(this.#put(signal, progress))
+  }
+
+  async #put(signal, progress) {
     const answer = await send('PUT', catPath(user), this.file, { headers: { ...authorization(), ...this.conditions }, signal, sent: progress })
     if (answer.status !== 200) throw problemOf(answer.status, answer.text, answer.header)
+    jsonOf(answer.text)
   }
 
   async #straight(signal, progress) {
@@ -127,13 +148,16 @@ class Upload {
     }
   }
 
-  // commit asks again for an answer that was lost, and while one of the same is under way.
+  // commit repeats a commit of unknown outcome, which is safe, and one that finds the same under way.
   async #commit(signal) {
+    let outcome = '' // of an earlier try
     for (let tries = 1; ; tries++) {
       try {
-        return await ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal })
+        return await change(ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal }))
       } catch (err) {
-        if (!['unreachable', 'overloaded'].includes(err.code) || tries === triesOfAPart) throw err
+        const again = err.code !== 'offline' && (err.outcome === 'unknown' || err.code === 'overloaded')
+        if (err instanceof Problem) outcome = err.outcome ||= outcome
+        if (!again || tries === triesOfAPart) throw err
         await pause((err.retryAfter || 1) * 1000, signal)
       }
     }
@@ -270,7 +294,7 @@ function load(options) {
 
 let loaded = Promise.resolve() // when what was asked for last is there, or is not
 
-async function loadNow({ stored = false } = {}) {
+async function loadNow({ before = '' } = {}) {
   loading.abort()
   loading = new AbortController()
   const { signal } = loading
@@ -282,7 +306,7 @@ async function loadNow({ stored = false } = {}) {
     picture = undefined
     showImage('', '')
     show(err.code === 'not_found' ? 'empty' : 'start')
-    if (err.code !== 'not_found') refused(err, load, stored ? 'Your picture is stored, but there is no link to it yet. ' : '')
+    if (err.code !== 'not_found') refused(err, load, before)
   }
 }
 
@@ -442,31 +466,32 @@ async function start() {
     await mine.run(signal, progress)
   } catch (err) {
     if (signal.aborted) return
-    seems = await look(mine, err.code, signal)
+    mine.mayBeStored ||= mine.allSent && err.outcome === 'unknown'
+    seems = await look(mine, err, signal)
     if (signal.aborted) return
     mine.stop = undefined
-    if (!doubtful.includes(err.code)) mine.allSent = false
+    mine.allSent = mine.mayBeStored
     if (!seems) {
       if (advice[err.code]?.act === 'pick') back()
       else show('preview')
-      return refused(err, start)
+      return refused(err, start, err.outcome === 'unknown' ? 'It is not known whether your picture was stored. ' : '')
     }
   }
   upload = undefined
   show('loading')
-  await load({ stored: !seems })
+  await load({ before: seems ? '' : 'Your picture is stored, but there is no link to it yet. ' })
   if (view() !== 'picture') return
   note(seems ? 'The answer was lost, but this is there now. Here is the link to share.' : 'Stored. Here is the link to share.')
   $('copy').focus()
 }
 
-// look looks at what is there now, where an answer does not say it, or somebody was
-// faster, whose picture the next try then replaces. It returns whether it seems to be
-// what was sent: browsers repeat by themselves what got no answer, and then show the
-// answer to that.
-async function look(mine, code, signal) {
+// look gets the stored picture after a write of unknown outcome. It returns whether that seems to be the uploaded one:
+// browsers repeat requests without an answer by themselves, and then show the answer to that. The next try replaces the
+// picture of somebody who was faster, or one that storage has damaged.
+async function look(mine, { code, outcome }, signal) {
   const faster = code === 'precondition_failed' || code === 'conflict'
-  if (!faster && !doubtful.includes(code)) return false
+  const damaged = outcome === 'stored'
+  if (!faster && !damaged && outcome !== 'unknown') return false
   const { seen } = mine
   let there
   try {
@@ -474,14 +499,12 @@ async function look(mine, code, signal) {
   } catch (err) {
     if (err.code !== 'not_found') return false
   }
-  if (faster) { // which is told
+  if (faster || damaged) { // which is told
     picture = there
     mine.seen = there?.etag
   }
-  return Boolean(there) && there.etag !== seen && there.size === mine.file.size
+  return !damaged && Boolean(there) && there.etag !== seen && there.size === mine.file.size
 }
-
-const doubtful = ['broke_off', 'offline', 'unreachable', 'strange', 'storage_unavailable', 'signer_unavailable', 'internal']
 
 // leave is for an upload that may be stored all the same: it shows what is there.
 async function leave() {
@@ -578,9 +601,18 @@ async function remove() {
   show('loading')
   $('stage').focus()
   try {
-    await ask('DELETE', catPath(user), { headers: { 'If-Match': doomed } }) // which nothing takes back
+    await change(ask('DELETE', catPath(user), { headers: { 'If-Match': doomed } })) // which nothing takes back
   } catch (err) {
     if (signal.aborted) return
+    if (err.outcome === 'unknown') {
+      const of = user
+      const before = 'It is not known whether the picture was deleted. '
+      await load({ before })
+      if (user !== of || !['empty', 'picture'].includes(view())) return
+      if (view() === 'picture') return refused(err, askToDelete, `${before}This is what is there now. `)
+      note('The answer was lost, but there is no picture now.')
+      return $('file').focus()
+    }
     if (err.code === 'precondition_failed') {
       await load()
       return view() === 'picture' && refused(new Problem('another'), askToDelete)
@@ -609,8 +641,9 @@ const broken = { title: 'Something is wrong at the service', text: 'You can try 
 const advice = {
   offline: { title: 'You are offline', text: 'Try again when you have a connection.', act: 'retry' },
   unreachable: { title: 'The service cannot be reached', text: 'Look whether you are online, and try again.', act: 'retry' },
-  broke_off: { title: 'The connection broke off', text: 'Nobody has said that the new picture is stored. Try again.', act: 'retry' },
+  broke_off: { title: 'The connection broke off', text: 'Look whether you are online, and try again.', act: 'retry' },
   storage_refused: { title: 'Storage did not take the picture', text: 'Try again. If it stays like this, tell whoever runs this service.', act: 'retry' },
+  damaged: { title: 'Storage has damaged the picture', text: 'It has stored other bytes than yours. Try again to replace them.', act: 'retry' },
   strange: { ...broken, title: 'Something answered that is not this service' },
   incomplete: { title: 'The picture did not arrive whole', text: 'Nothing was stored. Try again.', act: 'retry' },
   stalled: { title: 'The connection is too slow', text: 'The picture stopped coming, and nothing was stored. Try again, with a better connection if you can.', act: 'retry' },
