@@ -249,6 +249,8 @@ func conformsWithoutStorage(t *testing.T, c *contract) {
 			wg.Go(func() { c.ask(t, sys, f.status, k) })
 		}
 	}
+	storage.set("damaged", crc64("AAAAAAAAAAA="))
+	c.ask(t, sys, 502, operationsOf(t, "damaged", "").put)
 	keyless := newAccount(t)
 	keyless.setAll(refuse(403, "AuthorizationPermissionMismatch"))
 	sys = direct(t, stand.SystemOptions{StorageURL: keyless.URL, NotReady: true})

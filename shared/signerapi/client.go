@@ -53,7 +53,7 @@ const (
 const maxAnswer = 64 << 10
 
 // Client is the Signer on the other side of the loopback interface. It never
-// repeats a Delete, or a Put whose body was asked for: a body cannot be replayed, and
+// repeats a Delete, a Commit, or a Put whose body was asked for: a body cannot be replayed, and
 // the signer retries storage.
 type Client struct {
 	host      string
@@ -291,8 +291,7 @@ func unreachable(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), watchdog.ErrExpired) {
 		return ErrIncomplete.Wrap(context.Cause(ctx))
 	}
-	// Without a connection nothing was sent, except by an earlier try.
-	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" || errors.Is(err, errStale) {
+	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" { // without a connection nothing was sent
 		err = lostError{err}
 	}
 	return ErrSignerUnavailable.Wrap(err)

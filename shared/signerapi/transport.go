@@ -107,11 +107,12 @@ type conn struct {
 // RoundTrip implements [http.RoundTripper] for the calls of the contract. The signer
 // is asked whether it wants a body before a byte of it is read, and answers are read whole.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	var stale error // of the tries before
+	// A second try would hide that the first one may have been carried out.
+	fresh := req.Method == http.MethodDelete || req.URL.Path == commitPath
 	for {
-		c, err := t.conn(req.Context(), req.URL.Host, req.Method == http.MethodDelete)
+		c, err := t.conn(req.Context(), req.URL.Host, fresh)
 		if err != nil {
-			return nil, errors.Join(stale, err)
+			return nil, err
 		}
 		resp, err := c.call(req)
 		if err == nil && !resp.Close {
@@ -122,14 +123,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if !errors.Is(err, errStale) || req.Context().Err() != nil {
 			return resp, err
 		}
-		stale = err
 	}
 }
 
 // errStale is that a connection that was kept had been closed by the signer, which
 // has not seen the request, or has been restarted amid it. A GET and a ticket change
-// nothing, nor does a body that was not asked for, and a commit says the same again: all
-// can be sent again.
+// nothing, nor does a body that was not asked for: all can be sent again.
 var errStale = errors.New("the signer had closed the connection")
 
 // call sends req and reads the answer. After an error, or where the response is to
