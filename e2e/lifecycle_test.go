@@ -133,6 +133,7 @@ func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 				t.Fatal("the client got no answer")
 			}
 			a.problem(t, http.StatusServiceUnavailable, "signer_unavailable")
+			a.outcome(t, "")
 			began := time.Now()
 			for _, method := range []string{http.MethodPut, http.MethodGet, http.MethodDelete} {
 				do(t, method, sys.URL+"/cat/u", "", content).problem(t, http.StatusServiceUnavailable, "signer_unavailable")

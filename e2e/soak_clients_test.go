@@ -27,6 +27,7 @@ type said struct {
 	status       int
 	ETag         string `json:"etag"`
 	Code, Detail string
+	Outcome      string
 	MD5          []byte `json:"content_md5"`
 	URL          string `json:"picture_url"`
 	header       http.Header
@@ -193,13 +194,12 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 
 // ended takes down what became of a write.
 func (s *soak) ended(h *history, w *write, a said) {
-	may := strings.Contains(a.Detail, "may have been stored") || strings.Contains(a.Detail, "may have deleted")
 	switch {
 	case a.status == 200 && w.size > 0, a.status == 204 && w.size == 0:
 		h.stored(w, a.ETag)
-	case a.status == 0 && !a.unsent, a.status == 503 && (w.size == 0 || may):
+	case a.status == 0 && !a.unsent, a.status == 503 && a.Outcome == "unknown":
 		h.unclear(w, time.Now().Add(lingers))
-	case may: // by the signer's first try: there was another picture when it tried again
+	case a.Outcome == "unknown": // by the signer's first try: there was another picture when it tried again
 		h.unclear(w, time.Now())
 	default:
 		s.must(h.refused(w))

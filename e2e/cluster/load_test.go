@@ -83,7 +83,7 @@ func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 	}
 	put, failed := l.ask(client, http.MethodPut, user, body)
 	if failed != nil {
-		unknown := failed.err != nil || strings.Contains(failed.body, "may have been stored")
+		unknown := failed.err != nil || strings.Contains(failed.body, `"outcome":"unknown"`)
 		if before, ok := l.stored.Load(user); ok && unknown {
 			l.stored.Store(user, append(before.([][]byte), content))
 		}

@@ -61,7 +61,7 @@ func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
 	c.took.Add(int64(n))
 	c.p.add(int64(n))
-	if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body
+	if err == io.EOF { // a wrapped io.EOF is a broken body
 		c.ended.Store(true)
 	}
 	return n, err

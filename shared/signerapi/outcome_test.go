@@ -351,3 +351,20 @@ func TestReadsHaveNoOutcome(t *testing.T) {
 	}
 }
 
+// A signer that accepts no more bytes cannot have stored the picture.
+func TestUploadsThatNobodyAcceptsAreDefinite(t *testing.T) {
+	for _, size := range []int64{-1, 100_000} {
+		synctest.Test(t, func(t *testing.T) {
+			over := make(chan struct{})
+			c := peer(t, func(conn net.Conn) {
+				if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					_, _ = io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
+				}
+				<-over
+			})
+			_, err := c.Put(t.Context(), user(t, "x"), strings.NewReader(strings.Repeat("x", 100_000)), PutOptions{Size: size})
+			close(over)
+			checkOutcome(t, err, "signer_unavailable", "", MayBeStored)
+		})
+	}
+}

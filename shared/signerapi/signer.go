@@ -45,12 +45,8 @@ import (
 // on is, or wraps, one of the *Error values of this package.
 type Signer interface {
 	// Put stores body as the picture of user, in place of what was there. It
-	// returns only once storage has acknowledged the whole of it; on any error
-	// the picture that was there is still there, except that the answer of storage
-	// or of the signer may have been lost: after ErrStorageUnavailable,
-	// ErrThrottled, ErrIdentityUnavailable, ErrSignerUnavailable or ErrInternal the
-	// new one may have been stored all the same, and where ErrPreconditionFailed or
-	// ErrConflict say so, it may have been there for a while. ErrArchived,
+	// returns only once storage has acknowledged the whole of it. After an error
+	// the old picture is still there, unless the error has an Outcome. ErrArchived,
 	// ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the state of the
 	// stored picture does not allow it; of Delete and Commit as well.
 	//
@@ -66,7 +62,8 @@ type Signer interface {
 	Link(ctx context.Context, user User, opts LinkOptions) (Link, error)
 
 	// Delete removes the picture of user, or returns ErrNotFound, or
-	// ErrPreconditionFailed when the picture is not as the conditions say.
+	// ErrPreconditionFailed when the picture is not as the conditions say. After an
+	// error the picture is still there, unless the error has an Outcome.
 	Delete(ctx context.Context, user User, conditions Conditions) error
 
 	// Ticket returns a signed URL by which a picture of size bytes can be sent
@@ -76,8 +73,8 @@ type Signer interface {
 	Ticket(ctx context.Context, user User, size int64) (Ticket, error)
 
 	// Commit makes what was sent under a ticket the picture of user, in place of what
-	// was there, if it is all there and is a picture as Put wants it; on any error the
-	// picture that was there is still there, with the exceptions that Put has. Asked
+	// was there, if it is all there and is a picture as Put wants it. After an error the
+	// old picture is still there, unless the error has an Outcome. Asked
 	// again after it has done so, it says the same again. ErrNoUpload means that there
 	// is nothing of user's under that ticket, or not any more.
 	Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
