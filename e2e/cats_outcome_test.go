@@ -28,7 +28,7 @@ func problemOf(status int, code, fields string) fault {
 	return says(status, fmt.Sprintf(`{"title":"x","status":%d,"detail":"why","code":%q%s}`, status, code, fields))
 }
 
-// cutOff ends the connection amid an answer to the whole request.
+// cutOff ends the connection in the middle of the response.
 func cutOff(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 	_, _ = io.Copy(io.Discard, r.Body)
 	w.Header().Set("Content-Length", "100")
@@ -37,7 +37,7 @@ func cutOff(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 	panic(http.ErrAbortHandler)
 }
 
-// amid ends the connection amid the request body.
+// amid ends the connection in the middle of the request body.
 func amid(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
 	_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
 	panic(http.ErrAbortHandler)

@@ -59,7 +59,7 @@ func changes(r *http.Request) bool {
 	return r.Method == http.MethodDelete || r.Method == http.MethodPut && r.URL.Query().Get("comp") != "block"
 }
 
-func TestSignerKilledDuringAWriteLeavesItsOutcomeUnknown(t *testing.T) {
+func TestKilledSignersLeaveOutcomesUnknown(t *testing.T) {
 	own(t)
 	t.Parallel()
 	storage := newAccount(t)
