@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,27 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apart gives Azurite a core of its own, and everything else the others, until
-// back is called: storage is elsewhere in real life, and what it answers at most
-// must not depend on who asks. What is started in between stays there.
-func (b *bench) apart() (back func(), err error) {
+// apart pins Azurite to a core of its own, and this process and those that it starts
+// to the others, until back is called: in production, storage runs on other machines,
+// and its speed must not depend on the client.
+func apart(azurite int) (back func(), err error) {
 	n := runtime.NumCPU()
 	if n < 2 {
-		return nil, fmt.Errorf("storage needs a core of its own, and there are %d", n)
+		return func() {}, fmt.Errorf("storage needs a core of its own, and this machine has %d", n)
 	}
-	own, others, all := cores(0, 1), cores(1, n), cores(0, n)
-	azurite := b.stand.Storage.Process.Pid()
-	back = func() {
-		_, _ = pin(azurite, all), pin(os.Getpid(), all) // as good as can be: what follows says how fast it is
-	}
-	if err := pin(azurite, own); err != nil {
-		return nil, err
-	}
-	if err := pin(os.Getpid(), others); err != nil {
-		back()
-		return nil, err
-	}
-	return back, nil
+	back = func() { _ = pin(os.Getpid(), cores(0, n)) }
+	return back, errors.Join(pin(azurite, cores(0, 1)), pin(os.Getpid(), cores(1, n)))
 }
 
 func cores(from, to int) (set unix.CPUSet) {
@@ -40,7 +30,8 @@ func cores(from, to int) (set unix.CPUSet) {
 	return set
 }
 
-// pin has all threads of a process run on set. Those that they start do so too.
+// pin pins all threads of a process to set. Threads and processes that they start
+// inherit it.
 func pin(pid int, set unix.CPUSet) error {
 	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*"))
 	if err != nil {

@@ -1,39 +1,45 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"math/rand/v2"
-	"mime/multipart"
-	"net"
 	"net/http"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
+
+	"cats.example/local/stand"
 )
 
-// load is what one attack saw.
+// load is the result of one attack.
 type load struct {
 	n       int
+	ok      int // of n, those answered with 200
 	seconds float64
-	p50     time.Duration
 	p99     time.Duration
-	max     time.Duration
+	codes   map[string]int // number of responses by status code; "0" for no response
 }
 
 func (l load) rate() float64 { return float64(l.n) / l.seconds }
 
-// attack asks targets in turn, over conns connections, for the time that is
-// given: as fast as it is answered, or at rate requests a second when that is not
-// 0. Any answer but a 200 is an error.
+// share is the share of the requests that are answered with 200, in percent.
+func (l load) share() float64 { return 100 * float64(l.ok) / float64(l.n) }
+
+// attack sends requests to the targets in turn, over conns connections: as fast as
+// they are answered, or rate a second if that is not 0. Any response but a 200 is
+// an error.
 func attack(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
+	l, err := attempt(ctx, conns, rate, duration, targets...)
+	if err == nil && l.ok < l.n {
+		err = fmt.Errorf("%s %s: responses by code %v", targets[0].Method, targets[0].URL, l.codes)
+	}
+	return l, err
+}
+
+// attempt is attack without an error for other responses than 200.
+func attempt(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
 	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
-	defer transport.CloseIdleConnections()                                                          // vegeta would leave them to the next attack's peer
+	defer transport.CloseIdleConnections()                                                          // vegeta would keep them open
 	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
 		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))
 	defer attacker.Stop()
@@ -47,9 +53,6 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 	var metrics vegeta.Metrics
 	for result := range attacker.Attack(vegeta.NewStaticTargeter(targets...), pacer, duration, "") {
 		metrics.Add(result)
-		if result.Code != http.StatusOK && metrics.Success < 1 && len(metrics.Errors) > 8 {
-			attacker.Stop()
-		}
 	}
 	metrics.Close()
 	took := time.Since(began)
@@ -57,92 +60,58 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 	case ctx.Err() != nil:
 		return load{}, ctx.Err()
 	case metrics.Requests == 0:
-		return load{}, fmt.Errorf("%s: no answer", targets[0].URL)
-	case metrics.Success < 1:
-		return load{}, fmt.Errorf("%s %s: answers by code %v, %v", targets[0].Method, targets[0].URL, metrics.StatusCodes, metrics.Errors)
+		return load{}, fmt.Errorf("%s: no response", targets[0].URL)
 	}
-	return load{int(metrics.Requests), took.Seconds(), metrics.Latencies.P50, metrics.Latencies.P99, metrics.Latencies.Max}, nil //nolint:gosec // not that many
+	return load{int(metrics.Requests), metrics.StatusCodes["200"], took.Seconds(), metrics.Latencies.P99, metrics.StatusCodes}, nil //nolint:gosec // not that many
 }
 
-// pngMagic is what makes a picture one, of one pixel.
-const pngMagic = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
-
-// pictureOf returns a picture of n bytes.
-func pictureOf(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(b) // never fails
-	copy(b, pngMagic)
-	return b
+// side is one of two that are compared.
+type side struct {
+	run  func(ctx context.Context, turn time.Duration) (load, error) // loads it for one turn
+	pids []int                                                       // processes whose CPU time counts
 }
 
-// formOf returns a form with the picture in its field file.
-func formOf(picture []byte) (contentType string, body []byte) {
-	var form bytes.Buffer
-	w := multipart.NewWriter(&form)
-	part, _ := w.CreateFormFile("file", "cat.png") // into memory, which never fails
-	_, _ = part.Write(picture)
-	_ = w.Close()
-	return w.FormDataContentType(), form.Bytes()
+// attacker returns a side's run that attacks targets over conns connections.
+func attacker(conns int, targets []vegeta.Target) func(context.Context, time.Duration) (load, error) {
+	return func(ctx context.Context, turn time.Duration) (load, error) {
+		return attack(ctx, conns, 0, turn, targets...)
+	}
 }
 
-// clients are many connections that each began to put a picture, and bring little
-// or nothing of it.
-type clients struct {
-	conns  []net.Conn
-	ended  atomic.Int64 // that were answered, or cut
-	stop   context.CancelFunc
-	during sync.WaitGroup
+// comparison holds medians of all rounds.
+type comparison struct {
+	ours, yard, ratio      float64 // requests a second
+	cpu, yardCPU, cpuRatio float64 // CPU time of a request, in ms
 }
 
-// slowClients opens n connections to url, each of which sends header, and then
-// rate bytes a second, until close.
-func slowClients(ctx context.Context, url string, n int, header string, rate int) (*clients, error) {
-	ctx, stop := context.WithCancel(ctx)
-	c := &clients{stop: stop}
-	var dialer net.Dialer
-	for range n {
-		conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
-		if err != nil {
-			c.close()
-			return nil, err
+// compare measures yard and ours in turns, since the speed of the machine drifts
+// less between two short turns than between two long ones.
+func (b *bench) compare(ctx context.Context, turn time.Duration, sys *stand.System, name string, yard, ours side) (c comparison, err error) {
+	kept := b.profile(ctx, sys, name, time.Duration(2*b.rounds)*turn)
+	var rates, cpus [2][]float64
+	var ratios, cpuRatios []float64
+	for range b.rounds {
+		var rate, cpu [2]float64
+		for i, s := range []side{yard, ours} {
+			before, err := cpuOf(s.pids...)
+			if err != nil {
+				return c, err
+			}
+			l, err := s.run(ctx, turn)
+			if err != nil {
+				return c, err
+			}
+			after, err := cpuOf(s.pids...)
+			if err != nil {
+				return c, err
+			}
+			rate[i], cpu[i] = l.rate(), (after-before).Seconds()*1000/float64(l.n)
+			rates[i], cpus[i] = append(rates[i], rate[i]), append(cpus[i], cpu[i])
 		}
-		c.conns = append(c.conns, conn)
+		ratios, cpuRatios = append(ratios, rate[1]/rate[0]), append(cpuRatios, cpu[1]/cpu[0])
 	}
-	piece := bytes.Repeat([]byte("x"), rate)
-	for i, conn := range c.conns {
-		c.during.Go(func() {
-			defer c.ended.Add(1)
-			if _, err := io.WriteString(conn, strings.ReplaceAll(header, "USER", fmt.Sprintf("slow-%d", i))); err != nil {
-				return
-			}
-			over := make(chan struct{})
-			go func() {
-				defer close(over)
-				_, _ = conn.Read(make([]byte, 1)) // an answer, or the end: it makes no difference
-			}()
-			time.Sleep(rand.N(time.Second)) //nolint:gosec // or all would send at once
-			tick := time.NewTicker(time.Second)
-			defer tick.Stop()
-			for {
-				select {
-				case <-over:
-					return
-				case <-tick.C:
-				}
-				if _, err := conn.Write(piece); err != nil {
-					return
-				}
-			}
-		})
-	}
-	return c, nil
-}
-
-// close cuts all connections.
-func (c *clients) close() {
-	c.stop()
-	for _, conn := range c.conns {
-		_ = conn.Close()
-	}
-	c.during.Wait()
+	return comparison{
+		ours: median(rates[1]), yard: median(rates[0]), ratio: median(ratios),
+		cpu: median(cpus[1]), yardCPU: median(cpus[0]), cpuRatio: median(cpuRatios),
+	}, kept()
 }

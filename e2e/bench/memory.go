@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,235 +12,225 @@ import (
 )
 
 const (
-	probeRate    = 100      // GETs a second, while something else goes on
-	memoryBar    = 100.0    // MiB of both containers
-	restBar      = 40.0     // MiB of both containers
-	slowBody     = 32 * mib // what a slow client announces
-	slowRate     = 1 << 10  // bytes a second of each
-	slowHeader   = "PUT /cat/USER HTTP/1.1\r\nHost: cats\r\nContent-Type: image/png\r\nContent-Length: 33554432\r\n\r\n" + pngMagic
-	halfHeader   = "PUT /cat/USER HTTP/1.1\r\nHost: cats\r\nContent-Type: image/png\r\n"
-	settleTime   = 2 * time.Second
-	startTimeBar = 1.0 // seconds
+	probeRate  = 100     // GETs a second, beside other load
+	slowRate   = 4 << 10 // bytes a second of one slow client
+	settleTime = 2 * time.Second
+
+	// answeredBar is the share of GETs that must be answered, in percent, while all
+	// connections are in use. The frontend then closes a connection for each new one,
+	// and a request that is sent at that moment gets no response.
+	answeredBar = 99
 )
 
-// rest starts a system and tells how long that takes and what it holds when it has
-// nothing to do.
-func (b *bench) rest(ctx context.Context) error {
+// rest measures the start of a system and its memory at rest.
+func (b *bench) rest(ctx context.Context) ([]result, error) {
 	var seconds, held []float64
-	for range b.rounds {
+	for range 3 {
 		began := time.Now()
-		sys, err := b.start(ctx, onSink, nil)
+		sys, err := b.start(ctx, b.stand, onSink, nil)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		seconds = append(seconds, time.Since(began).Seconds())
 		time.Sleep(settleTime)
-		now, err := usageOf(pids(sys)...)
-		if err != nil {
-			return err
+		sum := 0.0
+		for _, pid := range pids(sys) {
+			m, err := memoryOf(pid)
+			if err != nil {
+				return nil, err
+			}
+			sum += m.rss
 		}
-		held = append(held, float64(now.rss)/mib)
+		held = append(held, sum)
 		if err := sys.Close(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	b.add(result{What: "start to ready of both, token and key included"}.atMost(median(seconds), startTimeBar, " s"))
-	b.add(result{What: "memory at rest, both containers"}.atMost(median(held), restBar, " MiB"))
-	return nil
+	return []result{
+		result{What: "start to ready of both containers, token and key included"}.atMost(median(seconds), 1, " s"),
+		result{What: "memory at rest, both containers"}.atMost(median(held), 48, " MiB"),
+	}, nil
 }
 
-// idle is how a system answers when it has little to do: GETs, and one upload.
-func (b *bench) idle(ctx context.Context, sys *stand.System) (gets load, one time.Duration, err error) {
-	if err := put(ctx, sys.URL, "probe", "image/png", pictureOf(100<<10)); err != nil {
-		return gets, 0, err
+// memory measures the peak under 64 fast uploads, 64 slow ones and GETs, without any
+// memory limit. A process of its own sends the fast uploads and fails unless all of
+// them are stored.
+func (b *bench) memory(ctx context.Context) ([]result, error) {
+	const fast, slow, size = 64, 64, 30 * mib
+	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"GOMEMLIMIT": "", "AUTOMEMLIMIT": "off"})
+	if err != nil {
+		return nil, err
 	}
-	if _, err := attack(ctx, 4, probeRate, time.Second, get(sys.URL, "probe")); err != nil { // connections, and the code's pages
-		return gets, 0, err
+	defer end(ctx, sys)
+	if err := b.unlimited(ctx, sys); err != nil {
+		return nil, err
 	}
-	if gets, err = attack(ctx, 4, probeRate, max(b.duration, 8*time.Second), get(sys.URL, "probe")); err != nil {
-		return gets, 0, err
+	kept := b.profile(ctx, sys, "memory", 5*time.Second)
+	slowOnes, err := connect(ctx, sys.URL, repeat(slow, slowPUT(size, 0, slowRate))...)
+	if err != nil {
+		return nil, err
 	}
-	one, err = timed(ctx, sys, pictureOf(10*mib))
-	return gets, one, err
+	defer slowOnes.close()
+	time.Sleep(settleTime)
+	flooding, stop := context.WithCancel(ctx)
+	defer stop()
+	flooder, err := startPeer(ctx, "flood", "BENCH_NEXT="+sys.URL, fmt.Sprint("BENCH_COUNT=", fast), fmt.Sprint("BENCH_SIZE=", size))
+	if err != nil {
+		return nil, err
+	}
+	defer flooder.stop()
+	var gets sync.WaitGroup
+	var getsErr error
+	gets.Go(func() {
+		for flooding.Err() == nil && getsErr == nil {
+			_, getsErr = attack(ctx, 4, probeRate, time.Second, get(sys.URL, "probe"))
+		}
+	})
+	took, err := flooder.flooded()
+	stop()
+	gets.Wait()
+	if err := errors.Join(err, getsErr, kept()); err != nil {
+		return nil, err
+	}
+	_, _, peak, err := peaks(sys)
+	if err != nil {
+		return nil, err
+	}
+	peak.What = "64 PUTs of 30 MiB at once, 64 at 4 KiB/s, GETs, no memory limit: peak memory (VmHWM) of both containers"
+	return []result{
+		peak.atMost(peak.Value, 100, " MiB"),
+		result{What: "… fast uploads stored", Measured: mibPerSecond(fast * size / took.Seconds())}.exactly(fast, fast), // flooded fails otherwise
+		result{What: "… slow uploads in progress at the end"}.exactly(float64(slow-slowOnes.ended.Load()), slow),
+	}, nil
 }
 
-// timed is how long one upload takes, the median of five.
-func timed(ctx context.Context, sys *stand.System, picture []byte) (time.Duration, error) {
+// pools fills all pools with slow clients under the limits of the manifests: the
+// slots of uploads by uploads of each kind, the signer's buffers, the commits of
+// direct uploads, and the connections. The uploads are fast enough to keep their
+// slots, and first send a burst that fills the buffers.
+func (b *bench) pools(ctx context.Context) ([]result, error) {
+	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"MAX_DIRECT_SIZE": "1GiB"})
+	if err != nil {
+		return nil, err
+	}
+	defer end(ctx, sys)
+	const rate = 24 << 10
+	all := slices.Concat(
+		repeat(300, client{}),
+		repeat(16, slowForm(4*mib, 3*mib, rate)),
+		repeat(16, slowForm(10*mib, mib, rate)),
+		repeat(16, slowChunked(3*mib, rate)),
+		repeat(80, slowPUT(30*mib, mib, rate)),
+		repeat(48, slowPUT(30*mib, mib, rate)), // take the slots of uploads that are rejected
+	)
+	for range 64 {
+		all = append(all, commit())
+	}
+	kept := b.profile(ctx, sys, "pools", 5*time.Second)
+	crowd, err := connect(ctx, sys.URL, all...)
+	if err != nil {
+		return nil, err
+	}
+	defer crowd.close()
+	time.Sleep(settleTime)
+	gets, err := attempt(ctx, 4, probeRate, 12*time.Second, get(sys.URL, "probe"))
+	if err := errors.Join(err, kept()); err != nil {
+		return nil, err
+	}
+	for i, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+		select {
+		case <-p.Done():
+			return nil, fmt.Errorf("the %s ended: %w", []string{"frontend", "signer"}[i], p.Ended())
+		default:
+		}
+	}
+	frontend, signer, _, err := peaks(sys)
+	if err != nil {
+		return nil, err
+	}
+	return []result{
+		result{What: "all pools full: GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
+		result{What: "… peak memory (VmHWM) of the frontend, against its limit in the manifests"}.atMost(frontend, frontendLimit/mib, " MiB"),
+		result{What: "… of the signer"}.atMost(signer, signerLimit/mib, " MiB"),
+		{What: "… connections in use at the end", Value: float64(len(all)) - float64(crowd.ended.Load()), Verdict: told},
+	}, nil
+}
+
+// slow measures what many idle connections and slow uploads from many addresses do
+// to everybody else.
+func (b *bench) slow(ctx context.Context) ([]result, error) {
+	const idle, slow = 1000, 120
+	sys, err := b.start(ctx, b.stand, onSink, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer end(ctx, sys)
+	picture := pictureOf(10 * mib)
+	if _, err := uploadTime(ctx, sys, picture); err != nil { // warms up
+		return nil, err
+	}
+	alone, err := uploadTime(ctx, sys, picture)
+	if err != nil {
+		return nil, err
+	}
+	kept := b.profile(ctx, sys, "slow", 10*time.Second)
+	crowd, err := connect(ctx, sys.URL, append(repeat(slow, slowPUT(30*mib, 0, slowRate)), repeat(idle, client{})...)...)
+	if err != nil {
+		return nil, err
+	}
+	defer crowd.close()
+	time.Sleep(settleTime)
+	var p99 []float64
+	var gets load
+	for range 3 {
+		l, err := attempt(ctx, 4, probeRate, 4*time.Second, get(sys.URL, "probe"))
+		if err != nil {
+			return nil, err
+		}
+		p99 = append(p99, l.p99.Seconds()*1000)
+		gets.n, gets.ok = gets.n+l.n, gets.ok+l.ok
+	}
+	with, err := uploadTime(ctx, sys, picture)
+	if err := errors.Join(err, kept()); err != nil {
+		return nil, err
+	}
+	_, _, peak, err := peaks(sys)
+	if err != nil {
+		return nil, err
+	}
+	peak.What = "1,000 idle connections and 120 uploads at 4 KiB/s, from many addresses: peak memory (VmHWM) of both containers"
+	return []result{
+		peak.atMost(peak.Value, 100, " MiB"),
+		result{What: "… p99 of GETs"}.atMost(median(p99), 20, " ms"),
+		result{What: "… GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
+		result{
+			What:     "… a PUT of 10 MiB, against the same without them",
+			Measured: mibPerSecond(10 * mib / with), Against: mibPerSecond(10 * mib / alone),
+		}.atLeast(alone/with, 0.5, " ×"),
+		{What: "… connections open at the end", Value: float64(idle+slow) - float64(crowd.ended.Load()), Verdict: told},
+	}, nil
+}
+
+// uploadTime is the median time of nine uploads, one after the other, in seconds.
+func uploadTime(ctx context.Context, sys *stand.System, picture []byte) (seconds float64, err error) {
 	var took []float64
-	for range 5 {
+	for range 9 {
 		began := time.Now()
-		if err := put(ctx, sys.URL, "fast", "image/png", picture); err != nil {
+		if err := ask(ctx, upload(sys.URL, "fast", "image/png", picture)); err != nil {
 			return 0, err
 		}
 		took = append(took, time.Since(began).Seconds())
 	}
-	return time.Duration(median(took) * float64(time.Second)), nil
+	return median(took), nil
 }
 
-// memory is 64 uploads of 50 MiB at once, 64 slow ones and GETs. The uploads are
-// made by a process of their own, so that they and the GETs do not wait for each
-// other within this one.
-func (b *bench) memory(ctx context.Context) error {
-	const uploads, slow, size = 64, 64, 50 * mib
-	sys, err := b.start(ctx, onSink, nil)
+// peaks returns the highest memory use of both processes since their start, in MiB,
+// and a row with the sum.
+func peaks(sys *stand.System) (frontend, signer float64, sum result, err error) {
+	f, err := memoryOf(sys.Frontend.Pid())
 	if err != nil {
-		return err
+		return 0, 0, sum, err
 	}
-	defer end(ctx, sys)
-	quiet, _, err := b.idle(ctx, sys)
-	if err != nil {
-		return err
-	}
-	bare, err := b.bareUnderFlood(ctx, uploads, size)
-	if err != nil {
-		return err
-	}
-	alone, err := b.flood(ctx, sys.URL, uploads, size, nil)
-	if err != nil {
-		return err
-	}
-	clients, err := slowClients(ctx, sys.URL, slow, slowHeader, slowRate)
-	if err != nil {
-		return err
-	}
-	defer clients.close()
-	time.Sleep(settleTime)
-	if err := resetPeak(pids(sys)...); err != nil {
-		return err
-	}
-	var busy load
-	var mixed time.Duration
-	if err := b.profile(ctx, sys, "memory", func() (err error) {
-		mixed, err = b.flood(ctx, sys.URL, uploads, size, func(ctx context.Context) (err error) {
-			busy, err = attack(ctx, 4, probeRate, alone, get(sys.URL, "probe"))
-			return err
-		})
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := b.addPeak(sys, "64 × 50 MiB at once, 64 slow ones and GETs"); err != nil {
-		return err
-	}
-	b.add(result{
-		What:     "… p99 of the GETs, against idle",
-		Measured: millis(busy.p99), Against: millis(quiet.p99),
-	}.atMost(float64(busy.p99)/float64(quiet.p99), 10, " ×"))
-	b.add(result{
-		What:     "… against those of two bare hops while a pipe that takes the MD5 has the same uploads",
-		Measured: millis(busy.p99), Against: millis(bare.p99), Value: float64(busy.p99) / float64(bare.p99), Verdict: told,
-	})
-	b.add(result{
-		What:     "… the fast uploads, against the same without slow ones",
-		Measured: fmt.Sprintf("%.0f MiB/s", uploads*size/mib/mixed.Seconds()), Against: fmt.Sprintf("%.0f MiB/s", uploads*size/mib/alone.Seconds()),
-	}.atLeast(alone.Seconds()/mixed.Seconds(), 0.5, " ×"))
-	b.add(result{What: "… slow ones still under way at the end, of 64", Value: float64(slow - clients.ended.Load()), Verdict: told})
-	return nil
-}
-
-// bareUnderFlood is how two bare hops answer while a bare pipe has the uploads:
-// what of the wait is the machine's, whose cores are all taken.
-func (b *bench) bareUnderFlood(ctx context.Context, n, size int) (gets load, err error) {
-	pair, at, err := startPair(ctx)
-	if err != nil {
-		return gets, err
-	}
-	defer pair.stop()
-	pipe, to, err := b.startPipe(ctx, "BENCH_MD5=1")
-	if err != nil {
-		return gets, err
-	}
-	defer pipe.stop()
-	_, err = b.flood(ctx, to, n, size, func(ctx context.Context) (err error) {
-		gets, err = attack(ctx, 4, probeRate, b.duration, get(at, "probe"))
-		return err
-	})
-	return gets, err
-}
-
-// flood uploads n pictures of size bytes at once, while during runs too, and
-// returns how long the uploads took.
-func (b *bench) flood(ctx context.Context, url string, n, size int, during func(context.Context) error) (time.Duration, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	flooder, err := startPeer(ctx, "flood", "BENCH_NEXT="+url, fmt.Sprint("BENCH_COUNT=", n), fmt.Sprint("BENCH_SIZE=", size))
-	if err != nil {
-		return 0, err
-	}
-	defer flooder.stop()
-	var other sync.WaitGroup
-	var duringErr error
-	if during != nil {
-		other.Go(func() { duringErr = during(ctx) })
-	}
-	took, err := flooder.flooded()
-	other.Wait()
-	if err == nil {
-		err = duringErr
-	}
-	return took, err
-}
-
-// addPeak adds what sys held at most since resetPeak.
-func (b *bench) addPeak(sys *stand.System, during string) error {
-	var said [2]float64
-	for i, pid := range pids(sys) {
-		u, err := usageOf(pid)
-		if err != nil {
-			return err
-		}
-		said[i] = float64(u.peak) / mib
-	}
-	b.add(result{
-		What:     during + ": peak memory (VmHWM) of both containers",
-		Measured: fmt.Sprintf("%.0f + %.0f MiB", said[0], said[1]),
-	}.atMost(said[0]+said[1], memoryBar, " MiB"))
-	return nil
-}
-
-func millis(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
-
-// stalled is 1,000 connections that send nothing more, half of them amid a header
-// and half amid a picture, and 200 clients at 1 KiB/s.
-func (b *bench) stalled(ctx context.Context) error {
-	sys, err := b.start(ctx, onSink, nil)
-	if err != nil {
-		return err
-	}
-	defer end(ctx, sys)
-	quiet, alone, err := b.idle(ctx, sys)
-	if err != nil {
-		return err
-	}
-	if err := resetPeak(pids(sys)...); err != nil {
-		return err
-	}
-	for _, c := range []struct {
-		n, rate int
-		header  string
-	}{{500, 0, halfHeader}, {500, 0, slowHeader}, {200, slowRate, slowHeader}} {
-		clients, err := slowClients(ctx, sys.URL, c.n, c.header, c.rate)
-		if err != nil {
-			return err
-		}
-		defer clients.close()
-	}
-	time.Sleep(settleTime)
-	var busy load
-	var with time.Duration
-	if err := b.profile(ctx, sys, "stalled", func() (err error) {
-		if busy, err = attack(ctx, 4, probeRate, max(b.duration, 8*time.Second), get(sys.URL, "probe")); err != nil {
-			return err
-		}
-		with, err = timed(ctx, sys, pictureOf(10*mib))
-		return err
-	}); err != nil {
-		return err
-	}
-	if err := b.addPeak(sys, "1,000 stalled and 200 slow clients"); err != nil {
-		return err
-	}
-	b.add(result{What: "… p99 of the GETs, against idle", Measured: millis(busy.p99), Against: millis(quiet.p99)}.atMost(float64(busy.p99)/float64(quiet.p99), 10, " ×"))
-	b.add(result{What: "… a PUT of 10 MiB, against idle", Measured: millis(with), Against: millis(alone)}.atMost(float64(with)/float64(alone), 2, " ×"))
-	return nil
+	s, err := memoryOf(sys.Signer.Pid())
+	return f.peak, s.peak, result{Measured: fmt.Sprintf("%.0f + %.0f MiB", f.peak, s.peak), Value: f.peak + s.peak}, err
 }

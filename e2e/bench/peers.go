@@ -3,8 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // what storage keeps of a blob
 	"crypto/tls"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
@@ -14,9 +15,10 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
+	"github.com/minio/crc64nvme"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -62,12 +64,26 @@ func play(role string) error {
 	return server.Serve(l)
 }
 
-// sink speaks just enough of the protocol of Blob Storage for the signer, and
-// keeps nothing: what is put is read and forgotten, and every picture exists. GET
-// /calls answers how often it was called, by method and comp.
-type sink struct{ heads, puts, blocks, commits, keys, others atomic.Int64 }
+// sinkETag is the entity tag of every blob in the sink.
+const sinkETag = `"0x8DCA7"`
 
-func newSink() (http.Handler, error) { return &sink{}, nil }
+// callKinds are the kinds of requests that the sink counts.
+var callKinds = []string{"HEAD", "Put Blob", "Put Block", "Put Block List", "key", "other"}
+
+// sink is a storage account that has every blob and discards what is uploaded. GET
+// /calls returns how many requests it got, by kind.
+type sink struct {
+	mu    sync.Mutex
+	calls map[string]int64
+}
+
+func newSink() (http.Handler, error) { return &sink{calls: map[string]int64{}}, nil }
+
+func (s *sink) count(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls[kind]++
+}
 
 func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
@@ -75,39 +91,49 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	switch {
 	case r.Method == http.MethodGet && r.URL.Path == "/calls":
-		_ = json.NewEncoder(w).Encode(map[string]int64{
-			"head": s.heads.Load(), "put": s.puts.Load(), "block": s.blocks.Load(),
-			"commit": s.commits.Load(), "key": s.keys.Load(), "other": s.others.Load(),
-		})
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		_ = json.NewEncoder(w).Encode(s.calls)
 	case r.Method == http.MethodPost && comp == "userdelegationkey":
-		s.keys.Add(1)
+		s.count("key")
 		answerKey(w, r)
 	case r.Method == http.MethodPut:
-		switch comp {
-		case "block":
-			s.blocks.Add(1)
-		case "blocklist":
-			s.commits.Add(1)
-		default:
-			s.puts.Add(1)
-		}
-		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		s.count(map[string]string{"": "Put Blob", "block": "Put Block", "blocklist": "Put Block List"}[comp])
+		crc := crc64nvme.New()
+		if _, err := io.Copy(crc, r.Body); err != nil {
 			return
 		}
-		h.Set("ETag", `"0x8DCA7"`)
+		if comp != "blocklist" {
+			h.Set("x-ms-content-crc64", base64.StdEncoding.EncodeToString(binary.LittleEndian.AppendUint64(nil, crc.Sum64())))
+		}
+		h.Set("ETag", sinkETag)
 		h.Set("Last-Modified", "Tue, 01 Jan 2030 00:00:00 GMT")
 		w.WriteHeader(http.StatusCreated)
+	case comp == "list":
+		h.Set("Content-Type", "application/xml")
+		_, _ = io.WriteString(w, `<?xml version="1.0" encoding="utf-8"?><EnumerationResults><Blobs/><NextMarker/></EnumerationResults>`)
 	case query.Get("restype") == "container":
+	case r.Method == http.MethodHead && strings.Contains(r.URL.Path, stagedPrefix):
+		time.Sleep(stagedDelay)
+		h.Set("x-ms-error-code", "BlobNotFound")
+		w.WriteHeader(http.StatusNotFound)
 	case r.Method == http.MethodHead:
-		s.heads.Add(1)
-		h.Set("ETag", `"0x8DCA7"`)
+		s.count("HEAD")
+		h.Set("ETag", sinkETag)
 		h.Set("Content-Type", "image/png")
 		h.Set("Content-Length", "102400")
 	default:
-		s.others.Add(1)
+		s.count("other")
 		w.WriteHeader(http.StatusAccepted)
 	}
 }
+
+// The sink has no staged blobs of direct uploads, and says so after a while: until
+// then, a commit keeps its slot.
+const (
+	stagedPrefix = "/cats-api/upload/"
+	stagedDelay  = 3 * time.Second
+)
 
 func answerKey(w http.ResponseWriter, r *http.Request) {
 	var asked struct{ Start, Expiry string }
@@ -147,30 +173,22 @@ func newPairFront() (http.Handler, error) {
 	}), nil
 }
 
-// The pipe is what any two processes cost that pass a picture on: the front
-// copies to the back, the back, over TLS, to the sink, as one Put Blob. With
-// BENCH_MD5 the back takes the MD5 of it on the way.
+// The pipe is what any two processes cost that pass a picture on: the front copies it
+// to the back, and the back, over TLS, to the sink, as one Put Blob.
 func newPipeFront() (http.Handler, error) {
 	back, client := os.Getenv("BENCH_NEXT"), &http.Client{Transport: tuned()}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { pass(w, r, client, back, r.Body) }), nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { pass(w, r, client, back) }), nil
 }
 
 func newPipeBack() (http.Handler, error) {
-	sink, withMD5 := os.Getenv("BENCH_NEXT"), os.Getenv("BENCH_MD5") != ""
-	transport := tuned()
+	sink, transport := os.Getenv("BENCH_NEXT"), tuned()
 	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"} // trusts SSL_CERT_FILE
 	client := &http.Client{Transport: transport}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var body io.Reader = r.Body
-		if withMD5 {
-			body = io.TeeReader(body, md5.New()) //nolint:gosec // as above
-		}
-		pass(w, r, client, sink, body)
-	}), nil
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { pass(w, r, client, sink) }), nil
 }
 
-func pass(w http.ResponseWriter, r *http.Request, client *http.Client, to string, body io.Reader) {
-	req, err := http.NewRequestWithContext(r.Context(), http.MethodPut, to+r.URL.Path, io.NopCloser(body))
+func pass(w http.ResponseWriter, r *http.Request, client *http.Client, to string) {
+	req, err := http.NewRequestWithContext(r.Context(), http.MethodPut, to+r.URL.Path, r.Body)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -214,7 +232,9 @@ func flood() error {
 	began := time.Now()
 	var g errgroup.Group
 	for i := range n {
-		g.Go(func() error { return put(context.Background(), base, fmt.Sprint("flood-", i), "image/png", picture) })
+		g.Go(func() error {
+			return ask(context.Background(), upload(base, fmt.Sprint("flood-", i), "image/png", picture))
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // peer is a yardstick or the sink, as a process.
@@ -61,8 +63,8 @@ func startPair(ctx context.Context) (hops, string, error) {
 	return startHops(ctx, "pair", fmt.Sprint("BENCH_SIZE=", answers))
 }
 
-func (b *bench) startPipe(ctx context.Context, env ...string) (hops, string, error) {
-	return startHops(ctx, "pipe", append(env, "SSL_CERT_FILE="+b.stand.CA.File, "BENCH_NEXT=https://"+b.sink.address)...)
+func (b *bench) startPipe(ctx context.Context) (hops, string, error) {
+	return startHops(ctx, "pipe", "SSL_CERT_FILE="+b.stand.CA.File, "BENCH_NEXT=https://"+b.sink.address)
 }
 
 func startHops(ctx context.Context, kind string, env ...string) (h hops, url string, err error) {
@@ -76,6 +78,13 @@ func startHops(ctx context.Context, kind string, env ...string) (h hops, url str
 		env = []string{"BENCH_NEXT=" + url}
 	}
 	return h, url, nil
+}
+
+func (h hops) pids() (pids []int) {
+	for _, p := range h {
+		pids = append(pids, p.cmd.Process.Pid)
+	}
+	return pids
 }
 
 func (h hops) stop() {
@@ -98,57 +107,40 @@ func (p *peer) stop() {
 	_ = p.cmd.Wait() // it ends by our closing
 }
 
-// usage is what the kernel says of processes together.
-type usage struct {
-	cpu  time.Duration
-	rss  int64 // bytes
-	peak int64 // bytes: VmHWM, since resetPeak
+// memory of a process, in MiB.
+type memory struct {
+	rss  float64
+	peak float64 // VmHWM, since the start of the process
 }
 
-// clockTick is USER_HZ, which is 100 on all that Go runs on.
-const clockTick = 10 * time.Millisecond
+func memoryOf(pid int) (m memory, err error) {
+	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status")) //nolint:gosec // under /proc
+	if err != nil {
+		return m, err
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		kib, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
+		switch name {
+		case "VmRSS":
+			m.rss = kib / 1024
+		case "VmHWM":
+			m.peak = kib / 1024
+		}
+	}
+	return m, nil
+}
 
-// usageOf returns the sum over pids. It needs Linux.
-func usageOf(pids ...int) (sum usage, err error) {
+// cpuOf returns the CPU time of processes, summed up. It reads their CPU clocks, whose
+// IDs clock_getcpuclockid(3) derives from the process IDs, since /proc counts in steps
+// of 10 ms.
+func cpuOf(pids ...int) (sum time.Duration, err error) {
 	for _, pid := range pids {
-		dir := filepath.Join("/proc", strconv.Itoa(pid))
-		stat, err := os.ReadFile(filepath.Join(dir, "stat")) //nolint:gosec // under /proc
-		if err != nil {
-			return sum, err
+		var t unix.Timespec
+		if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // process IDs have 22 bits
+			return 0, fmt.Errorf("reading the CPU time of process %d: %w", pid, err)
 		}
-		_, after, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(after)
-		for _, i := range []int{11, 12} { // utime and stime
-			n, err := strconv.ParseInt(fields[i], 10, 64)
-			if err != nil {
-				return sum, err
-			}
-			sum.cpu += time.Duration(n) * clockTick
-		}
-		status, err := os.ReadFile(filepath.Join(dir, "status")) //nolint:gosec // under /proc
-		if err != nil {
-			return sum, err
-		}
-		for line := range strings.Lines(string(status)) {
-			name, value, _ := strings.Cut(line, ":")
-			kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-			switch name {
-			case "VmRSS":
-				sum.rss += kib << 10
-			case "VmHWM":
-				sum.peak += kib << 10
-			}
-		}
+		sum += time.Duration(t.Nano())
 	}
 	return sum, nil
-}
-
-// resetPeak has VmHWM begin anew.
-func resetPeak(pids ...int) error {
-	for _, pid := range pids {
-		if err := os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "clear_refs"), []byte("5"), 0); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,24 +17,18 @@ import (
 	"sync"
 	"time"
 
-	vegeta "github.com/tsenart/vegeta/v12/lib"
-
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
-
 	"cats.example/local/stand"
 )
 
-// The memory that each container may have in k8s/base, and how much of it the Go
-// runtime is told to keep to, as the containers do themselves by their cgroup's
-// limit, which these processes have not.
+// The memory limits of the containers in k8s/base, and the share of them that the
+// containers set as GOMEMLIMIT. The processes here have no such limit.
 const (
-	frontendLimit = 40 << 20
-	signerLimit   = 60 << 20
+	frontendLimit = 40 * mib
+	signerLimit   = 60 * mib
 	memoryRatio   = 0.7
 )
 
-// on says what stands for storage.
+// on says what is used as storage.
 type on bool
 
 const (
@@ -40,13 +36,13 @@ const (
 	onAzurite on = false
 )
 
-// start starts a system, with env besides its defaults in both.
-func (b *bench) start(ctx context.Context, storage on, env map[string]string) (*stand.System, error) {
+// start starts a system in st, with env besides its defaults in both processes.
+func (b *bench) start(ctx context.Context, st *stand.Stand, storage on, env map[string]string) (*stand.System, error) {
 	b.systems++
 	both := func(limit float64) map[string]string {
 		all := map[string]string{
-			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "MAX_PICTURE_SIZE": "64MiB", "PROFILE": "true",
-			"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0", // all load comes from one address
+			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "PROFILE": "true",
+			"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0", // most of the load comes from one address
 		}
 		maps.Copy(all, env)
 		return all
@@ -57,7 +53,7 @@ func (b *bench) start(ctx context.Context, storage on, env map[string]string) (*
 		FrontendEnv: both(frontendLimit), SignerEnv: both(signerLimit),
 	}
 	if storage == onSink {
-		u, err := url.Parse(b.stand.Storage.URL)
+		u, err := url.Parse(st.Storage.URL)
 		if err != nil {
 			return nil, err
 		}
@@ -65,30 +61,41 @@ func (b *bench) start(ctx context.Context, storage on, env map[string]string) (*
 		u.Host = u.Hostname() + ":" + port
 		opts.StorageURL = u.String()
 	}
-	return b.stand.StartSystem(ctx, opts)
+	return st.StartSystem(ctx, opts)
 }
 
-// end stops a system. What goes wrong with that does not change what was measured.
+// startOnAzurite starts a system on an Azurite of its own that has a core of its
+// own; see apart.
+func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys *stand.System, stop func(), err error) {
+	st, err := stand.New(ctx, stand.Options{Root: b.root, Dir: filepath.Join(b.dir, fmt.Sprint("azurite-", b.systems))})
+	if err != nil {
+		return nil, nil, err
+	}
+	back := func() {}
+	stop = func() {
+		back()
+		if err := st.Close(context.WithoutCancel(ctx)); err != nil {
+			progress("stopping: %v", err)
+		}
+	}
+	if back, err = apart(st.Storage.Process.Pid()); err == nil {
+		sys, err = b.start(ctx, st, onAzurite, env)
+	}
+	if err != nil {
+		stop()
+		return nil, nil, err
+	}
+	return sys, stop, nil
+}
+
+// end stops a system. An error does not change what was measured.
 func end(ctx context.Context, sys *stand.System) {
-	if err := sys.Close(ctx); err != nil {
+	if err := sys.Close(context.WithoutCancel(ctx)); err != nil {
 		progress("stopping: %v", err)
 	}
 }
 
 func pids(sys *stand.System) []int { return []int{sys.Frontend.Pid(), sys.Signer.Pid()} }
-
-// cpuOf returns what sys used while f ran.
-func cpuOf(sys *stand.System, f func() error) (time.Duration, error) {
-	before, err := usageOf(pids(sys)...)
-	if err != nil {
-		return 0, err
-	}
-	if err := f(); err != nil {
-		return 0, err
-	}
-	after, err := usageOf(pids(sys)...)
-	return after.cpu - before.cpu, err
-}
 
 // build builds one program of the checkout into the bench's folder.
 func (b *bench) build(ctx context.Context, pkg string) (string, error) {
@@ -101,38 +108,31 @@ func (b *bench) build(ctx context.Context, pkg string) (string, error) {
 	return out, nil
 }
 
-// straightly runs azblob alone on the storage of sys.
-func (b *bench) straightly(ctx context.Context, sys *stand.System, args ...string) (load, error) {
-	cmd := exec.CommandContext(ctx, b.straight, append(args, "-duration", b.duration.String())...) //nolint:gosec // a program that was built here
-	cmd.Env = sys.Signer.Environ()
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return load{}, fmt.Errorf("azblob alone: %w", err)
+// straightly returns a side's run that loads the storage of sys with azblob alone.
+func (b *bench) straightly(sys *stand.System, args ...string) func(context.Context, time.Duration) (load, error) {
+	return func(ctx context.Context, turn time.Duration) (load, error) {
+		cmd := exec.CommandContext(ctx, b.straight, append(args, "-duration", turn.String())...) //nolint:gosec // a program that was built here
+		cmd.Env = sys.Signer.Environ()
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return load{}, fmt.Errorf("azblob alone: %w", err)
+		}
+		var said struct{ N, Seconds float64 }
+		if err := json.Unmarshal(out, &said); err != nil {
+			return load{}, err
+		}
+		return load{n: int(said.N), seconds: said.Seconds}, nil
 	}
-	var said struct{ N, Seconds float64 }
-	if err := json.Unmarshal(out, &said); err != nil {
-		return load{}, err
-	}
-	return load{n: int(said.N), seconds: said.Seconds}, nil
 }
 
-// calls returns how often the sink was called, by kind.
-func (b *bench) calls(ctx context.Context) (map[string]int64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+b.sink.address+"/calls", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := b.stand.Client().Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	var calls map[string]int64
-	return calls, json.NewDecoder(resp.Body).Decode(&calls)
+// calls returns the number of requests to the sink, by kind.
+func (b *bench) calls(ctx context.Context) (calls map[string]int64, err error) {
+	err = b.fetch(ctx, "https://"+b.sink.address+"/calls", func(body io.Reader) error { return json.NewDecoder(body).Decode(&calls) })
+	return calls, err
 }
 
-// callsDuring returns how often the sink was called by others while f ran, in all.
+// callsDuring returns the number of requests to the sink while f ran, by kind.
 func (b *bench) callsDuring(ctx context.Context, f func() error) (map[string]int64, error) {
 	before, err := b.calls(ctx)
 	if err != nil {
@@ -143,126 +143,65 @@ func (b *bench) callsDuring(ctx context.Context, f func() error) (map[string]int
 	}
 	after, err := b.calls(ctx)
 	for kind, n := range before {
-		if after[kind] -= n; after[kind] == 0 {
-			delete(after, kind)
-		}
+		after[kind] -= n
 	}
 	return after, err
 }
 
-// put uploads body, by PUT or as a form, and fails on an error.
-func put(ctx context.Context, base, user, contentType string, body []byte) error {
-	target := upload(base, user, contentType, body)
-	req, err := target.Request()
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req.WithContext(ctx))
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	said, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode/100 != 2 {
-		err = fmt.Errorf("PUT of %s: %s %s", user, resp.Status, said)
-	}
-	return err
-}
-
-// upload is a target: by PUT, or by POST when contentType is a form's.
-func upload(base, user, contentType string, body []byte) vegeta.Target {
-	method := http.MethodPost
-	if contentType == "image/png" {
-		method = http.MethodPut
-	}
-	return vegeta.Target{Method: method, URL: base + "/cat/" + user, Body: body, Header: http.Header{"Content-Type": {contentType}}}
-}
-
-// users returns a target for each of n users, which f makes of their names.
-func users(n int, f func(user string) vegeta.Target) (targets []vegeta.Target) {
-	for i := range n {
-		targets = append(targets, f(fmt.Sprintf("user-%d", i)))
-	}
-	return targets
-}
-
-// profile keeps profiles of both processes while f runs, when they are wanted.
-func (b *bench) profile(ctx context.Context, sys *stand.System, name string, f func() error) error {
-	if b.profiles == "" {
-		return f()
-	}
-	if err := os.MkdirAll(b.profiles, 0o750); err != nil {
-		return err
-	}
-	var fetching sync.WaitGroup
-	errs := make([]error, 4)
-	for i, ops := range []string{sys.FrontendOps, sys.SignerOps} {
-		who := []string{"frontend", "signer"}[i]
-		fetching.Go(func() {
-			seconds := max(int(b.duration.Seconds())-1, 1)
-			errs[i] = fetch(ctx, fmt.Sprintf("%s/debug/pprof/profile?seconds=%d", ops, seconds), filepath.Join(b.profiles, name+"-"+who+".cpu"))
-			errs[2+i] = fetch(ctx, ops+"/debug/pprof/heap", filepath.Join(b.profiles, name+"-"+who+".heap"))
-		})
-	}
-	err := f()
-	fetching.Wait()
-	for _, e := range errs {
-		if err == nil {
-			err = e
+// unlimited returns an error unless neither process of sys has a memory limit.
+func (b *bench) unlimited(ctx context.Context, sys *stand.System) error {
+	for _, ops := range []string{sys.FrontendOps, sys.SignerOps} {
+		if err := b.fetch(ctx, ops+"/metrics", func(body io.Reader) error {
+			metrics, err := io.ReadAll(body)
+			if err == nil && !bytes.Contains(metrics, []byte("\ngo_gc_gomemlimit_bytes 9.223372036854776e+18\n")) {
+				err = errors.New("a process has a memory limit")
+			}
+			return err
+		}); err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
 }
 
-func fetch(ctx context.Context, from, to string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+// fetch passes the body of the response at url to read.
+func (b *bench) fetch(ctx context.Context, url string, read func(io.Reader) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := b.stand.Client().Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", from, resp.Status)
+		return fmt.Errorf("%s: %s", url, resp.Status)
 	}
-	f, err := os.Create(to) //nolint:gosec // the person's own folder
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(f, resp.Body); err != nil {
-		return err
-	}
-	return f.Close()
+	return read(resp.Body)
 }
 
-// profileOnce profiles the first of several rounds.
-func (b *bench) profileOnce(ctx context.Context, round int, sys *stand.System, name string, f func() error) error {
-	if round > 0 {
-		return f()
+// profile keeps CPU profiles of both processes over the given time, and heap
+// profiles after it, if -profiles is set. wait returns when they are there.
+func (b *bench) profile(ctx context.Context, sys *stand.System, name string, during time.Duration) (wait func() error) {
+	if b.profiles == "" {
+		return func() error { return nil }
 	}
-	return b.profile(ctx, sys, name, f)
-}
-
-// storageCalls returns how many round trips to storage the signer counts.
-func storageCalls(ctx context.Context, ops string) (n float64, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, ops+"/metrics", nil)
-	if err != nil {
-		return 0, err
+	var fetching sync.WaitGroup
+	var errs [2]error
+	for i, ops := range []string{sys.FrontendOps, sys.SignerOps} {
+		file := filepath.Join(b.profiles, name+[]string{"-frontend", "-signer"}[i])
+		fetching.Go(func() {
+			for _, p := range []struct{ path, ending string }{{fmt.Sprintf("profile?seconds=%.0f", during.Seconds()), ".cpu"}, {"heap", ".heap"}} {
+				errs[i] = errors.Join(errs[i], b.fetch(ctx, ops+"/debug/pprof/"+p.path, func(body io.Reader) error {
+					kept, err := io.ReadAll(body)
+					return errors.Join(err, os.MkdirAll(b.profiles, 0o750), os.WriteFile(file+p.ending, kept, 0o600))
+				}))
+			}
+		})
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0, err
+	return func() error {
+		fetching.Wait()
+		return errors.Join(errs[:]...)
 	}
-	defer resp.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(resp.Body)
-	if err != nil {
-		return 0, err
-	}
-	for _, m := range families["cats_signer_storage_requests_total"].GetMetric() {
-		n += m.GetCounter().GetValue()
-	}
-	return n, nil
 }

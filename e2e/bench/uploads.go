@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"math"
+	"net/http"
 	"os/exec"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	vegeta "github.com/tsenart/vegeta/v12/lib"
@@ -13,206 +17,221 @@ import (
 
 const mib = 1 << 20
 
-// uploadsToSink sets uploads through both containers against bare pipes of two
-// processes into the same sink: one that only copies, and one that also takes the
-// MD5 which storage is to keep.
-func (b *bench) uploadsToSink(ctx context.Context) error {
-	var pipes []string
-	for _, env := range [][]string{nil, {"BENCH_MD5=1"}} {
-		pipe, at, err := b.startPipe(ctx, env...)
-		if err != nil {
-			return err
-		}
-		defer pipe.stop()
-		pipes = append(pipes, at)
-	}
-	sys, err := b.start(ctx, onSink, nil)
+// uploadsToSink compares uploads through both containers with a bare pipe of two
+// processes into the same sink.
+func (b *bench) uploadsToSink(ctx context.Context) ([]result, error) {
+	pipe, at, err := b.startPipe(ctx)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	defer pipe.stop()
+	sys, err := b.start(ctx, b.stand, onSink, nil)
+	if err != nil {
+		return nil, err
 	}
 	defer end(ctx, sys)
-	ten, fifty := pictureOf(10*mib), pictureOf(50*mib)
-	formType, form := formOf(ten)
-	for _, c := range []struct {
-		name        string
-		conns       int
-		contentType string
-		body        []byte
-	}{
-		{"PUT of 10 MiB, 8 at once", 8, "image/png", ten},
-		{"PUT of 50 MiB, 4 at once", 4, "image/png", fifty},
-		{"form of 10 MiB, 8 at once", 8, formType, form},
-	} {
-		to := func(base string) []vegeta.Target {
-			return users(c.conns, func(u string) vegeta.Target { return upload(base, u, c.contentType, c.body) })
-		}
-		raw := func(base string) []vegeta.Target { // the pipes know no forms
-			return users(c.conns, func(u string) vegeta.Target { return upload(base, u, "image/png", c.body) })
-		}
-		var rates, bare, sum, toBare, toSum []float64
-		for i := range b.rounds {
-			var got [3]float64 // bytes per second: bare, with MD5, ours
-			for k, targets := range [][]vegeta.Target{raw(pipes[0]), raw(pipes[1]), to(sys.URL)} {
-				f := func() error {
-					l, err := attack(ctx, c.conns, 0, b.duration, targets...)
-					got[k] = l.rate() * float64(len(c.body))
-					return err
-				}
-				if k == 2 {
-					err = b.profileOnce(ctx, i, sys, "sink-"+c.name[:3]+strconv.Itoa(len(c.body)/mib), f)
-				} else {
-					err = f()
-				}
-				if err != nil {
-					return err
-				}
+	var puts, forms []result
+	for _, c := range []struct{ size, conns int }{{10, 8}, {31, 4}} {
+		picture := pictureOf(c.size * mib)
+		formType, form := formOf(picture)
+		for _, contentType := range []string{"image/png", formType} {
+			body := picture
+			if contentType == formType {
+				body = form
 			}
-			bare, sum, rates = append(bare, got[0]), append(sum, got[1]), append(rates, got[2])
-			toBare, toSum = append(toBare, got[2]/got[0]), append(toSum, got[2]/got[1])
-		}
-		b.add(result{What: c.name + ", against a bare pipe", Measured: mibPerSecond(rates), Against: mibPerSecond(bare)}.atLeast(median(toBare), 0.8, " ×"))
-		b.add(result{What: "… against a pipe that takes the MD5", Measured: mibPerSecond(rates), Against: mibPerSecond(sum), Value: median(toSum), Verdict: told})
-	}
-	return nil
-}
-
-// uploadsToAzurite sets uploads through both containers against azblob alone.
-// Azurite has a core of its own.
-func (b *bench) uploadsToAzurite(ctx context.Context) error {
-	back, err := b.apart()
-	if err != nil {
-		return err
-	}
-	defer back()
-	sys, err := b.start(ctx, onAzurite, nil)
-	if err != nil {
-		return err
-	}
-	defer end(ctx, sys)
-	for _, c := range []struct {
-		name string
-		size int
-		args []string
-	}{
-		{"PUT of 4 MiB, 16 at once, on Azurite, against azblob's UploadBuffer", 4 * mib, nil},
-		{"PUT of 10 MiB, 16 at once, on Azurite, against azblob's UploadStream", 10 * mib, []string{"-stream"}},
-	} {
-		body := pictureOf(c.size)
-		ours := users(64, func(u string) vegeta.Target { return upload(sys.URL, u, "image/png", body) })
-		args := append([]string{"-conns", "16", "-users", "64", "-size", strconv.Itoa(c.size)}, c.args...)
-		var rates, yards, ratios []float64
-		for i := range b.rounds {
-			yard, err := b.straightly(ctx, sys, args...)
+			to := func(base, contentType string) side {
+				targets := users(c.conns, func(u string) vegeta.Target { return upload(base, u, contentType, body) })
+				return side{run: attacker(c.conns, targets)}
+			}
+			yard, ours := to(at, "image/png"), to(sys.URL, contentType) // the pipe does not parse forms
+			yard.pids, ours.pids = pipe.pids(), pids(sys)
+			got, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("sink-%d-%.3s", c.size, contentType), yard, ours)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			var got load
-			if err := b.profileOnce(ctx, i, sys, fmt.Sprint("azurite", c.size/mib), func() (err error) {
-				got, err = attack(ctx, 16, 0, b.duration, ours...)
-				return err
-			}); err != nil {
-				return err
+			size := float64(len(body))
+			row := result{Measured: mibPerSecond(got.ours * size), Against: mibPerSecond(got.yard * size)}
+			if contentType == formType {
+				row.What = fmt.Sprintf("form of %d MiB, %d at once, against a bare pipe", c.size, c.conns)
+				row.Value, row.Bar, row.Verdict = got.ratio, "(target 0.7 ×)", told
+				forms = append(forms, row)
+				continue
 			}
-			rates, yards = append(rates, got.rate()*float64(c.size)), append(yards, yard.rate()*float64(c.size))
-			ratios = append(ratios, got.rate()/yard.rate())
+			row.What = fmt.Sprintf("PUT of %d MiB, %d at once, against a bare pipe", c.size, c.conns)
+			puts = append(puts, row.atLeast(got.ratio, 0.8, " ×"), result{
+				What:     "… CPU of both containers for each MiB, against the pipe's",
+				Measured: millis(got.cpu / size * mib), Against: millis(got.yardCPU / size * mib),
+			}.atMost(got.cpuRatio, 1.6, " ×"))
 		}
-		b.add(result{What: c.name, Measured: mibPerSecond(rates), Against: mibPerSecond(yards)}.atLeast(median(ratios), 0.95, " ×"))
 	}
-	return nil
+	return append(puts, forms...), nil
 }
 
-func mibPerSecond(rates []float64) string { return fmt.Sprintf("%.0f MiB/s", median(rates)/mib) }
-
-// small counts the round trips of a picture of 4 MiB.
-func (b *bench) small(ctx context.Context) error {
-	sys, err := b.start(ctx, onSink, nil)
-	if err != nil {
-		return err
-	}
-	defer end(ctx, sys)
-	formType, form := formOf(pictureOf(4 * mib))
+// uploadsToAzurite compares uploads through both containers with azblob's Upload of
+// one buffer. Each row has an Azurite of its own, which keeps all content in memory.
+func (b *bench) uploadsToAzurite(ctx context.Context) (results []result, err error) {
 	for _, c := range []struct {
-		name, contentType string
-		body              []byte
-	}{
-		{"PUT of 4 MiB", "image/png", pictureOf(4 * mib)},
-		{"form of 4 MiB", formType, form},
-	} {
-		calls, err := b.callsDuring(ctx, func() error { return put(ctx, sys.URL, "small", c.contentType, c.body) })
+		size, conns int
+		form        bool
+	}{{1, 8, false}, {10, 8, false}, {31, 4, false}, {4, 4, false}, {4, 4, true}} {
+		r, err := b.uploadsOf(ctx, c.size*mib, c.conns, c.form)
 		if err != nil {
-			return err
+			return results, err
 		}
-		all := int64(0)
-		for _, n := range calls {
-			all += n
-		}
-		b.add(result{What: c.name + ", round trips to storage", Measured: fmt.Sprint(calls)}.judged(float64(all), all == 1 && calls["put"] == 1, "1 Put Blob"))
+		results = append(results, r)
 	}
-	return nil
+	return results, nil
 }
 
-// model measures what uploads of several sizes cost both containers, takes the
-// smallest and the largest for a straight line, and sets the others beside it.
-func (b *bench) model(ctx context.Context) error {
-	sys, err := b.start(ctx, onSink, nil)
+func (b *bench) uploadsOf(ctx context.Context, size, conns int, asForm bool) (result, error) {
+	sys, stop, err := b.startOnAzurite(ctx, nil)
+	if err != nil {
+		return result{}, err
+	}
+	defer stop()
+	kind, contentType, body := "PUT", "image/png", pictureOf(size)
+	if asForm {
+		kind = "form"
+		contentType, body = formOf(body)
+	}
+	ours := users(16, func(u string) vegeta.Target { return upload(sys.URL, u, contentType, body) })
+	got, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("azurite-%d-%s", size/mib, kind),
+		side{run: b.straightly(sys, "-conns", strconv.Itoa(conns), "-users", "16", "-size", strconv.Itoa(size))},
+		side{run: attacker(conns, ours)})
+	if err != nil {
+		return result{}, err
+	}
+	return result{
+		What:     fmt.Sprintf("%s of %d MiB, %d at once, on Azurite, against azblob's Upload", kind, size/mib, conns),
+		Measured: mibPerSecond(got.ours * float64(size)), Against: mibPerSecond(got.yard * float64(size)),
+	}.atLeast(got.ratio, 0.65, " ×"), nil
+}
+
+// requests counts the requests to storage.
+func (b *bench) requests(ctx context.Context) (results []result, err error) {
+	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"EXISTENCE_TTL": "0s"})
+	if err != nil {
+		return nil, err
+	}
+	defer end(ctx, sys)
+	put := func(size int, header ...string) vegeta.Target {
+		t := upload(sys.URL, "counted", "image/png", pictureOf(size))
+		for i := 0; i < len(header); i += 2 {
+			t.Header.Set(header[i], header[i+1])
+		}
+		return t
+	}
+	form := func(size int) vegeta.Target {
+		contentType, body := formOf(pictureOf(size))
+		return upload(sys.URL, "counted", contentType, body)
+	}
+	for _, c := range []struct {
+		what   string
+		target vegeta.Target
+		want   float64
+	}{
+		{"PUT of 64 KiB", put(64 << 10), 1},
+		{"PUT of 10 MiB", put(10 * mib), 1},
+		{"PUT of 31 MiB", put(31 * mib), 1},
+		{"PUT of 1 MiB with If-Match", put(mib, "If-Match", sinkETag), 2},
+		{"PUT of 10 MiB with If-Match", put(10*mib, "If-Match", sinkETag), 2},
+		{"form of 64 KiB", form(64 << 10), 1},
+		{"form of 4 MiB", form(4 * mib), 1},
+		{"form of 10 MiB", form(10 * mib), 3},
+	} {
+		calls, err := b.callsDuring(ctx, func() error { return ask(ctx, c.target) })
+		if err != nil {
+			return results, fmt.Errorf("%s: %w", c.what, err)
+		}
+		all, kinds := sum(calls)
+		results = append(results, result{What: c.what + ": requests to storage", Measured: kinds}.exactly(all, c.want))
+	}
+	var gets load
+	calls, err := b.callsDuring(ctx, func() (err error) {
+		gets, err = attack(ctx, conns, 0, time.Second, users(pictures, func(u string) vegeta.Target { return get(sys.URL, u) })...)
+		return err
+	})
+	if err != nil {
+		return results, err
+	}
+	all, kinds := sum(calls)
+	each := math.Round(100*all/float64(gets.n)) / 100 // the signer also probes a signed URL
+	return append(results, result{What: fmt.Sprintf("GET, existence not cached: requests to storage for each of %d", gets.n), Measured: kinds}.atMost(each, 1, "")), nil
+}
+
+// sum returns the number of all calls, and how many there are of each kind.
+func sum(calls map[string]int64) (all float64, kinds string) {
+	var each []string
+	for _, kind := range callKinds {
+		if n := calls[kind]; n > 0 {
+			each = append(each, fmt.Sprintf("%d %s", n, kind))
+			all += float64(n)
+		}
+	}
+	return all, strings.Join(each, ", ")
+}
+
+// ask sends one request and returns an error unless the response is a 2xx.
+func ask(ctx context.Context, target vegeta.Target) error {
+	req, err := target.Request()
 	if err != nil {
 		return err
 	}
-	defer end(ctx, sys)
-	sizes := []float64{0.1, 50, 1, 4, 10} // MiB
-	costs := make([]float64, len(sizes))  // ms
-	for i, size := range sizes {
-		body := pictureOf(int(size * mib))
-		var got load
-		cpu, err := cpuOf(sys, func() (err error) {
-			got, err = attack(ctx, 4, 0, b.duration, users(8, func(u string) vegeta.Target { return upload(sys.URL, u, "image/png", body) })...)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		costs[i] = cpu.Seconds() * 1000 / float64(got.n)
+	resp, err := http.DefaultClient.Do(req.WithContext(ctx))
+	if err != nil {
+		return err
 	}
-	each := (costs[1] - costs[0]) / (sizes[1] - sizes[0])
-	fixed := costs[0] - each*sizes[0]
-	b.add(result{What: "CPU of both containers for an upload: for each MiB", Value: each, Bar: "(ms)", Verdict: told})
-	b.add(result{What: "… and for the upload", Value: fixed, Bar: "(ms)", Verdict: told})
-	for i, size := range sizes[2:] {
-		b.add(result{
-			What: fmt.Sprintf("… of %g MiB, against this model", size), Measured: fmt.Sprintf("%.2f ms", costs[2+i]),
-			Against: fmt.Sprintf("%.2f ms", fixed+each*size), Value: costs[2+i] / (fixed + each*size), Verdict: told,
-		})
+	defer resp.Body.Close()
+	said, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s %s", target.Method, target.URL, resp.Status, said)
 	}
-	return nil
+	return err
 }
 
-// images builds the images and tells their sizes, where there is a tool for it.
-func (b *bench) images(ctx context.Context) error {
+// upload is a target: by PUT, or by POST when contentType is a form's.
+func upload(base, user, contentType string, body []byte) vegeta.Target {
+	method := http.MethodPost
+	if contentType == "image/png" {
+		method = http.MethodPut
+	}
+	return vegeta.Target{Method: method, URL: base + "/cat/" + user, Body: body, Header: http.Header{"Content-Type": {contentType}}}
+}
+
+// users returns a target for each of n users, which f makes of their names.
+func users(n int, f func(user string) vegeta.Target) (targets []vegeta.Target) {
+	for i := range n {
+		targets = append(targets, f(fmt.Sprintf("user-%d", i)))
+	}
+	return targets
+}
+
+// images builds the images and measures their sizes, where docker or buildah runs.
+func (b *bench) images(ctx context.Context) (results []result, err error) {
 	tool := "docker" // as the Makefile chooses
 	if exec.CommandContext(ctx, "docker", "info").Run() != nil {
 		tool = "buildah"
 	}
 	if _, err := exec.LookPath(tool); err != nil {
-		b.add(result{What: "images", Verdict: "skipped: no docker that runs, and no buildah"})
-		return nil
+		return []result{{What: "images", Verdict: "skipped: neither docker nor buildah is available"}}, nil
 	}
 	progress("building the images")
 	cmd := exec.CommandContext(ctx, "make", "images", "IMAGE_TAG=bench")
 	cmd.Dir = b.root
 	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("make images: %w\n%s", err, said)
+		return nil, fmt.Errorf("make images: %w\n%s", err, said)
 	}
 	for _, name := range []string{"frontend", "signer"} {
 		image := "cats-api-" + name + ":bench"
 		said, err := exec.CommandContext(ctx, tool, "images", "--format", "{{.Size}}", image).Output() //nolint:gosec // one of two names
 		if err != nil {
-			return fmt.Errorf("%s: %w", tool, err)
+			return nil, fmt.Errorf("%s: %w", tool, err)
 		}
 		size, err := units.FromHumanSize(strings.TrimSpace(string(said))) // such as 12.8 MB
 		if err != nil {
-			return fmt.Errorf("the size of %s: %w", image, err)
+			return nil, fmt.Errorf("the size of %s: %w", image, err)
 		}
-		b.add(result{What: "image of the " + name}.atMost(float64(size)/mib, 30, " MiB"))
+		results = append(results, result{What: "image of the " + name}.atMost(float64(size)/mib, 30, " MiB"))
 	}
-	return nil
+	return results, nil
 }

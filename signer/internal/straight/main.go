@@ -1,6 +1,6 @@
-// Command straight asks storage with azblob alone, from one process, as the
-// yardstick of make bench: HEADs, or uploads as the SDK makes them. It is told
-// where by the signer's own environment.
+// Command straight loads storage with azblob alone, from one process, as a yardstick
+// of make bench: with HEADs, or with uploads of one buffer. It reads the signer's
+// settings of the account and the identity.
 package main
 
 import (
@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"cats.example/signer/internal/blobstore"
@@ -24,19 +24,18 @@ import (
 
 func main() {
 	head := flag.Bool("head", false, "HEADs instead of uploads")
-	stream := flag.Bool("stream", false, "uploads of a stream, in blocks, and not of what is in memory whole")
 	users := flag.Int("users", 1, "over how many pictures, USER-0/cat and on")
 	conns := flag.Int("conns", 8, "at once")
 	size := flag.Int("size", 10<<20, "of an upload, in bytes")
 	duration := flag.Duration("duration", time.Second, "for how long")
 	flag.Parse()
-	if err := measure(*head, *stream, *users, *conns, *size, *duration); err != nil {
+	if err := measure(*head, *users, *conns, *size, *duration); err != nil {
 		fmt.Fprintln(os.Stderr, "straight:", err)
 		os.Exit(1)
 	}
 }
 
-func measure(head, stream bool, users, conns, size int, duration time.Duration) error {
+func measure(head bool, users, conns, size int, duration time.Duration) error {
 	transport := blobstore.NewTransport()
 	options := azcore.ClientOptions{Transport: transport}
 	identity, err := azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
@@ -56,12 +55,7 @@ func measure(head, stream bool, users, conns, size int, duration time.Duration) 
 			_, err := client.NewBlobClient(fmt.Sprintf("user-%d/cat", i%int64(users))).GetProperties(ctx, nil)
 			return err
 		}
-		blob := client.NewBlockBlobClient(fmt.Sprintf("user-%d/cat", i%int64(users)))
-		if stream {
-			_, err := blob.UploadStream(ctx, bytes.NewReader(content), &blockblob.UploadStreamOptions{BlockSize: 4 << 20, Concurrency: 4})
-			return err
-		}
-		_, err := blob.UploadBuffer(ctx, content, nil)
+		_, err := client.NewBlockBlobClient(fmt.Sprintf("user-%d/cat", i%int64(users))).Upload(ctx, streaming.NopCloser(bytes.NewReader(content)), nil)
 		return err
 	}
 	ctx := context.Background()
