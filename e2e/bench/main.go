@@ -170,9 +170,7 @@ func (b *bench) close(ctx context.Context) {
 			fmt.Fprintln(os.Stderr, "bench: stopping:", err)
 		}
 	}
-	if os.Getenv("BENCH_KEEP") == "" {
-		_ = os.RemoveAll(b.dir)
-	}
+	_ = os.RemoveAll(b.dir)
 }
 
 func printTable(results []result) {

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	probeRate  = 100     // GETs a second, beside other load
+	probeRate  = 200     // GETs a second, beside other load
 	slowRate   = 4 << 10 // bytes a second of one slow client
 	settleTime = 2 * time.Second
 
@@ -116,7 +116,7 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 	defer end(ctx, sys)
 	const rate = 24 << 10
 	all := slices.Concat(
-		repeat(300, client{}),
+		repeat(300, idleClient),
 		repeat(16, slowForm(4*mib, 3*mib, rate)),
 		repeat(16, slowForm(10*mib, mib, rate)),
 		repeat(16, slowChunked(3*mib, rate)),
@@ -174,7 +174,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 		return nil, err
 	}
 	kept := b.profile(ctx, sys, "slow", 10*time.Second)
-	crowd, err := connect(ctx, sys.URL, append(repeat(slow, slowPUT(30*mib, 0, slowRate)), repeat(idle, client{})...)...)
+	crowd, err := connect(ctx, sys.URL, append(repeat(slow, slowPUT(30*mib, 0, slowRate)), repeat(idle, idleClient)...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 	var p99 []float64
 	var gets load
 	for range 3 {
-		l, err := attempt(ctx, 4, probeRate, 4*time.Second, get(sys.URL, "probe"))
+		l, err := attempt(ctx, 4, probeRate, 5*time.Second, get(sys.URL, "probe"))
 		if err != nil {
 			return nil, err
 		}

@@ -15,27 +15,34 @@ import (
 
 // client is a kind of slow client.
 type client struct {
-	header  string // of its request, and the first bytes of its body; USER stands for a name of its own; "" for an idle connection
+	header  string // of its request, and the first bytes of its body; USER stands for a name of its own
 	burst   int    // bytes of the body that it sends at once
 	rate    int    // bytes that it sends every second from then on
 	chunked bool
+	idle    bool // keeps the connection open after the response
 }
+
+// idleClient is a client with an idle connection.
+var idleClient = client{header: "GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n\r\n", idle: true}
 
 // slowPUT, slowForm, slowChunked and commit are clients that announce size bytes.
 func slowPUT(size, burst, rate int) client {
-	return client{fmt.Sprintf("PUT /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%s", size, pngMagic), burst, rate, false}
+	header := fmt.Sprintf("PUT /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%s", size, pngMagic)
+	return client{header: header, burst: burst, rate: rate}
 }
 
 func slowForm(size, burst, rate int) client {
 	contentType, form := formOf([]byte(pngMagic))
 	begin, end, _ := bytes.Cut(form, []byte(pngMagic))
-	return client{fmt.Sprintf("POST /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s%s",
-		contentType, len(begin)+size+len(end), begin, pngMagic), burst, rate, false}
+	header := fmt.Sprintf("POST /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s%s",
+		contentType, len(begin)+size+len(end), begin, pngMagic)
+	return client{header: header, burst: burst, rate: rate}
 }
 
 func slowChunked(burst, rate int) client {
-	return client{fmt.Sprintf("PUT /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n%s",
-		chunk([]byte(pngMagic))), burst, rate, true}
+	header := fmt.Sprintf("PUT /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n%s",
+		chunk([]byte(pngMagic)))
+	return client{header: header, burst: burst, rate: rate, chunked: true}
 }
 
 // commit is a client that commits a direct upload. The sink delays the response.
@@ -67,7 +74,10 @@ func connect(ctx context.Context, url string, kinds ...client) (*clients, error)
 		}
 		c.conns = append(c.conns, conn)
 		c.during.Go(func() {
-			_, _ = conn.Read(make([]byte, 1)) // both a response and a closed connection end the client
+			_, _ = conn.Read(make([]byte, 1<<10)) // ends at a response, or when the connection is closed
+			if kind.idle {
+				_, _ = io.Copy(io.Discard, conn)
+			}
 			c.ended.Add(1)
 			_ = conn.Close()
 		})
@@ -81,9 +91,6 @@ func connect(ctx context.Context, url string, kinds ...client) (*clients, error)
 // send sends the request of one client until the connection is closed. Its first
 // pause begins after offset, so that not all clients send at once.
 func (k client) send(ctx context.Context, conn net.Conn, user string, offset time.Duration) {
-	if k.header == "" {
-		return
-	}
 	if _, err := io.WriteString(conn, strings.ReplaceAll(k.header, "USER", user)); err != nil {
 		return
 	}
