@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// apart pins Azurite to a core of its own, and this process and those that it starts
-// to the others, until back is called: in production, storage runs on other machines,
+// apart pins Azurite to a core of its own, and this process and its children to
+// the others, until back is called: in production, storage runs on other machines,
 // and its speed must not depend on the client.
 func apart(azurite int) (back func(), err error) {
 	n := runtime.NumCPU()

@@ -69,12 +69,15 @@ func (b *bench) uncached(ctx context.Context) ([]result, error) {
 	}
 	ours := users(pictures, func(u string) vegeta.Target { return get(sys.URL, u) })
 	c, err := b.compare(ctx, time.Second, sys, "uncached",
-		side{run: b.straightly(sys, "-head", "-users", fmt.Sprint(pictures), "-conns", fmt.Sprint(conns))}, side{run: attacker(conns, ours)})
+		side{run: b.straightly(sys, "-head", "-users", fmt.Sprint(pictures), "-conns", fmt.Sprint(conns))}, side{run: attacker(conns, ours), pids: pids(sys)})
 	if err != nil {
 		return nil, err
 	}
-	return []result{result{
-		What:     "GET, existence not cached, 32 connections, against azblob's HEADs",
-		Measured: perSecond(c.ours), Against: perSecond(c.yard),
-	}.atLeast(c.ratio, 0.95, " ×")}, nil
+	return []result{
+		result{
+			What:     "GET, existence not cached, 32 connections, against azblob's HEADs",
+			Measured: perSecond(c.ours), Against: perSecond(c.yard),
+		}.atLeast(c.ratio, 0.95, " ×"),
+		{What: "… CPU of both containers, in ms", Measured: millis(c.cpu), Value: c.cpu, Verdict: told},
+	}, nil
 }

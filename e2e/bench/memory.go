@@ -114,12 +114,12 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 		return nil, err
 	}
 	defer end(ctx, sys)
-	const rate = 24 << 10
+	const rate, buffered = 24 << 10, 7 * mib / 2 // of the 4 MiB of a buffer, which must not become full
 	all := slices.Concat(
 		repeat(300, idleClient),
-		repeat(16, slowForm(4*mib, 3*mib, rate)),
+		repeat(16, slowForm(4*mib, buffered, rate)),
 		repeat(16, slowForm(10*mib, mib, rate)),
-		repeat(16, slowChunked(3*mib, rate)),
+		repeat(16, slowChunked(buffered, rate)),
 		repeat(80, slowPUT(30*mib, mib, rate)),
 		repeat(48, slowPUT(30*mib, mib, rate)), // take the slots of uploads that are rejected
 	)

@@ -70,7 +70,7 @@ const sinkETag = `"0x8DCA7"`
 // callKinds are the kinds of requests that the sink counts.
 var callKinds = []string{"HEAD", "Put Blob", "Put Block", "Put Block List", "key", "other"}
 
-// sink is a storage account that has every blob and discards what is uploaded. GET
+// sink is a storage account that has every blob and discards uploads. GET
 // /calls returns how many requests it got, by kind.
 type sink struct {
 	mu    sync.Mutex

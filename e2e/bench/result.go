@@ -76,4 +76,4 @@ func perSecond(rate float64) string { return fmt.Sprintf("%.0f/s", rate) }
 
 func mibPerSecond(rate float64) string { return fmt.Sprintf("%.0f MiB/s", rate/mib) }
 
-func millis(ms float64) string { return fmt.Sprintf("%.1f ms", ms) }
+func millis(ms float64) string { return fmt.Sprintf("%.3g ms", ms) }

@@ -28,7 +28,7 @@ const (
 	memoryRatio   = 0.7
 )
 
-// on says what is used as storage.
+// on is the kind of storage of a system.
 type on bool
 
 const (
@@ -88,7 +88,7 @@ func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys 
 	return sys, stop, nil
 }
 
-// end stops a system. An error does not change what was measured.
+// end stops a system. An error does not change the results.
 func end(ctx context.Context, sys *stand.System) {
 	if err := sys.Close(context.WithoutCancel(ctx)); err != nil {
 		progress("stopping: %v", err)
