@@ -53,17 +53,25 @@ type bench struct {
 	systems  int
 }
 
+// figure measures some rows of the table.
+type figure func(*bench, context.Context) ([]result, error)
+
 // figures in the order in which they are measured.
 var figures = []struct {
 	name    string
-	measure func(*bench, context.Context) ([]result, error)
+	measure figure
 }{
 	{"rest", (*bench).rest},
 	{"cached", (*bench).cached},
 	{"uncached", (*bench).uncached},
 	{"requests", (*bench).requests},
-	{"sink", (*bench).uploadsToSink},
-	{"azurite", (*bench).uploadsToAzurite},
+	{"sink", toSink(10, 8)},
+	{"sink", toSink(31, 4)},
+	{"azurite", toAzurite("PUT", 1, 8)},
+	{"azurite", toAzurite("PUT", 10, 8)},
+	{"azurite", toAzurite("PUT", 31, 4)},
+	{"azurite", toAzurite("PUT", 4, 4)},
+	{"azurite", toAzurite("form", 4, 4)},
 	{"memory", (*bench).memory},
 	{"pools", (*bench).pools},
 	{"slow", (*bench).slow},
@@ -75,6 +83,7 @@ func run(ctx context.Context) (ok bool) {
 	for _, f := range figures {
 		names = append(names, f.name)
 	}
+	names = slices.Compact(names)
 	only := flag.String("only", "", "figures to measure, such as cached,sink; of "+strings.Join(names, ", "))
 	rounds := flag.Int("rounds", 7, "how often yardstick and system are measured in turn; the results are medians")
 	profiles := flag.String("profiles", "", "folder for CPU and heap profiles of both processes, by figure")
@@ -116,7 +125,7 @@ func run(ctx context.Context) (ok bool) {
 
 // measure runs a figure. It runs the figure twice more when a bar is missed by less
 // than 5 %, and then returns the median of each row.
-func (b *bench) measure(ctx context.Context, figure func(*bench, context.Context) ([]result, error)) ([]result, error) {
+func (b *bench) measure(ctx context.Context, figure figure) ([]result, error) {
 	results, err := figure(b, ctx)
 	if err != nil || !slices.ContainsFunc(results, result.near) {
 		return results, err

@@ -99,7 +99,7 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 	peak.What = "64 PUTs of 30 MiB at once, 64 at 4 KiB/s, GETs, no memory limit: peak memory (VmHWM) of both containers"
 	return []result{
 		peak.atMost(peak.Value, 100, " MiB"),
-		result{What: "… fast uploads stored", Measured: mibPerSecond(fast * size / took.Seconds())}.exactly(fast, fast), // flooded fails otherwise
+		result{What: "… fast uploads stored", Measured: mibPerSecond(fast * size / mib / took.Seconds())}.exactly(fast, fast), // flooded fails otherwise
 		result{What: "… slow uploads in progress at the end"}.exactly(float64(slow-slowOnes.ended.Load()), slow),
 	}, nil
 }
@@ -205,7 +205,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 		result{What: "… GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
 		result{
 			What:     "… a PUT of 10 MiB, against the same without them",
-			Measured: mibPerSecond(10 * mib / with), Against: mibPerSecond(10 * mib / alone),
+			Measured: mibPerSecond(10 / with), Against: mibPerSecond(10 / alone),
 		}.atLeast(alone/with, 0.5, " ×"),
 		{What: "… connections open at the end", Value: float64(idle+slow) - float64(crowd.ended.Load()), Verdict: told},
 	}, nil

@@ -74,6 +74,6 @@ func median(of []float64) float64 {
 
 func perSecond(rate float64) string { return fmt.Sprintf("%.0f/s", rate) }
 
-func mibPerSecond(rate float64) string { return fmt.Sprintf("%.0f MiB/s", rate/mib) }
+func mibPerSecond(rate float64) string { return fmt.Sprintf("%.0f MiB/s", rate) }
 
 func millis(ms float64) string { return fmt.Sprintf("%.3g ms", ms) }

@@ -17,94 +17,75 @@ import (
 
 const mib = 1 << 20
 
-// uploadsToSink compares uploads through both containers with a bare pipe of two
-// processes into the same sink.
-func (b *bench) uploadsToSink(ctx context.Context) ([]result, error) {
-	pipe, at, err := b.startPipe(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer pipe.stop()
-	sys, err := b.start(ctx, b.stand, onSink, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer end(ctx, sys)
-	var puts, forms []result
-	for _, c := range []struct{ size, conns int }{{10, 8}, {31, 4}} {
-		picture := pictureOf(c.size * mib)
-		formType, form := formOf(picture)
-		for _, contentType := range []string{"image/png", formType} {
-			body := picture
-			if contentType == formType {
-				body = form
-			}
-			to := func(base, contentType string) side {
-				targets := users(c.conns, func(u string) vegeta.Target { return upload(base, u, contentType, body) })
-				return side{run: attacker(c.conns, targets)}
-			}
-			yard, ours := to(at, "image/png"), to(sys.URL, contentType) // the pipe does not parse forms
-			yard.pids, ours.pids = pipe.pids(), pids(sys)
-			got, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("sink-%d-%.3s", c.size, contentType), yard, ours)
-			if err != nil {
-				return nil, err
-			}
-			size := float64(len(body))
-			row := result{Measured: mibPerSecond(got.ours * size), Against: mibPerSecond(got.yard * size)}
-			if contentType == formType {
-				row.What = fmt.Sprintf("form of %d MiB, %d at once, against a bare pipe", c.size, c.conns)
-				row.Value, row.Bar, row.Verdict = got.ratio, "(target 0.7 ×)", told
-				forms = append(forms, row)
-				continue
-			}
-			row.What = fmt.Sprintf("PUT of %d MiB, %d at once, against a bare pipe", c.size, c.conns)
-			puts = append(puts, row.atLeast(got.ratio, 0.8, " ×"), result{
-				What:     "… CPU of both containers for each MiB, against the pipe's",
-				Measured: millis(got.cpu / size * mib), Against: millis(got.yardCPU / size * mib),
-			}.atMost(got.cpuRatio, 1.6, " ×"))
-		}
-	}
-	return append(puts, forms...), nil
-}
-
-// uploadsToAzurite compares uploads through both containers with azblob's Upload of
-// one buffer. Each row has an Azurite of its own, which keeps all content in memory.
-func (b *bench) uploadsToAzurite(ctx context.Context) (results []result, err error) {
-	for _, c := range []struct {
-		size, conns int
-		form        bool
-	}{{1, 8, false}, {10, 8, false}, {31, 4, false}, {4, 4, false}, {4, 4, true}} {
-		r, err := b.uploadsOf(ctx, c.size*mib, c.conns, c.form)
+// toSink compares uploads of size MiB through both containers, conns at once, with a
+// bare pipe of two processes into the same sink.
+func toSink(size, conns int) figure {
+	return func(b *bench, ctx context.Context) ([]result, error) {
+		pipe, at, err := b.startPipe(ctx)
 		if err != nil {
-			return results, err
+			return nil, err
 		}
-		results = append(results, r)
+		defer pipe.stop()
+		sys, err := b.start(ctx, b.stand, onSink, nil)
+		if err != nil {
+			return nil, err
+		}
+		defer end(ctx, sys)
+		compare := func(kind string) (comparison, result, error) {
+			contentType, body := bodyOf(kind, size*mib)
+			to := func(base, contentType string, pids []int) side {
+				targets := users(conns, func(u string) vegeta.Target { return upload(base, u, contentType, body) })
+				return side{run: attacker(conns, targets), pids: pids}
+			}
+			c, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("sink-%s-%d", kind, size),
+				to(at, "image/png", pipe.pids()), to(sys.URL, contentType, pids(sys))) // the pipe does not parse forms
+			return c, result{
+				What:     fmt.Sprintf("%s of %d MiB, %d at once, against a bare pipe", kind, size, conns),
+				Measured: mibPerSecond(c.ours * float64(size)), Against: mibPerSecond(c.yard * float64(size)),
+			}, err
+		}
+		put, row, err := compare("PUT")
+		if err != nil {
+			return nil, err
+		}
+		results := []result{row.atLeast(put.ratio, 0.8, " ×"), result{
+			What:     "… CPU of both containers for each MiB, against the pipe's",
+			Measured: millis(put.cpu / float64(size)), Against: millis(put.yardCPU / float64(size)),
+		}.atMost(put.cpuRatio, 1.6, " ×")}
+		form, row, err := compare("form")
+		row.Value, row.Bar, row.Verdict = form.ratio, "(target 0.7 ×)", told
+		return append(results, row), err
 	}
-	return results, nil
 }
 
-func (b *bench) uploadsOf(ctx context.Context, size, conns int, asForm bool) (result, error) {
-	sys, stop, err := b.startOnAzurite(ctx, nil)
-	if err != nil {
-		return result{}, err
+// toAzurite compares uploads of size MiB through both containers, conns at once, with
+// azblob's Upload of one buffer. It has an Azurite of its own, which keeps all content
+// in memory.
+func toAzurite(kind string, size, conns int) figure {
+	return func(b *bench, ctx context.Context) ([]result, error) {
+		sys, stop, err := b.startOnAzurite(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		defer stop()
+		contentType, body := bodyOf(kind, size*mib)
+		ours := users(16, func(u string) vegeta.Target { return upload(sys.URL, u, contentType, body) })
+		c, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("azurite-%s-%d", kind, size),
+			side{run: b.straightly(sys, "-conns", strconv.Itoa(conns), "-users", "16", "-size", strconv.Itoa(size*mib))},
+			side{run: attacker(conns, ours)})
+		return []result{result{
+			What:     fmt.Sprintf("%s of %d MiB, %d at once, on Azurite, against azblob's Upload", kind, size, conns),
+			Measured: mibPerSecond(c.ours * float64(size)), Against: mibPerSecond(c.yard * float64(size)),
+		}.atLeast(c.ratio, 0.65, " ×")}, err
 	}
-	defer stop()
-	kind, contentType, body := "PUT", "image/png", pictureOf(size)
-	if asForm {
-		kind = "form"
-		contentType, body = formOf(body)
+}
+
+// bodyOf returns the body of an upload of kind PUT or form with a picture of size bytes.
+func bodyOf(kind string, size int) (contentType string, body []byte) {
+	if kind == "form" {
+		return formOf(pictureOf(size))
 	}
-	ours := users(16, func(u string) vegeta.Target { return upload(sys.URL, u, contentType, body) })
-	got, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("azurite-%d-%s", size/mib, kind),
-		side{run: b.straightly(sys, "-conns", strconv.Itoa(conns), "-users", "16", "-size", strconv.Itoa(size))},
-		side{run: attacker(conns, ours)})
-	if err != nil {
-		return result{}, err
-	}
-	return result{
-		What:     fmt.Sprintf("%s of %d MiB, %d at once, on Azurite, against azblob's Upload", kind, size/mib, conns),
-		Measured: mibPerSecond(got.ours * float64(size)), Against: mibPerSecond(got.yard * float64(size)),
-	}.atLeast(got.ratio, 0.65, " ×"), nil
+	return "image/png", pictureOf(size)
 }
 
 // requests counts the requests to storage.
