@@ -291,11 +291,11 @@ func TestFaultsOfStoragesAnswers(t *testing.T) {
 			name  string
 			fault fault
 			says  []string
-			tries int64 // at most, of two HEADs, the small PUT, the two blocks and a look at what became of it
+			tries int64 // at most, of two HEADs, the buffered PUT and the streamed PUT, each with a HEAD for its outcome
 		}{
-			{"storage throttles: 503, Retry-After 1", refuse(503, "ServerBusy", "Retry-After", "1"), []string{"throttled", "ServerBusy"}, 20},
+			{"storage throttles: 503, Retry-After 1", refuse(503, "ServerBusy", "Retry-After", "1"), []string{"throttled", "ServerBusy"}, 16},
 			{"storage throttles for long: 503, Retry-After 120", refuse(503, "ServerBusy", "Retry-After", "120"), []string{"throttled", "ServerBusy"}, 5},
-			{"storage throttles: 429", refuse(429, "TooManyRequests"), []string{"throttled", "TooManyRequests"}, 20},
+			{"storage throttles: 429", refuse(429, "TooManyRequests"), []string{"throttled", "TooManyRequests"}, 16},
 			{"storage is broken: 500", refuse(500, "InternalError"), []string{"storage_unavailable", "500 InternalError", "the-request-id"}, 24},
 			{"the identity has lost its role on the container: 403", refuse(403, "AuthorizationPermissionMismatch"), []string{"identity_unavailable", "AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor"}, 5},
 			{"storage refuses the access token: 401", refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), []string{"identity_unavailable", "InvalidAuthenticationInfo", "fix: storage does not take the identity's token"}, 5},

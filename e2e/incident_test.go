@@ -199,7 +199,7 @@ func (f incident) run(t *testing.T) {
 	requests := []*asked{
 		{method: http.MethodGet, what: "GET", user: slug},
 		{method: http.MethodGet, what: "GET of one that is not there", user: slug + "-none"},
-		{method: http.MethodPut, what: "PUT", user: slug + "-s", content: picture(100<<10, 's')},
+		{method: http.MethodPut, what: "PUT", user: slug + "-s", content: picture(50<<10, 's')},
 		{method: http.MethodPut, what: "PUT of 6 MiB", user: slug + "-l", content: picture(largeSize, 'l')},
 	}
 	if f.lone {

@@ -285,7 +285,7 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", request, diff)
 		}
 	}
-	for request, last := range map[string]string{"the-large": "put_block_list", "the-commit": "put_block_from_url"} {
+	for request, last := range map[string]string{"the-large": "put_blob", "the-commit": "put_block_from_url"} {
 		if all := strings.Join(c.trace(ids[request]), "\n"); !strings.Contains(all, "      cats-signer: "+last+" (internal)\n        cats-signer: HTTP PUT (client)") {
 			t.Errorf("%s is\n%s", request, all)
 		}

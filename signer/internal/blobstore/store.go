@@ -207,8 +207,11 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	}
 	if op.unclear > 0 && err != nil {
 		e := signerapi.AsError(err)
-		if errors.Is(e, signerapi.ErrPreconditionFailed) {
+		switch {
+		case errors.Is(e, signerapi.ErrPreconditionFailed):
 			e = e.With("storage rejected the repetition of this deletion")
+		case errors.Is(e, signerapi.ErrIncomplete):
+			e = e.With("the client closed the connection")
 		}
 		return e.Unknown(signerapi.MayBeDeleted)
 	}
