@@ -158,38 +158,6 @@ func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 	}
 }
 
-func TestAFrontendKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
-	own(t)
-	t.Parallel()
-	for name, content := range underWay() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			sys := start(t, stand.SystemOptions{})
-			signer := sys.Signer.Pid()
-			put(t, sys, "u", cat)
-			u := begin(t, sys, "u", content)
-			u.trickle()
-			mark := sys.Signer.Log.Mark()
-			sys.Frontend.Kill()
-			if a, ok := <-u.answer; ok {
-				t.Errorf("the client got an answer: %d %s", a.StatusCode, a.body)
-			}
-			logged(t, sys.Signer.Log, mark, `"msg":"request"`, `"method":"PUT"`, `"status":400`, `"error":"incomplete: `)
-			again(t, sys.Frontend)
-			recovers(t, sys)
-			if !bytes.Equal(served(t, sys, "u"), cat) {
-				t.Error("the picture has changed")
-			}
-			if sys.Signer.Pid() != signer {
-				t.Error("the signer was restarted")
-			}
-			if held := metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); held != 0 {
-				t.Errorf("the signer still holds %v bytes of the upload", held)
-			}
-		})
-	}
-}
-
 func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
 	own(t)
 	t.Parallel()

@@ -136,58 +136,6 @@ func uploads(t *testing.T, user string, content []byte) []upload {
 	}
 }
 
-func TestAClientThatBreaksOffChangesNothing(t *testing.T) {
-	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
-	old := random(5000, 1)
-	put(t, sys, "x", old)
-	for _, size := range []int{50_000, oneBlob + 500_000} {
-		for _, u := range uploads(t, "x", random(size, 2)) {
-			for _, sent := range []int{0, 10, 5000, len(u.body) / 2, len(u.body) - 1} {
-				for _, how := range []string{"reset", "half-close", "close"} {
-					conn := dial(t, sys)
-					if _, err := io.WriteString(conn, u.header+u.body[:sent]); err != nil {
-						t.Fatal(err)
-					}
-					switch how {
-					case "reset":
-						_ = conn.SetLinger(0)
-						_ = conn.Close()
-					case "half-close":
-						_ = conn.CloseWrite()
-						if status := statusOf(t, conn); status == 200 || status >= 500 {
-							t.Errorf("%s of %d bytes, %d sent, then a half-close: %d", u.name, size, sent, status)
-						}
-					case "close":
-						_ = conn.Close()
-					}
-				}
-			}
-		}
-	}
-	eventually(t, func() error {
-		if n := sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight") + sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n > 0 {
-			return fmt.Errorf("%v requests still in flight", n)
-		}
-		return nil
-	})
-	if !bytes.Equal(served(t, sys, "x"), old) {
-		t.Error("the old picture is gone")
-	}
-	if used := sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); used > 0 {
-		t.Errorf("%v bytes of buffers were not given back", used)
-	}
-	for _, u := range uploads(t, "x", random(50_000, 3)) { // the same bytes whole
-		conn := dial(t, sys)
-		if _, err := io.WriteString(conn, u.header+u.body); err != nil {
-			t.Fatal(err)
-		}
-		if status := statusOf(t, conn); status != 200 {
-			t.Errorf("%s, whole: %d", u.name, status)
-		}
-	}
-}
-
 func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}})
