@@ -35,7 +35,7 @@ func New(r io.Reader, next, answer time.Duration, expire func(error)) *Reader {
 func (w *Reader) Read(p []byte) (int, error) {
 	w.timer.Stop()
 	n, err := w.r.Read(p)
-	switch err { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	switch err { // not errors.Is: a wrapped io.EOF is a broken body, not its end
 	case nil:
 		w.timer.Reset(w.next)
 	case io.EOF:

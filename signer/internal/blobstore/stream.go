@@ -60,9 +60,9 @@ func (s *stream) Read(p []byte) (n int, err error) {
 	n, err = s.r.Read(p[:min(int64(len(p)), limit)])
 	s.at += int64(n)
 	switch {
-	case s.at == s.size && (err == nil || err == io.EOF): //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	case s.at == s.size && (err == nil || err == io.EOF): // not errors.Is: a wrapped io.EOF is a broken body, not its end
 		return n, io.EOF
-	case err == io.EOF: //nolint:errorlint // as above
+	case err == io.EOF:
 		return 0, wrongLength(err)
 	}
 	return n, err
@@ -173,7 +173,7 @@ func (v *view) Read(p []byte) (int, error) {
 	if s.md5 != nil {
 		_, _ = s.md5.Write(p[:n])
 	}
-	switch err { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	switch err { // not errors.Is: see above
 	case nil:
 	case io.EOF:
 		s.whole = true
