@@ -132,6 +132,9 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 				return err
 			}
 			found = found[:0]
+			if page.Segment == nil { // an answer without a listing
+				return nil
+			}
 			for _, item := range page.Segment.BlobItems {
 				b := staged{name: value(item.Name)}
 				if item.Properties != nil {

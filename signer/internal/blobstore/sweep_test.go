@@ -227,6 +227,19 @@ func TestSweepEndsWithItsContext(t *testing.T) {
 	}
 }
 
+func TestSweepSurvivesAnAnswerWithoutListing(t *testing.T) {
+	for _, body := range []string{"", "<EnumerationResults/>", "<html>proxy</html>"} {
+		s, back, _ := newStore(t, nil)
+		s.retries = -1
+		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Content-Type", "application/xml")
+			_, _ = io.WriteString(w, body)
+			return true
+		}
+		_ = s.removeAbandoned(t.Context()) // an error or none, but no panic
+	}
+}
+
 // committing returns a store and its storage with a staged PNG, and the ID of its upload.
 func committing(t *testing.T) (s *Store, back *storage, id, path string) {
 	t.Helper()
