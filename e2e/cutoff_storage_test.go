@@ -18,10 +18,12 @@ func (c *cutter) takeOver(w http.ResponseWriter, r *http.Request) (*tls.Conn, io
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	user := strings.Split(r.URL.Path, "/")[2]
-	c.open[user] = append(c.open[user], conn)
+	c.open[userOf(r)] = append(c.open[userOf(r)], conn)
 	return conn.(*tls.Conn), buffered.Reader
 }
+
+// userOf returns the user of a request to storage.
+func userOf(r *http.Request) string { return strings.Split(r.URL.Path, "/")[2] }
 
 // readShare reads a share of a body; 0 does not even send 100 Continue.
 func readShare(r *http.Request, share float64) {
@@ -91,8 +93,7 @@ func dropped(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 // overtaken is a fault: storage carries out the request, and then that of another writer, and resets the connection.
 func (c *cutter) overtaken(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 	healthy.ServeHTTP(httptest.NewRecorder(), r)
-	name := strings.TrimPrefix(r.URL.Path, "/"+c.sys.Container+"/")
-	if err := c.sys.Storage.Put(r.Context(), c.sys.Container, name, "image/png", otherContent); err != nil {
+	if err := c.store(r.Context(), userOf(r), otherContent); err != nil {
 		panic(err)
 	}
 	r.ContentLength = 0

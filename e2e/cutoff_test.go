@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/md5"
 	"crypto/sha256"
 	"crypto/sha512"
@@ -191,6 +192,16 @@ func (c *cutter) mend(user string) {
 	c.open[user] = nil
 }
 
+// store stores a picture of user in Azurite as another upload does.
+func (c *cutter) store(ctx context.Context, user string, content []byte) error {
+	header := http.Header{"X-Ms-Blob-Type": {"BlockBlob"}, "Content-Type": {"image/png"}, "X-Ms-Meta-Catsid": {"ID-OF-ANOTHER-UPLOAD"}}
+	resp, err := c.sys.Storage.Do(ctx, http.MethodPut, "/"+c.sys.Container+"/"+user+"/cat", header, content)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
 // read returns the ETag and the content of the picture of user in Azurite.
 func (c *cutter) read(t *testing.T, user string) (etag string, content []byte) {
 	t.Helper()
@@ -204,7 +215,7 @@ func (c *cutter) read(t *testing.T, user string) (etag string, content []byte) {
 // run runs one cutoff of a picture with content. It checks the answer and the stored picture, and that another upload works afterwards.
 func (c *cutter) run(t *testing.T, s sending, row cutoff, user string, u upload, content []byte) {
 	t.Helper()
-	if err := c.sys.Storage.Put(t.Context(), c.sys.Container, user+"/cat", "image/png", cat); err != nil {
+	if err := c.store(t.Context(), user, cat); err != nil {
 		t.Fatal(err)
 	}
 	old, _ := c.read(t, user)
