@@ -201,8 +201,9 @@ func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 	unwatch()
 	watcher.Wait()
 	t.Logf("/livez took %d ms at most; %d KiB of memory, %d connections", worst.Load(), memory.Load()>>10, connections.Load())
-	if memory.Load() > limit+4<<20 {
-		t.Errorf("%d bytes of memory, of %d", memory.Load(), limit)
+	// The container has 60 MiB. The Go runtime does not count what the kernel holds of the connections, nor the program's pages.
+	if room := int64(60<<20 - 8<<20); memory.Load() > room {
+		t.Errorf("%d bytes of memory, of %d", memory.Load(), room)
 	}
 	if connections.Load() > most {
 		t.Errorf("%d connections, of %d", connections.Load(), most)

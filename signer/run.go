@@ -84,7 +84,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	// of a body that comes in pieces, and what comes behind the file in a form.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	settings.MaxUploads *= 2 // an upload whose body has ended at the frontend can still be in progress here
+	settings.MaxUploads += 16 // a body that has ended at the frontend can still be read here
 	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})

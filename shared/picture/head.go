@@ -59,7 +59,10 @@ func (h *head) broken() error {
 
 // sniff returns the media type of the picture that h reads if it is an accepted one.
 func (l Limits) sniff(h *head) (mediaType string, err error) {
-	_, _ = io.CopyN(io.Discard, h, typeBytes) // h keeps the error
+	buf := make([]byte, 1<<10) // io.Discard would hold 8 KiB of each upload that waits for its slot
+	for len(h.kept) < typeBytes && h.err == nil {
+		_, _ = h.Read(buf[:min(len(buf), typeBytes-len(h.kept))]) // h keeps the error
+	}
 	if err := h.broken(); err != nil {
 		return "", err
 	}

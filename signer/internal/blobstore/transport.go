@@ -36,7 +36,6 @@ func NewTransport() *http.Client {
 			MaxIdleConnsPerHost:   128, // as many as there are lookups at once
 			IdleConnTimeout:       90 * time.Second,
 			DisableCompression:    true,
-			WriteBufferSize:       16 << 10, // a TLS record; each connection holds one
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
