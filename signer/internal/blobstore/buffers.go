@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,9 +11,11 @@ import (
 )
 
 const (
-	// bufferCount buffers of bufferBytes each hold whole pictures, or blocks, whose length is not known beforehand.
+	// bufferCount buffers of bufferBytes each hold pictures of forms, and pictures or blocks of chunked uploads.
 	bufferCount = 4
 	bufferBytes = 4<<20 + signerapi.MaxTail
+	// spareBytes is the size of one more buffer that forms do not take. So they do not keep chunked uploads out.
+	spareBytes = 512 << 10
 	// bufferWait is how long a chunked upload waits for a buffer.
 	bufferWait = 10 * time.Second
 	// Each buffer must be filled with minFill bytes per second in every window of fillWindow while more than half of the
@@ -31,43 +32,40 @@ var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while ma
 type buffers struct {
 	wait, window time.Duration // bufferWait and fillWindow
 
-	mu   sync.Mutex // held to take one at once, so that a form never takes the last
-	free chan []byte
+	free, spare chan []byte
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount)}
+	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1)}
 	for range bufferCount {
 		b.free <- nil
 	}
+	b.spare <- nil
 	return b
 }
 
-// try returns a buffer if more than keep are free, else nil.
-func (b *buffers) try(keep int) []byte {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.free) <= keep {
-		return nil
-	}
+// try returns a buffer of bufferBytes, or nil if none is free.
+func (b *buffers) try() []byte {
 	select {
 	case buf := <-b.free:
-		return allocated(buf)
-	default: // one that waits was faster
+		return allocated(buf, bufferBytes)
+	default:
 		return nil
 	}
 }
 
-// take waits for a buffer. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
+// take waits for a buffer, which can be the spare one. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
 func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	if buf := b.try(0); buf != nil {
+	if buf := b.try(); buf != nil {
 		return buf, nil
 	}
 	timeout := time.NewTimer(b.wait)
 	defer timeout.Stop()
 	select {
 	case buf := <-b.free:
-		return allocated(buf), nil
+		return allocated(buf, bufferBytes), nil
+	case buf := <-b.spare:
+		return allocated(buf, spareBytes), nil
 	case <-timeout.C:
 		return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
 	case <-ctx.Done():
@@ -75,18 +73,24 @@ func (b *buffers) take(ctx context.Context) ([]byte, error) {
 	}
 }
 
-func allocated(buf []byte) []byte {
+func allocated(buf []byte, size int) []byte {
 	if buf == nil {
-		buf = make([]byte, bufferBytes)
+		buf = make([]byte, size)
 	}
 	return buf
 }
 
 // give returns a buffer to the pool. Nothing may use it any more.
-func (b *buffers) give(buf []byte) { b.free <- buf }
+func (b *buffers) give(buf []byte) {
+	if len(buf) == spareBytes {
+		b.spare <- buf
+		return
+	}
+	b.free <- buf
+}
 
-// taken returns the number of buffers in use.
-func (b *buffers) taken() int { return bufferCount - len(b.free) }
+// taken returns the number of buffers in use, with the spare one.
+func (b *buffers) taken() int { return bufferCount + 1 - len(b.free) - len(b.spare) }
 
 // filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {

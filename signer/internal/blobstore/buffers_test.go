@@ -13,26 +13,30 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-func TestFormsLeaveTheLastBuffer(t *testing.T) {
+func TestFormsLeaveTheSpareBuffer(t *testing.T) {
 	b := newBuffers()
 	var forms [][]byte
-	for range bufferCount - 1 {
-		buf := b.try(1)
+	for range bufferCount {
+		buf := b.try()
 		if len(buf) != bufferBytes {
 			t.Fatalf("a buffer of %d bytes, %d taken", len(buf), b.taken())
 		}
 		forms = append(forms, buf)
 	}
-	if b.try(1) != nil {
-		t.Error("a form takes the last buffer")
+	if b.try() != nil {
+		t.Error("a form takes the spare buffer")
 	}
-	last, err := b.take(t.Context())
-	if err != nil || len(last) != bufferBytes || b.taken() != bufferCount {
-		t.Errorf("the last one: %v, %d bytes", err, len(last))
+	spare, err := b.take(t.Context())
+	if err != nil || len(spare) != spareBytes || b.taken() != bufferCount+1 {
+		t.Errorf("the spare one: %v, %d bytes", err, len(spare))
+	}
+	b.give(spare)
+	if b.try() != nil {
+		t.Error("a form takes the spare buffer after it was returned")
 	}
 	b.give(forms[0])
-	if b.try(1) != nil {
-		t.Error("a form takes the last buffer after one was returned")
+	if b.try() == nil || b.taken() != bufferCount {
+		t.Error("a returned buffer is not free")
 	}
 }
 
@@ -40,7 +44,7 @@ func TestTakeWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBuffers()
 		var taken [][]byte
-		for range bufferCount {
+		for range bufferCount + 1 {
 			buf, err := b.take(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -87,11 +91,11 @@ func TestSlowBodiesLoseTheirBuffer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBuffers()
 				for range c.others {
-					if b.try(0) == nil {
+					if b.try() == nil {
 						t.Fatal("no buffer")
 					}
 				}
-				buf := b.try(0)
+				buf := b.try()
 				f := b.filler(c.body)
 				defer time.Sleep(2 * time.Hour) // until its goroutine has ended
 				defer f.stop()
@@ -101,6 +105,20 @@ func TestSlowBodiesLoseTheirBuffer(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A chunked upload that has only the spare buffer is stored in small blocks.
+func TestSpareBufferStoresLargePictures(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	for range bufferCount {
+		s.buffers.try()
+	}
+	for _, size := range []int{spareBytes - 1, spareBytes, 3*spareBytes + 7} {
+		content := pngOf(size)
+		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), unknown); err != nil || back.blobs["/cats/x/cat"] != content {
+			t.Errorf("%d bytes: %v", size, err)
+		}
 	}
 }
 

@@ -96,6 +96,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 // watch adds the gauge of the buffers.
 func (m *metrics) watch(reg prometheus.Registerer, b *buffers) {
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 4 that hold uploads whose size the client did not announce.",
+		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
 	}, func() float64 { return float64(b.taken()) }))
 }

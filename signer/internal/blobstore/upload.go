@@ -150,7 +150,7 @@ func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.In
 // bounded stores the file of a form, of which only bounds of the size are known.
 func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
 	if up.opts.AtMost < bufferBytes {
-		if buf := up.store.buffers.try(1); buf != nil { // the last one is for chunked uploads
+		if buf := up.store.buffers.try(); buf != nil {
 			defer up.store.buffers.give(buf)
 			f := up.store.buffers.filler(picture)
 			defer f.stop()
