@@ -70,7 +70,7 @@ func (c *cutter) unanswered(w http.ResponseWriter, r *http.Request, healthy http
 	_, _ = c.takeOver(w, r)
 }
 
-// uninvited is no fault: storage does not ask for the body with 100 Continue, reads it all the same, and stores it.
+// uninvited is no fault: storage does not ask for the body with 100 Continue, reads the body without it, and stores the picture.
 func (c *cutter) uninvited(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 	conn, body := c.takeOver(w, r)
 	forwarded := r.Clone(r.Context())
@@ -102,7 +102,7 @@ func (c *cutter) overtaken(w http.ResponseWriter, r *http.Request, healthy http.
 
 // stages are those at which storage can answer before it has read all.
 func (s sending) stages() []cutoff {
-	early, amid := cutoff{name: "early", share: 1, at: atData}, cutoff{name: "amid the body", share: 1, at: atData}
+	early, amid := cutoff{name: "early", share: 1, at: atData}, cutoff{name: "during the body", share: 1, at: atData}
 	if s.begins < 1 {
 		amid.share = 0.9 // so that the signer does not have the last byte yet
 	}
@@ -116,7 +116,7 @@ func (s sending) stages() []cutoff {
 func (c *cutter) refusals(s sending) (all []cutoff) {
 	for _, stage := range s.stages() {
 		share := 0.0
-		if stage.name == "amid the body" {
+		if stage.name == "during the body" {
 			share = 0.5
 		}
 		for _, answer := range []struct {
@@ -181,13 +181,13 @@ func (c *cutter) losses(s sending) []cutoff {
 	}
 }
 
-// kills are the cutoffs by the end of a process: amid the body, and between the last byte and storage's answer.
+// kills are the cutoffs by the end of a process: during the body, and between the last byte and storage's answer.
 func (c *cutter) kills() []cutoff {
 	return []cutoff{
-		{name: "signer killed amid the body", killed: c.sys.Signer, share: 0.5, status: 503, code: "signer_unavailable"},
+		{name: "signer killed during the body", killed: c.sys.Signer, share: 0.5, status: 503, code: "signer_unavailable"},
 		{name: "signer killed, not stored", killed: c.sys.Signer, share: 1, at: atCommit, fault: c.silent(1), status: 503, code: "signer_unavailable", outcome: "unknown"},
 		{name: "signer killed, stored", killed: c.sys.Signer, share: 1, at: atCommit, fault: c.unanswered, status: 503, code: "signer_unavailable", outcome: "unknown", stored: newPicture},
-		{name: "frontend killed amid the body", killed: c.sys.Frontend, share: 0.5},
+		{name: "frontend killed during the body", killed: c.sys.Frontend, share: 0.5},
 		{name: "frontend killed, stored", killed: c.sys.Frontend, share: 1, at: atCommit, fault: c.unanswered, stored: newPicture},
 	}
 }
@@ -205,8 +205,8 @@ func TestSilentStorageKeepsOldPicture(t *testing.T) {
 		share         float64
 		outcome       any
 	}{
-		"PUT amid the body":       {putWithLength, large, 0.1, nil},
-		"form amid the body":      {postForm, large, 0.1, nil},
+		"PUT during the body":     {putWithLength, large, 0.1, nil},
+		"form during the body":    {postForm, large, 0.1, nil},
 		"PUT after the last byte": {putWithLength, 1 << 20, 1, "unknown"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -134,7 +134,7 @@ func refuse(status int, code string, header ...string) fault {
 	}
 }
 
-// reset breaks the connection off with a RST, amid the body where there is one.
+// reset breaks the connection off with a RST, during the body if there is one.
 func reset(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 	_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
 	conn, _, err := http.NewResponseController(w).Hijack()
