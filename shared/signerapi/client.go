@@ -46,7 +46,7 @@ const (
 
 	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. It is longer than the signer's own
 	// for storage, so that the signer's answer arrives first.
-	acceptTimeout = watchdog.Timeout + watchdog.Timeout/2
+	acceptTimeout = 2 * watchdog.Timeout
 )
 
 // maxAnswer bounds what the client reads of an answer, in bytes.
@@ -244,7 +244,7 @@ func (c *Client) write(req *http.Request, body *trackedBody, out any, may string
 	err := c.do(req, out)
 	_, lost := errors.AsType[lostError](err)
 	broken, whole := body.state()
-	if broken != nil { // the cause of any other error
+	if broken != nil && (err == nil || AsError(err).Outcome == "") { // the cause of any other error
 		lost, err = lost || err == nil, broken
 	}
 	if lost && whole {

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"cats.example/shared/signerapi"
 )
 
@@ -16,7 +18,9 @@ const (
 	bufferBytes = 4<<20 + signerapi.MaxTail
 	// spareBytes is the size of one more buffer that forms do not take. So they do not keep chunked uploads out.
 	spareBytes = 512 << 10
-	// bufferWait is how long a chunked upload waits for a buffer.
+	// smallTotal bounds what small pictures, and parts of others, take of the heap together.
+	smallTotal = 12 << 20
+	// bufferWait is how long an upload waits for its memory.
 	bufferWait = 10 * time.Second
 	// Each buffer must be filled with minFill bytes per second in every window of fillWindow while more than half of the
 	// buffers are taken. So slow clients do not keep fast ones out.
@@ -33,15 +37,29 @@ type buffers struct {
 	wait, window time.Duration // bufferWait and fillWindow
 
 	free, spare chan []byte
+	small       *semaphore.Weighted // bytes of smallTotal
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1)}
+	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), small: semaphore.NewWeighted(smallTotal)}
 	for range bufferCount {
 		b.free <- nil
 	}
 	b.spare <- nil
 	return b
+}
+
+// reserve waits for n bytes of smallTotal, which the caller releases. The errors are those of take.
+func (b *buffers) reserve(ctx context.Context, n int64) error {
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
+	switch err := b.small.Acquire(wait, n); {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for small uploads became free"))
 }
 
 // try returns a buffer of bufferBytes, or nil if none is free.

@@ -150,3 +150,25 @@ func TestManyUploadsShareTheBuffers(t *testing.T) {
 		t.Errorf("%d buffers are taken", n)
 	}
 }
+
+func TestReserveWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBuffers()
+		if err := b.reserve(t.Context(), smallTotal); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := b.reserve(t.Context(), 1); !errors.Is(err, signerapi.ErrOverloaded) || time.Since(began) != bufferWait {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := b.reserve(ctx, 1); !errors.Is(err, signerapi.ErrIncomplete) {
+			t.Errorf("the client left: %v", err)
+		}
+		time.AfterFunc(time.Second, func() { b.small.Release(smallTotal) })
+		if err := b.reserve(t.Context(), 1); err != nil {
+			t.Errorf("some was returned: %v", err)
+		}
+	})
+}

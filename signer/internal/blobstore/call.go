@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -106,6 +108,9 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 			err = runtime.NewResponseError(op.refusal)
 		}
 		switch {
+		case err == nil && op.stream != nil && !op.stream.sent():
+			op.unclear++
+			err = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
 		case err == nil:
 		case op.stream != nil && op.stream.failed() != nil:
 			err = bodyError{op.stream.failed()}
@@ -177,6 +182,7 @@ func newCircuit(changed func(open bool)) *gobreaker.CircuitBreaker[struct{}] {
 // try, which it counts and gives a body of its own.
 func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
+	end := func() {}
 	if body := req.Raw().Body; body != nil && body != http.NoBody {
 		v := &view{stream: op.stream}
 		if op.stream == nil {
@@ -190,11 +196,15 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 			}
 			v.buffer = bytes.NewReader(content)
 		}
-		defer v.revoke()
+		end = v.revoke
+		defer end()
 		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
 	}
+	var connected atomic.Bool
+	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
 	start := time.Now()
-	resp, err := req.Next()
+	resp, err := req.WithContext(trace).Next()
+	end() // before the look whether the body was sent: from here on no byte of it is handed out
 	code := "error"
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
@@ -202,7 +212,7 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	if err == nil && resp.StatusCode >= http.StatusBadRequest {
 		op.refusal = resp
 	}
-	if unclear(resp, err) && (op.stream == nil || op.stream.sent()) {
+	if unclear(resp, err) && connected.Load() && (op.stream == nil || op.stream.sent()) {
 		op.unclear++
 	}
 	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())
@@ -210,12 +220,10 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// unclear reports whether storage may have done what it was asked although it did
-// not say so.
+// unclear reports whether storage may have carried out a request that it has received, although its answer does not say so.
 func unclear(resp *http.Response, err error) bool {
 	if err != nil {
-		dial, ok := errors.AsType[*net.OpError](err)
-		return !ok || dial.Op != "dial"
+		return true
 	}
 	switch resp.StatusCode {
 	case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:

@@ -179,23 +179,24 @@ func TestUnreadStreamIsSentAgain(t *testing.T) {
 
 func TestStorageBreaksStreams(t *testing.T) {
 	for name, c := range map[string]struct {
-		break_ func(net.Conn)
+		breaks func(net.Conn)
 		read   int64 // bytes of the body before that; all and its end if they are mib
 		want   signerapi.Outcome
+		accept time.Duration // of the store
 	}{
-		"reset amid the body": {func(c net.Conn) {
+		"reset during the body": {func(c net.Conn) {
 			_ = c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0)
 			_ = c.(*tls.Conn).NetConn().Close()
-		}, mib / 2, ""},
-		"closed amid the body":       {func(c net.Conn) { _ = c.Close() }, mib / 2, ""},
-		"silent amid the body":       {func(net.Conn) {}, mib / 4, ""},
-		"silent after the last byte": {func(net.Conn) {}, mib, signerapi.OutcomeUnknown},
-		"closed after the last byte": {func(c net.Conn) { _ = c.Close() }, mib, signerapi.OutcomeUnknown},
+		}, mib / 2, "", time.Minute},
+		"closed during the body":     {func(c net.Conn) { _ = c.Close() }, mib / 2, "", time.Minute},
+		"silent during the body":     {func(net.Conn) {}, mib / 4, "", time.Second},
+		"silent after the last byte": {func(net.Conn) {}, mib, signerapi.OutcomeUnknown, 5 * time.Second},
+		"closed after the last byte": {func(c net.Conn) { _ = c.Close() }, mib, signerapi.OutcomeUnknown, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, back, _ := newStore(t, nil)
-			s.accept = time.Second
+			s.accept = c.accept
 			back.blobs["/cats/x/cat"] = "old"
 			back.early = func(w http.ResponseWriter, r *http.Request) bool {
 				if r.Method != http.MethodPut {
@@ -203,7 +204,7 @@ func TestStorageBreaksStreams(t *testing.T) {
 				}
 				_, _ = io.CopyN(io.Discard, r.Body, c.read)
 				conn, _ := hijacked(t, w)
-				c.break_(conn)
+				c.breaks(conn)
 				return true
 			}
 			// More than the kernel keeps of a connection, so that the transport has to wait.
@@ -259,5 +260,41 @@ func TestBuffersAreReusedWhileConnectionsStillSend(t *testing.T) {
 	reading.Wait()
 	if n := s.buffers.taken(); n > 0 {
 		t.Errorf("%d buffers are taken", n)
+	}
+}
+
+func TestEarlySuccessIsNotBelieved(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts    signerapi.PutOptions
+		outcome signerapi.Outcome
+	}{"Put Blob": {sized(6 * mib), signerapi.OutcomeUnknown}, "Put Block": {inForm(6*mib, 50), ""}} {
+		s, back, _ := newStore(t, nil)
+		back.early = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodPut {
+				return false
+			}
+			_, _ = io.CopyN(io.Discard, r.Body, mib)
+			conn, _ := hijacked(t, w)
+			raw(conn, 201, "", "ETag: \"0x1\"\r\n")
+			return true
+		}
+		_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(6*mib)), c.opts)
+		if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrStorageUnavailable) || e.Outcome != c.outcome {
+			t.Errorf("%s: %v, outcome %q", name, err, e.Outcome)
+		}
+	}
+}
+
+// Without a connection nothing was sent, so the outcome is known.
+func TestNoConnectionHasAKnownOutcome(t *testing.T) {
+	s, _, _ := newStore(t, func(o *Options) { o.Transport = NewTransport() }) // does not trust the certificate
+	s.retries = -1
+	for _, size := range []int{1000, mib} {
+		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(size)), sized(size)); !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != "" {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != "" {
+		t.Errorf("delete: %v", err)
 	}
 }

@@ -72,11 +72,7 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	}
 	switch {
 	case small:
-		content, err := readAll(picture, max(opts.Size, opts.AtMost))
-		if err != nil {
-			return signerapi.Info{}, err
-		}
-		return up.put(ctx, content)
+		return up.small(ctx, picture, max(opts.Size, opts.AtMost))
 	case opts.Size >= 0:
 		return up.streamed(ctx, picture)
 	case opts.AtMost > 0:
@@ -103,6 +99,19 @@ func readAll(r io.Reader, limit int64) ([]byte, error) {
 		err = wrongLength(nil)
 	}
 	return content, err
+}
+
+// small stores a picture of at most limit bytes, which it reads into memory.
+func (up *upload) small(ctx context.Context, picture io.Reader, limit int64) (signerapi.Info, error) {
+	if err := up.store.buffers.reserve(ctx, limit); err != nil {
+		return signerapi.Info{}, err
+	}
+	defer up.store.buffers.small.Release(limit)
+	content, err := readAll(picture, limit)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	return up.put(ctx, content)
 }
 
 // put stores a picture that is in memory. The SDK can repeat that.
@@ -161,6 +170,9 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 			return up.put(ctx, buf[:n])
 		}
 	}
+	if up.opts.AtLeast <= smallBytes {
+		return up.small(ctx, picture, up.opts.AtMost)
+	}
 	first := newStream(picture, up.opts.AtLeast, false)
 	if up.opts.AtMost < bufferBytes {
 		first.md5 = md5.New() //nolint:gosec // see the import
@@ -168,7 +180,12 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if err := up.stageStream(ctx, first); err != nil {
 		return signerapi.Info{}, err
 	}
-	tail, err := readAll(picture, up.opts.AtMost-up.opts.AtLeast)
+	limit := up.opts.AtMost - up.opts.AtLeast
+	if err := up.store.buffers.reserve(ctx, limit); err != nil {
+		return signerapi.Info{}, err
+	}
+	defer up.store.buffers.small.Release(limit)
+	tail, err := readAll(picture, limit)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -186,6 +203,10 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 
 // chunked stores a picture about whose size nothing is known.
 func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
+	if err := up.store.buffers.reserve(ctx, smallBytes); err != nil {
+		return signerapi.Info{}, err
+	}
+	defer up.store.buffers.small.Release(smallBytes)
 	head, err := io.ReadAll(io.LimitReader(picture, smallBytes+1))
 	switch {
 	case err != nil:
