@@ -188,6 +188,9 @@ func (a *asked) told(t *testing.T) string {
 	if after := a.answer.Header.Get("Retry-After"); after != "" {
 		s += ", Retry-After " + after
 	}
+	if outcome, ok := a.answer.field(t, "outcome").(string); ok {
+		s += ", outcome " + outcome
+	}
 	return s
 }
 

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Most uploads wait in vain for a buffer here, which is not the point.
+// The load is more than the limits allow. It checks the memory, not that every upload succeeds.
 func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
 	const large, slow, readers = 64, 64, 4
 	before := settled(t)

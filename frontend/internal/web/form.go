@@ -227,8 +227,8 @@ func (f *form) skip(part *multipart.Part, name string) error {
 	}
 	n += int64(len(value))
 	if f.spare -= n; f.spare < 0 {
-		detail := fmt.Sprintf("the fields besides the file are larger than 1 MiB, with the field %.40q", name)
-		return signerapi.ErrTooLarge.With(detail).Wrap(errors.New("the fields besides the file are larger than 1 MiB"))
+		detail := fmt.Sprintf("the fields before the file are larger than 1 MiB, with the field %.40q", name)
+		return signerapi.ErrTooLarge.With(detail).Wrap(errors.New("the fields before the file are larger than 1 MiB"))
 	}
 	return nil
 }
