@@ -27,17 +27,26 @@ type slowUpload struct {
 	answer chan answer // one, or closed when there was none
 }
 
-// begin starts a PUT for user that has sent content and then waits. It returns
-// once the signer has its hands on it: a large one has then a block in storage.
-func begin(t *testing.T, sys *stand.System, user string, content []byte) *slowUpload {
+// begin starts a PUT for user that has sent content and then waits. size is its Content-Length, -1 for a chunked body. begin
+// returns once the signer processes the upload. A large chunked one then has a block in storage.
+func begin(t *testing.T, sys *stand.System, user string, content []byte, size int64) *slowUpload {
 	t.Helper()
 	r, w := io.Pipe()
 	u := &slowUpload{w, make(chan answer, 1)}
 	blocks := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`)
 	go func() {
 		defer close(u.answer)
-		if a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/"+user, "", r); err == nil {
-			u.answer <- a
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, sys.URL+"/cat/"+user, r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		req.ContentLength = size
+		if resp, err := client().Do(req); err == nil {
+			defer resp.Body.Close()
+			if said, err := io.ReadAll(resp.Body); err == nil {
+				u.answer <- answer{resp, said}
+			}
 		}
 		_ = r.Close()
 	}()
@@ -47,6 +56,9 @@ func begin(t *testing.T, sys *stand.System, user string, content []byte) *slowUp
 	}
 	eventually(t, func() error {
 		switch {
+		case size >= 0 && metric(t, sys.SignerOps, "cats_signer_http_requests_in_flight") == 0:
+			return errors.New("the signer never got an upload")
+		case size >= 0:
 		case metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") == 0:
 			return errors.New("the signer never got an upload")
 		case len(content) > 4<<20 && metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`) == blocks:
@@ -125,7 +137,7 @@ func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 			sys := start(t, stand.SystemOptions{})
 			frontend := sys.Frontend.Pid()
 			put(t, sys, "u", cat)
-			u := begin(t, sys, "u", content)
+			u := begin(t, sys, "u", content, -1)
 			u.trickle()
 			sys.Signer.Kill()
 			a, ok := <-u.answer
@@ -170,9 +182,15 @@ func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
 				stopped, url, pid = sys.Signer, sys.SignerAPI, sys.Frontend.Pid
 			}
 			other := pid()
-			for user, content := range underWay() {
+			uploads := underWay()
+			uploads["streamed"] = uploads["large"]
+			for user, content := range uploads {
 				put(t, sys, user, cat)
-				u := begin(t, sys, user, content)
+				size := int64(-1)
+				if user == "streamed" {
+					size = int64(len(content) + len("the end"))
+				}
+				u := begin(t, sys, user, content, size)
 				mark := stopped.Log.Mark()
 				stopped.Signal(syscall.SIGTERM)
 				logged(t, stopped.Log, mark, `"msg":"draining"`)
@@ -242,7 +260,7 @@ func TestAnUploadThatStallsAmidTheDrainIsCutOff(t *testing.T) {
 	sys := start(t, stand.SystemOptions{FrontendEnv: limit, SignerEnv: limit})
 	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
 		put(t, sys, "u", cat)
-		u := begin(t, sys, "u", underWay()["large"])
+		u := begin(t, sys, "u", underWay()["large"], -1)
 		p.Signal(syscall.SIGTERM)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()

@@ -152,6 +152,7 @@ func TestBothContainersHaveTheSameSharedSettings(t *testing.T) {
 }
 
 func TestRemovedSettingsAreNamed(t *testing.T) {
+	own(t)
 	t.Parallel()
 	for _, c := range []struct {
 		env  []string
