@@ -89,7 +89,7 @@ sbom: build .bin/cyclonedx-gomod ## list what the programs link, as CycloneDX, i
 	@for p in frontend signer; do .bin/cyclonedx-gomod bin -json -std -version $(VERSION) -output bin/$$p.cdx.json bin/$$p; done
 
 .PHONY: bench
-bench: ## measure against bare yardsticks, on Linux (about seven minutes); BENCH="-only cached,sink" and more: BENCH=--help
+bench: ## measure against bare yardsticks, on Linux (about nine minutes); BENCH="-only cached,sink" and more: BENCH=--help
 	@mkdir -p bin
 	@go build -o bin/bench ./e2e/bench
 	@exec bin/bench $(BENCH)
