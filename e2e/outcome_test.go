@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 
 	"cats.example/local/stand"
@@ -131,18 +132,18 @@ func TestLostAnswersOfStorageLeaveTheOutcomeUnknown(t *testing.T) {
 		for name, call := range changesOf(t, sys, user) {
 			t.Run(name+" "+user, func(t *testing.T) {
 				put(t, sys, user, cat)
-				var failing bool // from the change on
+				var failing atomic.Bool // from the change on
 				storage.set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 					switch {
 					case changes(r) && done:
-						failing = true
+						failing.Store(true)
 						loseAnswer(w, r, healthy)
 					case changes(r):
-						failing = true
+						failing.Store(true)
 						_, _ = io.Copy(io.Discard, r.Body)
 						r.ContentLength = 0
 						reset(w, r, healthy)
-					case failing:
+					case failing.Load():
 						r.ContentLength = 0
 						reset(w, r, healthy)
 					default:
