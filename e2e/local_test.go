@@ -90,11 +90,19 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		t.Fatal(err)
 	}
 	l.process = cmd.Process
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		l.read(r, last)
+	}()
 	go func() {
 		l.err = cmd.Wait()
+		select {
+		case <-read: // all of its output
+		case <-time.After(5 * time.Second): // a process that it has left behind holds the pipe
+		}
 		close(l.ended)
 	}()
-	go l.read(r, last)
 	t.Cleanup(func() {
 		select {
 		case <-l.ended:
