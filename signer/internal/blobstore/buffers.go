@@ -18,10 +18,13 @@ const (
 	bufferBytes = 4<<20 + signerapi.MaxTail
 	// spareBytes is the size of one more buffer that forms do not take. So they do not keep chunked uploads out.
 	spareBytes = 512 << 10
-	// smallTotal bounds what small pictures, and parts of others, take of the heap together.
-	smallTotal = 12 << 20
+	// heapTotal bounds the memory of all uploads, but for the spare buffer. A stream costs streamBytes: net/http has 64 KiB of
+	// buffers for each, and three goroutines have stacks.
+	heapTotal   = 24 << 20
+	streamBytes = 128 << 10
 	// bufferWait is how long an upload waits for its memory.
-	bufferWait = 10 * time.Second
+	bufferWait    = 10 * time.Second
+	retryInterval = 100 * time.Millisecond
 	// Each buffer must be filled with minFill bytes per second in every window of fillWindow while more than half of the
 	// buffers are taken. So slow clients do not keep fast ones out.
 	minFill    = 16 << 10
@@ -29,19 +32,20 @@ const (
 )
 
 // errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
-var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were under way; " +
+var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
-// buffers is a pool of buffers. They are allocated when they are first needed, and kept.
+// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
+// they are first needed, and kept until the budget is needed for something else.
 type buffers struct {
 	wait, window time.Duration // bufferWait and fillWindow
 
-	free, spare chan []byte
-	small       *semaphore.Weighted // bytes of smallTotal
+	free, spare chan []byte         // nil for one that is not allocated
+	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), small: semaphore.NewWeighted(smallTotal)}
+	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
 	for range bufferCount {
 		b.free <- nil
 	}
@@ -49,53 +53,92 @@ func newBuffers() *buffers {
 	return b
 }
 
-// reserve waits for n bytes of smallTotal, which the caller releases. The errors are those of take.
-func (b *buffers) reserve(ctx context.Context, n int64) error {
-	wait, cancel := context.WithTimeout(ctx, b.wait)
-	defer cancel()
-	switch err := b.small.Acquire(wait, n); {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+// readAll reads r, which must end after at most limit bytes. It first reserves as many; release returns them when the content is
+// no longer used. Its memory grows with the bytes that have arrived.
+func (b *buffers) readAll(ctx context.Context, r io.Reader, limit int64) (content []byte, release func(), err error) {
+	if release, err = b.reserve(ctx, limit); err != nil {
+		return nil, nil, err
 	}
-	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for small uploads became free"))
+	content, err = io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
+	if err == nil && int64(len(content)) > limit {
+		err = wrongLength(nil)
+	}
+	if err != nil {
+		release()
+	}
+	return content, release, err
+}
+
+// reserve waits for n bytes of the budget, until release is called. The errors are those of take.
+func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
+	if !b.heap.TryAcquire(n) {
+		b.dropIdle()
+		wait, cancel := context.WithTimeout(ctx, b.wait)
+		defer cancel()
+		if b.heap.Acquire(wait, n) != nil {
+			if ctx.Err() != nil {
+				return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+			}
+			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
+		}
+	}
+	return func() { b.heap.Release(n) }, nil
+}
+
+// dropIdle leaves the buffers that are not in use to the garbage collector.
+func (b *buffers) dropIdle() {
+	for range bufferCount {
+		select {
+		case buf := <-b.free:
+			if buf != nil {
+				b.heap.Release(bufferBytes)
+			}
+			b.free <- nil
+		default:
+			return
+		}
+	}
 }
 
 // try returns a buffer of bufferBytes, or nil if none is free.
 func (b *buffers) try() []byte {
 	select {
 	case buf := <-b.free:
-		return allocated(buf, bufferBytes)
+		switch {
+		case buf != nil:
+			return buf
+		case b.heap.TryAcquire(bufferBytes):
+			return make([]byte, bufferBytes)
+		}
+		b.free <- nil
 	default:
-		return nil
 	}
+	return nil
 }
 
 // take waits for a buffer, which can be the spare one. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
 func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	if buf := b.try(); buf != nil {
-		return buf, nil
-	}
 	timeout := time.NewTimer(b.wait)
 	defer timeout.Stop()
-	select {
-	case buf := <-b.free:
-		return allocated(buf, bufferBytes), nil
-	case buf := <-b.spare:
-		return allocated(buf, spareBytes), nil
-	case <-timeout.C:
-		return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
-	case <-ctx.Done():
-		return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+	again := time.NewTicker(retryInterval)
+	defer again.Stop()
+	for {
+		if buf := b.try(); buf != nil {
+			return buf, nil
+		}
+		select {
+		case buf := <-b.spare:
+			if buf == nil {
+				buf = make([]byte, spareBytes)
+			}
+			return buf, nil
+		case <-again.C:
+		case <-timeout.C:
+			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
+		case <-ctx.Done():
+			return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		}
 	}
-}
-
-func allocated(buf []byte, size int) []byte {
-	if buf == nil {
-		buf = make([]byte, size)
-	}
-	return buf
 }
 
 // give returns a buffer to the pool. Nothing may use it any more.

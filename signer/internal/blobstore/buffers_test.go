@@ -154,21 +154,48 @@ func TestManyUploadsShareTheBuffers(t *testing.T) {
 func TestReserveWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBuffers()
-		if err := b.reserve(t.Context(), smallTotal); err != nil {
+		all, err := b.reserve(t.Context(), heapTotal)
+		if err != nil {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		if err := b.reserve(t.Context(), 1); !errors.Is(err, signerapi.ErrOverloaded) || time.Since(began) != bufferWait {
+		if _, err := b.reserve(t.Context(), 1); !errors.Is(err, signerapi.ErrOverloaded) || time.Since(began) != bufferWait {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := b.reserve(ctx, 1); !errors.Is(err, signerapi.ErrIncomplete) {
+		if _, err := b.reserve(ctx, 1); !errors.Is(err, signerapi.ErrIncomplete) {
 			t.Errorf("the client left: %v", err)
 		}
-		time.AfterFunc(time.Second, func() { b.small.Release(smallTotal) })
-		if err := b.reserve(t.Context(), 1); err != nil {
+		time.AfterFunc(time.Second, all)
+		if _, err := b.reserve(t.Context(), 1); err != nil {
 			t.Errorf("some was returned: %v", err)
 		}
 	})
+}
+
+// Idle buffers are dropped when their memory is needed; those in use keep it.
+func TestReserveDropsIdleBuffers(t *testing.T) {
+	b := newBuffers()
+	b.wait = time.Millisecond
+	var taken [][]byte
+	for range bufferCount {
+		taken = append(taken, b.try())
+	}
+	if _, err := b.reserve(t.Context(), heapTotal-2*bufferBytes); !errors.Is(err, signerapi.ErrOverloaded) {
+		t.Errorf("while all are in use: %v", err)
+	}
+	b.give(taken[0])
+	b.give(taken[1])
+	release, err := b.reserve(t.Context(), heapTotal-2*bufferBytes)
+	if err != nil {
+		t.Fatalf("while two are idle: %v", err)
+	}
+	if b.try() != nil {
+		t.Error("a buffer is allocated beyond the budget")
+	}
+	release()
+	if b.try() == nil || b.try() == nil || b.try() != nil {
+		t.Error("not two buffers are free")
+	}
 }

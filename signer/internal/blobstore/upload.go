@@ -92,25 +92,13 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
 
-// readAll reads r, which must end after at most limit bytes. Its memory grows with the bytes that have arrived.
-func readAll(r io.Reader, limit int64) ([]byte, error) {
-	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
-	if err == nil && int64(len(content)) > limit {
-		err = wrongLength(nil)
-	}
-	return content, err
-}
-
 // small stores a picture of at most limit bytes, which it reads into memory.
 func (up *upload) small(ctx context.Context, picture io.Reader, limit int64) (signerapi.Info, error) {
-	if err := up.store.buffers.reserve(ctx, limit); err != nil {
-		return signerapi.Info{}, err
-	}
-	defer up.store.buffers.small.Release(limit)
-	content, err := readAll(picture, limit)
+	content, release, err := up.store.buffers.readAll(ctx, picture, limit)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
+	defer release()
 	return up.put(ctx, content)
 }
 
@@ -134,6 +122,11 @@ func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, erro
 
 // streamed stores a picture of a known size with one Put Blob whose body is the picture.
 func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
+	release, err := up.store.buffers.reserve(ctx, streamBytes)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer release()
 	body := newStream(picture, up.opts.Size, true)
 	var crc []byte // as storage computed it
 	info, err := up.write(ctx, &operation{name: opPut, stream: body}, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
@@ -180,15 +173,11 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if err := up.stageStream(ctx, first); err != nil {
 		return signerapi.Info{}, err
 	}
-	limit := up.opts.AtMost - up.opts.AtLeast
-	if err := up.store.buffers.reserve(ctx, limit); err != nil {
-		return signerapi.Info{}, err
-	}
-	defer up.store.buffers.small.Release(limit)
-	tail, err := readAll(picture, limit)
+	tail, release, err := up.store.buffers.readAll(ctx, picture, up.opts.AtMost-up.opts.AtLeast)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
+	defer release()
 	if len(tail) > 0 {
 		if err := up.stage(ctx, tail); err != nil {
 			return signerapi.Info{}, err
@@ -203,10 +192,11 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 
 // chunked stores a picture about whose size nothing is known.
 func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
-	if err := up.store.buffers.reserve(ctx, smallBytes); err != nil {
+	release, err := up.store.buffers.reserve(ctx, smallBytes)
+	if err != nil {
 		return signerapi.Info{}, err
 	}
-	defer up.store.buffers.small.Release(smallBytes)
+	defer release()
 	head, err := io.ReadAll(io.LimitReader(picture, smallBytes+1))
 	switch {
 	case err != nil:
@@ -262,9 +252,14 @@ func (up *upload) stage(ctx context.Context, block []byte) error {
 
 // stageStream stores the next block, which is read from the client while it is sent.
 func (up *upload) stageStream(ctx context.Context, block *stream) error {
+	release, err := up.store.buffers.reserve(ctx, streamBytes)
+	if err != nil {
+		return err
+	}
+	defer release()
 	id := up.nextBlock()
 	var crc []byte
-	err := up.store.call(ctx, &operation{name: opBlock, stream: block}, "staging a block", func(ctx context.Context) error {
+	err = up.store.call(ctx, &operation{name: opBlock, stream: block}, "staging a block", func(ctx context.Context) error {
 		done, err := up.client.StageBlock(ctx, id, block, nil)
 		crc = done.ContentCRC64
 		return err
