@@ -37,7 +37,7 @@ func cutOff(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 	panic(http.ErrAbortHandler)
 }
 
-// amid ends the connection in the middle of the request body.
+// amid closes the connection in the middle of the request body.
 func amid(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
 	_, _ = io.CopyN(io.Discard, r.Body, 1<<20)
 	panic(http.ErrAbortHandler)
@@ -105,17 +105,9 @@ func TestTheCommandTellsTheOutcome(t *testing.T) {
 			user := fmt.Sprint("u", i)
 			do(t, http.MethodPut, sys.URL+"/cat/"+user, "", cat).want(t, 200)
 			var asked atomic.Int64
-			s := newShell(t, faulty(t, sys.URL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-				if r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/upload") {
-					healthy.ServeHTTP(w, r)
-					return
-				}
-				if n := int(asked.Add(1)); n <= len(c.faults) {
-					c.faults[n-1](w, r, healthy)
-					return
-				}
-				healthy.ServeHTTP(w, r)
-			}))
+			s := newShell(t, faulty(t, sys.URL, inTurn(&asked, c.faults, func(r *http.Request) bool {
+				return r.Method == http.MethodGet || strings.HasSuffix(r.URL.Path, "/upload")
+			})))
 			s.write("cat.png", cat)
 			s.write("cut.png", picture(8<<20, 'c'))
 			s.write("large.png", picture(11<<20, 'l'))

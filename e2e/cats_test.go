@@ -336,17 +336,7 @@ func TestTheCommandTriesAgainOnlyWhereThatIsSafe(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			put(t, sys, "mia", cat)
 			var asked atomic.Int64
-			s := newShell(t, faulty(t, sys.URL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-				if r.URL.Path == "/about" {
-					healthy.ServeHTTP(w, r)
-					return
-				}
-				if n := int(asked.Add(1)); n <= len(c.faults) {
-					c.faults[n-1](w, r, healthy)
-					return
-				}
-				healthy.ServeHTTP(w, r)
-			}))
+			s := newShell(t, faulty(t, sys.URL, inTurn(&asked, c.faults, func(r *http.Request) bool { return r.URL.Path == "/about" })))
 			s.write("cat.png", cat)
 			s.write("other.png", append(bytes.Clone(cat), 1))
 			began := time.Now()

@@ -194,9 +194,6 @@ func (c *cutter) kills() []cutoff {
 
 // TestSilentStorageKeepsOldPicture waits for the timeouts of 30 s.
 func TestSilentStorageKeepsOldPicture(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 30 s")
-	}
 	t.Parallel()
 	c := newCutter(t)
 	const large = 24 << 20 // more than the kernel buffers of a connection

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -102,3 +103,16 @@ type pendingAnswer struct {
 func (l *pendingAnswer) WriteHeader(status int) { l.hold(); l.ResponseWriter.WriteHeader(status) }
 
 func (l *pendingAnswer) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+// inTurn injects faults into the first requests, one each. It counts the requests in asked, without those that spared selects.
+func inTurn(asked *atomic.Int64, faults []fault, spared func(*http.Request) bool) fault {
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if !spared(r) {
+			if n := int(asked.Add(1)); n <= len(faults) {
+				faults[n-1](w, r, healthy)
+				return
+			}
+		}
+		healthy.ServeHTTP(w, r)
+	}
+}

@@ -76,7 +76,7 @@ func (c *client) putDirect(ctx context.Context, user string, src *source, to con
 		case gone || f.exit == exitRefused:
 			u.memory.forget()
 		case f.Code == "precondition_failed" && u.memory.file != nil:
-			f.advise("what was sent is kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again")
+			f.advise("the uploaded bytes are kept until " + clock(u.memory.ticket.ExpiresAt) + ": the command with another condition, or none, need not send it again")
 		case u.memory.file != nil && u.memory.has() && (u.memory.ticket.BlockSize > 0 || u.sent() > 0):
 			f.advise(fmt.Sprintf("%d bytes of %d have been sent, and the same command goes on from there until %s", u.sent(), src.size, clock(u.memory.ticket.ExpiresAt)))
 		default: // nothing of it is of use to another command

@@ -100,7 +100,7 @@ func (c *client) refusal(resp *http.Response, answer []byte) *failure {
 	var p problem
 	if json.Unmarshal(answer, &p) != nil || p.Code == "" || p.Detail == "" {
 		f := c.stranger(resp)
-		if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout { // of what is in between
+		if resp.StatusCode == http.StatusServiceUnavailable || resp.StatusCode == http.StatusBadGateway || resp.StatusCode == http.StatusGatewayTimeout { // of a proxy
 			f.exit, f.again, f.hint = exitLater, true, ""
 		}
 		return f

@@ -197,7 +197,6 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 			v.buffer = bytes.NewReader(content)
 		}
 		end = v.revoke
-		defer end()
 		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
 	}
 	var connected atomic.Bool
