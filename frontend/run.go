@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"cats.example/frontend/internal/web"
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -34,7 +35,9 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return err
 	}
 	reg := service.NewRegistry(name)
-	requests := service.NewRequests(name, reg, log, cfg.Settings, web.Refuse)
+	pools := pool.NewSet(name, cfg.ClientShare, reg)
+	slots := web.Slots{Requests: pools.New("requests", cfg.Requests()), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", cfg.Commits())}
+	requests := service.NewRequests(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
 	requests.Trace(traces, true)
 	if traces != nil {
 		signer.Wrap(traces.Transport)
@@ -48,8 +51,9 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Traces:     traces,
 		Name:       "public",
 		Address:    cfg.ListenAddress,
-		Handler:    web.New(signer, cfg.Options, requests, reg),
+		Handler:    web.New(signer, cfg.Options, requests, slots, log, reg),
 		OpsAddress: cfg.OpsAddress,
+		Slots:      pools.New("connections", cfg.Connections()),
 		Proxies:    web.Prefixes(cfg.TrustedProxies),
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/tracing/azotel"
 	"golang.org/x/sync/errgroup"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/blobstore"
@@ -21,6 +23,14 @@ import (
 // first token and key. They may be there before them: the frontend goes on sending
 // while the signer restarts.
 const settleTime = 5 * time.Second
+
+const (
+	maxCommits = 16 // of direct uploads at once; each takes some 100 KiB of memory
+	maxChunked = 16 // uploads that hold a buffer or wait for one at once
+	maxWaiters = 8  // requests that wait for the issuer's keys at once
+)
+
+var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
 // settled returns h, which gets no request before ready returns nil or the time
 // until has come.
@@ -69,23 +79,28 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	tokens := identity.New(identityOptions, log, reg)
 	storageOptions := cfg.storageOptions(transport, tokens)
 	storageOptions.Tracing = spans
+	pools := pool.NewSet(name, cfg.ClientShare, reg)
+	storageOptions.Slots = blobstore.Slots{
+		// An upload that has ended at the frontend can still be in progress here.
+		Uploads: pools.New("uploads", cfg.MaxUploads*3/2), Commits: pools.New("commits", maxCommits), Chunked: pools.New("chunked uploads", maxChunked),
+	}
 	store, err := blobstore.New(storageOptions, log, reg)
 	if err != nil {
 		return err
 	}
-	known := callers.New(cfg.callerOptions(transport), log, reg)
+	callerOptions := cfg.callerOptions(transport)
+	callerOptions.Waiters = pools.New("tokens that wait for the issuer's keys", maxWaiters)
+	known := callers.New(callerOptions, log, reg)
 	var signer signerapi.Signer = store
 	if cfg.On() {
 		signer = known.Guard(store)
 	}
 	cfg.Tell(log)
 
-	// The frontend is the one that judges the public's patience. It holds back some
-	// of a body that comes in pieces, and what comes behind the file in a form.
+	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	settings.MaxUploads += 16 // a body that has ended at the frontend can still be read here
-	requests := service.NewRequests(name, reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
+	requests := service.NewRequests(name, reg, log, settings, storageOptions.Slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})
 	requests.Trace(traces, false)
@@ -108,6 +123,8 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Traces:     traces,
 		Name:       "api",
 		Address:    cfg.APIAddress,
+		Slots:      pools.New("connections", cfg.Connections()),
+		Proxies:    loopback, // the frontend has many clients
 		Handler:    calls,
 		OpsAddress: cfg.OpsAddress,
 		Ready: func(ctx context.Context) error {

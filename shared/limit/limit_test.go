@@ -19,13 +19,13 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-func callers(t testing.TB, settings PerClient) (*Clients[string], *prometheus.Registry) {
+func callers(t testing.TB, settings PerClient) (*Clients, *prometheus.Registry) {
 	t.Helper()
 	if err := settings.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	return New[string](settings, reg, "test", "caller"), reg
+	return New(settings, reg, "test", "caller"), reg
 }
 
 // retryAfter returns what a refusal asks for, and fails when err is none.
@@ -70,25 +70,17 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 	})
 }
 
-func TestARefusalSaysWhichLimitItWas(t *testing.T) {
-	c, reg := callers(t, PerClient{Rate: 0.25, Burst: 1, Uploads: 1})
+func TestRejectionNamesTheRate(t *testing.T) {
+	c, reg := callers(t, PerClient{Rate: 0.25, Burst: 1})
 	_, _ = c.Request("x")
-	_, requests := c.Request("x")
-	_, _ = c.Upload("x")
-	_, uploads := c.Upload("x")
-	for err, want := range map[error]string{
-		requests: "too many requests from this caller: 0.25 a second",
-		uploads:  "too many uploads at once from this caller: 1 are possible",
-	} {
-		if retryAfter(t, err) < time.Second || !strings.HasPrefix(signerapi.AsError(err).Detail, want) {
-			t.Errorf("%v, after %v; want %q", err, signerapi.AsError(err).RetryAfter, want)
-		}
+	_, err := c.Request("x")
+	if want := "too many requests from this caller: 0.25 a second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(signerapi.AsError(err).Detail, want) {
+		t.Errorf("%v, after %v; want %q", err, signerapi.AsError(err).RetryAfter, want)
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP cats_test_rate_limited_total Requests that were refused since their client asked for too much, by limit.
+# HELP cats_test_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
 # TYPE cats_test_rate_limited_total counter
-cats_test_rate_limited_total{limit="requests"} 1
-cats_test_rate_limited_total{limit="uploads"} 1
+cats_test_rate_limited_total 1
 `)); err != nil {
 		t.Error(err)
 	}
@@ -97,51 +89,19 @@ cats_test_rate_limited_total{limit="uploads"} 1
 func TestZeroIsNoLimit(t *testing.T) {
 	c, _ := callers(t, PerClient{})
 	for range 10_000 {
-		_, err := c.Request("x")
-		release, upErr := c.Upload("x")
-		if err != nil || upErr != nil {
-			t.Fatal(err, upErr)
+		if _, err := c.Request("x"); err != nil {
+			t.Fatal(err)
 		}
-		defer release()
 	}
-	if c.Limited() || c.buckets.Len() > 0 || len(c.open) > 0 {
+	if c.Limited() || c.buckets.Len() > 0 {
 		t.Error("something was kept")
-	}
-}
-
-func TestUploadsUnderWayAreCountedByClient(t *testing.T) {
-	c, _ := callers(t, PerClient{Uploads: 2})
-	first, err := c.Upload("mia")
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := c.Upload("mia")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = c.Upload("mia")
-	retryAfter(t, err)
-	other, err := c.Upload("leo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	first()
-	third, err := c.Upload("mia")
-	if err != nil {
-		t.Errorf("after one has ended: %v", err)
-	}
-	for _, release := range []func(){second, third, other} {
-		release()
-	}
-	if len(c.open) > 0 {
-		t.Errorf("%v are kept of uploads that have ended", c.open)
 	}
 }
 
 // At once, as the requests come: no more than the burst get through.
 func TestManyAtOnceShareOneBurst(t *testing.T) {
-	c, _ := callers(t, PerClient{Rate: minRate, Burst: 100, Uploads: 7})
-	var allowed, uploads atomic.Int64
+	c, _ := callers(t, PerClient{Rate: minRate, Burst: 100})
+	var allowed atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -150,21 +110,16 @@ func TestManyAtOnceShareOneBurst(t *testing.T) {
 					allowed.Add(1)
 				}
 			}
-			for range 2 {
-				if _, err := c.Upload("x"); err == nil {
-					uploads.Add(1)
-				}
-			}
 		})
 	}
 	wg.Wait()
-	if allowed.Load() != 100 || uploads.Load() != 7 {
-		t.Errorf("%d requests and %d uploads; want 100 and 7", allowed.Load(), uploads.Load())
+	if allowed.Load() != 100 {
+		t.Errorf("%d requests; want 100", allowed.Load())
 	}
 }
 
 func TestStrangersCannotGrowTheTable(t *testing.T) {
-	c := New[netip.Prefix](PerClient{Rate: 1, Burst: 1}, prometheus.NewRegistry(), "test", "address")
+	c := New(PerClient{Rate: 1, Burst: 1}, prometheus.NewRegistry(), "test", "address")
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -183,25 +138,24 @@ func TestStrangersCannotGrowTheTable(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
-func TestAClientInIPv6IsAWholeNetwork(t *testing.T) {
+func TestAddressOfIPv6IsItsNetwork(t *testing.T) {
 	for addr, want := range map[string]string{
-		"192.0.2.7": "192.0.2.7/32", "::ffff:192.0.2.7": "192.0.2.7/32",
-		"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "::1": "::/64",
+		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7",
+		"2001:db8:1:2ff:3:4:5:6": "2001:db8:1:200::/56", "fe80::1%eth0": "fe80::/56", "::1": "::/56",
 	} {
-		if got := Address(netip.MustParseAddr(addr)).String(); got != want {
+		if got := Address(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("%s counts as %s; want %s", addr, got, want)
 		}
 	}
-	if Address(netip.Addr{}) != (netip.Prefix{}) {
-		t.Error("no address is one")
+	if got := Address(netip.Addr{}); got != "" {
+		t.Errorf("the zero Addr counts as %s", got)
 	}
 }
 
 func TestFaultySettingsAreNamed(t *testing.T) {
 	for name, s := range map[string]PerClient{
-		"RATE_LIMIT":         {Rate: -1, Burst: 1},
-		"RATE_BURST":         {Rate: 1},
-		"UPLOADS_PER_CLIENT": {Uploads: -1},
+		"RATE_LIMIT": {Rate: -1, Burst: 1},
+		"RATE_BURST": {Rate: 1},
 	} {
 		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%+v: %v", s, err)
@@ -215,8 +169,8 @@ func TestFaultySettingsAreNamed(t *testing.T) {
 }
 
 func BenchmarkRequest(b *testing.B) {
-	c := New[netip.Prefix](PerClient{Rate: 1e6, Burst: 1e6}, prometheus.NewRegistry(), "test", "address")
-	var clients []netip.Prefix
+	c := New(PerClient{Rate: 1e6, Burst: 1e6}, prometheus.NewRegistry(), "test", "address")
+	var clients []string
 	for i := range 256 {
 		clients = append(clients, Address(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -28,33 +29,32 @@ const (
 )
 
 const (
-	writeTimeout = 30 * time.Second // for a client to accept an answer, at least; twice that at most
+	// A client must accept a response within answerTimeout plus the time that its Content-Length takes at answerRate, in bytes per
+	// second.
+	answerTimeout = 10 * time.Second
+	answerRate    = 16 << 10
 
-	// Of a body that was refused, so much is still read: many clients look for
-	// the answer only when all is sent, and lose it when the connection is cut.
+	// busyRate is the minimum upload rate, in bytes per second, while more than half of the slots for uploads are taken. So slow
+	// clients do not keep fast ones out.
+	busyRate = 16 << 10
+
+	// So much of a rejected body is still read: many clients read the response only after they have sent the whole body, and
+	// lose it when the connection is closed.
 	drainTimeout = 5 * time.Second
 	drainBytes   = 64 << 20
-	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s
-
-	// net/http returns from reading a chunked body only when the buffer is full or
-	// the chunk at its end. So that a slow picture is passed on as it comes, the
-	// reads are small, in bytes, unless they prove to be fast.
-	smallRead = 256
-	largeRead = 32 << 10
-	fastRead  = 10 * time.Millisecond
+	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s for a 100 Continue
 )
 
 var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// Requests gives each request an id, a log line, metrics, a limit on how slow
-// its body may be, a place among the bodies that are read at once, and an end to
-// its panics; or turns it away when too many are under way.
+// Requests gives each request an ID, a log line, metrics, a minimum upload rate, a deadline for its response, and a 500 in place
+// of a panic.
 type Requests struct {
-	log      *slog.Logger
-	patience patience
-	bodies   *bodies
-	underWay *underWay
-	refuse   func(http.ResponseWriter, *http.Request, error)
+	log     *slog.Logger
+	window  time.Duration // STALL_TIMEOUT
+	minRate int64         // MIN_UPLOAD_RATE
+	uploads *pool.Pool
+	refuse  func(http.ResponseWriter, *http.Request, error)
 
 	traces    *Traces // nil for none
 	strangers bool    // send the requests
@@ -67,17 +67,14 @@ type Requests struct {
 	panics   prometheus.Counter
 }
 
-// NewRequests returns a Requests whose metrics are in reg, named
-// cats_NAME_http_…. A body that brings less than the settings say ends in
-// [os.ErrDeadlineExceeded], one that gets no place in ErrOverloaded, and one that
-// had to give its place away in ErrStalled. refuse answers in place of a handler:
-// with ErrOverloaded where too many requests are under way, and with ErrInternal for
-// one that panicked.
-func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
+// NewRequests returns a Requests whose metrics are in reg, named cats_NAME_http_….
+//
+// A body that brings less than MIN_UPLOAD_RATE in a window of STALL_TIMEOUT ends in [os.ErrDeadlineExceeded]; while uploads is
+// busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
+func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *pool.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
 	prefix := "cats_" + name + "_http_"
 	q := &Requests{
-		log: log, refuse: refuse, bodies: newBodies(settings.MaxUploads), underWay: newUnderWay(settings.MaxUploads),
-		patience: patience{settings.StallTimeout, int64(float64(settings.MinRate) * settings.StallTimeout.Seconds())},
+		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinRate, uploads: uploads,
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
 		}, []string{"route", "method", "code"}),
@@ -171,25 +168,19 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			ctx = q.traces.begin(ctx, rec, route, r.Method, q.strangers, start)
 		}
 		r = r.WithContext(ctx)
-		conn := http.NewResponseController(w)
-		watched, _ := r.Context().Value(connKey{}).(*watchedConn)
-		body := &body{ReadCloser: r.Body, ctx: r.Context(), conn: watched, requests: q, done: r.Body == http.NoBody}
+		control := http.NewResponseController(w)
+		exchange, _ := r.Context().Value(exchangeKey{}).(*exchange)
+		body := &body{ReadCloser: r.Body, requests: q, exchange: exchange, control: control, chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
 		body.whole.Store(body.done)
-		if r.ContentLength < 0 {
-			body.most = smallRead
-		}
 		if !body.done {
-			_ = conn.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
+			_ = control.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
 		}
 		r.Body = body
 		answer := &answer{ResponseWriter: w, body: body}
 
 		q.inFlight.Inc()
-		end, ok := q.underWay.begin(!body.done && (r.Method == http.MethodPut || r.Method == http.MethodPost))
 		defer func() {
 			q.inFlight.Dec()
-			end()
-			q.bodies.end(body)
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
@@ -210,13 +201,8 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			}
 			// A client that waits to be asked for the body soon stops waiting.
 			waits := r.Header.Get("Expect") != "" && body.n.Load() == 0 && time.Since(start) < askTimeout
-			body.drain(waits, conn)
+			body.drain(waits)
 		}()
-		if !ok {
-			rec.err = signerapi.ErrOverloaded
-			q.refuse(answer, r, signerapi.ErrOverloaded)
-			return
-		}
 		h.ServeHTTP(answer, r)
 	})
 }
@@ -293,111 +279,95 @@ func methodLabel(m string) string {
 	return "other"
 }
 
-// body counts what is read of a request's body, and has the connection watched
-// while that goes on. A handler that forwards a body may return while the
-// forwarding goroutine is still inside a read, hence the lock and the counter.
-type body struct {
-	io.ReadCloser
-	ctx                context.Context //nolint:containedctx // the request's, which a Read cannot be given
-	requests           *Requests
-	conn               *watchedConn // nil in a test without a connection
-	n                  atomic.Int64
-	whole              atomic.Bool // it was read to a clean end: nothing of it is left on the connection
-	gaveUp             atomic.Bool // its place was needed
-	most               int         // bytes to read at once; 0 for as many as are asked for
-	entered            bool        // it has a place; the reader's own
-	begun, ended, left bool        // of bodies
-
-	mu   sync.Mutex
-	done bool // nothing of it is left to read, or nobody may
+// windowBytes returns the number of bytes that a body must bring in each window.
+func (q *Requests) windowBytes() int64 {
+	rate := q.minRate
+	if q.uploads.Busy() {
+		rate = max(rate, busyRate)
+	}
+	return int64(float64(rate) * q.window.Seconds())
 }
 
+// body counts the bytes of a request's body and enforces the minimum upload rate. A handler that forwards a body may return
+// while another goroutine is still inside a Read, hence the lock and the counter.
+type body struct {
+	io.ReadCloser
+	requests *Requests
+	exchange *exchange // nil in a test without a connection
+	control  *http.ResponseController
+	chunked  bool
+	n        atomic.Int64
+	whole    atomic.Bool // it was read to a clean end: nothing of it is left on the connection
+
+	// Of the current window; the reader's own.
+	got    int64
+	waited time.Duration
+
+	mu   sync.Mutex
+	done bool // no Read may change the deadlines of the connection any more
+}
+
+// Read implements [io.Reader]. Only time inside Read counts for the minimum upload rate.
 func (b *body) Read(p []byte) (int, error) {
-	if !b.entered && !b.whole.Load() {
-		if err := b.requests.bodies.enter(b.ctx, b); err != nil {
-			return 0, err
-		}
-		b.entered = true
+	window, need := b.requests.window, b.requests.windowBytes()
+	if b.chunked { // net/http fills p before it returns from a chunk, however long that takes
+		p = p[:min(int64(len(p)), max(1, need/2))]
 	}
-	b.with(false, func(c *watchedConn) { c.watch(b.requests.patience) })
 	began := time.Now()
-	if b.most > 0 && len(p) > b.most {
-		p = p[:b.most]
-	}
+	b.with(false, func() {
+		_ = b.control.SetReadDeadline(began.Add(window - b.waited)) // a closed connection fails the Read
+		if b.n.Load() == 0 {
+			_ = b.control.SetWriteDeadline(began.Add(answerTimeout)) // for the 100 Continue
+		}
+	})
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
-	if took := time.Since(began); b.most > 0 && took < fastRead {
-		b.most = min(2*b.most, largeRead)
-	} else if b.most > 0 {
-		b.most = max(b.most/2, smallRead)
+	b.got += int64(n)
+	b.waited += time.Since(began)
+	if b.got >= need {
+		b.got, b.waited = 0, 0
 	}
 	switch {
 	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 		b.whole.Store(true)
-		// From here on the server reads to notice a client that leaves. A deadline
-		// would look like one and cancel the request.
-		b.with(true, func(c *watchedConn) {
-			c.request.Trailer = nil // a thousand may have come behind the body
-			c.until(time.Time{})
+		b.with(true, func() {
+			if b.exchange != nil {
+				b.exchange.request.Trailer = nil // unused; a thousand may have followed the body
+			}
+			_ = b.control.SetReadDeadline(time.Time{}) // net/http would take it for a client that has left, and cancel the request
 		})
 	case err != nil:
-		b.with(true, func(c *watchedConn) { c.until(time.Now()) }) // there is no more to come
-		if b.gaveUp.Load() {
-			err = errGaveUp.Wrap(err)
-		}
-	}
-	if err != nil {
-		b.requests.bodies.leave(b)
+		b.with(true, func() { _ = b.control.SetReadDeadline(time.Now()) })
 	}
 	return n, err
 }
 
-var errGaveUp = signerapi.ErrStalled.With("the picture came so slowly that it had to make way for others; nothing was stored")
-
-// giveUp ends the body, the read under way included.
-func (b *body) giveUp() {
-	b.gaveUp.Store(true)
-	b.with(true, func(c *watchedConn) { c.until(time.Now()) })
-}
-
-// waitedFor returns how long the peer was waited for.
-func (b *body) waitedFor() time.Duration {
-	if b.conn == nil {
-		return 0
-	}
-	return b.conn.waitedFor()
-}
-
-// with calls f on the connection and returns true, unless an earlier call was
-// the last: a late read must not meddle with the next request on the connection.
-func (b *body) with(last bool, f func(*watchedConn)) bool {
+// with calls f, unless an earlier call was the last: a late Read must not change the deadlines of the next request on the
+// connection.
+func (b *body) with(last bool, f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.done || b.conn == nil {
-		return false
+	if !b.done {
+		b.done = last
+		f()
 	}
-	b.done = last
-	f(b.conn)
-	return true
 }
 
-// drain sends the answer and then reads, within bounds, what the handler did not
-// want of the body.
-func (b *body) drain(waits bool, w *http.ResponseController) {
+// drain sends the response and then reads, within bounds, the rest of a body that the handler did not read. A client that waits
+// for a 100 Continue sends none.
+func (b *body) drain(waits bool) {
 	limit := drainTimeout
 	if waits {
-		limit = 0 // it was not asked, and sends nothing
+		limit = 0
 	}
-	if !b.with(true, func(c *watchedConn) { c.until(time.Now().Add(limit)) }) {
-		return
-	}
-	if limit > 0 && w.Flush() == nil {
-		b.conn.all.rest(b.conn)
+	bounded := false
+	b.with(true, func() { bounded = b.control.SetReadDeadline(time.Now().Add(limit)) == nil })
+	if bounded && !waits && b.control.Flush() == nil {
 		_, _ = io.CopyN(io.Discard, b.ReadCloser, drainBytes)
 	}
 }
 
-// answer counts what is written, and bounds how long the client may take for it.
+// answer counts the bytes of a response and sets its write deadline.
 type answer struct {
 	http.ResponseWriter
 	body   *body
@@ -411,15 +381,13 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 && status >= 200 {
 		a.status = status
-		if !a.body.whole.Load() || a.body.conn != nil && !a.body.conn.fewBehind() {
-			// What is left of it, or is broken, must not be taken for a request. In
-			// full duplex net/http does not see to that where the framing is broken,
-			// or where less than 256 KiB of it are missing.
+		if !a.body.whole.Load() || a.body.exchange != nil && !a.body.exchange.conn.fewBehind() {
+			// The rest of the body must not be taken for a request. In full duplex, net/http keeps the connection where the framing
+			// is broken, or where less than 256 KiB of the body are missing.
 			a.Header().Set("Connection", "close")
 		}
-		if a.body.conn != nil {
-			a.body.conn.answerWithin(time.Now())
-		}
+		size, _ := strconv.ParseInt(a.Header().Get("Content-Length"), 10, 64) // 0 for a short response without one
+		_ = a.body.control.SetWriteDeadline(time.Now().Add(answerTimeout + time.Duration(size)*time.Second/answerRate))
 	}
 	a.ResponseWriter.WriteHeader(status)
 }

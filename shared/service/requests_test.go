@@ -14,7 +14,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/pool"
 )
 
 func TestAPanicIsOne500AndALogLine(t *testing.T) {
@@ -192,6 +195,20 @@ func TestABodyMayBeSlowButNotStalled(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// While more than half of the uploads are in progress, a body must bring 16 KiB/s.
+func TestBusyPoolRaisesTheMinimumRate(t *testing.T) {
+	uploads := pool.NewSet("busy", 0, prometheus.NewRegistry()).New("uploads", 2)
+	for taken, want := range []int64{2 << 10, 2 << 10, 16 << 10} {
+		for rate, want := range map[int64]int64{2 << 10: want, 20 << 10: 20 << 10} {
+			q := &Requests{window: 30 * time.Second, minRate: rate, uploads: uploads}
+			if got := q.windowBytes(); got != 30*want {
+				t.Errorf("with %d of 2 slots taken and a minimum of %d: %d bytes in 30 s; want %d", taken, rate, got, 30*want)
+			}
+		}
+		_, _ = uploads.Take("")
+	}
 }
 
 // Many clients send all before they look for an answer.

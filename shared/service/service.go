@@ -28,17 +28,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/prometheus/common/version"
 	"golang.org/x/sync/errgroup"
+
+	"cats.example/shared/pool"
 )
 
 // Limits of every listener.
 const (
 	headerTimeout  = 10 * time.Second
-	idleTimeout    = 75 * time.Second
+	idleTimeout    = 30 * time.Second
+	opsTimeout     = 30 * time.Second // for a response of the ops listener
 	maxHeaderBytes = 16 << 10
-
-	// Bodies under way have at most three of them (perPlace), so that some are always
-	// left for what takes no time.
-	connectionsPerUpload = 4
+	// behindProxies is the idle timeout where proxies keep connections for later requests. It is longer than theirs: nginx has
+	// 60 s. Otherwise a proxy can send a request into a connection that is being closed.
+	behindProxies = 90 * time.Second
 
 	memoryRatio = 0.7 // of the container's memory limit, for the Go runtime
 
@@ -103,7 +105,7 @@ func LogVersion(log *slog.Logger) {
 func Removed(environ []string) (names []string) {
 	for _, variable := range environ {
 		name, value, _ := strings.Cut(variable, "=")
-		if value != "" && slices.Contains([]string{"UPLOAD_MEMORY", "UPLOAD_WAIT"}, name) {
+		if value != "" && slices.Contains([]string{"UPLOAD_MEMORY", "UPLOAD_WAIT", "UPLOADS_PER_CLIENT"}, name) {
 			names = append(names, name)
 		}
 	}
@@ -190,8 +192,9 @@ type Service struct {
 	Address    string // of the work listener
 	Handler    http.Handler
 	OpsAddress string // of /metrics, /livez and /readyz
-	// Proxies are the addresses of trusted proxies in front of the work listener,
-	// whose connections are many clients'.
+	// Slots are those of the connections of the work listener, and Proxies the addresses whose connections serve many clients:
+	// they have no share.
+	Slots   *pool.Pool
 	Proxies []netip.Prefix
 
 	// Ready says why the process should get no requests now; nil means that it
@@ -211,10 +214,11 @@ type Service struct {
 // no time for it: what is left of DrainTimeout, but at least 1 s and at most 5.
 func (s Service) Run(ctx context.Context) error {
 	defer flush(s.Log)
-	work, err := s.listen(ctx, s.Name, s.Address)
+	plain, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
 		return err
 	}
+	work := s.limited(plain)
 	defer work.Close()
 	ops, err := s.listen(ctx, "ops", s.OpsAddress)
 	if err != nil {
@@ -223,8 +227,11 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	workServer, opsServer := s.server(lastAnswers(s.Handler, &draining), work), s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)), ops)
-	opsServer.WriteTimeout = writeTimeout // the work server's answers have theirs, behind bodies of any length
+	workServer, opsServer := s.server(headersEnd(lastAnswers(s.Handler, &draining))), s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
+	if len(s.Proxies) > 0 {
+		workServer.IdleTimeout = behindProxies
+	}
+	opsServer.WriteTimeout = opsTimeout // responses of the work server have deadlines of their own, behind bodies of any length
 
 	// Background work outlives ctx: requests that are being drained need it.
 	bg, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
@@ -277,19 +284,18 @@ func lastAnswers(h http.Handler, draining *atomic.Bool) http.Handler {
 	})
 }
 
-func (s Service) listen(ctx context.Context, name, address string) (watchedListener, error) {
+func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return watchedListener{}, fmt.Errorf("opening the %s listener: %w", name, err)
+		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
 	s.Log.Info("listening", "listener", name, "address", l.Addr().String())
-	return watchedListener{l, newConnections(connectionsPerUpload*s.Settings.MaxUploads, s.Proxies, s.Log, s.Registry, name)}, nil
+	return l, nil
 }
 
-func (s Service) server(h http.Handler, l watchedListener) *http.Server {
+func (s Service) server(h http.Handler) *http.Server {
 	return &http.Server{
-		Handler:           l.connections.handler(h),
-		ConnState:         l.connections.state,
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,

@@ -19,6 +19,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -67,7 +68,8 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	t.Helper()
 	r := &running{log: &logBuffer{}, reg: NewRegistry("test"), done: make(chan error, 1)}
 	log := NewLogger(r.log, slog.LevelDebug, "test")
-	requests := NewRequests("test", r.reg, log, settings, func(w http.ResponseWriter, _ *http.Request, err error) {
+	pools := pool.NewSet("test", settings.ClientShare, r.reg)
+	requests := NewRequests("test", r.reg, log, settings, pools.New("uploads", settings.MaxUploads), func(w http.ResponseWriter, _ *http.Request, err error) {
 		status := http.StatusInternalServerError
 		if errors.Is(err, signerapi.ErrOverloaded) {
 			status = http.StatusServiceUnavailable
@@ -87,7 +89,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	go func() {
 		r.done <- Service{
 			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
-			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Proxies: testProxies,
+			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Slots: pools.New("connections", settings.Connections()), Proxies: testProxies,
 		}.Run(ctx)
 	}()
 	eventually(t, "both listeners", func() bool { return len(r.log.lines(t, "listening")) == 2 })

@@ -20,9 +20,10 @@ import (
 // Settings are those that every process of the pod has. Embed them in the
 // process's own settings, for [Parse].
 type Settings struct {
-	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that brings less than MIN_UPLOAD_RATE over this long is given up"`
-	MinRate      int64         `env:"MIN_UPLOAD_RATE" envDefault:"240" help:"what a request body must bring at least, in bytes per second, averaged over STALL_TIMEOUT"`
-	MaxUploads   int           `env:"MAX_UPLOADS" envDefault:"128" help:"request bodies that are read at once; twice as many may wait, up to 10s, or be on their way to storage, and the slowest makes way. Twice as many requests without a body are answered at once, and four times as many connections are open at most"`
+	StallTimeout time.Duration `env:"STALL_TIMEOUT" envDefault:"30s" help:"a request body that brings less than MIN_UPLOAD_RATE over this long is rejected"`
+	MinRate      int64         `env:"MIN_UPLOAD_RATE" envDefault:"2048" help:"the minimum rate of a request body, in bytes per second, averaged over STALL_TIMEOUT; 16384 while more than half of MAX_UPLOADS are in progress"`
+	MaxUploads   int           `env:"MAX_UPLOADS" envDefault:"128" help:"uploads in progress at once. Half as many commits of direct uploads, four times as many requests and eight times as many connections are possible"`
+	ClientShare  float64       `env:"CLIENT_SHARE" envDefault:"0.0625" help:"the part of MAX_UPLOADS, and of the other limits that follow from it, that one client may take, at least 1: the frontend counts by address (IPv6: /56), the signer by authenticated caller; 0 for no shares"`
 	AllowedHosts []HostName    `env:"ALLOWED_HOSTS" help:"host names, separated by commas, that requests may have in their Host header; others are answered 421. IP addresses and localhost are always accepted; any host unless set"`
 	Profile      bool          `env:"PROFILE" envDefault:"false" help:"true serves Go profiles at /debug/pprof/ on the ops listener"`
 	DrainDelay   time.Duration `env:"DRAIN_DELAY" envDefault:"0s" help:"after SIGTERM, how long to go on serving while not ready, so that load balancers notice"`
@@ -39,11 +40,23 @@ func (s Settings) Validate() error {
 	if s.MinRate <= 0 || s.MaxUploads <= 0 {
 		faults = append(faults, errors.New("MIN_UPLOAD_RATE and MAX_UPLOADS must be above zero"))
 	}
+	if !(s.ClientShare >= 0 && s.ClientShare <= 1) { // nor is it NaN
+		faults = append(faults, fmt.Errorf("CLIENT_SHARE is %v: want a number from 0 to 1, such as 0.0625; 0 for no shares", s.ClientShare))
+	}
 	if s.DrainDelay < 0 || s.DrainTimeout <= 0 {
 		faults = append(faults, errors.New("DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"))
 	}
 	return errors.Join(faults...)
 }
+
+// Requests returns the number of requests that may be in progress at once.
+func (s Settings) Requests() int { return 4 * s.MaxUploads }
+
+// Commits returns the number of commits of direct uploads that may be in progress at once.
+func (s Settings) Commits() int { return max(1, s.MaxUploads/2) }
+
+// Connections returns the number of connections that may be open at once.
+func (s Settings) Connections() int { return 8 * s.MaxUploads }
 
 // Parse fills settings, a pointer to a struct whose fields have the tags env,
 // envDefault and help, from environ ("NAME=value" each). Embedded structs count

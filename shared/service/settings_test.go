@@ -1,6 +1,7 @@
 package service
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +21,7 @@ func TestParseReadsEmbeddedSettingsAndDefaults(t *testing.T) {
 	if err := Parse(&got, []string{"EXAMPLE_URL=x", "EXAMPLE_COUNT=", "STALL_TIMEOUT=5s", "OTHER=1"}); err != nil {
 		t.Fatal(err)
 	}
-	want := example{URL: "x", Count: 3, Settings: Settings{StallTimeout: 5 * time.Second, MinRate: 240, MaxUploads: 128, DrainTimeout: time.Minute}}
+	want := example{URL: "x", Count: 3, Settings: Settings{StallTimeout: 5 * time.Second, MinRate: 2048, MaxUploads: 128, ClientShare: 0.0625, DrainTimeout: time.Minute}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -42,9 +43,23 @@ func TestParseReportsAllFaultsByVariable(t *testing.T) {
 }
 
 func TestSettingsOutOfRangeAreFaults(t *testing.T) {
-	for _, s := range []Settings{{DrainTimeout: 1}, {StallTimeout: -1, DrainTimeout: 1}, {StallTimeout: 1}, {StallTimeout: 1, DrainTimeout: 1, DrainDelay: -1}} {
-		if s.Validate() == nil {
-			t.Errorf("%+v passed", s)
+	if err := relaxed.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Settings){
+		"STALL_TIMEOUT":   func(s *Settings) { s.StallTimeout = -1 },
+		"MIN_UPLOAD_RATE": func(s *Settings) { s.MinRate = 0 },
+		"MAX_UPLOADS":     func(s *Settings) { s.MaxUploads = 0 },
+		"CLIENT_SHARE":    func(s *Settings) { s.ClientShare = 1.1 },
+		"SHARE":           func(s *Settings) { s.ClientShare = math.NaN() },
+		"CLIENT":          func(s *Settings) { s.ClientShare = -0.1 },
+		"DRAIN_DELAY":     func(s *Settings) { s.DrainDelay = -1 },
+		"DRAIN_TIMEOUT":   func(s *Settings) { s.DrainTimeout = 0 },
+	} {
+		s := relaxed
+		change(&s)
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%+v: %v; want %s", s, err, name)
 		}
 	}
 }

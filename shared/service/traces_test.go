@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -78,7 +79,7 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 	r.traces = &Traces{provider: provider, tracer: provider.Tracer(scope)}
 	log := NewLogger(r.log, slog.LevelDebug, "test")
 	t.Cleanup(func() { flush(log) })
-	requests := NewRequests("test", r.reg, log, relaxed, func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
+	requests := NewRequests("test", r.reg, log, relaxed, pool.NewSet("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
 	requests.Trace(r.traces, strangers)
 	r.handler = requests.Route("/cat/{user}", h)
 	return r

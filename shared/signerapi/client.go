@@ -33,6 +33,7 @@ const (
 const (
 	contractHeader  = "Cats-Contract"
 	contractVersion = "1"
+	clientHeader    = "Cats-Client" // the key of ClientOf
 )
 
 // How long the client waits for an answer: for Put, from the end of the picture
@@ -229,6 +230,9 @@ func (c *Client) newRequest(ctx context.Context, method, path, query string, bod
 	}
 	if token := TokenOf(ctx); token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(token))
+	}
+	if client := ClientOf(ctx); client != "" {
+		req.Header.Set(clientHeader, client)
 	}
 	if body != nil {
 		req.Body = io.NopCloser(body)

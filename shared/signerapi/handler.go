@@ -82,6 +82,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 			http.Error(w, "no such call", http.StatusMethodNotAllowed)
 			return
 		}
+		r = r.WithContext(WithClient(r.Context(), r.Header.Get(clientHeader)))
 		token, err := TokenIn(r.Header)
 		if token != "" {
 			r = r.WithContext(WithToken(r.Context(), token))

@@ -56,3 +56,30 @@ func TokenOf(ctx context.Context) Token {
 	t, _ := ctx.Value(tokenKey{}).(Token)
 	return t
 }
+
+type clientKey struct{}
+
+// WithClient returns ctx with the key of the client on whose behalf a call is made. The client of the contract sends it to the
+// signer, which bounds what one client takes of the pools that are for all. It is no proof of an identity.
+func WithClient(ctx context.Context, client string) context.Context {
+	return context.WithValue(ctx, clientKey{}, client)
+}
+
+// ClientOf returns the key of the client on whose behalf a call is made, "" for none.
+func ClientOf(ctx context.Context) string {
+	client, _ := ctx.Value(clientKey{}).(string)
+	return client
+}
+
+type callerKey struct{}
+
+// WithCaller returns ctx with the key of the authenticated caller. It does not leave the process.
+func WithCaller(ctx context.Context, caller string) context.Context {
+	return context.WithValue(ctx, callerKey{}, caller)
+}
+
+// CallerOf returns the key of the authenticated caller, "" for none.
+func CallerOf(ctx context.Context) string {
+	caller, _ := ctx.Value(callerKey{}).(string)
+	return caller
+}

@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/gorilla/mux"
@@ -72,12 +71,13 @@ func TestTheDocumentHasTheRoutes(t *testing.T) {
 	}
 	// What there is, the router says, and of its methods, OPTIONS.
 	reg := prometheus.NewRegistry()
-	requests := service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse)
+	slots := newSlots(0, reg)
+	requests := newRequests(slots, reg)
 	var options Options
 	if err := service.Parse(&options, nil); err != nil {
 		t.Fatal(err)
 	}
-	r := newRouter(&memory{}, options, requests, newGuard(options, reg), newMetrics(reg))
+	r := newRouter(&memory{}, options, requests, newGuard(options, slots, slog.New(slog.DiscardHandler), reg), newMetrics(reg))
 	there := map[string][]string{}
 	err := r.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, err := route.GetPathTemplate()

@@ -20,7 +20,7 @@ func FuzzWrittenForm(f *testing.F) {
 	for shape := range uint64(100) {
 		f.Add("a", "1", "cat.png", []byte("\r\n--picture"), "z", "2", shape)
 	}
-	h, m, _ := newWebWith(f, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0", "MAX_PICTURE_SIZE=1MiB")
+	h, m, _ := newWebWith(f, "RATE_LIMIT=0", "MAX_PICTURE_SIZE=1MiB")
 	f.Fuzz(func(t *testing.T, before, value, name string, content []byte, after, last string, shape uint64) {
 		control := func(r rune) bool { return r != '\r' && r != '\n' && (r < ' ' || r == 0x7f) } // which no header may hold; line ends are written as others
 		if before == "file" || after == "file" || name == "" || strings.ContainsFunc(before+name+after, control) || len(before)+len(name)+len(after) > 4<<10 || len(content) > maxSize-40 {

@@ -57,7 +57,7 @@ func TestFormLimitsTheBytesAfterTheFile(t *testing.T) {
 		return "\r\n--x\r\nContent-Disposition: form-data; name=a" + header + "\r\n\r\n" + strings.Repeat("y", n)
 	}
 	longHeader := field(0, "\r\nX: "+strings.Repeat("x", 8000))
-	h, m, _ := newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0", "MAX_PICTURE_SIZE=16MiB")
+	h, m, _ := newWebWith(t, "RATE_LIMIT=0", "MAX_PICTURE_SIZE=16MiB")
 	for name, c := range map[string]struct {
 		after string
 		code  string // "" if the form is accepted

@@ -185,12 +185,12 @@ func FuzzAnyRequest(f *testing.F) {
 	}
 
 	var options Options
-	if err := service.Parse(&options, []string{"MAX_PICTURE_SIZE=20000", "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0", "CORS_ORIGINS=https://cats.example.com"}); err != nil {
+	if err := service.Parse(&options, []string{"MAX_PICTURE_SIZE=20000", "RATE_LIMIT=0", "CORS_ORIGINS=https://cats.example.com"}); err != nil {
 		f.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
 	signer := &strict{memory: &memory{}}
-	h := New(signer, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg)
+	h := newHandler(signer, options, 0, reg)
 	var methods []string // of the requests that the server saw
 	l := make(wires)
 	server := &http.Server{

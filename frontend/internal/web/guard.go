@@ -3,13 +3,14 @@ package web
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +19,7 @@ import (
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
 	"cats.example/shared/picture"
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -78,17 +80,23 @@ var (
 	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Detail: "a page of another origin may not do this; its operator can allow origins"}
 )
 
+// Slots are the pools of the frontend, by client address.
+type Slots struct{ Requests, Uploads, Commits *pool.Pool }
+
 // guard stands before all of the public API.
 type guard struct {
 	Options
-	clients *limit.Clients[netip.Prefix]
+	slots   Slots
+	log     *slog.Logger
+	noProxy sync.Once // the log line about TRUSTED_PROXIES
+	clients *limit.Clients
 	policy  []string // the RateLimit-Policy header
 	csrf    http.CrossOriginProtection
 	cors    *cors.Cors // nil where there is no other origin
 }
 
-func newGuard(options Options, reg prometheus.Registerer) *guard {
-	g := &guard{Options: options, clients: limit.New[netip.Prefix](options.PerClient, reg, "frontend", "address")}
+func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Registerer) *guard {
+	g := &guard{Options: options, slots: slots, log: log, clients: limit.New(options.PerClient, reg, "frontend", "address")}
 	if g.clients.Limited() {
 		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.Burst, math.Ceil(float64(options.Burst)/options.Rate))}
 	}
@@ -152,18 +160,24 @@ func preflight(r *http.Request) bool {
 	return r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
 }
 
-// inner has h get only what is within the limits of who sends it. What is refused is
-// so before any of its body is read.
+// inner passes requests within the limits of their client to h. It rejects others before their bodies are read.
 func (g *guard) inner(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		client, forwarded := g.client(r)
+		addr, forwarded := g.client(r)
 		if forwarded {
-			service.NoteClient(r.Context(), client)
+			service.NoteClient(r.Context(), addr)
 		}
-		if err := g.count(w, limit.Address(client)); err != nil {
+		client := limit.Address(addr)
+		if err := g.count(w, client); err != nil {
 			fail(w, r, err)
 			return
 		}
+		release, err := g.take(g.slots.Requests, client, r)
+		if err != nil {
+			fail(w, r, err)
+			return
+		}
+		defer release()
 		switch {
 		case g.HostAllowed != nil && !g.HostAllowed(r.Host):
 			fail(w, r, errMisdirected)
@@ -179,16 +193,31 @@ func (g *guard) inner(h http.Handler) http.Handler {
 			fail(w, r, errCrossOrigin.Wrap(err))
 			return
 		}
-		if r.Method == http.MethodPut || r.Method == http.MethodPost {
-			release, err := g.clients.Upload(limit.Address(client))
-			if err != nil {
-				fail(w, r, err)
-				return
-			}
-			defer release()
-		}
-		h.ServeHTTP(w, r)
+		h.ServeHTTP(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
 	})
+}
+
+// slot returns h for requests that get a slot of slots.
+func (g *guard) slot(slots *pool.Pool, h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		release, err := g.take(slots, signerapi.ClientOf(r.Context()), r)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return h(w, r)
+	}
+}
+
+// take takes a slot for the client that has sent r. Its log line helps operators whose proxy seems to be one client.
+func (g *guard) take(slots *pool.Pool, client string, r *http.Request) (release func(), err error) {
+	release, err = slots.Take(client)
+	if errors.Is(err, signerapi.ErrRateLimited) && r.Header[forwardedFor] != nil && len(g.TrustedProxies) == 0 {
+		g.noProxy.Do(func() {
+			g.log.Warn("a client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
+		})
+	}
+	return release, err
 }
 
 // The policies of the RateLimit header: of what an address asks, here, and of what a
@@ -201,7 +230,7 @@ const (
 // count counts a request of an address and has the answer say what is left, as
 // draft-ietf-httpapi-ratelimit-headers-11 has it: until the quota is there again, or
 // after a refusal, until the next request is possible.
-func (g *guard) count(w http.ResponseWriter, client netip.Prefix) error {
+func (g *guard) count(w http.ResponseWriter, client string) error {
 	if !g.clients.Limited() {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -75,7 +76,7 @@ func TestForeignHostsAreRejectedBeforeAnythingElse(t *testing.T) {
 	}
 	reg := prometheus.NewRegistry()
 	m := &memory{cats: map[string]string{"x": png}, fail: errors.New("the signer was asked")}
-	h := New(m, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg)
+	h := newHandler(m, options, 0, reg)
 	for _, target := range []string{"/cat/x", "/cat/x/", "/cat/x/picture", "/", "/docs", "/nothing"} {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"} {
 			r := httptest.NewRequestWithContext(t.Context(), method, target, unread{t})
@@ -117,10 +118,9 @@ func TestAnAddressThatAsksTooMuchIsRefusedBeforeItsBodyIsRead(t *testing.T) {
 		}
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP cats_frontend_rate_limited_total Requests that were refused since their client asked for too much, by limit.
+# HELP cats_frontend_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
 # TYPE cats_frontend_rate_limited_total counter
-cats_frontend_rate_limited_total{limit="requests"} 5
-cats_frontend_rate_limited_total{limit="uploads"} 0
+cats_frontend_rate_limited_total 5
 `), "cats_frontend_rate_limited_total"); err != nil {
 		t.Error(err)
 	}
@@ -139,8 +139,8 @@ func TestClientsBehindATrustedProxyHaveLimitsOfTheirOwn(t *testing.T) {
 		{"8.8.8.8, 203.0.113.1", 429},
 		{"203.0.113.2", 200},
 		{"2001:db8::1", 200},
-		{"2001:db8::2", 429}, // of the same /64
-		{"2001:db8:0:1::2", 200},
+		{"2001:db8:0:1::2", 429}, // of the same /56
+		{"2001:db8:0:100::2", 200},
 		{"nonsense", 200}, // the proxy itself
 		{"", 429},
 	} {
@@ -150,32 +150,67 @@ func TestClientsBehindATrustedProxyHaveLimitsOfTheirOwn(t *testing.T) {
 	}
 }
 
-func TestOneAddressHasFewUploadsUnderWay(t *testing.T) {
-	h, _, _ := newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=2")
-	var bodies []*io.PipeWriter
-	answers := make(chan int, 2)
-	for i := range 2 {
-		out, in := io.Pipe()
-		bodies = append(bodies, in)
-		go func() {
-			answers <- send(t, h, []string{"PUT", "POST"}[i], "/cat/x", "multipart/form-data; boundary=b", out).Code
-		}()
-		_, _ = io.WriteString(in, "x") // it is read, and so under way
-	}
-	rec := send(t, h, "PUT", "/cat/x", "", unread{t})
-	p := wantProblem(t, rec, 429, "rate_limited")
-	if rec.Header().Get("Retry-After") == "" || !strings.Contains(p.Detail, "2 are possible") {
-		t.Errorf("%v %s", rec.Header(), rec.Body)
-	}
-	if rec := send(t, h, "GET", "/cat/x", "", nil); rec.Code != 404 {
-		t.Errorf("a GET meanwhile: %d", rec.Code)
-	}
-	for _, b := range bodies {
-		_ = b.CloseWithError(errors.New("gone"))
-		<-answers
-	}
-	if rec := send(t, h, "PUT", "/cat/x", "", strings.NewReader(png)); rec.Code != 200 {
-		t.Errorf("after those: %d %s", rec.Code, rec.Body)
+// One client takes one slot in 16 of each pool; another client has slots of its own.
+func TestClientHasItsShareOfEachPool(t *testing.T) {
+	for _, c := range []struct {
+		name, method, target string
+		pool                 func(Slots) *pool.Pool
+		share                int
+	}{
+		{"requests", "GET", "/cat/x", func(s Slots) *pool.Pool { return s.Requests }, 8},
+		{"uploads", "PUT", "/cat/x", func(s Slots) *pool.Pool { return s.Uploads }, 2},
+		{"uploads", "POST", "/cat/x", func(s Slots) *pool.Pool { return s.Uploads }, 2},
+		{"commits", "POST", "/cat/x/upload/1-7-A/commit", func(s Slots) *pool.Pool { return s.Commits }, 1},
+	} {
+		t.Run(c.name+" by "+c.method, func(t *testing.T) {
+			reg := prometheus.NewRegistry()
+			slots := newSlots(0.125, reg)
+			var options Options
+			if err := service.Parse(&options, []string{"RATE_LIMIT=0"}); err != nil {
+				t.Fatal(err)
+			}
+			var log strings.Builder
+			h := New(&memory{cats: map[string]string{"x": png}}, options, newRequests(slots, reg), slots, slog.New(slog.NewTextHandler(&log, nil)), reg)
+			send := func(from, body string) *httptest.ResponseRecorder {
+				r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader(body))
+				r.RemoteAddr = from + ":1"
+				r.Header.Set("X-Forwarded-For", "198.51.100.1")
+				rec := httptest.NewRecorder()
+				h.ServeHTTP(rec, r)
+				return rec
+			}
+			var releases []func()
+			for range c.share {
+				release, err := c.pool(slots).Take("192.0.2.7")
+				if err != nil {
+					t.Fatal(err)
+				}
+				releases = append(releases, release)
+			}
+			for range 2 {
+				p := wantProblem(t, send("192.0.2.7", png), 429, "rate_limited")
+				if want := fmt.Sprintf("too many %s from this client at once: %d are possible", c.name, c.share); !strings.HasPrefix(p.Detail, want) {
+					t.Errorf("the detail is %q; want %q", p.Detail, want)
+				}
+			}
+			if rec := send("192.0.2.8", png); rec.Code == 429 || rec.Code == 503 {
+				t.Errorf("another client: %d", rec.Code)
+			}
+			releases[0]()
+			if rec := send("192.0.2.7", png); rec.Code == 429 || rec.Code == 503 {
+				t.Errorf("after one has ended: %d", rec.Code)
+			}
+			if n := strings.Count(log.String(), "TRUSTED_PROXIES"); n != 1 {
+				t.Errorf("the log names TRUSTED_PROXIES %d times; want once: %s", n, &log)
+			}
+			for i := range 64 { // the rest, by others
+				_, _ = c.pool(slots).Take(fmt.Sprint("other", i))
+			}
+			rec := send("192.0.2.8", png)
+			if wantProblem(t, rec, 503, "overloaded"); rec.Header().Get("Retry-After") == "" {
+				t.Error("no Retry-After")
+			}
+		})
 	}
 }
 
@@ -323,7 +358,7 @@ func TestWhatCanBeReadInTwoWaysIsTheLastOfItsConnection(t *testing.T) {
 
 func BenchmarkService(b *testing.B) {
 	for name, settings := range map[string][]string{
-		"unlimited": {"RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0"}, "limited": {"RATE_LIMIT=1e8", "RATE_BURST=1000000"},
+		"unlimited": {"RATE_LIMIT=0"}, "limited": {"RATE_LIMIT=1e8", "RATE_BURST=1000000"},
 		"proxied": {"RATE_LIMIT=1e8", "RATE_BURST=1000000", "TRUSTED_PROXIES=10.0.0.0/8,192.0.2.0/24"},
 	} {
 		b.Run(name, func(b *testing.B) {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
@@ -28,8 +29,8 @@ type web struct {
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, options Options, requests *service.Requests, reg prometheus.Registerer) http.Handler {
-	g := newGuard(options, reg)
+func New(signer signerapi.Signer, options Options, requests *service.Requests, slots Slots, log *slog.Logger, reg prometheus.Registerer) http.Handler {
+	g := newGuard(options, slots, log, reg)
 	return g.outermost(newRouter(signer, options, requests, g, newMetrics(reg)))
 }
 
@@ -47,13 +48,13 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/about", resource{http.MethodGet: s.getAbout}},
 		{"/cat/{user}", resource{
 			http.MethodGet:    s.reader(s.getCat),
-			http.MethodPost:   m.upload(s.owner(whole(s.postCat))),
-			http.MethodPut:    m.upload(s.owner(whole(s.putCat))),
+			http.MethodPost:   m.upload(s.owner(g.slot(g.slots.Uploads, whole(s.postCat)))),
+			http.MethodPut:    m.upload(s.owner(g.slot(g.slots.Uploads, whole(s.putCat)))),
 			http.MethodDelete: s.owner(s.deleteCat),
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
 		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(s.postUpload))}},
-		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(s.postCommit))}},
+		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(g.slot(g.slots.Commits, s.postCommit)))}},
 		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
 		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
 		{"/docs", resource{http.MethodGet: d.getIndex}},

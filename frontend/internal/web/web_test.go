@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -134,7 +135,23 @@ const maxSize = 20_000
 // newWeb returns the public API over an empty memory, with its registry.
 func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
 	t.Helper()
-	return newWebWith(t, "RATE_LIMIT=0", "UPLOADS_PER_CLIENT=0")
+	return newWebWith(t, "RATE_LIMIT=0")
+}
+
+// newSlots returns pools for 16 uploads, of which one client may take share.
+func newSlots(share float64, reg *prometheus.Registry) Slots {
+	pools := pool.NewSet("frontend", share, reg)
+	return Slots{Requests: pools.New("requests", 64), Uploads: pools.New("uploads", 16), Commits: pools.New("commits", 8)}
+}
+
+func newRequests(slots Slots, reg *prometheus.Registry) *service.Requests {
+	return service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1}, slots.Uploads, Refuse)
+}
+
+// newHandler returns the public API over signer with newSlots(share, reg).
+func newHandler(signer signerapi.Signer, options Options, share float64, reg *prometheus.Registry) http.Handler {
+	slots := newSlots(share, reg)
+	return New(signer, options, newRequests(slots, reg), slots, slog.New(slog.DiscardHandler), reg)
 }
 
 // newWebWith is newWeb with settings, NAME=value each.
@@ -149,7 +166,7 @@ func newWebWith(t testing.TB, settings ...string) (http.Handler, *memory, *prome
 	}
 	reg := prometheus.NewRegistry()
 	m := &memory{cats: map[string]string{}}
-	return New(m, options, service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16}, Refuse), reg), m, reg
+	return newHandler(m, options, 0, reg), m, reg
 }
 
 func TestUnparsableQueriesAreRejected(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"cats.example/shared/picture"
+	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
@@ -181,7 +182,9 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 		t.Fatal(err)
 	}
 	c := &cred{}
+	pools := pool.NewSet("test", 0.0625, prometheus.NewRegistry())
 	opts := Options{
+		Slots:      Slots{Uploads: pools.New("uploads", 192), Commits: pools.New("commits", 16), Chunked: pools.New("chunked uploads", 16)},
 		AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
 		Container:  "cats", BlobName: "cat", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
 		Limits: limits, Credential: c, Transport: client,

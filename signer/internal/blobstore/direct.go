@@ -54,9 +54,7 @@ const (
 
 	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
 
-	commits    = 16               // at once; a commit takes some 100 KiB of memory
-	commitWait = 30 * time.Second // for one of them
-	parallel   = 4                // copies of one commit at once
+	parallel = 4 // copies of one commit at once
 )
 
 // ticket is what the ID of one says. Where it does not say what the signer wrote, it
@@ -167,12 +165,11 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer s.committing.Delete(name)
-	wait, cancel := context.WithTimeout(ctx, s.commitWait)
-	defer cancel()
-	if s.commits.Acquire(wait, 1) != nil {
-		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d commits are under way", commits))
+	release, err := s.opts.Slots.Commits.Take(signerapi.CallerOf(ctx))
+	if err != nil {
+		return signerapi.Info{}, err
 	}
-	defer s.commits.Release(1)
+	defer release()
 
 	if err := s.available(ctx, user); err != nil {
 		return signerapi.Info{}, err

@@ -1,12 +1,14 @@
 package blobstore
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
 
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -121,15 +123,56 @@ func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
 	}
 }
 
-func TestTooManyCommitsAtOnceAreOverload(t *testing.T) {
-	s, _, _ := newStore(t, nil)
-	s.commitWait = 10 * time.Millisecond
-	if !s.commits.TryAcquire(commits) {
-		t.Fatal("it has no places")
+// An authenticated caller has its share of the slots, and a client of the frontend has a share of the buffers.
+func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
+	s, _, _ := withKey(t, nil)
+	anonymous, caller := signerapi.WithClient(t.Context(), "192.0.2.7"), signerapi.WithCaller(t.Context(), "mia")
+	put := func(size int64) func(context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := s.Put(ctx, user(t, "mia"), strings.NewReader(pngOf(100<<10)), signerapi.PutOptions{Size: size})
+			return err
+		}
 	}
-	_, err := s.Commit(t.Context(), user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
-	if !errors.Is(err, signerapi.ErrOverloaded) {
-		t.Errorf("%v; want ErrOverloaded", err)
+	commit := func(ctx context.Context) error {
+		_, err := s.Commit(ctx, user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
+		return err
+	}
+	for _, c := range []struct {
+		name          string
+		pool          *pool.Pool
+		share, total  int
+		call          func(context.Context) error
+		byClient, own error // of a client and of a caller that have their share
+	}{
+		{"uploads", s.opts.Slots.Uploads, 12, 192, put(100 << 10), nil, signerapi.ErrRateLimited},
+		{"commits", s.opts.Slots.Commits, 1, 16, commit, signerapi.ErrNoUpload, signerapi.ErrRateLimited},
+		{"chunked uploads", s.opts.Slots.Chunked, 1, 16, put(-1), signerapi.ErrRateLimited, signerapi.ErrRateLimited},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var releases []func()
+			take := func(client string, n int) {
+				for range n {
+					if release, err := c.pool.Take(client); err == nil {
+						releases = append(releases, release)
+					}
+				}
+			}
+			take("192.0.2.7", c.share)
+			take("mia", c.share)
+			if err := c.call(anonymous); !errors.Is(err, c.byClient) {
+				t.Errorf("a client over its share: %v; want %v", err, c.byClient)
+			}
+			if err := c.call(caller); !errors.Is(err, c.own) {
+				t.Errorf("a caller over its share: %v; want %v", err, c.own)
+			}
+			take("", c.total)
+			if err := c.call(signerapi.WithCaller(t.Context(), "leo")); !errors.Is(err, signerapi.ErrOverloaded) {
+				t.Errorf("with all slots taken: %v; want ErrOverloaded", err)
+			}
+			for _, release := range releases {
+				release()
+			}
+		})
 	}
 }
 

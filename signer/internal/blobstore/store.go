@@ -22,9 +22,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
-	"golang.org/x/sync/semaphore"
 
 	"cats.example/shared/picture"
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 	"cats.example/shared/watchdog"
 	"cats.example/signer/internal/identity"
@@ -52,7 +52,12 @@ type Options struct {
 	Credential Credential
 	Transport  policy.Transporter
 	Tracing    tracing.Provider // the zero one for no spans
+	Slots      Slots
 }
+
+// Slots are the pools of the store. Uploads and commits are counted by authenticated caller. Chunked, of chunked uploads that
+// hold a buffer or wait for one, is counted by client where authentication is off.
+type Slots struct{ Uploads, Commits, Chunked *pool.Pool }
 
 // Store is a [signerapi.Signer] over Blob Storage.
 type Store struct {
@@ -60,8 +65,6 @@ type Store struct {
 	log        *slog.Logger
 	container  *container.Client
 	buffers    *buffers
-	commits    *semaphore.Weighted
-	commitWait time.Duration
 	accept     time.Duration // in which storage must accept a byte of a stream; watchdog.Timeout
 	committing sync.Map      // names of what is being committed
 	known      *known
@@ -110,11 +113,10 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		log:       log,
 		container: account.NewContainerClient(opts.Container),
 		buffers:   newBuffers(),
-		commits:   semaphore.NewWeighted(commits), commitWait: commitWait,
-		accept:  watchdog.Timeout,
-		metrics: m,
-		retries: maxRetries,
-		now:     time.Now,
+		accept:    watchdog.Timeout,
+		metrics:   m,
+		retries:   maxRetries,
+		now:       time.Now,
 	}
 	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
 	s.circuit = newCircuit(func(open bool) {

@@ -2,6 +2,7 @@ package blobstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/md5" //nolint:gosec // storage keeps it of a blob, against faults and not against people
 	"crypto/rand"
@@ -47,6 +48,11 @@ type upload struct {
 // smallBytes, and one whose size is not known but fits into a buffer, is buffered first. Others are sent as blocks and committed.
 func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	// Before the first byte of the body is requested:
+	release, err := s.opts.Slots.Uploads.Take(signerapi.CallerOf(ctx))
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer release()
 	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
@@ -204,6 +210,11 @@ func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Inf
 	case len(head) <= smallBytes:
 		return up.put(ctx, head)
 	}
+	leave, err := up.store.opts.Slots.Chunked.Take(cmp.Or(signerapi.CallerOf(ctx), signerapi.ClientOf(ctx)))
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer leave()
 	buf, err := up.store.buffers.take(ctx)
 	if err != nil {
 		return signerapi.Info{}, err

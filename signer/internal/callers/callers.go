@@ -20,6 +20,7 @@ import (
 
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -38,9 +39,10 @@ const (
 // Options say whose tokens are taken and what they allow.
 type Options struct {
 	access.Rules
-	limit.PerClient        // of each caller
-	Audience        string // that a token must be for
-	Claim           string // whose value is the name of the user
+	limit.PerClient            // of each caller
+	Audience        string     // that a token must be for
+	Claim           string     // whose value is the name of the user
+	Waiters         *pool.Pool // of requests that wait for the issuer's keys, by client
 	Client          *http.Client
 }
 
@@ -50,7 +52,7 @@ type Callers struct {
 	log      *slog.Logger
 	verifier atomic.Pointer[oidc.IDTokenVerifier] // nil before the issuer has answered
 	failed   atomic.Pointer[error]                // why it has not
-	clients  *limit.Clients[string]               // by sub, or by name where a token has none
+	clients  *limit.Clients                       // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
 	ignored  ignoredKeys
 	now      func() time.Time
@@ -69,7 +71,7 @@ const (
 
 // New asks nobody anything before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
-	c := &Callers{opts: opts, log: log, now: time.Now, clients: limit.New[string](opts.PerClient, reg, "signer", "caller"), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+	c := &Callers{opts: opts, log: log, now: time.Now, clients: limit.New(opts.PerClient, reg, "signer", "caller"), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "cats_signer_callers_total", Help: "Calls that needed a known caller, by what came of asking who calls.",
 	}, []string{"outcome"})}
 	reg.MustRegister(c.outcomes)
@@ -145,6 +147,8 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 			return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(late))
 		case errors.Is(signature, errNoKeys):
 			return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
+		case errors.Is(signature, signerapi.ErrRateLimited), errors.Is(signature, signerapi.ErrOverloaded): // of the waiters
+			return caller{}, c.refuse(limited, signature)
 		}
 		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
 	}
@@ -216,18 +220,6 @@ func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error
 	}
 	c.outcomes.WithLabelValues(known).Inc()
 	return who, nil
-}
-
-// uploads counts an upload of the owner of the picture, until release is called.
-func (c *Callers) uploads(ctx context.Context, user signerapi.User) (release func(), err error) {
-	who, err := c.owner(ctx, user)
-	if err != nil {
-		return nil, err
-	}
-	if release, err = c.clients.Upload(who.id); err != nil {
-		return nil, c.refuse(limited, err)
-	}
-	return release, nil
 }
 
 // reads returns nil when the caller may have a link to the picture of user.

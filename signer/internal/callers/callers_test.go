@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
+	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
 )
 
@@ -71,7 +73,10 @@ func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
 }
 
 func asking(p *provider, change func(*Options)) *Callers {
-	opts := Options{Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub", Client: p.Client()}
+	opts := Options{
+		Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub", Client: p.Client(),
+		Waiters: pool.NewSet("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
+	}
 	if change != nil {
 		change(&opts)
 	}
@@ -310,29 +315,14 @@ func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	mia, tom := k.sign(t, p.claims()), k.sign(t, p.claims("sub", "tom"))
-	c := knowing(t, p, func(o *Options) { o.PerClient = limit.PerClient{Rate: 0.01, Burst: 3, Uploads: 1} })
-	inside, leave := make(chan struct{}), make(chan struct{})
-	s := c.Guard(&slow{inside: inside, leave: leave})
-	first := make(chan error, 1)
-	go func() {
-		_, err := s.Put(with(t, mia), user(t, "mia"), nil, signerapi.PutOptions{})
-		first <- err
-	}()
-	<-inside
-	if _, err := s.Put(with(t, mia), user(t, "mia"), nil, signerapi.PutOptions{}); !errors.Is(err, signerapi.ErrRateLimited) {
-		t.Errorf("a second upload at once: %v", err)
-	}
-	close(leave)
-	if err := <-first; err != nil {
-		t.Error(err)
-	}
+	s := knowing(t, p, func(o *Options) { o.PerClient = limit.PerClient{Rate: 0.01, Burst: 1} }).Guard(&counting{})
 	for i, want := range []error{nil, signerapi.ErrRateLimited, signerapi.ErrRateLimited} {
 		err := s.Delete(with(t, mia), user(t, "mia"), signerapi.Conditions{})
 		if !errors.Is(err, want) {
-			t.Errorf("request %d: %v; want %v", i+3, err, want)
+			t.Errorf("request %d: %v; want %v", i, err, want)
 		}
 		if want != nil && signerapi.AsError(err).RetryAfter <= 0 {
-			t.Errorf("request %d: it does not say when to come again", i+3)
+			t.Errorf("request %d: it does not say when to come again", i)
 		}
 	}
 	if err := s.Delete(with(t, tom), user(t, "tom"), signerapi.Conditions{}); err != nil {
@@ -340,14 +330,46 @@ func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
 	}
 }
 
-// slow is a signer that stores when it is told to leave.
-type slow struct {
-	counting
-	inside, leave chan struct{}
-}
-
-func (s *slow) Put(context.Context, signerapi.User, io.Reader, signerapi.PutOptions) (signerapi.Info, error) {
-	close(s.inside)
-	<-s.leave
-	return signerapi.Info{}, nil
+// While the issuer does not answer, few tokens wait for it. Those that a known key has signed do not wait.
+func TestFewTokensWaitForTheIssuersKeys(t *testing.T) {
+	k, stranger := rsaKey(t, "1"), rsaKey(t, "1")
+	p := newProvider(t, k)
+	s := knowing(t, p, nil).Guard(&counting{})
+	hang := make(chan struct{})
+	p.mu.Lock()
+	p.handle = func(http.ResponseWriter, *http.Request) bool {
+		<-hang
+		return false
+	}
+	p.mu.Unlock()
+	good, mia := k.sign(t, p.claims()), user(t, "mia")
+	junk := []string{stranger.sign(t, p.claims()), rsaKey(t, "2").sign(t, p.claims())} // with the ID of a known key, and of none
+	ask := func(client int, token string) error {
+		return s.Delete(signerapi.WithClient(with(t, token), fmt.Sprint("client ", client)), mia, signerapi.Conditions{})
+	}
+	c, _ := s.(guard)
+	waiting := make(chan error, 8)
+	for i := range cap(waiting) {
+		go func() { waiting <- ask(i, junk[i%2]) }()
+	}
+	for !c.callers.opts.Waiters.Busy() || !errors.Is(ask(100, junk[0]), signerapi.ErrOverloaded) {
+		time.Sleep(time.Millisecond)
+	}
+	for i := range 20 {
+		if err := ask(100+i, junk[i%2]); !errors.Is(err, signerapi.ErrOverloaded) {
+			t.Errorf("one too many: %v; want ErrOverloaded", err)
+		}
+		if err := ask(0, junk[i%2]); !errors.Is(err, signerapi.ErrRateLimited) {
+			t.Errorf("a second one of a client: %v; want ErrRateLimited", err)
+		}
+		if err := ask(i, good); err != nil {
+			t.Errorf("a token that a known key has signed: %v", err)
+		}
+	}
+	close(hang)
+	for range cap(waiting) {
+		if err := <-waiting; !errors.Is(err, signerapi.ErrUnauthenticated) {
+			t.Errorf("a token that waited: %v; want ErrUnauthenticated", err)
+		}
+	}
 }

@@ -20,12 +20,11 @@ type guard struct {
 var _ signerapi.Signer = guard{}
 
 func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	release, err := g.callers.uploads(ctx, user)
+	who, err := g.callers.owner(ctx, user)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	defer release()
-	return g.signer.Put(ctx, user, body, opts)
+	return g.signer.Put(signerapi.WithCaller(ctx, who.id), user, body, opts)
 }
 
 func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
@@ -50,12 +49,11 @@ func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (sig
 }
 
 func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	release, err := g.callers.uploads(ctx, user)
+	who, err := g.callers.owner(ctx, user)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	defer release()
-	return g.signer.Commit(ctx, user, ticket, opts)
+	return g.signer.Commit(signerapi.WithCaller(ctx, who.id), user, ticket, opts)
 }
 
 // About needs no token. It adds the claim that holds the user name.

@@ -93,7 +93,7 @@ func TestCallersWithoutSubAreCountedByName(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	s := knowing(t, p, func(o *Options) {
-		o.Claim, o.PerClient = "oid", limit.PerClient{Rate: 0.01, Burst: 1, Uploads: 1}
+		o.Claim, o.PerClient = "oid", limit.PerClient{Rate: 0.01, Burst: 1}
 	}).Guard(&counting{})
 	for _, c := range []struct {
 		name string

@@ -18,6 +18,9 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/time/rate"
+
+	"cats.example/shared/pool"
+	"cats.example/shared/signerapi"
 )
 
 const (
@@ -57,7 +60,7 @@ func (c *Callers) discover(ctx context.Context) (*oidc.IDTokenVerifier, error) {
 		return nil, fmt.Errorf("discovery: %w", err)
 	}
 	client.Transport = usableKeys{limitedFetches{bounded, rate.NewLimiter(rate.Every(keysEvery), keysBurst)}, c}
-	keys := &keySet{oidc.NewRemoteKeySet(oidc.ClientContext(context.WithoutCancel(ctx), &client), said.Keys)}
+	keys := &keySet{oidc.NewRemoteKeySet(oidc.ClientContext(context.WithoutCancel(ctx), &client), said.Keys), c.opts.Waiters}
 	// The library fetches the keys for a token. This one has no valid signature.
 	if _, err := keys.VerifySignature(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.AAAA"); errors.Is(err, errNoKeys) {
 		return nil, err
@@ -122,14 +125,26 @@ var errNoKeys = errors.New("fetching the issuer's keys")
 var errRefreshLimited = errors.New("the issuer's keys were fetched a moment ago")
 
 // keySet is the library's key set. It passes its error to [Callers.of] through the context.
-type keySet struct{ *oidc.RemoteKeySet }
+type keySet struct {
+	*oidc.RemoteKeySet
+	waiters *pool.Pool
+}
 
 type verdictKey struct{}
 
 // VerifySignature implements [oidc.KeySet]. The error is errNoKeys where the token
 // could not be checked, and another where it was not signed with one of the keys.
 func (k *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
-	payload, err := k.RemoteKeySet.VerifySignature(ctx, token)
+	cached, cancel := context.WithCancel(ctx)
+	cancel() // the library then looks only at the keys that it has
+	payload, err := k.RemoteKeySet.VerifySignature(cached, token)
+	if errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		var release func()
+		if release, err = k.waiters.Take(signerapi.ClientOf(ctx)); err == nil {
+			payload, err = k.RemoteKeySet.VerifySignature(ctx, token)
+			release()
+		}
+	}
 	if err != nil && !errors.Is(err, errRefreshLimited) && strings.HasPrefix(err.Error(), "fetching keys") {
 		err = fmt.Errorf("%w: %w", errNoKeys, brief(err))
 	}

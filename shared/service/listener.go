@@ -1,0 +1,89 @@
+package service
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/time/rate"
+
+	"cats.example/shared/limit"
+	"cats.example/shared/pool"
+)
+
+// The kernel's buffers of an accepted connection, in bytes. By itself it takes megabytes for each, which count as memory of the
+// container.
+const (
+	receiveBuffer = 256 << 10 // a smaller one slows uploads down
+	sendBuffer    = 64 << 10
+)
+
+// openFilesWarns is the shortest time between two log lines about a lack of file descriptors.
+const openFilesWarns = 10 * time.Second
+
+// listener accepts connections while the pool has slots. It closes connections of a client that has its share of them.
+type listener struct {
+	net.Listener
+	slots   *pool.Pool
+	proxies []netip.Prefix // clients without a share
+	log     *slog.Logger
+	lack    rate.Sometimes
+}
+
+// limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
+func (s Service) limited(l net.Listener) net.Listener {
+	return &listener{
+		Listener: netutil.LimitListener(bufferedListener{l}, s.Settings.Connections()), slots: s.Slots, proxies: s.Proxies, log: s.Log,
+		lack: rate.Sometimes{Interval: openFilesWarns},
+	}
+}
+
+// Accept implements [net.Listener].
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if errors.Is(err, syscall.EMFILE) {
+			l.lack.Do(func() {
+				l.log.Error("no file descriptor for a connection", "fix", "raise the limit of open files (ulimit -n) to 12 for each of MAX_UPLOADS, or lower MAX_UPLOADS")
+			})
+		}
+		if err != nil {
+			return nil, err // net/http tries again after a lack of file descriptors
+		}
+		release, err := l.slots.Take(l.client(c.RemoteAddr()))
+		if err == nil {
+			return &conn{Conn: c, release: release, inHeader: true}, nil
+		}
+		_ = c.Close()
+	}
+}
+
+// client returns the key under which connections from addr are counted, "" for a trusted proxy, which has many clients.
+func (l *listener) client(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+		return ""
+	}
+	return limit.Address(ip)
+}
+
+// bufferedListener bounds the kernel's buffers of accepted connections.
+type bufferedListener struct{ net.Listener }
+
+// Accept implements [net.Listener].
+func (l bufferedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = errors.Join(tcp.SetReadBuffer(receiveBuffer), tcp.SetWriteBuffer(sendBuffer)) // a closed connection fails its first Read
+	}
+	return c, err
+}
