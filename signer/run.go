@@ -43,19 +43,6 @@ func settled(h http.Handler, ready func(context.Context) error, until time.Time)
 	})
 }
 
-// paths are the handlers by path, to the byte, with that of all others under "". An
-// [http.ServeMux] would send those on that can be cleaned into one of its own, before
-// anyone has looked at the request.
-type paths map[string]http.Handler
-
-func (p paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h, ok := p[r.URL.EscapedPath()]
-	if !ok {
-		h = p[""]
-	}
-	h.ServeHTTP(w, r)
-}
-
 // run serves the signer until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
@@ -104,17 +91,16 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		signerapi.Fail(w, err)
 	})
 	requests.Trace(traces, false)
-	calls := paths{}
-	for _, route := range signerapi.Routes(signer, service.Note, signerapi.Settings{Anonymous: !cfg.On(), Shared: service.Shared(cfg)}) {
+	until := time.Now().Add(settleTime)
+	contract := signerapi.Settings{Anonymous: !cfg.On(), Shared: service.Shared(cfg)}
+	calls := signerapi.NewHandler(signer, service.Note, contract, func(route string, probe bool, h http.Handler) http.Handler {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
-		handler := service.RequireHost(service.LocalHost, route.Handler)
-		if route.Probe {
-			calls[route.Path] = handler
-			continue
+		h = service.RequireHost(service.LocalHost, h)
+		if probe {
+			return h
 		}
-		calls[route.Path] = requests.Route(route.Path, settled(handler, signer.Ready, time.Now().Add(settleTime)))
-	}
-	calls[""] = requests.Route("other", service.RequireHost(service.LocalHost, http.NotFoundHandler()))
+		return requests.Route(route, settled(h, signer.Ready, until))
+	})
 
 	return service.Service{
 		Settings:   cfg.Settings,

@@ -46,21 +46,3 @@ func TestRequestsWaitForTheFirstKeyForAWhile(t *testing.T) {
 		})
 	}
 }
-
-func TestAPathIsTheCallsToTheByte(t *testing.T) {
-	named := func(name string) http.Handler {
-		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(name)) })
-	}
-	p := paths{"/v1/link": named("link"), "": named("other")}
-	for target, want := range map[string]string{
-		"/v1/link": "link", "/v1/link?user=a/../b": "link", "http://elsewhere/v1/link": "link",
-		"/": "other", "//v1/link": "other", "/v1//link": "other", "/v1/./link": "other", "/v1/picture/../link": "other", "/v1/link/": "other",
-		"/v1/%6cink": "other", "/v1%2flink": "other", "/V1/link": "other", "/v1/link;a": "other", "/v1/link%00": "other", "/v1\\link": "other",
-	} {
-		rec := httptest.NewRecorder()
-		p.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, target, nil))
-		if got := rec.Body.String(); got != want || rec.Code != http.StatusOK {
-			t.Errorf("%s: %d, that of %q; want %q", target, rec.Code, got, want)
-		}
-	}
-}

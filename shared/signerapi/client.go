@@ -304,21 +304,16 @@ func unreachable(ctx context.Context, err error) error {
 // decodeError goes by the code in the answer. An answer that is not of the
 // contract comes from something that is not the signer.
 func decodeError(resp *http.Response, answer []byte) error {
-	var got wireError
-	if err := json.Unmarshal(answer, &got); err == nil {
-		for _, w := range wire {
-			if w.err.Code != got.Code {
-				continue
-			}
-			e := w.err.With(got.Detail)
-			if got.Outcome == OutcomeUnknown || got.Outcome == OutcomeStored {
-				e.Outcome = got.Outcome
-			}
-			if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
-				e = e.After(time.Duration(s) * time.Second)
-			}
-			return e
+	var got Error
+	if json.Unmarshal(answer, &got) == nil && wire[got.Code] != nil {
+		e := wire[got.Code].With(got.Detail)
+		if got.Outcome == OutcomeUnknown || got.Outcome == OutcomeStored {
+			e.Outcome = got.Outcome
 		}
+		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+			e.RetryAfter = time.Duration(s) * time.Second
+		}
+		return e
 	}
 	return ErrInternal.Wrap(lostError{fmt.Errorf("the signer answered %s, outside the contract", resp.Status)})
 }

@@ -50,10 +50,15 @@ var unknown = PutOptions{Size: -1}
 
 func ignore(context.Context, error) {}
 
+// served is the signer's side of the contract over s, with nothing around it.
+func served(s Signer) http.Handler {
+	return NewHandler(s, ignore, Settings{}, func(_ string, _ bool, h http.Handler) http.Handler { return h })
+}
+
 // across returns a client whose signer, on the other side of HTTP, is s.
 func across(t *testing.T, s Signer) *Client {
 	t.Helper()
-	srv := httptest.NewServer(NewHandler(s, ignore))
+	srv := httptest.NewServer(served(s))
 	t.Cleanup(srv.Close)
 	return clientOf(t, srv.URL)
 }
@@ -177,18 +182,18 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 	}
 }
 
-func TestEveryErrorOfTheTableCrossesTheWire(t *testing.T) {
-	for _, w := range wire {
+func TestContractErrorsCrossTheWire(t *testing.T) {
+	for _, e := range wire {
 		c := across(t, stub{delete: func(User, Conditions) error {
-			return fmt.Errorf("deleting: %w", w.err.With("why").After(7*time.Second).Wrap(errors.New("secret")))
+			return fmt.Errorf("deleting: %w", e.With("why").After(7*time.Second).Wrap(errors.New("secret")))
 		}})
 		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
-		if !errors.Is(err, w.err) {
-			t.Errorf("%s arrived as %v", w.err.Code, err)
+		if !errors.Is(err, e) {
+			t.Errorf("%s arrived as %v", e.Code, err)
 			continue
 		}
-		if e := AsError(err); e.Detail != "why" || e.RetryAfter != 7*time.Second || e.Unwrap() != nil {
-			t.Errorf("%s arrived with detail %q, Retry-After %v, cause %v", w.err.Code, e.Detail, e.RetryAfter, e.Unwrap())
+		if got := AsError(err); got.Detail != "why" || got.Status != e.Status || got.RetryAfter != 7*time.Second || got.Unwrap() != nil {
+			t.Errorf("%s arrived with detail %q, status %d, Retry-After %v, cause %v", e.Code, got.Detail, got.Status, got.RetryAfter, got.Unwrap())
 		}
 	}
 }
@@ -305,13 +310,13 @@ func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
 	if l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: NewHandler(stub{
+	server := &http.Server{Handler: served(stub{
 		put: func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 			_, err := io.Copy(io.Discard, body)
 			return Info{}, err
 		},
 		delete: func(User, Conditions) error { return nil },
-	}, ignore), ReadHeaderTimeout: time.Second}
+	}), ReadHeaderTimeout: time.Second}
 	go func() { _ = server.Serve(l) }()
 	defer server.Close()
 	for range 2 {
@@ -361,11 +366,11 @@ func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 }
 
 func TestTheHandlerTrustsNothing(t *testing.T) {
-	h := NewHandler(stub{
+	h := served(stub{
 		put:    func(User, io.Reader, PutOptions) (Info, error) { t.Error("put was called"); return Info{}, nil },
 		link:   func(User, LinkOptions) (Link, error) { t.Error("link was called"); return Link{}, nil },
 		delete: func(User, Conditions) error { t.Error("delete was called"); return nil },
-	}, ignore)
+	})
 	for _, c := range []struct {
 		method, target string
 		status         int
@@ -410,8 +415,25 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 	}
 }
 
+func TestHandlerMatchesPathsByteByByte(t *testing.T) {
+	h := NewHandler(stub{}, ignore, Settings{}, func(route string, probe bool, _ http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, route, " ", probe) })
+	})
+	for target, want := range map[string]string{
+		"/v1/link": "/v1/link false", "/v1/link?user=a/../b": "/v1/link false", "http://elsewhere/v1/link": "/v1/link false", "/v1/ready": "/v1/ready true",
+		"/": "other false", "//v1/link": "other false", "/v1//link": "other false", "/v1/./link": "other false", "/v1/picture/../link": "other false", "/v1/link/": "other false",
+		"/v1/%6cink": "other false", "/v1%2flink": "other false", "/V1/link": "other false", "/v1/link;a": "other false", "/v1/link%00": "other false", "/v1\\link": "other false",
+	} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, target, nil))
+		if got := rec.Body.String(); got != want || rec.Code != http.StatusOK {
+			t.Errorf("%s: %d, that of %q; want %q", target, rec.Code, got, want)
+		}
+	}
+}
+
 func TestARequestThatDoesNotKnowTheContractIsRefused(t *testing.T) {
-	h := NewHandler(stub{}, ignore) // which panics when it is called
+	h := served(stub{}) // which panics when it is called
 	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"POST", "/v1/ticket?user=a&size=1"}, {"POST", "/v1/commit?user=a&ticket=1-1-A"}, {"GET", "/v1/about"}, {"GET", "/v1/ready"}} {
 		for _, version := range []string{"", "0", "11"} {
 			r := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader("x"))

@@ -11,14 +11,16 @@ import (
 // account reaches the frontend.
 type Error struct {
 	// Code is stable and what callers branch on.
-	Code string
+	Code string `json:"code"`
+	// Status is the HTTP status of a response with the error, of the signer and of the frontend.
+	Status int `json:"-"`
 	// Detail is one sentence that may be shown to a stranger.
-	Detail string
+	Detail string `json:"detail"`
 	// RetryAfter is how long to wait before trying again, in whole seconds; 0
 	// when unknown.
-	RetryAfter time.Duration
+	RetryAfter time.Duration `json:"-"`
 	// Outcome says what a failed write did. It is empty if the write changed nothing.
-	Outcome Outcome
+	Outcome Outcome `json:"outcome,omitempty"`
 
 	cause error
 }
@@ -33,40 +35,49 @@ const (
 	OutcomeStored Outcome = "stored"
 )
 
+// wire has the errors that the client accepts from the signer, by code. The client ignores the status of the response.
+var wire = map[string]*Error{}
+
+// onWire returns e and adds it to wire.
+func onWire(e Error) *Error {
+	wire[e.Code] = &e
+	return &e
+}
+
 // The errors of the contract, compared with [errors.Is], which looks at the code
 // alone. With and Wrap make others of the same code.
 var (
-	ErrInvalidUser          = &Error{Code: "invalid_user", Detail: "the user name is not valid"}
-	ErrInvalidArgument      = &Error{Code: "invalid_argument", Detail: "an argument is not valid"}
-	ErrUnauthenticated      = &Error{Code: "unauthenticated", Detail: "this needs a bearer token of a caller who is known here"}
-	ErrForbidden            = &Error{Code: "forbidden", Detail: "the caller may not do this"}
-	ErrNotFound             = &Error{Code: "not_found", Detail: "Cat not found"}
-	ErrNoUpload             = &Error{Code: "no_such_upload", Detail: "there is nothing under this ticket: nothing was sent, its blocks were not made one, or it has expired"}
-	ErrEmpty                = &Error{Code: "empty", Detail: "the picture is empty"}
-	ErrIncomplete           = &Error{Code: "incomplete", Detail: "the picture broke off before its end; nothing was stored"}
-	ErrStalled              = &Error{Code: "stalled", Detail: "the picture stopped coming; nothing was stored"}
-	ErrDigestMismatch       = &Error{Code: "digest_mismatch", Detail: "the picture is not the one that its digest announced; nothing was stored"}
-	ErrPreconditionFailed   = &Error{Code: "precondition_failed", Detail: "the picture that is there is not as the condition says; nothing was changed"}
-	ErrTooLarge             = &Error{Code: "too_large", Detail: "the picture is too large"}
-	ErrUnsupportedMediaType = &Error{Code: "unsupported_media_type", Detail: "the file is not a picture of an accepted type"}
-	ErrConflict             = &Error{Code: "conflict", Detail: "another upload to the same name won; nothing of this one was stored"}
-	ErrArchived             = &Error{Code: "archived", Detail: "the stored picture is in the archive tier, or is being rehydrated from it; until that has ended it cannot be changed"}
-	ErrImmutable            = &Error{Code: "immutable", Detail: "an immutability policy or a legal hold protects the stored picture"}
-	ErrLeased               = &Error{Code: "leased", Detail: "the stored picture is leased; it can be changed when the lease has ended"}
-	ErrRejectedByStorage    = &Error{Code: "rejected_by_storage", Detail: "storage does not allow this in the current state of the blob; the operator can find the reason in the signer's log"}
-	ErrRateLimited          = &Error{Code: "rate_limited", Detail: "too many requests from here; try again later", RetryAfter: time.Second}
-	ErrMisconfigured        = &Error{Code: "misconfigured", Detail: "the containers of the service disagree about authentication; its operator can find the setting in the frontend's log", RetryAfter: 30 * time.Second}
-	ErrIssuerUnavailable    = &Error{Code: "issuer_unavailable", Detail: "callers' tokens cannot be checked at the moment; try again later", RetryAfter: 5 * time.Second}
-	ErrThrottled            = &Error{Code: "throttled", Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second}
-	ErrOverloaded           = &Error{Code: "overloaded", Detail: "too much at once; try again later", RetryAfter: 2 * time.Second}
-	ErrStorageUnavailable   = &Error{Code: "storage_unavailable", Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second}
-	ErrDamaged              = &Error{Code: "damaged", Detail: "storage has stored other bytes than were sent; upload the picture again", Outcome: OutcomeStored}
-	ErrIdentityUnavailable  = &Error{Code: "identity_unavailable", Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"}
-	ErrInternal             = &Error{Code: "internal", Detail: "something went wrong here"}
+	ErrInvalidUser          = onWire(Error{Code: "invalid_user", Status: http.StatusUnprocessableEntity, Detail: "the user name is not valid"})
+	ErrInvalidArgument      = onWire(Error{Code: "invalid_argument", Status: http.StatusUnprocessableEntity, Detail: "an argument is not valid"})
+	ErrUnauthenticated      = onWire(Error{Code: "unauthenticated", Status: http.StatusUnauthorized, Detail: "this needs a bearer token of a caller who is known here"})
+	ErrForbidden            = onWire(Error{Code: "forbidden", Status: http.StatusForbidden, Detail: "the caller may not do this"})
+	ErrNotFound             = onWire(Error{Code: "not_found", Status: http.StatusNotFound, Detail: "Cat not found"})
+	ErrNoUpload             = onWire(Error{Code: "no_such_upload", Status: http.StatusNotFound, Detail: "there is nothing under this ticket: nothing was sent, its blocks were not made one, or it has expired"})
+	ErrEmpty                = onWire(Error{Code: "empty", Status: http.StatusUnprocessableEntity, Detail: "the picture is empty"})
+	ErrIncomplete           = onWire(Error{Code: "incomplete", Status: http.StatusBadRequest, Detail: "the picture broke off before its end; nothing was stored"})
+	ErrStalled              = onWire(Error{Code: "stalled", Status: http.StatusRequestTimeout, Detail: "the picture stopped coming; nothing was stored"})
+	ErrDigestMismatch       = onWire(Error{Code: "digest_mismatch", Status: http.StatusBadRequest, Detail: "the picture is not the one that its digest announced; nothing was stored"})
+	ErrPreconditionFailed   = onWire(Error{Code: "precondition_failed", Status: http.StatusPreconditionFailed, Detail: "the picture that is there is not as the condition says; nothing was changed"})
+	ErrTooLarge             = onWire(Error{Code: "too_large", Status: http.StatusRequestEntityTooLarge, Detail: "the picture is too large"})
+	ErrUnsupportedMediaType = onWire(Error{Code: "unsupported_media_type", Status: http.StatusUnsupportedMediaType, Detail: "the file is not a picture of an accepted type"})
+	ErrConflict             = onWire(Error{Code: "conflict", Status: http.StatusConflict, Detail: "another upload to the same name won; nothing of this one was stored"})
+	ErrArchived             = onWire(Error{Code: "archived", Status: http.StatusConflict, Detail: "the stored picture is in the archive tier, or is being rehydrated from it; until that has ended it cannot be changed"})
+	ErrImmutable            = onWire(Error{Code: "immutable", Status: http.StatusConflict, Detail: "an immutability policy or a legal hold protects the stored picture"})
+	ErrLeased               = onWire(Error{Code: "leased", Status: http.StatusConflict, Detail: "the stored picture is leased; it can be changed when the lease has ended"})
+	ErrRejectedByStorage    = onWire(Error{Code: "rejected_by_storage", Status: http.StatusConflict, Detail: "storage does not allow this in the current state of the blob; the operator can find the reason in the signer's log"})
+	ErrRateLimited          = onWire(Error{Code: "rate_limited", Status: http.StatusTooManyRequests, Detail: "too many requests from here; try again later", RetryAfter: time.Second})
+	ErrMisconfigured        = onWire(Error{Code: "misconfigured", Status: http.StatusServiceUnavailable, Detail: "the containers of the service disagree about authentication; its operator can find the setting in the frontend's log", RetryAfter: 30 * time.Second})
+	ErrIssuerUnavailable    = onWire(Error{Code: "issuer_unavailable", Status: http.StatusServiceUnavailable, Detail: "callers' tokens cannot be checked at the moment; try again later", RetryAfter: 5 * time.Second})
+	ErrThrottled            = onWire(Error{Code: "throttled", Status: http.StatusServiceUnavailable, Detail: "storage is throttling requests; try again later", RetryAfter: 5 * time.Second})
+	ErrOverloaded           = onWire(Error{Code: "overloaded", Status: http.StatusServiceUnavailable, Detail: "too much at once; try again later", RetryAfter: 2 * time.Second})
+	ErrStorageUnavailable   = onWire(Error{Code: "storage_unavailable", Status: http.StatusServiceUnavailable, Detail: "storage is not answering; try again later", RetryAfter: 5 * time.Second})
+	ErrDamaged              = onWire(Error{Code: "damaged", Status: http.StatusBadGateway, Detail: "storage has stored other bytes than were sent; upload the picture again", Outcome: OutcomeStored})
+	ErrIdentityUnavailable  = onWire(Error{Code: "identity_unavailable", Status: http.StatusBadGateway, Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"})
+	ErrInternal             = onWire(Error{Code: "internal", Status: http.StatusInternalServerError, Detail: "something went wrong here"})
 
 	// ErrSignerUnavailable is the client's own: the signer could not be reached,
 	// or went away before it had answered. It never crosses the wire.
-	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
+	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Status: http.StatusServiceUnavailable, Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
 )
 
 // What Unknown adds to the Detail of an error of Put or Commit, and of Delete.
@@ -74,41 +85,6 @@ const (
 	MayBeStored  = "; the picture may have been stored"
 	MayBeDeleted = "; the picture may have been deleted"
 )
-
-// wire is the one table of what crosses the wire: the errors a client accepts and
-// the status that goes with each. A client goes by the code, never by the status.
-var wire = []struct {
-	err    *Error
-	status int
-}{
-	{ErrIncomplete, http.StatusBadRequest},
-	{ErrDigestMismatch, http.StatusBadRequest},
-	{ErrUnauthenticated, http.StatusUnauthorized},
-	{ErrForbidden, http.StatusForbidden},
-	{ErrNotFound, http.StatusNotFound},
-	{ErrNoUpload, http.StatusNotFound},
-	{ErrStalled, http.StatusRequestTimeout},
-	{ErrConflict, http.StatusConflict},
-	{ErrArchived, http.StatusConflict},
-	{ErrImmutable, http.StatusConflict},
-	{ErrLeased, http.StatusConflict},
-	{ErrRejectedByStorage, http.StatusConflict},
-	{ErrPreconditionFailed, http.StatusPreconditionFailed},
-	{ErrTooLarge, http.StatusRequestEntityTooLarge},
-	{ErrUnsupportedMediaType, http.StatusUnsupportedMediaType},
-	{ErrInvalidUser, http.StatusUnprocessableEntity},
-	{ErrInvalidArgument, http.StatusUnprocessableEntity},
-	{ErrEmpty, http.StatusUnprocessableEntity},
-	{ErrRateLimited, http.StatusTooManyRequests},
-	{ErrInternal, http.StatusInternalServerError},
-	{ErrIdentityUnavailable, http.StatusBadGateway},
-	{ErrDamaged, http.StatusBadGateway},
-	{ErrMisconfigured, http.StatusServiceUnavailable},
-	{ErrIssuerUnavailable, http.StatusServiceUnavailable},
-	{ErrThrottled, http.StatusServiceUnavailable},
-	{ErrOverloaded, http.StatusServiceUnavailable},
-	{ErrStorageUnavailable, http.StatusServiceUnavailable},
-}
 
 // Error returns, for the log, the code and the cause, or the detail where there
 // is no cause.
@@ -158,11 +134,16 @@ func (e *Error) After(d time.Duration) *Error {
 	return &c
 }
 
-// AsError returns the *Error that err is or wraps, and ErrInternal around err
-// when there is none: an error without a case of its own tells a stranger nothing.
+// AsError returns the *Error that err is or wraps. If there is none, or it has no Status, AsError returns ErrInternal around
+// err, with its Outcome: the client learns nothing else.
 func AsError(err error) *Error {
-	if e, ok := errors.AsType[*Error](err); ok {
+	e, ok := errors.AsType[*Error](err)
+	if ok && e.Status != 0 {
 		return e
 	}
-	return ErrInternal.Wrap(err)
+	internal := ErrInternal.Wrap(err)
+	if ok {
+		internal.Outcome = e.Outcome
+	}
+	return internal
 }

@@ -1,7 +1,6 @@
 package signerapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,36 +13,6 @@ import (
 	"time"
 )
 
-// wireError is the body of every refusal.
-type wireError struct {
-	Code    string  `json:"code"`
-	Detail  string  `json:"detail"`
-	Outcome Outcome `json:"outcome,omitempty"`
-}
-
-// Route is one call of the contract: the handler and the path it stands at,
-// which is also its label in metrics.
-type Route struct {
-	Path    string
-	Handler http.Handler
-	Probe   bool // asked every few seconds by nobody in particular: not worth a log line
-}
-
-// Routes returns the server's side of the contract over s. It checks again all
-// that the frontend should have checked. note is told each error behind an
-// answer, with the cause that does not cross the wire, for the request's log line.
-func Routes(s Signer, note func(context.Context, error), settings Settings) []Route {
-	h := handler{s, note, settings}
-	return []Route{
-		{Path: picturePath, Handler: h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})},
-		{Path: linkPath, Handler: h.by(map[string]call{http.MethodGet: h.link})},
-		{Path: ticketPath, Handler: h.by(map[string]call{http.MethodPost: h.ticket})},
-		{Path: commitPath, Handler: h.by(map[string]call{http.MethodPost: h.commit})},
-		{Path: aboutPath, Handler: h.by(map[string]call{http.MethodGet: h.about}), Probe: true},
-		{Path: readyPath, Handler: h.by(map[string]call{http.MethodGet: h.ready}), Probe: true},
-	}
-}
-
 // Settings are the settings of the signer that its side of the contract depends on.
 type Settings struct {
 	// Anonymous says that authentication is off. A call with a token is then
@@ -53,13 +22,31 @@ type Settings struct {
 	Shared map[string]string
 }
 
-// NewHandler returns [Routes] with the zero Settings as one handler.
-func NewHandler(s Signer, note func(context.Context, error)) http.Handler {
-	mux := http.NewServeMux()
-	for _, r := range Routes(s, note, Settings{}) {
-		mux.Handle(r.Path, r.Handler)
+// NewHandler returns the server's side of the contract over s. It checks all arguments again that the frontend should have
+// checked. note gets the error behind each response, with the cause that does not cross the wire.
+//
+// wrap wraps the handler of each route. route is its path, for metrics, and "other" for the handler of all other paths. probe
+// says that monitoring calls the route every few seconds, so that its requests are not worth a log line.
+//
+// A path is matched byte by byte. An [http.ServeMux] would redirect paths such as //v1/link before wrap sees the request.
+func NewHandler(s Signer, note func(context.Context, error), settings Settings, wrap func(route string, probe bool, h http.Handler) http.Handler) http.Handler {
+	h := handler{s, note, settings}
+	routes := map[string]http.Handler{
+		picturePath: wrap(picturePath, false, h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})),
+		linkPath:    wrap(linkPath, false, h.by(map[string]call{http.MethodGet: h.link})),
+		ticketPath:  wrap(ticketPath, false, h.by(map[string]call{http.MethodPost: h.ticket})),
+		commitPath:  wrap(commitPath, false, h.by(map[string]call{http.MethodPost: h.commit})),
+		aboutPath:   wrap(aboutPath, true, h.by(map[string]call{http.MethodGet: h.about})),
+		readyPath:   wrap(readyPath, true, h.by(map[string]call{http.MethodGet: h.ready})),
 	}
-	return mux
+	other := wrap("other", false, http.NotFoundHandler())
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		route, ok := routes[r.URL.EscapedPath()]
+		if !ok {
+			route = other
+		}
+		route.ServeHTTP(w, r)
+	})
 }
 
 type handler struct {
@@ -96,7 +83,8 @@ func (h handler) by(calls map[string]call) http.Handler {
 		}
 		switch {
 		case err != nil:
-			h.fail(w, r, err)
+			h.note(r.Context(), err)
+			Fail(w, err)
 		case answer == nil:
 			w.WriteHeader(http.StatusNoContent)
 		default:
@@ -106,185 +94,145 @@ func (h handler) by(calls map[string]call) http.Handler {
 }
 
 func (h handler) put(r *http.Request) (any, error) {
-	query, user, err := arguments(r)
-	if err != nil {
-		return nil, err
-	}
-	opts := PutOptions{Size: -1}
+	a := argumentsOf(r)
+	opts := PutOptions{Size: -1, Conditions: a.conditions(), Digests: a.digests()}
 	for name, size := range map[string]*int64{"size": &opts.Size, "at_least": &opts.AtLeast, "at_most": &opts.AtMost} {
-		if query.Get(name) != "" {
-			if *size, err = sizeOf(query, name); err != nil {
-				return nil, err
-			}
+		if a.Get(name) != "" {
+			*size = a.size(name)
 		}
 	}
-	if opts.Conditions, err = conditionsOf(query); err != nil {
-		return nil, err
+	if a.err != nil {
+		return nil, a.err
 	}
-	if opts.Digests, err = digestsOf(query); err != nil {
-		return nil, err
-	}
-	info, err := h.signer.Put(r.Context(), user, requestBody{r.Body}, opts)
-	if err != nil {
-		return nil, err
-	}
-	return info, nil
-}
-
-func sizeOf(query url.Values, name string) (int64, error) {
-	size, err := strconv.ParseInt(query.Get(name), 10, 64)
-	if err != nil || size < 0 {
-		return 0, ErrInvalidArgument.With(name + ": not a number of bytes")
-	}
-	return size, nil
-}
-
-func conditionsOf(query url.Values) (Conditions, error) {
-	c := Conditions{IfMatch: query.Get("if_match"), IfNoneMatch: query.Get("if_none_match")}
-	return c, c.Check()
+	return h.signer.Put(r.Context(), a.user, requestBody{r.Body}, opts)
 }
 
 func (h handler) link(r *http.Request) (any, error) {
-	query, user, err := arguments(r)
-	if err != nil {
-		return nil, err
-	}
-	var opts LinkOptions
-	if s := query.Get("ttl_seconds"); s != "" {
+	a := argumentsOf(r)
+	opts := LinkOptions{Download: a.Get("download")}
+	if s := a.Get("ttl_seconds"); s != "" {
 		n, err := strconv.ParseInt(s, 10, 64)
 		if err != nil || n <= 0 || n > math.MaxInt64/int64(time.Second) {
-			return nil, ErrInvalidArgument.With("ttl: not a number of seconds above zero")
+			a.fail(ErrInvalidArgument.With("ttl: not a number of seconds above zero"))
 		}
 		opts.TTL = time.Duration(n) * time.Second
 	}
-	opts.Download = query.Get("download")
-	if err := CheckDownloadName(opts.Download); err != nil {
-		return nil, err
+	a.fail(CheckDownloadName(opts.Download))
+	if a.err != nil {
+		return nil, a.err
 	}
-	link, err := h.signer.Link(r.Context(), user, opts)
-	if err != nil {
-		return nil, err
-	}
-	return link, nil
+	return h.signer.Link(r.Context(), a.user, opts)
 }
 
 func (h handler) delete(r *http.Request) (any, error) {
-	query, user, err := arguments(r)
-	if err != nil {
-		return nil, err
+	a := argumentsOf(r)
+	conditions := a.conditions()
+	if a.err != nil {
+		return nil, a.err
 	}
-	conditions, err := conditionsOf(query)
-	if err != nil {
-		return nil, err
-	}
-	return nil, h.signer.Delete(r.Context(), user, conditions)
+	return nil, h.signer.Delete(r.Context(), a.user, conditions)
 }
 
 func (h handler) ticket(r *http.Request) (any, error) {
-	query, user, err := arguments(r)
-	if err != nil {
-		return nil, err
+	a := argumentsOf(r)
+	size := a.size("size")
+	if a.err != nil {
+		return nil, a.err
 	}
-	size, err := sizeOf(query, "size")
-	if err != nil {
-		return nil, err
-	}
-	ticket, err := h.signer.Ticket(r.Context(), user, size)
-	if err != nil {
-		return nil, err
-	}
-	return ticket, nil
+	return h.signer.Ticket(r.Context(), a.user, size)
 }
 
 func (h handler) commit(r *http.Request) (any, error) {
-	query, user, err := arguments(r)
-	if err != nil {
-		return nil, err
+	a := argumentsOf(r)
+	id := a.Get("ticket")
+	a.fail(CheckTicket(id))
+	opts := CommitOptions{Conditions: a.conditions(), MD5: a.digests().MD5}
+	if a.err != nil {
+		return nil, a.err
 	}
-	id := query.Get("ticket")
-	if err := CheckTicket(id); err != nil {
-		return nil, err
-	}
-	var opts CommitOptions
-	if opts.Conditions, err = conditionsOf(query); err != nil {
-		return nil, err
-	}
-	digests, err := digestsOf(query)
-	if err != nil {
-		return nil, err
-	}
-	opts.MD5 = digests.MD5
-	info, err := h.signer.Commit(r.Context(), user, id, opts)
-	if err != nil {
-		return nil, err
-	}
-	return info, nil
+	return h.signer.Commit(r.Context(), a.user, id, opts)
 }
 
 func (h handler) about(r *http.Request) (any, error) {
 	about, err := h.signer.About(r.Context())
-	if err != nil {
-		return nil, err
-	}
 	about.Shared = h.settings.Shared
-	return about, nil
+	return about, err
 }
 
 func (h handler) ready(r *http.Request) (any, error) {
 	return nil, h.signer.Ready(r.Context())
 }
 
-// arguments returns the query and the user in it. An argument given twice is
-// refused: two readers might not pick the same one.
-func arguments(r *http.Request) (url.Values, User, error) {
+// arguments are those of a call. Like a [bufio.Scanner], they keep the first error, which the caller checks at the end.
+type arguments struct {
+	url.Values
+	user User
+	err  error
+}
+
+// argumentsOf parses the query of r. An argument given twice is an error: two readers might not pick the same one.
+func argumentsOf(r *http.Request) *arguments {
 	query, err := url.ParseQuery(r.URL.RawQuery)
+	a := &arguments{Values: query}
 	if err != nil {
-		return nil, User{}, ErrInvalidArgument.With("the query cannot be read")
+		a.fail(ErrInvalidArgument.With("the query cannot be read"))
 	}
 	for _, values := range query {
 		if len(values) > 1 {
-			return nil, User{}, ErrInvalidArgument.With("an argument is given twice")
+			a.fail(ErrInvalidArgument.With("an argument is given twice"))
 		}
 	}
-	user, err := ParseUser(query.Get("user"))
-	return query, user, err
+	a.user, err = ParseUser(query.Get("user"))
+	a.fail(err)
+	return a
 }
 
-func (h handler) fail(w http.ResponseWriter, r *http.Request, err error) {
-	h.note(r.Context(), err)
-	Fail(w, err)
+// fail keeps err unless there is an error already.
+func (a *arguments) fail(err error) {
+	if a.err == nil {
+		a.err = err
+	}
 }
 
-// Fail answers with err as it crosses the wire: its code, detail and
-// Retry-After, never its cause. An error that is no *Error is ErrInternal.
+func (a *arguments) size(name string) int64 {
+	size, err := strconv.ParseInt(a.Get(name), 10, 64)
+	if err != nil || size < 0 {
+		a.fail(ErrInvalidArgument.With(name + ": not a number of bytes"))
+	}
+	return size
+}
+
+func (a *arguments) conditions() Conditions {
+	c := Conditions{IfMatch: a.Get("if_match"), IfNoneMatch: a.Get("if_none_match")}
+	a.fail(c.Check())
+	return c
+}
+
+func (a *arguments) digests() Digests {
+	d, err := digestsOf(a.Values)
+	a.fail(err)
+	return d
+}
+
+// Fail answers with err as it crosses the wire: its code, detail, outcome and
+// Retry-After, never its cause. An error without a status is ErrInternal.
 func Fail(w http.ResponseWriter, err error) {
 	e := AsError(err)
-	status, outcome := 0, e.Outcome
-	for _, row := range wire {
-		if row.err.Code == e.Code {
-			status = row.status
-		}
-	}
-	if status == 0 { // a code that never crosses the wire
-		e, status = ErrInternal, http.StatusInternalServerError
-	}
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
-	writeJSON(w, status, wireError{e.Code, e.Detail, outcome})
+	writeJSON(w, e.Status, e)
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	var content bytes.Buffer
-	enc := json.NewEncoder(&content)
-	enc.SetEscapeHTML(false) // links are full of ampersands
-	if err := enc.Encode(v); err != nil {
+	content, err := json.Marshal(v)
+	if err != nil {
 		panic(err) // our own types
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(content.Len())) // whole before the request is
+	w.Header().Set("Content-Length", strconv.Itoa(len(content))) // whole before the request is
 	w.WriteHeader(status)
-	_, _ = w.Write(content.Bytes()) // the peer is gone, and so is anyone to tell
+	_, _ = w.Write(content) // the peer is gone, and so is anyone to tell
 }
 
 // requestBody says what an error of an HTTP request's body means.

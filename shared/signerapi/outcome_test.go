@@ -150,14 +150,14 @@ func TestRefusalsOfWritesHaveTheSignersOutcome(t *testing.T) {
 	}
 }
 
-func TestErrorsOfTheTableKeepTheirOutcome(t *testing.T) {
-	for _, w := range wire {
+func TestContractErrorsKeepTheirOutcome(t *testing.T) {
+	for code, contract := range wire {
 		for _, outcome := range []Outcome{"", OutcomeUnknown, OutcomeStored} {
-			e := *w.err
+			e := *contract
 			e.Outcome = outcome
 			c := across(t, stub{delete: func(User, Conditions) error { return fmt.Errorf("deleting: %w", &e) }})
 			want := outcome
-			if w.err == ErrDamaged && outcome == "" {
+			if code == ErrDamaged.Code && outcome == "" {
 				want = OutcomeStored // there is no other kind
 			}
 			if got := AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != e.Code || got.Outcome != want {

@@ -15,7 +15,7 @@ import (
 
 func TestTheCallersTokenIsPassedOnAndNeverShown(t *testing.T) {
 	var got []Token
-	srv := httptest.NewServer(NewHandler(tokens{stub{}, &got}, ignore))
+	srv := httptest.NewServer(served(tokens{stub{}, &got}))
 	defer srv.Close()
 	c := clientOf(t, srv.URL)
 	for _, want := range []Token{"", "eyJhbGciOiJub25lIn0.e30.-_~+/=="} {
@@ -43,7 +43,7 @@ func TestTheCallersTokenIsPassedOnAndNeverShown(t *testing.T) {
 		r.Header.Set(contractHeader, contractVersion)
 		r.Header["Authorization"] = field
 		rec := httptest.NewRecorder()
-		NewHandler(stub{}, ignore).ServeHTTP(rec, r) // which panics when it is called
+		served(stub{}).ServeHTTP(rec, r) // which panics when it is called
 		if rec.Code != http.StatusUnauthorized {
 			t.Errorf("%q: %d %s; want 401", field, rec.Code, rec.Body)
 		}
@@ -73,28 +73,30 @@ func (s tokens) Delete(ctx context.Context, _ User, _ Conditions) error {
 }
 
 func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
-	shared := map[string]string{"OIDC_ISSUER": ""}
-	for _, r := range Routes(stub{about: About{LinkTTL: 7}}, ignore, Settings{Anonymous: true, Shared: shared}) { // the stub's other calls panic
+	var paths []string
+	settings := Settings{Anonymous: true, Shared: map[string]string{"OIDC_ISSUER": ""}}
+	h := NewHandler(stub{about: About{LinkTTL: 7}}, ignore, settings, func(route string, _ bool, h http.Handler) http.Handler { // the stub's other calls panic
+		paths = append(paths, route)
+		return h
+	})
+	for _, path := range paths {
 		for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
 			for _, token := range []string{"mew", "a.b.c"} {
 				rec := httptest.NewRecorder()
-				req := httptest.NewRequestWithContext(t.Context(), method, r.Path+"?user=mia&size=1&ticket=1-1-A", strings.NewReader("cat"))
+				req := httptest.NewRequestWithContext(t.Context(), method, "/?user=mia&size=1&ticket=1-1-A", strings.NewReader("cat"))
+				req.URL.Path = path
 				req.Header.Set(contractHeader, contractVersion)
 				req.Header.Set("Authorization", "Bearer "+token)
-				if r.Handler.ServeHTTP(rec, req); rec.Code == http.StatusMethodNotAllowed {
+				if h.ServeHTTP(rec, req); path == "other" && rec.Code == http.StatusNotFound || rec.Code == http.StatusMethodNotAllowed {
 					continue
 				}
 				if rec.Code != http.StatusServiceUnavailable || !strings.Contains(rec.Body.String(), `"misconfigured"`) || rec.Header().Get("Retry-After") == "" {
-					t.Errorf("%s %s with the token %q: %d %s", method, r.Path, token, rec.Code, rec.Body)
+					t.Errorf("%s %s with the token %q: %d %s", method, path, token, rec.Code, rec.Body)
 				}
 			}
 		}
 	}
-	mux := http.NewServeMux()
-	for _, r := range Routes(stub{about: About{LinkTTL: 7}}, ignore, Settings{Anonymous: true, Shared: shared}) {
-		mux.Handle(r.Path, r.Handler)
-	}
-	srv := httptest.NewServer(mux)
+	srv := httptest.NewServer(h)
 	defer srv.Close()
 	c := clientOf(t, srv.URL)
 	if about, err := c.About(t.Context()); err != nil || about.LinkTTL != 7 || about.Shared["OIDC_ISSUER"] != "" || len(about.Shared) != 1 {

@@ -22,7 +22,7 @@ import (
 func counted(t *testing.T, s Signer) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
 	t.Helper()
 	opened = new(atomic.Int64)
-	srv = httptest.NewUnstartedServer(NewHandler(s, ignore))
+	srv = httptest.NewUnstartedServer(served(s))
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			opened.Add(1)

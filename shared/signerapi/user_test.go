@@ -59,9 +59,9 @@ func FuzzParseUser(f *testing.F) {
 		}
 		var q query
 		q.add("user", name)
-		values, back, err := arguments(&http.Request{URL: &url.URL{RawQuery: string(q)}})
-		if err != nil || back != u || len(values) != 1 {
-			t.Fatalf("%q crosses the wire as %q with %v, %v", name, back, values, err)
+		a := argumentsOf(&http.Request{URL: &url.URL{RawQuery: string(q)}})
+		if a.err != nil || a.user != u || len(a.Values) != 1 {
+			t.Fatalf("%q crosses the wire as %q with %v, %v", name, a.user, a.Values, a.err)
 		}
 		if v, err := ParseUser(other); err == nil && other != name && (v == u || url.PathEscape(other) == url.PathEscape(name) || url.QueryEscape(other) == url.QueryEscape(name)) {
 			t.Fatalf("%q and %q are one user", name, other)

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -96,6 +99,39 @@ func TestTheDocumentHasTheRoutes(t *testing.T) {
 		t.Errorf("paths and methods (- code, + document):\n%s", diff)
 	}
 }
+
+// status has the HTTP status of every error that the sources declare, by code.
+var status = func() map[string]int {
+	statuses := map[string]int{}
+	for code := 400; code < 600; code++ {
+		statuses[strings.ReplaceAll(http.StatusText(code), " ", "")] = code
+	}
+	declared, literal := regexp.MustCompile(`\bError\{Code: "(\w+)", Status: http\.Status(\w+),`), regexp.MustCompile(`(&signerapi\.|&|\()Error\{`)
+	all := map[string]int{}
+	for _, pattern := range []string{"*.go", "../../../shared/signerapi/*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			panic(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(file)
+			if err != nil {
+				panic(err)
+			}
+			errs := declared.FindAllStringSubmatch(string(source), -1)
+			if n := len(literal.FindAll(source, -1)); n != len(errs) {
+				panic(fmt.Sprintf("%s declares %d errors; %d of them start with a code and a status", file, n, len(errs)))
+			}
+			for _, e := range errs {
+				all[e[1]] = statuses[e[2]]
+			}
+		}
+	}
+	return all
+}()
 
 func TestTheDocumentHasTheErrors(t *testing.T) {
 	d := readDocument(t)

@@ -75,9 +75,9 @@ func (o *Origin) UnmarshalText(text []byte) error {
 
 // Errors of the guard.
 var (
-	errURITooLong  = &signerapi.Error{Code: "uri_too_long", Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
-	errMisdirected = &signerapi.Error{Code: "misdirected_request", Detail: "this server does not serve the host in the request's Host header; its operator can allow host names with ALLOWED_HOSTS"}
-	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Detail: "a page of another origin may not do this; its operator can allow origins"}
+	errURITooLong  = &signerapi.Error{Code: "uri_too_long", Status: http.StatusRequestURITooLong, Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
+	errMisdirected = &signerapi.Error{Code: "misdirected_request", Status: http.StatusMisdirectedRequest, Detail: "this server does not serve the host in the request's Host header; its operator can allow host names with ALLOWED_HOSTS"}
+	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Status: http.StatusForbidden, Detail: "a page of another origin may not do this; its operator can allow origins"}
 )
 
 // Slots are the pools of the frontend, by client address.
