@@ -157,7 +157,7 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if err := stand.Build(ctx, b.root, bin, "-trimpath"); err != nil {
 		return err
 	}
-	if b.straight, err = b.build(ctx, "./signer/internal/straight"); err != nil {
+	if b.straight, err = b.build(ctx, "./e2e/bench/straight"); err != nil {
 		return err
 	}
 	if err := stand.Install(ctx, b.root, filepath.Join(b.dir, "npm.log")); err != nil {

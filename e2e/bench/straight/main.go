@@ -9,7 +9,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,8 +21,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
-
-	"cats.example/signer/internal/blobstore"
 )
 
 func main() {
@@ -35,9 +36,27 @@ func main() {
 	}
 }
 
+// transport returns a transport with the settings of the signer's own. Names under .localhost are loopback addresses
+// (RFC 6761 section 6.3); Go's resolver does not know that.
+func transport() *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".localhost") {
+				address = net.JoinHostPort("127.0.0.1", port)
+			}
+			return new(net.Dialer).DialContext(ctx, network, address)
+		},
+		Protocols:           protocols,
+		MaxIdleConns:        256,
+		MaxIdleConnsPerHost: 128,
+		DisableCompression:  true,
+	}
+}
+
 func measure(head bool, users, conns, size int, duration time.Duration) error {
-	transport := blobstore.NewTransport()
-	options := azcore.ClientOptions{Transport: transport}
+	options := azcore.ClientOptions{Transport: &http.Client{Transport: transport()}}
 	identity, err := azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
 		ClientOptions: options, DisableInstanceDiscovery: os.Getenv("DISABLE_INSTANCE_DISCOVERY") == "true",
 	})
