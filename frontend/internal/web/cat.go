@@ -98,6 +98,7 @@ func (s web) link(r *http.Request) (signerapi.User, signerapi.Link, error) {
 		opts.Download = download
 	}
 	link, err := s.signer.Link(r.Context(), user, opts)
+	s.metrics.count("link", err)
 	return user, link, err
 }
 
@@ -205,9 +206,16 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	// returns; the read says why, the context does not. After the end of the body
 	// there is nothing to cancel: the signer stores what it has whole.
 	info, err := s.signer.Put(context.WithoutCancel(r.Context()), user, whole, opts)
+	return s.answerStored(w, "put", user, info, err)
+}
+
+// answerStored counts the call op, a Put or a Commit, and answers with its result.
+func (s web) answerStored(w http.ResponseWriter, op string, user signerapi.User, info signerapi.Info, err error) error {
+	s.metrics.count(op, err)
 	if err != nil {
 		return err
 	}
+	s.metrics.stored.Add(float64(info.Size))
 	w.Header().Set("ETag", info.ETag)
 	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
 	return nil
@@ -222,7 +230,9 @@ func (s web) deleteCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if err := s.signer.Delete(r.Context(), user, conditions); err != nil {
+	err = s.signer.Delete(r.Context(), user, conditions)
+	s.metrics.count("delete", err)
+	if err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

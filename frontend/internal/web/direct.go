@@ -43,6 +43,7 @@ type signIn struct {
 
 func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 	said, err := s.signer.About(r.Context())
+	s.metrics.count("about", err)
 	if err != nil {
 		return err
 	}
@@ -89,6 +90,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request) error {
 		return signerapi.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
 	}
 	given, err := s.signer.Ticket(r.Context(), user, size)
+	s.metrics.count("ticket", err)
 	if err != nil {
 		return err
 	}
@@ -124,10 +126,5 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	info, err := s.signer.Commit(r.Context(), user, id, opts)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("ETag", info.ETag)
-	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
-	return nil
+	return s.answerStored(w, "commit", user, info, err)
 }

@@ -1,8 +1,6 @@
 package web
 
 import (
-	"context"
-	"io"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,60 +53,7 @@ func (m *metrics) upload(h handler) handler {
 	}
 }
 
-// counted is a signer whose calls are counted. It does not embed the signer: after a new
-// call of the contract, this package does not compile until counted has the method.
-type counted struct {
-	signer signerapi.Signer
-	m      *metrics
-}
-
-var _ signerapi.Signer = counted{}
-
-func (c counted) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	info, err := c.signer.Put(ctx, user, body, opts)
-	c.m.count("put", err)
-	if err == nil {
-		c.m.stored.Add(float64(info.Size))
-	}
-	return info, err
-}
-
-func (c counted) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	link, err := c.signer.Link(ctx, user, opts)
-	c.m.count("link", err)
-	return link, err
-}
-
-func (c counted) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	err := c.signer.Delete(ctx, user, conditions)
-	c.m.count("delete", err)
-	return err
-}
-
-func (c counted) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
-	ticket, err := c.signer.Ticket(ctx, user, size)
-	c.m.count("ticket", err)
-	return ticket, err
-}
-
-func (c counted) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	info, err := c.signer.Commit(ctx, user, ticket, opts)
-	c.m.count("commit", err)
-	if err == nil {
-		c.m.stored.Add(float64(info.Size))
-	}
-	return info, err
-}
-
-func (c counted) About(ctx context.Context) (signerapi.About, error) {
-	about, err := c.signer.About(ctx)
-	c.m.count("about", err)
-	return about, err
-}
-
-// Ready is not counted: it is a probe.
-func (c counted) Ready(ctx context.Context) error { return c.signer.Ready(ctx) }
-
+// count counts the call op of the signer, which returned err.
 func (m *metrics) count(op string, err error) {
 	outcome := "ok"
 	if err != nil {

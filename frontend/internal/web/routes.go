@@ -25,6 +25,7 @@ import (
 type web struct {
 	signer  signerapi.Signer
 	options Options
+	metrics *metrics
 }
 
 // New returns the public API over signer, with its metrics in reg. Each request
@@ -36,7 +37,7 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, s
 
 // newRouter returns the routes. All of them are in openapi.json.
 func newRouter(signer signerapi.Signer, options Options, requests *service.Requests, g *guard, m *metrics) *mux.Router {
-	s, d := web{counted{signer, m}, options}, newDocs()
+	s, d := web{signer, options, m}, newDocs()
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
