@@ -10,7 +10,6 @@ import (
 	"image/jpeg"
 	"image/png"
 	"io"
-	"mime"
 	"slices"
 	"strings"
 
@@ -114,10 +113,7 @@ func (l Limits) detect(first []byte) (string, bool) {
 			}
 		}
 	}
-	bare, _, err := mime.ParseMediaType(found.String())
-	if err != nil {
-		bare = found.String()
-	}
+	bare, _, _ := strings.Cut(found.String(), ";") // without a charset
 	return bare, false
 }
 

@@ -30,9 +30,6 @@ var extensions = map[string][]string{
 	"image/heif-sequence": {".heifs", ".heics", ".heif", ".heic", ".hif"},
 }
 
-// possible lists the media types that can be accepted.
-func possible() []string { return slices.Sorted(maps.Keys(extensions)) }
-
 // FileName returns name with the extension of the media type at its end, unless
 // it has one of that type already. It is false, and name as it was, when no picture
 // that was stored can have that type, whatever the limits are.
@@ -81,7 +78,7 @@ func (l Limits) Validate() error {
 	}
 	for _, t := range l.Types {
 		if _, ok := extensions[t]; !ok {
-			faults = append(faults, fmt.Errorf("PICTURE_TYPES: %q is not possible, only %s are", t, strings.Join(possible(), ", ")))
+			faults = append(faults, fmt.Errorf("PICTURE_TYPES: %q is not possible, only %s are", t, strings.Join(slices.Sorted(maps.Keys(extensions)), ", ")))
 		}
 	}
 	return errors.Join(faults...)

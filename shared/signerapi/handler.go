@@ -104,7 +104,7 @@ func (h handler) put(r *http.Request) (any, error) {
 	if a.err != nil {
 		return nil, a.err
 	}
-	return h.signer.Put(r.Context(), a.user, requestBody{r.Body}, opts)
+	return h.signer.Put(r.Context(), a.user, BodyReader{r.Body}, opts)
 }
 
 func (h handler) link(r *http.Request) (any, error) {
@@ -235,26 +235,20 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(content) // the peer is gone, and so is anyone to tell
 }
 
-// requestBody says what an error of an HTTP request's body means.
-type requestBody struct{ r io.Reader }
+// BodyReader reads the body of an HTTP request. It returns a passed deadline as ErrStalled, and any other error that is no
+// *Error, a wrapped io.EOF included, as ErrIncomplete.
+type BodyReader struct{ Body io.Reader }
 
-func (b requestBody) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	return n, BodyError(err)
-}
-
-// BodyError translates what reading the body of a request gave: io.EOF and nil
-// as they are, a passed deadline to ErrStalled, an *Error as it is, and
-// everything else, a wrapped io.EOF included, to ErrIncomplete.
-func BodyError(err error) error {
-	if err == nil || err == io.EOF { //nolint:errorlint // only a bare io.EOF is the end of a body
-		return err
+// Read implements [io.Reader].
+func (b BodyReader) Read(p []byte) (int, error) {
+	n, err := b.Body.Read(p)
+	_, known := errors.AsType[*Error](err)
+	switch {
+	case err == nil, known, err == io.EOF: //nolint:errorlint // only a bare io.EOF is the end of a body
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = ErrStalled.Wrap(err)
+	default:
+		err = ErrIncomplete.Wrap(err)
 	}
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return ErrStalled.Wrap(err)
-	}
-	return ErrIncomplete.Wrap(err)
+	return n, err
 }

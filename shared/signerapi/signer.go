@@ -35,7 +35,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"strings"
+	"regexp"
 	"time"
 )
 
@@ -132,25 +132,19 @@ func (c Conditions) Hold(etag string) error {
 	return nil
 }
 
+// conditionForm is * or an entity tag of RFC 9110 section 8.8.3 in ASCII, of at most 128 bytes, which is far more than those of
+// storage have.
+var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")?$`)
+
 // Check returns ErrInvalidArgument for conditions that cannot be asked.
 func (c Conditions) Check() error {
-	for _, condition := range []struct{ name, value string }{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
-		v := condition.value
-		switch {
-		case v == "" || v == "*":
-		case len(v) > maxETag || len(v) < 2 || v[0] != '"' || v[len(v)-1] != '"' || strings.ContainsFunc(v[1:len(v)-1], notInETag):
-			return ErrInvalidArgument.With(condition.name + `: want * or one entity tag in quotes, such as "0x8DC"`)
+	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
+		if !conditionForm.MatchString(field[1]) {
+			return ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
 	return nil
 }
-
-// maxETag is far more than storage's own have, in bytes.
-const maxETag = 128
-
-// notInETag reports what an entity tag cannot hold, RFC 9110 section 8.8.3, and
-// what is not ASCII.
-func notInETag(r rune) bool { return r < 0x21 || r > 0x7e || r == '"' }
 
 // LinkOptions are the wishes of the caller for one link; the zero value asks for
 // the signer's defaults.
@@ -201,20 +195,16 @@ type CommitOptions struct {
 	MD5 []byte
 }
 
-// maxTicket is the longest ID of a ticket, in bytes.
-const maxTicket = 96
+// ticketForm is the form of the ID of a ticket.
+var ticketForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
 
 // CheckTicket returns ErrNoUpload unless id can be that of a ticket: letters of
 // ASCII, digits and hyphens.
 func CheckTicket(id string) error {
-	if id == "" || len(id) > maxTicket || strings.ContainsFunc(id, notInTicket) {
+	if !ticketForm.MatchString(id) {
 		return ErrNoUpload
 	}
 	return nil
-}
-
-func notInTicket(r rune) bool {
-	return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
 // About is what can be asked of a signer.

@@ -151,7 +151,7 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	err = s.store(w, r, user, bodyReader{r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
+	err = s.store(w, r, user, signerapi.BodyReader{Body: r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
 	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); errors.Is(err, signerapi.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
 		return signerapi.ErrUnsupportedMediaType.With("the body is a form: send forms with POST, or PUT the picture itself")
 	}

@@ -38,15 +38,6 @@ func Prefixes(ranges []AddressRange) (prefixes []netip.Prefix) {
 	return prefixes
 }
 
-func among(ranges []AddressRange, addr netip.Addr) bool {
-	for _, r := range ranges {
-		if netip.Prefix(r).Contains(addr) {
-			return true
-		}
-	}
-	return false
-}
-
 // clientOf returns who sent a request that came from peer: peer itself, unless it is
 // a trusted proxy. Then it is the last address in X-Forwarded-For that is none: each
 // proxy adds its own peer at the end, and what stands before that anybody can have
@@ -63,7 +54,7 @@ func clientOf(peer netip.Addr, forwarded []string, trusted []AddressRange) netip
 			if rest, last, more = cutLast(rest); strings.TrimSpace(last) == "" {
 				continue // an empty element is none
 			}
-			if !among(trusted, client) {
+			if !slices.ContainsFunc(trusted, func(r AddressRange) bool { return netip.Prefix(r).Contains(client) }) {
 				return client
 			}
 			addr, ok := hopOf(last)

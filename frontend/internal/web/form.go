@@ -33,14 +33,6 @@ const (
 	formRead = 32 << 10
 )
 
-// bodyReader is a request's body whose errors say what they mean.
-type bodyReader struct{ r io.Reader }
-
-func (b bodyReader) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	return n, signerapi.BodyError(err)
-}
-
 // form is a multipart/form-data body on its way: no part of it is ever held
 // whole, in memory or on disk.
 type form struct {
@@ -81,7 +73,7 @@ func openForm(r *http.Request, maxFile int64) (*form, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := bufio.NewReaderSize(digests.Reader(bodyReader{r.Body}), formRead)
+	in := bufio.NewReaderSize(digests.Reader(signerapi.BodyReader{Body: r.Body}), formRead)
 	raw := &meter{r: in, most: maxFile + formOverhead + maxAfterFile, tail: "\r\n"}
 	return &form{boundary: boundary, size: r.ContentLength, in: in, raw: raw, spare: formOverhead}, nil
 }

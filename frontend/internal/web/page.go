@@ -79,15 +79,9 @@ func (p *page) policy(ctx context.Context) string {
 		"; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 }
 
-// sources joins those that are there.
+// sources joins the sources of a policy with single spaces.
 func sources(list ...string) string {
-	var b strings.Builder
-	for _, s := range list {
-		if s != "" {
-			b.WriteString(" " + s)
-		}
-	}
-	return strings.TrimPrefix(b.String(), " ")
+	return strings.Join(strings.Fields(strings.Join(list, " ")), " ")
 }
 
 // parts are files by their names.
