@@ -182,9 +182,8 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 		t.Fatal(err)
 	}
 	c := &cred{}
-	pools := pool.NewSet("test", 0.0625, prometheus.NewRegistry())
 	opts := Options{
-		Slots:      Slots{Uploads: pools.New("uploads", 192), Commits: pools.New("commits", 16), Chunked: pools.New("chunked uploads", 16)},
+		Slots:      newSlots(),
 		AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
 		Container:  "cats", BlobName: "cat", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
 		Limits: limits, Credential: c, Transport: client,
@@ -197,6 +196,12 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 		t.Fatal(err)
 	}
 	return s, back, c
+}
+
+// newSlots returns the pools of a signer with the default settings.
+func newSlots() Slots {
+	pools := pool.NewSet("test", 0.0625, prometheus.NewRegistry())
+	return Slots{Uploads: pools.New("uploads", 192), Commits: pools.New("commits", 16), Chunked: pools.New("chunked uploads", 16)}
 }
 
 // withKey is newStore with a key at hand.
