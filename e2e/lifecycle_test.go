@@ -128,6 +128,31 @@ func underWay() map[string][]byte {
 	return map[string][]byte{"small": picture(100<<10, 's'), "large": picture(5<<20, 'l')}
 }
 
+func TestKilledProcessesLoseNoLogLine(t *testing.T) {
+	t.Parallel()
+	sys := start(t, stand.SystemOptions{})
+	put(t, sys, "u", cat)
+	var ids []string
+	for range 10 {
+		ids = append(ids, ask(t, http.MethodGet, sys.URL+"/cat/u", "").want(t, http.StatusOK).Header.Get("X-Request-Id"))
+	}
+	sys.Signer.Signal(syscall.SIGKILL)
+	sys.Frontend.Kill()
+	sys.Signer.Kill()
+	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+		lines, err := p.Log.Since(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		log := strings.Join(lines, "\n")
+		for i, id := range ids {
+			if !strings.Contains(log, `"request_id":"`+id+`"`) {
+				t.Errorf("%s has no line of request %d of %d", p.Log.Path(), i+1, len(ids))
+			}
+		}
+	}
+}
+
 func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 	own(t)
 	t.Parallel()

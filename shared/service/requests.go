@@ -241,7 +241,7 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 		attrs = append(attrs, slog.String("error", bounded(rec.err.Error())))
 	}
 	if h := q.log.Handler(); h.Enabled(r.Context(), level) {
-		line := slog.NewRecord(time.Now(), level, requestLine, 0) // the logger itself would look for where it was called
+		line := slog.NewRecord(time.Now(), level, "request", 0) // the logger itself would look for where it was called
 		line.AddAttrs(attrs...)
 		_ = h.Handle(r.Context(), line) // there is nowhere to tell
 	}

@@ -107,7 +107,7 @@ func TestLogLinesBoundWhatStrangersSend(t *testing.T) {
 		resp.Body.Close()
 		var line map[string]any
 		eventually(t, "the request's log line", func() bool {
-			lines := r.log.lines(t, requestLine)
+			lines := r.log.lines(t, "request")
 			i := slices.IndexFunc(lines, func(l map[string]any) bool { return l["request_id"] == "id-"+method[:3] })
 			if i >= 0 {
 				line = lines[i]

@@ -96,6 +96,11 @@ func Main(p Program) int {
 	return 1
 }
 
+// NewLogger returns the logger of a process, which writes each line to w at once, as JSON.
+func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service", name)
+}
+
 // LogVersion writes the first line of a process's log: its version and the revision of its source.
 func LogVersion(log *slog.Logger) {
 	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
@@ -209,11 +214,9 @@ type Service struct {
 // done, and then stops in order: not ready, DrainDelay, no new connections,
 // requests under way for at most DrainTimeout, background work, ops listener.
 // It returns nil after a clean stop, and an error when something could not
-// start, broke, or was cut off by DrainTimeout. No line of the log of a request
-// that has ended is held back when it returns, and its spans were sent, or there was
-// no time for it: what is left of DrainTimeout, but at least 1 s and at most 5.
+// start, broke, or was cut off by DrainTimeout. Before it returns, it sends the last
+// spans for at most what is left of DrainTimeout, but at least 1 s and at most 5 s.
 func (s Service) Run(ctx context.Context) error {
-	defer flush(s.Log)
 	plain, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
 		return err

@@ -77,9 +77,7 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 	r := &traced{spans: tracetest.NewSpanRecorder(), sent: tracetest.NewInMemoryExporter(), log: &logBuffer{}, reg: prometheus.NewRegistry()}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans), sdktrace.WithSyncer(discreet{r.sent})) // the sampler of the environment
 	r.traces = &Traces{provider: provider, tracer: provider.Tracer(scope)}
-	log := NewLogger(r.log, slog.LevelDebug, "test")
-	t.Cleanup(func() { flush(log) })
-	requests := NewRequests("test", r.reg, log, relaxed, pool.NewSet("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
+	requests := NewRequests("test", r.reg, NewLogger(r.log, slog.LevelDebug, "test"), relaxed, pool.NewSet("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
 	requests.Trace(r.traces, strangers)
 	r.handler = requests.Route("/cat/{user}", h)
 	return r
