@@ -299,7 +299,7 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 		{"the-put", "PUT /cat/{user}", kindServer, "200", "", false},
 		{"the-put", "PUT /v1/picture", kindClient, "200", "", false},
 		{"the-missing", "GET /cat/{user}", kindServer, "404", "not_found", false},
-		{"the-missing", "GET /v1/link", kindClient, "404", "", true},
+		{"the-missing", "GET /v1/link", kindClient, "404", "404", true},
 		{"the-reset", "GET /cat/{user}", kindServer, "503", "storage_unavailable", true},
 		{"the-refused", "PUT /cat/{user}", kindServer, "502", "identity_unavailable", true},
 		{"the-refused", "put_blob", tracepb.Span_SPAN_KIND_INTERNAL, "", "AuthenticationFailed", true},

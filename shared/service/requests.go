@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel/trace"
 
 	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
@@ -101,7 +100,7 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 
 // Trace has each request be a span of t, which may be nil, in the trace that the
 // request's header names. Where strangers send requests, each is a trace of its own.
-// It must be called before the first request.
+// It must be called before Route.
 func (q *Requests) Trace(t *Traces, strangers bool) { q.traces, q.strangers = t, strangers }
 
 // record is what one request's log line is made of.
@@ -110,7 +109,6 @@ type record struct {
 	traceParent string
 	client      netip.Addr // where it is not the peer
 	err         error
-	span        trace.Span // nil without traces
 }
 
 type recordKey struct{}
@@ -153,7 +151,7 @@ const otherRoute = "other"
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
 // "other" is for those that have none.
 func (q *Requests) Route(route string, h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return q.traces.handler(route, q.strangers, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &record{requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
 		if !isRequestID(rec.requestID) {
@@ -165,7 +163,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		w.Header().Set(requestIDHeader, rec.requestID)
 		ctx := context.WithValue(r.Context(), recordKey{}, rec)
 		if q.traces != nil {
-			ctx = q.traces.begin(ctx, rec, route, r.Method, q.strangers, start)
+			rec.traceParent = traceParent(ctx)
 		}
 		r = r.WithContext(ctx)
 		control := http.NewResponseController(w)
@@ -194,7 +192,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 				answer.WriteHeader(http.StatusOK)
 			}
 			took := time.Since(start)
-			rec.end(answer, body.n.Load(), start.Add(took))
+			setErrorType(r.Context(), rec.err)
 			q.done(r, route, rec, answer, body.n.Load(), took)
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
@@ -204,7 +202,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			body.drain(waits)
 		}()
 		h.ServeHTTP(answer, r)
-	})
+	}))
 }
 
 func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, received int64, took time.Duration) {

@@ -1,23 +1,24 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/caarlos0/env/v11"
+	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
+	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
@@ -30,12 +31,11 @@ import (
 
 // AboutTraces is the part of --help on what [NewTraces] reads.
 const AboutTraces = "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://COLLECTOR:4318, turns traces on; with it, the other\n" +
-	"variables OTEL_* mean what OpenTelemetry says, but for gRPC and a client's certificate, which are not possible."
+	"variables OTEL_* have the meaning that OpenTelemetry defines. gRPC is not supported."
 
 const (
 	flushTimeout = 5 * time.Second // for the last spans, at the end of a process
 	exportWarns  = time.Minute     // from one warning that spans are lost to the next, at least
-	scope        = "cats.example/shared/service"
 )
 
 // spanAttributes are all that leave the process: nothing that a client can choose, or
@@ -44,43 +44,53 @@ const (
 var spanAttributes = map[attribute.Key]bool{
 	semconv.HTTPRequestMethodKey: true, semconv.HTTPRouteKey: true, semconv.HTTPResponseStatusCodeKey: true,
 	semconv.HTTPRequestBodySizeKey: true, semconv.HTTPResponseBodySizeKey: true,
-	semconv.URLTemplateKey: true, semconv.ServerAddressKey: true, semconv.ServerPortKey: true,
 	semconv.ErrorTypeKey: true,
 	// The Azure SDK goes by an older convention, in which net.peer.name is the host asked.
 	"http.method": true, "http.status_code": true, "net.peer.name": true,
 	"az.service_request_id": true,
 }
 
+// clientAttributes are exported for calls alone. In the span of a request, they are from the header Host, which the client
+// chooses.
+var clientAttributes = map[attribute.Key]bool{semconv.ServerAddressKey: true, semconv.ServerPortKey: true}
+
 // Traces sends the spans of a process to an OpenTelemetry collector. A nil *Traces
 // is a process without any.
 type Traces struct {
 	provider *sdktrace.TracerProvider
-	tracer   trace.Tracer
 }
 
 // NewTraces returns nil unless the standard variables in environ ask for traces:
-// OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, and neither
-// OTEL_SDK_DISABLED is true nor OTEL_TRACES_EXPORTER none. The SDK reads what is not the
-// exporter's itself, from the process's own environment. The service's name is cats-NAME unless
-// they say otherwise. Spans that cannot be delivered are lost, which log is told once a
-// minute at most; as many wait as OTEL_BSP_MAX_QUEUE_SIZE says, and the rest are dropped
-// without a word, as is a number that the SDK cannot read.
+// OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, and neither OTEL_SDK_DISABLED is true nor
+// OTEL_TRACES_EXPORTER none. environ must be the environment of the process: the SDK and its exporter read the other
+// variables there. The name of the service is cats-NAME unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has another.
+//
+// Spans that cannot be delivered are lost, and log has a warning at most once a minute. OTEL_BSP_MAX_QUEUE_SIZE spans wait
+// for delivery; more are dropped without a warning. No error and no log line holds the value of a variable, since it may be
+// a secret.
 func NewTraces(ctx context.Context, name string, environ []string, log *slog.Logger) (*Traces, error) {
 	vars := env.ToMap(environ)
-	if vars["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"]+vars["OTEL_EXPORTER_OTLP_ENDPOINT"] == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || vars["OTEL_TRACES_EXPORTER"] == "none" {
+	get := func(name string) string {
+		return strings.TrimSpace(cmp.Or(vars["OTEL_EXPORTER_OTLP_TRACES_"+name], vars["OTEL_EXPORTER_OTLP_"+name]))
+	}
+	exporterName, protocol := vars["OTEL_TRACES_EXPORTER"], get("PROTOCOL")
+	if get("ENDPOINT") == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || exporterName == "none" {
 		return nil, nil //nolint:nilnil // nil is a process without traces
 	}
-	if e := vars["OTEL_TRACES_EXPORTER"]; e != "" && e != "otlp" {
+	endpoint, err := url.Parse(get("ENDPOINT"))
+	switch {
+	case exporterName != "" && exporterName != "otlp":
 		return nil, errors.New("OTEL_TRACES_EXPORTER: want otlp or none")
+	case protocol != "" && protocol != "http/protobuf":
+		return nil, errors.New("OTEL_EXPORTER_OTLP_PROTOCOL: only http/protobuf is supported; the port of a collector for it is 4318")
+	case err != nil || endpoint.Scheme != "http" && endpoint.Scheme != "https" || endpoint.Host == "" || endpoint.User != nil:
+		return nil, errors.New("OTEL_EXPORTER_OTLP_ENDPOINT: want a URL such as http://COLLECTOR:4318; credentials belong in OTEL_EXPORTER_OTLP_HEADERS")
 	}
-	client, err := newOTLPClient(vars)
+	otel.SetLogger(logr.FromSlogHandler(settingErrors{log.Handler()}))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn(settingIgnored, "error", err.Error()) }))
+	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
-		return nil, err
-	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn(notAsAsked, "error", err.Error()) }))
-	exporter, err := otlptrace.New(ctx, client)
-	if err != nil {
-		return nil, fmt.Errorf("making the exporter of traces: %w", err)
+		return nil, fmt.Errorf("creating the trace exporter: %w", err)
 	}
 	service := []attribute.KeyValue{semconv.ServiceName("cats-" + name)}
 	if version.Version != "" {
@@ -90,22 +100,30 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	if err != nil { // what could be read of it is there
 		otel.Handle(err)
 	}
-	t := &Traces{provider: sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(discreet{exporter}))}
-	t.tracer = t.provider.Tracer(scope)
+	t := &Traces{sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(discreet{exporter}))}
 	lost := rate.Sometimes{First: 1, Interval: exportWarns}
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		lost.Do(func() { log.Warn("traces are lost", "error", fmt.Sprintf("%.500s", err)) }) // a collector's whole answer is in it
+		lost.Do(func() { log.Warn("traces are lost", "error", fmt.Sprintf("%.500s", err)) }) // the collector's whole response is in it
 	}))
-	log.Info("traces are sent", "endpoint", redacted(client.url))
+	log.Info("traces are sent", "endpoint", endpoint.Scheme+"://"+endpoint.Host)
 	return t, nil
 }
 
-const notAsAsked = "traces are not set up as asked"
+const settingIgnored = "invalid trace setting ignored"
 
-// redacted is a URL without what may be a secret in it.
-func redacted(endpoint string) string {
-	u, _ := url.Parse(endpoint)
-	return u.Scheme + "://" + u.Host
+// settingErrors logs the message of each error that OpenTelemetry's packages log, such as "parse headers", without the
+// attributes, which hold the values of variables.
+type settingErrors struct{ slog.Handler }
+
+// Enabled implements [slog.Handler].
+func (settingErrors) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= slog.LevelError
+}
+
+// Handle implements [slog.Handler].
+func (e settingErrors) Handle(ctx context.Context, r slog.Record) error {
+	slog.New(e.Handler).WarnContext(ctx, settingIgnored, "error", r.Message)
+	return nil
 }
 
 // Provider is for libraries that make spans of their own.
@@ -123,87 +141,49 @@ func (t *Traces) close(limit time.Duration) {
 	}
 }
 
-// begin starts the span of a request to route, and returns the context that it is in.
-// Where strangers send requests, theirs is a trace of its own, with a link to the one
-// that they name: or they would decide what is sampled, and under which id.
-func (t *Traces) begin(ctx context.Context, rec *record, route, method string, strangers bool, at time.Time) context.Context {
-	name, attributes := "HTTP", []attribute.KeyValue{semconv.HTTPRequestMethodOther}
-	if label := methodLabel(method); label == method {
-		name, attributes[0] = method, semconv.HTTPRequestMethodKey.String(method)
-	}
-	if route != otherRoute {
-		name += " " + route
-		attributes = append(attributes, semconv.HTTPRoute(route))
-	}
-	options := []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attributes...), trace.WithTimestamp(at)}
-	if rec.traceParent != "" {
-		remote := propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": rec.traceParent})
-		if strangers {
-			options = append(options, trace.WithLinks(trace.LinkFromContext(remote)))
-		} else {
-			ctx = remote
-		}
-	}
-	ctx, rec.span = t.tracer.Start(ctx, name, options...)
-	own := propagation.MapCarrier{}
-	propagation.TraceContext{}.Inject(ctx, own)
-	rec.traceParent = own["traceparent"]
-	return ctx
+// propagator passes on the traceparent header alone: a tracestate holds what the client has put there.
+type propagator struct{ propagation.TraceContext }
+
+// Extract implements [propagation.TextMapPropagator].
+func (p propagator) Extract(ctx context.Context, from propagation.TextMapCarrier) context.Context {
+	return p.TraceContext.Extract(ctx, propagation.MapCarrier{"traceparent": from.Get("traceparent")})
 }
 
-// end ends the span of a request, if it has one.
-func (rec *record) end(a *answer, received int64, at time.Time) {
-	if rec.span == nil {
-		return
-	}
-	rec.span.SetAttributes(semconv.HTTPRequestBodySize(int(received)), semconv.HTTPResponseBodySize(int(a.n)))
-	if a.status > 0 {
-		rec.span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
-	}
-	if rec.err != nil {
-		rec.span.SetAttributes(semconv.ErrorTypeKey.String(signerapi.AsError(rec.err).Code))
-	}
-	if a.status == 0 || a.status >= http.StatusInternalServerError { // what a client did wrong is no error of ours
-		rec.span.SetStatus(codes.Error, "")
-	}
-	rec.span.End(trace.WithTimestamp(at))
+// traceParent returns the traceparent header of a call from ctx, "" outside of a trace.
+func traceParent(ctx context.Context) string {
+	header := propagation.MapCarrier{}
+	propagator{}.Inject(ctx, header)
+	return header["traceparent"]
 }
 
-// Transport returns next with each call as a span of the trace that its context is in,
-// which the other side is told. Calls outside of one are only passed on. The paths
-// must come from a closed set, as they are in the spans.
+// handler returns h with a span for each request. The span is part of the trace that the request names. If public is true,
+// it begins a trace of its own with a link to that one: a client must not decide which traces are sampled, or their IDs.
+// A nil t returns h itself.
+func (t *Traces) handler(route string, public bool, h http.Handler) http.Handler {
+	if t == nil {
+		return h
+	}
+	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+		otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return public }))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Pattern = route // otelhttp takes the span's name and http.route from it, and neither if it has no slash
+		h.ServeHTTP(w, r)
+	})
+}
+
+// setErrorType sets error.type of the span in ctx to the code of err.
+func setErrorType(ctx context.Context, err error) {
+	if span := trace.SpanFromContext(ctx); err != nil && span.IsRecording() {
+		span.SetAttributes(semconv.ErrorTypeKey.String(signerapi.AsError(err).Code))
+	}
+}
+
+// Transport returns next with a span for each call in the trace of its context, which the request names in its header. Calls
+// outside of a trace have no span. The paths of the calls must be from a closed set: the names of the spans contain them.
 func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
-	return tracedCalls{next, t.tracer}
-}
-
-type tracedCalls struct {
-	next   http.RoundTripper
-	tracer trace.Tracer
-}
-
-// RoundTrip implements [http.RoundTripper]. It adds to the header of req.
-func (c tracedCalls) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !trace.SpanContextFromContext(req.Context()).IsValid() {
-		return c.next.RoundTrip(req)
-	}
-	port, _ := strconv.Atoi(req.URL.Port())
-	ctx, span := c.tracer.Start(req.Context(), req.Method+" "+req.URL.Path, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(
-		semconv.HTTPRequestMethodKey.String(req.Method), semconv.URLTemplate(req.URL.Path),
-		semconv.ServerAddress(req.URL.Hostname()), semconv.ServerPort(port)))
-	defer span.End()
-	propagation.TraceContext{}.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := c.next.RoundTrip(req.WithContext(ctx))
-	switch {
-	case err != nil:
-		span.SetStatus(codes.Error, "")
-		span.SetAttributes(semconv.ErrorTypeKey.String("no_answer"))
-	default:
-		span.SetAttributes(semconv.HTTPResponseStatusCode(resp.StatusCode))
-		if resp.StatusCode >= http.StatusBadRequest {
-			span.SetStatus(codes.Error, "")
-		}
-	}
-	return resp, err
+	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+		otelhttp.WithFilter(func(r *http.Request) bool { return trace.SpanContextFromContext(r.Context()).IsValid() }),
+		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
 // Observe has h count seconds, with the trace that ctx is in as the example of it
@@ -219,7 +199,7 @@ func Observe(ctx context.Context, h prometheus.Observer, seconds float64) {
 }
 
 // discreet exports what may be known of spans: no attribute but those of
-// spanAttributes, no event, and that something went wrong but not the text of it, in
+// spanAttributes and clientAttributes, no event, and that something went wrong but not the text of it, in
 // which libraries tell whole requests.
 type discreet struct{ sdktrace.SpanExporter }
 
@@ -237,7 +217,7 @@ type discreetSpan struct{ sdktrace.ReadOnlySpan }
 func (s discreetSpan) Attributes() []attribute.KeyValue {
 	var said []attribute.KeyValue
 	for _, a := range s.ReadOnlySpan.Attributes() {
-		if spanAttributes[a.Key] {
+		if spanAttributes[a.Key] || s.SpanKind() == trace.SpanKindClient && clientAttributes[a.Key] {
 			said = append(said, a)
 		}
 	}

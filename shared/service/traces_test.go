@@ -1,7 +1,6 @@
 package service
 
 import (
-	"compress/gzip"
 	"context"
 	"encoding/pem"
 	"errors"
@@ -11,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,9 +24,6 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
-	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
@@ -50,10 +47,17 @@ func TestTracesAreOffUnlessAskedFor(t *testing.T) {
 		{"OTEL_EXPORTER_OTLP_ENDPOINT=collector:4317", false, "http://COLLECTOR:4318"},
 		{on + " OTEL_EXPORTER_OTLP_PROTOCOL=grpc", false, "http/protobuf"},
 		{on + " OTEL_EXPORTER_OTLP_PROTOCOL=grpc OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf", true, ""},
+		{on + " OTEL_TRACES_EXPORTER=console", false, "OTEL_TRACES_EXPORTER"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT=http://user:secret@collector:4318", false, "OTEL_EXPORTER_OTLP_HEADERS"},
+		{"OTEL_EXPORTER_OTLP_ENDPOINT=http//user:secret@collector", false, "OTEL_EXPORTER_OTLP_ENDPOINT"},
+		{on + " OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=secret", false, "OTEL_EXPORTER_OTLP_PROTOCOL"},
 	} {
 		traces, err := NewTraces(t.Context(), "test", strings.Fields(row.environ), slog.New(slog.DiscardHandler))
 		if row.err == "" && err != nil || row.err != "" && (err == nil || !strings.Contains(err.Error(), row.err)) {
 			t.Errorf("%s: %v; want %q", row.environ, err, row.err)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: the error has a value: %v", row.environ, err)
 		}
 		if (traces != nil) != row.on {
 			t.Errorf("%s: on is %v", row.environ, traces != nil)
@@ -76,7 +80,7 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 	t.Helper()
 	r := &traced{spans: tracetest.NewSpanRecorder(), sent: tracetest.NewInMemoryExporter(), log: &logBuffer{}, reg: prometheus.NewRegistry()}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans), sdktrace.WithSyncer(discreet{r.sent})) // the sampler of the environment
-	r.traces = &Traces{provider: provider, tracer: provider.Tracer(scope)}
+	r.traces = &Traces{provider}
 	requests := NewRequests("test", r.reg, NewLogger(r.log, slog.LevelDebug, "test"), relaxed, pool.NewSet("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
 	requests.Trace(r.traces, strangers)
 	r.handler = requests.Route("/cat/{user}", h)
@@ -85,7 +89,12 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 
 func (r *traced) ask(t *testing.T, traceParent string) {
 	t.Helper()
-	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/cat/mia", nil)
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://secret:7777/cat/mia?secret", nil)
+	for _, name := range []string{"User-Agent", "X-Forwarded-For", "Referer"} {
+		req.Header.Set(name, "secret")
+	}
+	req.Header.Set("Tracestate", "vendor=secret")
+	req.Header.Set("Baggage", "key=secret")
 	if traceParent != "" {
 		req.Header.Set("Traceparent", traceParent)
 	}
@@ -182,7 +191,7 @@ func TestNothingButTheListLeavesTheProcess(t *testing.T) {
 		span.SetStatus(codes.Error, "*azcore.ResponseError:\nGET https://x/secret")
 		span.End()
 	})
-	r.ask(t, "")
+	r.ask(t, "00-"+theirs+"-b7ad6b7169203331-01")
 	spans := r.sent.GetSpans()
 	if len(spans) != 2 {
 		t.Fatalf("%d spans", len(spans))
@@ -194,9 +203,19 @@ func TestNothingButTheListLeavesTheProcess(t *testing.T) {
 	if len(s.Events) > 0 || s.Status != (sdktrace.Status{Code: codes.Error}) {
 		t.Errorf("events %v, status %v", s.Events, s.Status)
 	}
-	for _, key := range []attribute.Key{"http.request.method", "http.route", "http.response.status_code", "http.request.body.size", "http.response.body.size"} {
-		if set := attribute.NewSet(spans[1].Attributes...); !set.HasValue(key) {
-			t.Errorf("our own span lost %s", key)
+	var own []string
+	for _, a := range spans[1].Attributes {
+		own = append(own, string(a.Key))
+	}
+	slices.Sort(own)
+	if diff := cmp.Diff([]string{"http.request.method", "http.response.status_code", "http.route"}, own); diff != "" {
+		t.Errorf("attributes of the request's span (-want +got):\n%s", diff)
+	}
+	for _, s := range spans {
+		for _, link := range append(s.Links, sdktrace.Link{SpanContext: s.SpanContext}) {
+			if state := link.SpanContext.TraceState().String(); state != "" {
+				t.Errorf("%s has the trace state %s", s.Name, state)
+			}
 		}
 	}
 }
@@ -232,6 +251,12 @@ func TestACallIsASpanOfTheRequestsTraceAndTellsIt(t *testing.T) {
 	for _, s := range spans[:2] {
 		if s.Name() != "GET /v1/link" || s.SpanKind() != trace.SpanKindClient || s.Parent().SpanID() != spans[2].SpanContext().SpanID() || s.Status().Code != codes.Error {
 			t.Errorf("%s, %v, below %s, %v", s.Name(), s.SpanKind(), s.Parent().SpanID(), s.Status())
+		}
+	}
+	for _, s := range r.sent.GetSpans()[:2] {
+		got := attribute.NewSet(s.Attributes...)
+		if host, _ := got.Value("server.address"); host.AsString() != "127.0.0.1" || got.HasValue("url.full") {
+			t.Errorf("the attributes of a call are %v", s.Attributes)
 		}
 	}
 	if !strings.Contains(told, spans[1].SpanContext().SpanID().String()) {
@@ -285,9 +310,10 @@ func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
 	}
 }
 
-func TestASamplerThatDoesNotExistIsTold(t *testing.T) {
+func TestNewTracesLogsIgnoredSettingsWithoutValues(t *testing.T) {
 	for name, value := range map[string]string{
-		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_SAMPLER": "nonsense",
+		"OTEL_TRACES_SAMPLER": "nonsense", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://%secret", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1",
+		"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer secret", "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=%zzsecret", "OTEL_EXPORTER_OTLP_TIMEOUT": "secret",
 	} {
 		t.Setenv(name, value)
 	}
@@ -297,122 +323,47 @@ func TestASamplerThatDoesNotExistIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer traces.close(time.Second)
-	var told []any
-	for _, line := range log.lines(t, notAsAsked) {
-		told = append(told, line["error"])
+	var errs []any
+	for _, line := range log.lines(t, settingIgnored) {
+		errs = append(errs, line["error"])
 	}
-	if diff := cmp.Diff([]any{"unsupported sampler: nonsense"}, told); diff != "" {
-		t.Errorf("told (-want +got):\n%s", diff)
+	if diff := cmp.Diff([]any{"parse url", "parse headers", "escape header value", "parse duration", "unsupported sampler: nonsense"}, errs); diff != "" {
+		t.Errorf("errors in the log (-want +got):\n%s", diff)
+	}
+	if strings.Contains(log.b.String(), "secret") {
+		t.Errorf("the log has the value of a variable: %s", log.b.String())
 	}
 }
 
-// A collector gets what the variables say, as often as it asks for.
-func TestSpansAreSentAsTheVariablesSay(t *testing.T) {
-	var asked []*http.Request
-	var got tracepb.TracesData
-	collector := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked = append(asked, r)
-		if len(asked) == 1 {
-			w.Header().Set("Retry-After", "1")
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		body, err := gzip.NewReader(r.Body)
-		if err == nil {
-			var b []byte
-			if b, err = io.ReadAll(body); err == nil {
-				err = proto.Unmarshal(b, &got)
-			}
-		}
-		if err != nil {
-			t.Error(err)
-		}
-	}))
+func TestNewTracesAppliesExporterVariables(t *testing.T) {
+	got := make(chan *http.Request, 1)
+	collector := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r }))
 	defer collector.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: collector.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c, err := newOTLPClient(map[string]string{
-		"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL + "/in/", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=a%20b, x=y", "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
-		"OTEL_EXPORTER_OTLP_CERTIFICATE": ca, "OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "5000",
-	})
+	for name, value := range map[string]string{
+		"ENDPOINT": collector.URL + "/in", "HEADERS": "api-key=a%20b,x=y", "COMPRESSION": "gzip", "CERTIFICATE": ca,
+	} {
+		t.Setenv("OTEL_EXPORTER_OTLP_"+name, value)
+	}
+	traces, err := NewTraces(t.Context(), "test", os.Environ(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	sent := []*tracepb.ResourceSpans{{SchemaUrl: "of a test"}}
-	if err := c.UploadTraces(t.Context(), sent); err != nil {
-		t.Fatal(err)
-	}
-	if len(asked) != 2 || len(got.ResourceSpans) != 1 || got.ResourceSpans[0].SchemaUrl != "of a test" {
-		t.Fatalf("asked %d times, for %v", len(asked), &got)
-	}
-	if r := asked[1]; r.URL.Path != "/in/v1/traces" || r.Header.Get("Api-Key") != "a b" || r.Header.Get("X") != "y" || r.Header.Get("Content-Type") != "application/x-protobuf" {
-		t.Errorf("asked for %s with %v", r.URL, r.Header)
+	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	span.End()
+	traces.close(time.Minute)
+	r := <-got
+	if r.URL.Path != "/in/v1/traces" || r.Header.Get("Api-Key") != "a b" || r.Header.Get("X") != "y" || r.Header.Get("Content-Encoding") != "gzip" {
+		t.Errorf("the collector got %s with %v", r.URL, r.Header)
 	}
 }
 
-func TestVariablesOfTheExporterThatCannotBeAreRefusedWithoutTheirValues(t *testing.T) {
-	for name, value := range map[string]string{
-		"HEADERS": "Authorization: Bearer secret==", "TRACES_HEADERS": "a=%zzsecret", "ENDPOINT": "http//user:secret@collector", "TIMEOUT": "secret", "COMPRESSION": "secret",
-		"CERTIFICATE": "/secret", "CLIENT_KEY": "secret", "TRACES_PROTOCOL": "secret",
-	} {
-		vars := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "OTEL_EXPORTER_OTLP_" + name: value}
-		if _, err := newOTLPClient(vars); err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "OTEL_EXPORTER_OTLP_") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-}
-
-// What a collector says of spans: that it did not take them all, and when to come again.
-func TestACollectorsAnswerIsListenedTo(t *testing.T) {
-	partly := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 512)
-	partly = protowire.AppendString(protowire.AppendTag(partly, 2, protowire.BytesType), "quota")
-	partly = protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), partly)
-	for what, c := range map[string]struct {
-		status int
-		after  string
-		body   []byte
-		says   string
-	}{
-		"all":          {200, "", nil, ""},
-		"later":        {202, "", nil, ""},
-		"a warning":    {200, "", protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte{0x12, 1, 'x'}), ""},
-		"not all":      {200, "", partly, "512 spans: quota"},
-		"cut off":      {200, "", partly[:3], ""},
-		"nothing":      {400, "", nil, "400"},
-		"not for long": {503, "60", nil, "503"},
-	} {
-		asked := 0
-		collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			asked++
-			w.Header().Set("Retry-After", c.after)
-			w.WriteHeader(c.status)
-			_, _ = w.Write(c.body)
-		}))
-		client, err := newOTLPClient(map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": collector.URL, "OTEL_EXPORTER_OTLP_TIMEOUT": "30000"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		began := time.Now()
-		err = client.UploadTraces(t.Context(), nil)
-		if (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) || asked != 1 || time.Since(began) > 15*time.Second {
-			t.Errorf("%s: %v, asked %d times, in %v", what, err, asked, time.Since(began))
-		}
-		collector.Close()
-	}
-}
-
-func TestOnlyOneExporterIsPossible(t *testing.T) {
-	_, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_TRACES_EXPORTER=console"}, slog.New(slog.DiscardHandler))
-	if err == nil || !strings.Contains(err.Error(), "OTEL_TRACES_EXPORTER") {
-		t.Errorf("%v", err)
-	}
-}
-
-func TestLostTracesAreToldOnce(t *testing.T) {
+func TestNewTracesLogsLostSpansOnce(t *testing.T) {
 	log := &logBuffer{}
-	traces, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://user:secret@127.0.0.1:1"}, NewLogger(log, slog.LevelInfo, "test"))
+	traces, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1/secret"}, NewLogger(log, slog.LevelInfo, "test"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -422,9 +373,45 @@ func TestLostTracesAreToldOnce(t *testing.T) {
 	}
 	lines := log.lines(t, "traces are lost")
 	if len(lines) != 1 || lines[0]["level"] != "WARN" || lines[0]["error"] != "no collector" {
-		t.Errorf("told %v", lines)
+		t.Errorf("the log has %v", lines)
 	}
 	if on := log.lines(t, "traces are sent"); len(on) != 1 || on[0]["endpoint"] != "http://127.0.0.1:1" {
-		t.Errorf("told %v", on)
+		t.Errorf("the log has %v", on)
+	}
+}
+
+func TestTracedHandlersControlTheConnection(t *testing.T) {
+	flushed := make(chan struct{})
+	r := newTraced(t, true, func(w http.ResponseWriter, _ *http.Request) {
+		c := http.NewResponseController(w)
+		for what, err := range map[string]error{
+			"EnableFullDuplex": c.EnableFullDuplex(), "SetReadDeadline": c.SetReadDeadline(time.Time{}), "SetWriteDeadline": c.SetWriteDeadline(time.Time{}),
+		} {
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		w.WriteHeader(http.StatusAccepted)
+		if err := c.Flush(); err != nil {
+			t.Errorf("Flush: %v", err)
+		}
+		<-flushed
+	})
+	server := httptest.NewServer(r.handler)
+	defer server.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	close(flushed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Errorf("the status is %d", resp.StatusCode)
 	}
 }
