@@ -144,9 +144,6 @@ func Propagate(ctx context.Context, h http.Header) {
 	}
 }
 
-// otherRoute is the label of requests to no path that there is.
-const otherRoute = "other"
-
 // Route returns h with everything that Requests gives, under the label route:
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
 // "other" is for those that have none.
