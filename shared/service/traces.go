@@ -66,8 +66,8 @@ type Traces struct {
 // variables there. The name of the service is cats-NAME unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has another.
 //
 // Spans that cannot be delivered are lost, and log has a warning at most once a minute. OTEL_BSP_MAX_QUEUE_SIZE spans wait
-// for delivery; more are dropped without a warning. No error and no log line holds the value of a variable, since it may be
-// a secret.
+// for delivery; more are dropped without a warning. No error and no log line holds a value that may be a secret: a header, or
+// credentials or a path of the endpoint.
 func NewTraces(ctx context.Context, name string, environ []string, log *slog.Logger) (*Traces, error) {
 	vars := env.ToMap(environ)
 	get := func(name string) string {
@@ -102,8 +102,12 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	}
 	t := &Traces{sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(discreet{exporter}))}
 	lost := rate.Sometimes{First: 1, Interval: exportWarns}
+	path := strings.TrimRight(endpoint.EscapedPath(), "/")
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
-		lost.Do(func() { log.Warn("traces are lost", "error", fmt.Sprintf("%.500s", err)) }) // the collector's whole response is in it
+		lost.Do(func() {
+			text := strings.ReplaceAll(err.Error(), path, "")   // with "" for path, it stays as it is
+			log.Warn("traces are lost", "error", bounded(text)) // the collector's whole response is in it
+		})
 	}))
 	log.Info("traces are sent", "endpoint", endpoint.Scheme+"://"+endpoint.Host)
 	return t, nil

@@ -362,18 +362,22 @@ func TestNewTracesAppliesExporterVariables(t *testing.T) {
 }
 
 func TestNewTracesLogsLostSpansOnce(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1/secret")
 	log := &logBuffer{}
-	traces, err := NewTraces(t.Context(), "test", []string{"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1/secret"}, NewLogger(log, slog.LevelInfo, "test"))
+	traces, err := NewTraces(t.Context(), "test", os.Environ(), NewLogger(log, slog.LevelInfo, "test"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer traces.close(time.Second)
-	for range 3 {
-		otel.Handle(errors.New("no collector"))
-	}
+	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	span.End()
+	traces.close(time.Minute)
+	otel.Handle(errors.New("another one"))
 	lines := log.lines(t, "traces are lost")
-	if len(lines) != 1 || lines[0]["level"] != "WARN" || lines[0]["error"] != "no collector" {
-		t.Errorf("the log has %v", lines)
+	if len(lines) != 1 || lines[0]["level"] != "WARN" {
+		t.Fatalf("the log has %v", lines)
+	}
+	if text, _ := lines[0]["error"].(string); !strings.Contains(text, "http://127.0.0.1:1/v1/traces") {
+		t.Errorf("the error is %s", text)
 	}
 	if on := log.lines(t, "traces are sent"); len(on) != 1 || on[0]["endpoint"] != "http://127.0.0.1:1" {
 		t.Errorf("the log has %v", on)
