@@ -126,7 +126,7 @@ func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
 				return v
 			}
 			memory.Store(max(memory.Load(), int64(value("go_memstats_sys_bytes")-value("go_memstats_heap_released_bytes"))))
-			connections.Store(max(connections.Load(), int64(value(`cats_connections{listener="api"}`))))
+			connections.Store(max(connections.Load(), int64(value(`cats_signer_pool_slots_taken{pool="connections"}`))))
 			time.Sleep(400 * time.Millisecond)
 		}
 	})

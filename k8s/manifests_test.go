@@ -408,7 +408,7 @@ func TestTheServiceLeadsToTheFrontendAlone(t *testing.T) {
 		}
 		local, frontend := s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal, deployment(t, objects).Spec.Template.Spec.Containers[0]
 		if name == "emulator" { // whose tests come from one address
-			if local || variable(frontend, "RATE_LIMIT") != "0" || variable(frontend, "UPLOADS_PER_CLIENT") != "0" {
+			if local || variable(frontend, "RATE_LIMIT") != "0" || variable(frontend, "CLIENT_SHARE") != "0" {
 				t.Errorf("%s: %s, %v", name, s.Spec.ExternalTrafficPolicy, frontend.Env)
 			}
 		} else if !local || variable(frontend, "RATE_LIMIT") != "" {

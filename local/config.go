@@ -33,7 +33,7 @@ type config struct {
 // What is passed on to the processes when it is set, besides all of OTEL_*. A test
 // compares this with the settings that they have.
 var (
-	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "UPLOADS_PER_CLIENT", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
+	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "CLIENT_SHARE", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
 	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
 	passedToSigner   = []string{"ANONYMOUS_ACCESS", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_SIZE", "EXISTENCE_TTL"}
 	// By which the signer verifies the certificate of the issuer, besides those of the stand.
