@@ -36,8 +36,7 @@ const (
 	clientHeader    = "Cats-Client" // the key of ClientOf
 )
 
-// How long the client waits for an answer: for Put, from the end of the picture
-// on, which may take as long as it keeps coming; for a link, up to twice that.
+// How long a call may take. putTimeout begins at the end of the request body, which the watchdog bounds.
 const (
 	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
 	commitTimeout = 4 * time.Minute // the like
@@ -72,7 +71,7 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
-	return &Client{u.Host, &transport{dial: new(patience).dial}, about}, nil
+	return &Client{u.Host, newTransport(), about}, nil
 }
 
 // Wrap has all calls go through what wrap makes of the client's transport. It must be
@@ -88,6 +87,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
+	defer tracked.end()
 	watch := watchdog.New(tracked, acceptTimeout, putTimeout, cancel)
 	defer watch.Stop()
 	var query query
@@ -107,6 +107,9 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 		return Info{}, err
 	}
 	req.ContentLength = opts.Size // chunked where it is not known
+	req.Header.Set("Expect", "100-continue")
+	req.GetBody = func() (io.ReadCloser, error) { return req.Body, tracked.unread() }
+	repeatable(req)
 	var info Info
 	if err := c.write(req, tracked, &info, MayBeStored); err != nil {
 		return Info{}, err
@@ -116,6 +119,8 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 
 // Link implements [Signer].
 func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
+	ctx, cancel := context.WithTimeout(ctx, getTimeout)
+	defer cancel()
 	var query query
 	if opts.TTL != 0 {
 		if opts.TTL%time.Second != 0 {
@@ -157,6 +162,7 @@ func (c *Client) Ticket(ctx context.Context, user User, size int64) (Ticket, err
 	if err != nil {
 		return Ticket{}, err
 	}
+	repeatable(req)
 	var ticket Ticket
 	return ticket, c.do(req, &ticket)
 }
@@ -225,6 +231,7 @@ func (q *query) add(name, value string) {
 
 func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
 	req := &http.Request{
+		ProtoMajor: 1, ProtoMinor: 1, // net/http waits for 100 Continue only then
 		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query},
 		Header: http.Header{contractHeader: {contractVersion}},
 	}
@@ -240,6 +247,10 @@ func (c *Client) newRequest(ctx context.Context, method, path, query string, bod
 	c.about(ctx, req.Header)
 	return req.WithContext(ctx)
 }
+
+// repeatable lets net/http repeat a PUT or POST that the signer has not carried out, as it does with a GET. A header field
+// without a value is not sent.
+func repeatable(req *http.Request) { req.Header["Idempotency-Key"] = nil }
 
 // write sends req, which changes the stored picture, like do. It alone decides whether the outcome of a failed write is
 // unknown: the signer may have received the whole request, and its answer is lost. The Detail of the error then ends with may.
@@ -324,12 +335,25 @@ func decodeError(resp *http.Response, answer []byte) error {
 type trackedBody struct {
 	r     io.Reader
 	mu    sync.Mutex
+	begun bool  // a Read has begun
 	left  int64 // to its end; below zero if its size is unknown
 	whole bool
 	e     error
 }
 
+var (
+	errSentInPart = errors.New("the signer closed the connection while it received the picture")
+	errEnded      = errors.New("the upload has ended")
+)
+
 func (b *trackedBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	b.begun = true
+	err := b.e
+	b.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
 	n, err := b.r.Read(p)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -339,6 +363,23 @@ func (b *trackedBody) Read(p []byte) (int, error) {
 	}
 	b.whole = b.whole || b.left == 0 || b.left < 0 && err == io.EOF
 	return n, err
+}
+
+// unread returns an error once a Read has begun: the body cannot be sent again.
+func (b *trackedBody) unread() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.begun {
+		return errSentInPart
+	}
+	return nil
+}
+
+// end makes later Reads fail. A Read that has begun may still be under way.
+func (b *trackedBody) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.e = errEnded
 }
 
 // state returns the error that ended the body, and whether all of it was read. A nil body is whole.

@@ -69,13 +69,14 @@ func clientOf(t *testing.T, base string) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := c.transport.(*transport)
-	t.Cleanup(func() {
-		for _, c := range pool.idle {
-			_ = c.Close()
-		}
-	})
+	t.Cleanup(c.transport.(*transport).kept.CloseIdleConnections)
 	return c
+}
+
+// dialWith makes c open connections with dial.
+func dialWith(c *Client, dial func(context.Context, string, string) (net.Conn, error)) {
+	t := c.transport.(*transport)
+	t.kept.DialContext, t.fresh.DialContext = dial, dial
 }
 
 func user(t testing.TB, name string) User {
@@ -323,32 +324,6 @@ func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
 		if err := <-results; err != nil {
 			t.Errorf("a call that waited: %v", err)
 		}
-	}
-}
-
-func TestPatienceEndsForAllAtOnceAndBeginsAnewWithTheNextOutage(t *testing.T) {
-	var p patience
-	began := time.Now()
-	for _, step := range []struct {
-		after time.Duration
-		over  bool
-	}{
-		{0, false},
-		{dialPatience - time.Second, false},
-		{dialPatience, true},
-		{2*dialPatience - time.Second, true},
-		{2 * dialPatience, true},
-		{3*dialPatience + time.Second, false},
-		{3*dialPatience + 2*time.Second, false},
-		{4*dialPatience + time.Second, true},
-	} {
-		if over := p.over(began.Add(step.after)); over != step.over {
-			t.Errorf("%v after the first refusal: over is %v", step.after, over)
-		}
-	}
-	p.reset()
-	if p.over(began.Add(4*dialPatience + 2*time.Second)) {
-		t.Error("the signer came back, and there is no patience with it any more")
 	}
 }
 

@@ -2,20 +2,15 @@ package signerapi
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"reflect"
 	"regexp"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -91,153 +86,6 @@ func FuzzContract(f *testing.F) {
 			t.Fatalf("%+v was refused with %v, and reached the signer as %+v", want, err, got)
 		case allowed && (err != nil || got == nil || !reflect.DeepEqual(*got, want)):
 			t.Fatalf("%+v arrived as %+v, %v", want, got, err)
-		}
-	})
-}
-
-// scripted is a connection to a signer that sends the next of answers when it has got
-// the header of a request, and then nothing: it stalls, or is gone.
-type scripted struct {
-	net.Conn // nil
-
-	stalls bool
-	piece  int // bytes to give at once
-
-	mu      sync.Mutex
-	answers [][]byte
-	now     []byte
-	closed  bool
-}
-
-func (s *scripted) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return 0, net.ErrClosed
-	}
-	if len(s.answers) > 0 && bytes.HasSuffix(p, []byte("\r\n\r\n")) {
-		s.now, s.answers = append(s.now, s.answers[0]...), s.answers[1:]
-	}
-	return len(p), nil
-}
-
-func (s *scripted) Read(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return 0, net.ErrClosed
-	}
-	if n := copy(p[:min(len(p), s.piece)], s.now); n > 0 {
-		s.now = s.now[n:]
-		return n, nil
-	}
-	if s.stalls {
-		return 0, os.ErrDeadlineExceeded
-	}
-	return 0, io.EOF
-}
-
-func (s *scripted) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	return nil
-}
-
-func (*scripted) SetDeadline(time.Time) error      { return nil }
-func (*scripted) SetReadDeadline(time.Time) error  { return nil }
-func (*scripted) SetWriteDeadline(time.Time) error { return nil }
-
-// FuzzAnswers has the transport read a signer gone mad, byte by byte, over a
-// connection that it may keep: it ends, its errors are of the contract, what it takes
-// for an answer is one to net/http as well, and the next call on the connection gets
-// what it would have got over one of its own. (What comes later than the answer that
-// it belongs to, nobody can tell from the next.)
-func FuzzAnswers(f *testing.F) {
-	const refusal = "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n" + `{"code":"not_found","detail":"no"}`
-	for _, first := range []string{answerOne, refusal, answerOne + answerTwo, "HTTP/1.1 100 Continue\r\n\r\n" + answerOne, "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"} {
-		for kind := range byte(4) {
-			f.Add(kind, []byte(first), []byte(answerTwo))
-		}
-	}
-	f.Add(byte(8), []byte(answerOne), []byte("HTTP/1.1 503 Service Unavailable\r\nRetry-After: -1\r\nContent-Length: 2\r\n\r\n{}"))
-	f.Add(byte(61), []byte("HTTP/1.1 100 Continue\r\n\r\n"+answerOne), []byte("HTTP/1.1 100*1"))
-	f.Add(byte(16), []byte("HTTP/1.0 200 OK\r\nContent-Length: 23\r\n\r\n"), []byte(`{"url":"https://a/one"}`))
-	x := user(f, "x")
-	f.Fuzz(func(t *testing.T, kind byte, first, second []byte) {
-		if len(first) > 2<<10 {
-			return // what is more than the answer would not be seen together with it
-		}
-		put, stalls, piece := kind&1 != 0, kind&2 != 0, 1+int(kind>>2)*8
-		client := func(answers ...[]byte) (*Client, *transport) {
-			pool := &transport{dial: func(context.Context, string, string) (net.Conn, error) {
-				// The last is what comes over a further connection, too.
-				s := &scripted{stalls: stalls, answers: answers, piece: 4 << 10}
-				if len(answers) == 1 {
-					s.piece = piece
-				}
-				answers = answers[len(answers)-1:]
-				return s, nil
-			}}
-			return &Client{"signer.test:1", pool, func(context.Context, http.Header) {}}, pool
-		}
-		type outcome struct {
-			link Link
-			info Info
-			code string
-		}
-		call := func(c *Client) (o outcome) {
-			var err error
-			if put {
-				o.info, err = c.Put(t.Context(), x, strings.NewReader("picture"), PutOptions{Size: 7})
-			} else {
-				o.link, err = c.Link(t.Context(), x, LinkOptions{})
-			}
-			if err != nil {
-				e, ok := errors.AsType[*Error](err)
-				if !ok {
-					t.Fatalf("an error outside the contract: %v", err)
-				}
-				// Whether a picture was sent whole before an answer that makes no sense
-				// ended the call is a matter of time.
-				o = outcome{code: e.Code + strings.TrimSuffix(e.Detail, MayBeStored)}
-				if !slices.Contains([]Outcome{"", OutcomeUnknown, OutcomeStored}, e.Outcome) {
-					t.Fatalf("%v has outcome %q", err, e.Outcome)
-				}
-			}
-			return o
-		}
-
-		c, pool := client(first, second)
-		one := call(c)
-		if one.code == "" {
-			in := bufio.NewReader(bytes.NewReader(first))
-			resp, err := http.ReadResponse(in, &http.Request{Method: http.MethodGet})
-			for err == nil && put && resp.StatusCode == http.StatusContinue {
-				resp, err = http.ReadResponse(in, &http.Request{Method: http.MethodGet})
-			}
-			if err != nil {
-				t.Fatalf("%q was taken for an answer; net/http says %v", first, err)
-			}
-			body, err := io.ReadAll(resp.Body)
-			_ = resp.Body.Close()
-			var want outcome
-			if put {
-				err = errors.Join(err, json.Unmarshal(body, &want.info))
-			} else {
-				err = errors.Join(err, json.Unmarshal(body, &want.link))
-			}
-			if err != nil || resp.StatusCode/100 != 2 || in.Buffered() > 0 || !reflect.DeepEqual(one, want) {
-				t.Fatalf("%q became %+v; net/http has %s %q, %v", first, one, resp.Status, body, err)
-			}
-		}
-		kept := len(pool.idle) == 1
-		if kept {
-			pool.idle[0].Conn.(*scripted).piece = piece
-		}
-		fresh, _ := client(second)
-		if two, want := call(c), call(fresh); kept && !reflect.DeepEqual(two, want) {
-			t.Fatalf("behind %q, %q became %+v; on a connection of its own, %+v", first, second, two, want)
 		}
 	})
 }
