@@ -289,44 +289,6 @@ func TestASignerThatDiesIsUnavailable(t *testing.T) {
 	}
 }
 
-func TestCallsWaitForASignerThatIsBeingRestarted(t *testing.T) {
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
-	c, davyd := clientOf(t, "http://"+address), user(t, "Davyd")
-	results := make(chan error, 2)
-	go func() {
-		_, err := c.Put(t.Context(), davyd, strings.NewReader("picture"), unknown)
-		results <- err
-	}()
-	go func() { results <- c.Delete(t.Context(), davyd, Conditions{}) }()
-	select {
-	case err := <-results:
-		t.Fatalf("a call did not wait: %v", err)
-	case <-time.After(300 * time.Millisecond):
-	}
-	if l, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address); err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: served(stub{
-		put: func(_ User, body io.Reader, _ PutOptions) (Info, error) {
-			_, err := io.Copy(io.Discard, body)
-			return Info{}, err
-		},
-		delete: func(User, Conditions) error { return nil },
-	}), ReadHeaderTimeout: time.Second}
-	go func() { _ = server.Serve(l) }()
-	defer server.Close()
-	for range 2 {
-		if err := <-results; err != nil {
-			t.Errorf("a call that waited: %v", err)
-		}
-	}
-}
-
 func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `{"code":"signer_unavailable"}`, `[]`, strings.Repeat("x", 1000)} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

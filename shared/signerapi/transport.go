@@ -22,16 +22,16 @@ const (
 // dialer opens connections to the signer. While the signer is restarted, the kernel refuses connections. Nothing has been sent
 // by then, so dial waits and tries again.
 type dialer struct {
-	net.Dialer
-	mu     sync.Mutex
-	outage time.Time // first refusal since the last successful dial; zero if there was none
+	connect func(ctx context.Context, network, address string) (net.Conn, error)
+	mu      sync.Mutex
+	outage  time.Time // first refusal since the last successful dial; zero if there was none
 }
 
 // dial retries refused connections until dialPatience after the first refusal of an outage. This time is one for all calls, so
 // that a call during a long outage fails at once. Only a successful dial ends an outage.
 func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		conn, err := d.DialContext(ctx, network, address)
+		conn, err := d.connect(ctx, network, address)
 		if tcp, ok := conn.(*net.TCPConn); ok {
 			_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
 		}
@@ -71,7 +71,7 @@ type transport struct{ kept, fresh *http.Transport }
 
 func newTransport() *transport {
 	kept := &http.Transport{
-		DialContext:            (&dialer{Dialer: net.Dialer{Timeout: 2 * time.Second}}).dial,
+		DialContext:            (&dialer{connect: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}).dial,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    512,
 		IdleConnTimeout:        20 * time.Second, // below the signer's, which would otherwise close connections under calls

@@ -67,16 +67,6 @@ func TestGetsShareConnectionsAndNeverAnswers(t *testing.T) {
 	}
 }
 
-func TestAConnectionThatTheSignerClosedFailsNoGet(t *testing.T) {
-	c, srv, opened := linking(t)
-	mustLink(t, c, "one")
-	srv.CloseClientConnections()
-	mustLink(t, c, "two")
-	if n := opened.Load(); n != 2 {
-		t.Errorf("%d connections; want 2", n)
-	}
-}
-
 // raw answers the first request of each connection with the next of answers, waits
 // for what else comes, and counts connections.
 func raw(t *testing.T, answers ...string) (c *Client, opened *atomic.Int64) {
@@ -247,30 +237,6 @@ func TestAConnectionWhosePictureWasNotSentWholeIsNotUsedAgain(t *testing.T) {
 	}
 }
 
-// A connection that was kept may turn out to be closed. Nothing of the picture has
-// been read by then.
-func TestAConnectionThatTheSignerClosedFailsNoUploadAndNoDelete(t *testing.T) {
-	var got []byte
-	c, srv, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (info Info, err error) {
-		got, err = io.ReadAll(body)
-		return Info{}, err
-	})
-	for i := range 3 {
-		content := bytes.Repeat([]byte{byte(i)}, 100_000)
-		srv.CloseClientConnections()
-		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(content), unknown); err != nil || !bytes.Equal(got, content) {
-			t.Errorf("upload %d: %v", i, err)
-		}
-		srv.CloseClientConnections()
-		if err := c.Delete(t.Context(), user(t, "x"), Conditions{}); err != nil {
-			t.Errorf("delete %d: %v", i, err)
-		}
-	}
-	if o := opened.Load(); o != 6 {
-		t.Errorf("%d connections; want 6", o)
-	}
-}
-
 func TestARefusalAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
 	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 		_, _ = io.CopyN(io.Discard, body, 1000)
@@ -317,18 +283,73 @@ func TestASignerThatDoesNotAskIsSentThePictureAllTheSame(t *testing.T) {
 	}
 }
 
-func TestASignerThatDiesAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
+// While the client sends nothing, net/http waits for its next byte before it reports the lost connection.
+func TestSignersDeathEndsUploadAtNextByte(t *testing.T) {
 	c, srv, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 		_, err := io.Copy(io.Discard, body)
 		return Info{}, err
 	})
-	stuck, feed := io.Pipe()
-	defer func() { _ = feed.Close() }()
+	body, feed := io.Pipe()
 	go func() {
 		_, _ = feed.Write(make([]byte, 3000))
 		srv.CloseClientConnections()
+		for {
+			if _, err := feed.Write(make([]byte, 3000)); err != nil {
+				return
+			}
+		}
 	}()
-	if _, err := c.Put(t.Context(), user(t, "x"), stuck, unknown); !errors.Is(err, ErrSignerUnavailable) {
+	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, ErrSignerUnavailable) {
 		t.Errorf("Put returned %v; want ErrSignerUnavailable", err)
 	}
+	_ = body.Close()
 }
+
+func TestPutReadsNothingAfterItsReturn(t *testing.T) {
+	const refusal = "HTTP/1.1 503 X\r\nContent-Length: 33\r\n\r\n" + `{"code":"overloaded","detail":""}`
+	c, _ := raw(t, "HTTP/1.1 100 Continue\r\n\r\n"+refusal)
+	var returned atomic.Bool
+	gate, late := make(chan struct{}), make(chan bool, 1)
+	reads := 0
+	body := readFunc(func(p []byte) (int, error) {
+		switch reads++; reads {
+		case 1:
+			<-gate // the first Read is under way when Put returns
+		default:
+			late <- returned.Load()
+			return 0, io.EOF
+		}
+		return copy(p, "cat"), nil
+	})
+	ended := make(chan struct{})
+	base := c.transport
+	c.Wrap(func(http.RoundTripper) http.RoundTripper {
+		return roundTrip(func(r *http.Request) (*http.Response, error) {
+			r.Body = closeHook{r.Body, sync.OnceFunc(func() { close(ended) })}
+			return base.RoundTrip(r)
+		})
+	})
+	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("Put returned %v; want ErrOverloaded", err)
+	}
+	returned.Store(true)
+	close(gate)
+	<-ended // net/http has let go of the body
+	select {
+	case <-late:
+		t.Error("a Read began after Put had returned")
+	default:
+	}
+}
+
+type readFunc func([]byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
+
+// closeHook calls closed when the body is closed.
+type closeHook struct {
+	io.ReadCloser
+	closed func()
+}
+
+func (h closeHook) Close() error { defer h.closed(); return h.ReadCloser.Close() }
