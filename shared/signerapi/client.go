@@ -39,7 +39,7 @@ const (
 // How long a call may take. putTimeout begins at the end of the request body, which the watchdog bounds.
 const (
 	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
-	commitTimeout = 4 * time.Minute // the like
+	commitTimeout = 4 * time.Minute // like putTimeout
 	getTimeout    = 15 * time.Second
 	deleteTimeout = 15 * time.Second
 	readyTimeout  = 2 * time.Second

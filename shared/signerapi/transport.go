@@ -64,9 +64,9 @@ func (d *dialer) note(err error) bool {
 
 // transport sends calls over HTTP/1.1.
 //
-// net/http repeats a call on another connection if a kept connection turns out to be closed, the signer has sent no byte of a
-// response, and no byte of a body was read. DELETE and commit must not be sent twice: the second answer would hide that the
-// first call was carried out. They get a new connection each, where net/http repeats nothing.
+// net/http repeats a call if a kept connection turns out to be closed. The signer must have sent no byte of a response, and no
+// byte of a body may have been read. DELETE and commit must not be sent twice: the second answer would hide that the first call
+// was carried out. They get a new connection each, where net/http repeats nothing.
 type transport struct{ kept, fresh *http.Transport }
 
 func newTransport() *transport {
