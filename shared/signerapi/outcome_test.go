@@ -62,14 +62,7 @@ func answering(answer string) func(net.Conn) {
 // readWhole asks for the body of a request and reads all of it.
 func readWhole(conn net.Conn) bool {
 	req, err := http.ReadRequest(bufio.NewReader(conn))
-	if err != nil {
-		return false
-	}
-	if req.Header.Get("Expect") != "" {
-		_, _ = io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
-	}
-	_, err = io.Copy(io.Discard, req.Body)
-	return err == nil
+	return err == nil && readBody(conn, req)
 }
 
 func answerOf(status int, content string) string {
