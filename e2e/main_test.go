@@ -139,7 +139,7 @@ func start(t *testing.T, opts stand.SystemOptions) *stand.System {
 	t.Helper()
 	needStand(t)
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
-	unlimited := map[string]string{"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0"} // all tests come from one address
+	unlimited := map[string]string{"RATE_LIMIT": "0", "CLIENT_SHARE": "0"} // all tests come from one address
 	opts.FrontendEnv = over(unlimited, opts.FrontendEnv)
 	unlimited["EXISTENCE_TTL"] = "0s" // most tests are about what storage says now
 	opts.SignerEnv = over(unlimited, opts.SignerEnv)

@@ -36,7 +36,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	reg := service.NewRegistry(name)
 	pools := pool.NewSet(name, cfg.ClientShare, reg)
-	slots := web.Slots{Requests: pools.New("requests", cfg.Requests()), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", cfg.Commits())}
+	slots := web.Slots{Requests: pools.New("requests", 4*cfg.MaxUploads), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", max(1, cfg.MaxUploads/2))}
 	requests := service.NewRequests(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
 	requests.Trace(traces, true)
 	if traces != nil {
@@ -45,16 +45,16 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	agreement := &agreement{signer: signer, own: service.Shared(cfg), log: log}
 	endpoints := &endpoints{search: search, log: log}
 	return service.Service{
-		Settings:   cfg.Settings,
-		Log:        log,
-		Registry:   reg,
-		Traces:     traces,
-		Name:       "public",
-		Address:    cfg.ListenAddress,
-		Handler:    web.New(signer, cfg.Options, requests, slots, log, reg),
-		OpsAddress: cfg.OpsAddress,
-		Slots:      pools.New("connections", cfg.Connections()),
-		Proxies:    web.Prefixes(cfg.TrustedProxies),
+		Settings:    cfg.Settings,
+		Log:         log,
+		Registry:    reg,
+		Traces:      traces,
+		Name:        "public",
+		Address:     cfg.ListenAddress,
+		Handler:     web.New(signer, cfg.Options, requests, slots, log, reg),
+		OpsAddress:  cfg.OpsAddress,
+		Connections: pools.New("connections", 8*cfg.MaxUploads),
+		Proxies:     web.Prefixes(cfg.TrustedProxies),
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {
 				return err

@@ -103,16 +103,16 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	})
 
 	return service.Service{
-		Settings:   cfg.Settings,
-		Log:        log,
-		Registry:   reg,
-		Traces:     traces,
-		Name:       "api",
-		Address:    cfg.APIAddress,
-		Slots:      pools.New("connections", cfg.Connections()),
-		Proxies:    loopback, // the frontend has many clients
-		Handler:    calls,
-		OpsAddress: cfg.OpsAddress,
+		Settings:    cfg.Settings,
+		Log:         log,
+		Registry:    reg,
+		Traces:      traces,
+		Name:        "api",
+		Address:     cfg.APIAddress,
+		Connections: pools.New("connections", 4*cfg.MaxUploads), // as many as the frontend has requests in progress
+		Proxies:     loopback,                                   // the frontend has many clients
+		Handler:     calls,
+		OpsAddress:  cfg.OpsAddress,
 		Ready: func(ctx context.Context) error {
 			err := signer.Ready(ctx)
 			if cause := tokens.Ready(); err != nil && cause != nil {

@@ -90,6 +90,9 @@ func (p *Pool) give(client string) {
 	}
 }
 
+// Total returns the number of slots.
+func (p *Pool) Total() int { return p.total }
+
 // Busy reports whether more than half of the slots are taken.
 func (p *Pool) Busy() bool {
 	p.mu.Lock()

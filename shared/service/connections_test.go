@@ -65,7 +65,7 @@ func TestConnectionsBeyondTheTotalWait(t *testing.T) {
 	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
 	const quick = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"
 	var open []*dialed
-	for range settings.Connections() {
+	for range 8 * settings.MaxUploads {
 		d := r.dial(t)
 		d.send(quick)
 		if s := d.status(); s != 200 {
@@ -86,7 +86,7 @@ func TestConnectionsBeyondTheTotalWait(t *testing.T) {
 		t.Errorf("the connection beyond the total has the response %d", s)
 	default:
 	}
-	if n := number(t, r, `cats_test_pool_slots_taken{pool="connections"}`); int(n) != settings.Connections() {
+	if n := number(t, r, `cats_test_pool_slots_taken{pool="connections"}`); int(n) != 8*settings.MaxUploads {
 		t.Errorf("%v connections are open", n)
 	}
 	_ = open[0].conn.Close()
@@ -146,10 +146,10 @@ func TestAServiceStopsWhileConnectionsWait(t *testing.T) {
 		atWork.Add(1)
 		<-release
 	}})
-	for range settings.Connections() + 2 {
+	for range 8*settings.MaxUploads + 2 {
 		r.dial(t).send("GET /unbounded/long HTTP/1.1\r\nHost: x\r\n\r\n")
 	}
-	eventually(t, "all accepted ones", func() bool { return int(atWork.Load()) == settings.Connections() })
+	eventually(t, "all accepted ones", func() bool { return int(atWork.Load()) == 8*settings.MaxUploads })
 	r.stop()
 	eventually(t, "the end of accepting", func() bool {
 		c, err := net.DialTimeout("tcp", strings.TrimPrefix(r.work, "http://"), time.Second) //nolint:noctx // it is refused

@@ -38,7 +38,7 @@ type listener struct {
 // limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
 func (s Service) limited(l net.Listener) net.Listener {
 	return &listener{
-		Listener: netutil.LimitListener(bufferedListener{l}, s.Settings.Connections()), slots: s.Slots, proxies: s.Proxies, log: s.Log,
+		Listener: netutil.LimitListener(bufferedListener{l}, s.Connections.Total()), slots: s.Connections, proxies: s.Proxies, log: s.Log,
 		lack: rate.Sometimes{Interval: openFilesWarns},
 	}
 }

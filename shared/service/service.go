@@ -197,10 +197,10 @@ type Service struct {
 	Address    string // of the work listener
 	Handler    http.Handler
 	OpsAddress string // of /metrics, /livez and /readyz
-	// Slots are those of the connections of the work listener, and Proxies the addresses whose connections serve many clients:
-	// they have no share.
-	Slots   *pool.Pool
-	Proxies []netip.Prefix
+	// Connections are the slots for connections to the work listener, and Proxies the addresses whose connections serve many
+	// clients: they have no share.
+	Connections *pool.Pool
+	Proxies     []netip.Prefix
 
 	// Ready says why the process should get no requests now; nil means that it
 	// should. It is asked at each probe and must be cheap.

@@ -89,7 +89,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	go func() {
 		r.done <- Service{
 			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
-			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Slots: pools.New("connections", settings.Connections()), Proxies: testProxies,
+			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Connections: pools.New("connections", 8*settings.MaxUploads), Proxies: testProxies,
 		}.Run(ctx)
 	}()
 	eventually(t, "both listeners", func() bool { return len(r.log.lines(t, "listening")) == 2 })

@@ -49,15 +49,6 @@ func (s Settings) Validate() error {
 	return errors.Join(faults...)
 }
 
-// Requests returns the number of requests that may be in progress at once.
-func (s Settings) Requests() int { return 4 * s.MaxUploads }
-
-// Commits returns the number of commits of direct uploads that may be in progress at once.
-func (s Settings) Commits() int { return max(1, s.MaxUploads/2) }
-
-// Connections returns the number of connections that may be open at once.
-func (s Settings) Connections() int { return 8 * s.MaxUploads }
-
 // Parse fills settings, a pointer to a struct whose fields have the tags env,
 // envDefault and help, from environ ("NAME=value" each). Embedded structs count
 // as part of it. An empty variable counts as absent. All faults are in the
