@@ -18,9 +18,7 @@ import (
 // gets for a request, with headers of its own, names and values in turn.
 func from(t *testing.T, address string) func(method, url string, header ...string) answer {
 	t.Helper()
-	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
-	t.Cleanup(transport.CloseIdleConnections)
-	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := clientFrom(t, address)
 	return func(method, url string, header ...string) answer {
 		t.Helper()
 		return askBy(t, client, method, url, "", header...)

@@ -3,7 +3,7 @@
 // is "secret", and to whoever says who they are and sits before the client "page", at
 // any port of http://127.0.0.1/. It has a new key with each start. With ISSUER, that is
 // the issuer of its tokens, and its configuration is under PATH_OF_CONFIGURATION, which begins with a
-// slash. BAD_KEYS, JSON, are published before its own key.
+// slash. BAD_KEYS, JSON, are published before its own key. With KEYS_ONCE, it answers one request for its keys, and no later one.
 import { readFileSync } from 'node:fs'
 import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { createServer } from 'node:https'
@@ -47,9 +47,11 @@ server.listen(Number(env.PORT), '127.0.0.1', () => {
     },
   })
   const handle = provider.callback()
+  let keysSent = 0
   const configuration = '/.well-known/openid-configuration'
   server.on('request', (req, res) => {
     const { pathname } = new URL(req.url, base)
+    if (env.KEYS_ONCE && pathname === '/jwks' && keysSent++ > 0) return
     if (env.BAD_KEYS && pathname === '/jwks') {
       res.setHeader('Content-Type', 'application/json')
       return res.end(JSON.stringify({ keys: [...JSON.parse(env.BAD_KEYS), published] }))

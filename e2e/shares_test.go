@@ -1,0 +1,138 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"cats.example/local/stand"
+)
+
+// stall opens n uploads of address that do not end.
+func (c *crowd) stall(t *testing.T, n int, address, header string) {
+	t.Helper()
+	for i := range n {
+		if _, err := c.send(t.Context(), address, putRequest(fmt.Sprint("endless", i), len(cat), header)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestClientOverItsShareHintsAtTrustedProxies(t *testing.T) {
+	t.Parallel()
+	sys := startShared(t, stand.SystemOptions{})
+	mark := sys.Frontend.Log.Mark()
+	c := newCrowd(t, sys)
+	c.stall(t, uploadsShare+3, "127.0.0.2", "X-Forwarded-For: 203.0.113.7\r\n")
+	c.settle(t)
+	if got := c.responses(); got[429] != 3 {
+		t.Fatalf("the responses by status are %v", got)
+	}
+	ask(t, "GET", sys.URL+"/service", "", "X-Request-Id", "afterwards").want(t, 200)
+	logged(t, sys.Frontend.Log, mark, `"request_id":"afterwards"`)
+	lines, err := sys.Frontend.Log.Since(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(strings.Join(lines, "\n"), "TRUSTED_PROXIES"); n != 1 {
+		t.Errorf("%d lines of the log name TRUSTED_PROXIES; want 1", n)
+	}
+}
+
+func TestTrustedProxyHasNoShare(t *testing.T) {
+	t.Parallel()
+	const proxy = "127.0.0.9"
+	sys := startShared(t, stand.SystemOptions{FrontendEnv: map[string]string{"TRUSTED_PROXIES": proxy + "/32"}})
+	idle := newCrowd(t, sys)
+	const n = 2 * connectionsShare
+	for i := range n {
+		if _, err := idle.send(t.Context(), proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 203.0.113.%d\r\n", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	idle.settle(t)
+	if got := idle.responses(); got[200] != n {
+		t.Errorf("the responses by status are %v; want 200 on all %d connections", got, n)
+	}
+	c := newCrowd(t, sys)
+	c.stall(t, uploadsShare+1, proxy, "X-Forwarded-For: 203.0.113.7\r\n")
+	c.settle(t)
+	if got := c.responses(); got[429] != 1 || got[-1] != uploadsShare {
+		t.Errorf("uploads of one client behind the proxy: the responses by status are %v (-1: none yet)", got)
+	}
+	askBy(t, clientFrom(t, proxy), "PUT", sys.URL+"/cat/other", string(cat), "X-Forwarded-For", "203.0.113.8").want(t, 200)
+}
+
+func TestFullPoolsEndNoProcess(t *testing.T) {
+	sys := startShared(t, stand.SystemOptions{})
+	put(t, sys, "victim", cat)
+	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
+	c := newCrowd(t, sys)
+	const addresses = 16
+	for i := range addresses {
+		address := fmt.Sprintf(attackers, 2+i)
+		c.stall(t, uploadsShare, address, "")
+		for k := range connectionsShare - uploadsShare - 1 { // the victim has a connection, too
+			request := "GET /service HTT"
+			if k < requestsShare-uploadsShare {
+				request = getRequest(bundle, "")
+			}
+			if _, err := c.sendBy(t.Context(), slowReader(address), request); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.settle(t)
+	if n := sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n != addresses*requestsShare {
+		t.Errorf("%v requests are in flight; want %d", n, addresses*requestsShare)
+	}
+	ask := clientFrom(t, victim)
+	for range 10 {
+		if a := askBy(t, ask, "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 && a.StatusCode != 503 {
+			t.Errorf("%d %s; want 200 or 503", a.StatusCode, a.body)
+		}
+	}
+	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+		do(t, "GET", base+"/livez", "", nil).want(t, 200)
+	}
+	c.end()
+	eventually(t, func() error {
+		if a := askBy(t, ask, "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 {
+			return fmt.Errorf("after the attack: %d %s", a.StatusCode, a.body)
+		}
+		return nil
+	})
+	if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
+		t.Errorf("the processes are %v; they were %v", now, pids)
+	}
+}
+
+func TestClientShareZeroHasNoShares(t *testing.T) {
+	t.Parallel()
+	off := map[string]string{"CLIENT_SHARE": "0"}
+	sys := startShared(t, stand.SystemOptions{FrontendEnv: off, SignerEnv: off})
+	c := newCrowd(t, sys)
+	const n = 300
+	c.stall(t, 4*uploadsShare, "127.0.0.2", "")
+	for range n - 4*uploadsShare {
+		conn, err := c.send(t.Context(), "127.0.0.2", getRequest("/service", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := statusOf(t, conn); s != http.StatusOK {
+			t.Fatalf("a GET: %d", s)
+		}
+	}
+	for i, conn := range c.conns[:4*uploadsShare] {
+		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(conn, string(cat[4<<10:])); err != nil {
+			t.Fatal(err)
+		}
+		if s := statusOf(t, conn); s != http.StatusOK {
+			t.Errorf("upload %d of %d at once: %d", i, 4*uploadsShare, s)
+		}
+	}
+}
