@@ -14,18 +14,36 @@ import (
 	"sync"
 )
 
-// file is one that is part of the program. It takes no memory before it is asked for.
+// file is a file in the binary. Each of its two forms takes memory from the first request on that needs it.
 type file struct {
-	contentType string
-	read        func() (packed []byte, hash string) // as gzip has it
+	contentType   string
+	packed, plain func() []byte // with and without gzip
+	hash          func() string
 }
 
-func newFile(contentType string, packed func() []byte) file {
-	return file{contentType, sync.OnceValues(func() ([]byte, string) {
-		b := packed()
-		sum := sha256.Sum256(b)
-		return b, hex.EncodeToString(sum[:12])
-	})}
+func newFile(contentType string, read func() (packed []byte)) file {
+	packed := sync.OnceValue(read)
+	return file{
+		contentType, packed,
+		sync.OnceValue(func() []byte { return unpack(packed()) }),
+		sync.OnceValue(func() string {
+			sum := sha256.Sum256(packed())
+			return hex.EncodeToString(sum[:12])
+		}),
+	}
+}
+
+// unpack returns the content of a gzip file in the binary.
+func unpack(packed []byte) []byte {
+	plain := make([]byte, binary.LittleEndian.Uint32(packed[len(packed)-4:])) // RFC 1952 section 2.3.1
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err == nil {
+		_, err = io.ReadFull(r, plain)
+	}
+	if err != nil {
+		panic(err) // the file is part of the binary
+	}
+	return plain
 }
 
 func content(from fs.FS, name string) []byte {
@@ -52,23 +70,19 @@ func asPacked(from fs.FS, name string) func() []byte {
 	return func() []byte { return content(from, name) }
 }
 
-// get answers with the file, to be kept and asked for again: its name says nothing
-// of its version.
+// get answers with the file. Browsers must ask again, since its name says nothing of its version.
 func (f file) get(w http.ResponseWriter, r *http.Request) error {
-	_, hash := f.read()
-	return f.under(w, r, hash)
+	return f.under(w, r, f.hash())
 }
 
 // getUnder is get under a policy of its own, which a browser keeps with the file.
 func (f file) getUnder(w http.ResponseWriter, r *http.Request, policy string) error {
 	w.Header().Set("Content-Security-Policy", policy)
-	_, hash := f.read()
-	sum := sha256.Sum256([]byte(hash + policy))
+	sum := sha256.Sum256([]byte(f.hash() + policy))
 	return f.under(w, r, hex.EncodeToString(sum[:12]))
 }
 
 func (f file) under(w http.ResponseWriter, r *http.Request, hash string) error {
-	packed, _ := f.read()
 	etag, zipped := `"`+hash+`"`, acceptsGzip(r.Header.Values("Accept-Encoding"))
 	if zipped {
 		etag = `"` + hash + `-gzip"`
@@ -81,23 +95,14 @@ func (f file) under(w http.ResponseWriter, r *http.Request, hash string) error {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	h.Set("Content-Type", f.contentType)
+	body := f.plain
 	if zipped {
+		body = f.packed
 		h.Set("Content-Encoding", "gzip")
-		h.Set("Content-Length", strconv.Itoa(len(packed)))
-		_, _ = w.Write(packed) // the client is gone, and so is anyone to tell
-		return nil
 	}
-	size := binary.LittleEndian.Uint32(packed[len(packed)-4:]) // RFC 1952 section 2.3.1
-	h.Set("Content-Length", strconv.FormatUint(uint64(size), 10))
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	plain, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return err
-	}
-	_, _ = io.Copy(w, plain) //nolint:gosec // it is our own, and not large
+	h.Set("Content-Type", f.contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body())))
+	_, _ = w.Write(body()) // the client is gone, and so is anyone to tell
 	return nil
 }
 
