@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -128,7 +127,7 @@ func TestClientShareZeroHasNoShares(t *testing.T) {
 	}
 	for i, conn := range c.conns[:4*uploadsShare] {
 		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := io.WriteString(conn, string(cat[4<<10:])); err != nil {
+		if _, err := conn.Write(cat[4<<10:]); err != nil {
 			t.Fatal(err)
 		}
 		if s := statusOf(t, conn); s != http.StatusOK {

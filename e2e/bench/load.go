@@ -3,13 +3,27 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
 	"cats.example/local/stand"
 )
+
+// sources is the number of source addresses of all load, so that no client reaches its share of the pools.
+const sources = 32
+
+// fromMany returns a dial function whose connections have the source addresses in turn.
+func fromMany() func(ctx context.Context, network, address string) (net.Conn, error) {
+	var n atomic.Uint32
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 2, 0, byte(1+n.Add(1)%sources))}}
+		return dialer.DialContext(ctx, network, address)
+	}
+}
 
 // load is the result of one attack.
 type load struct {
@@ -38,7 +52,7 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 
 // attempt is attack without an error for responses other than 2xx.
 func attempt(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
-	transport := &http.Transport{MaxIdleConnsPerHost: conns, DisableCompression: true}
+	transport := &http.Transport{DialContext: fromMany(), MaxIdleConnsPerHost: conns, DisableCompression: true}
 	defer transport.CloseIdleConnections()                                                          // vegeta would keep them open
 	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
 		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))

@@ -75,6 +75,7 @@ var figures = []struct {
 	{"memory", (*bench).memory},
 	{"pools", (*bench).pools},
 	{"slow", (*bench).slow},
+	{"headers", (*bench).headers},
 	{"images", (*bench).images},
 }
 

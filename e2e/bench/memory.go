@@ -106,8 +106,9 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 
 // pools fills all pools with slow clients under the limits of the manifests: the
 // slots of uploads by uploads of each kind, the signer's buffers, the commits of
-// direct uploads, and the connections. The uploads are fast enough to keep their
-// slots, and first send a burst that fills the buffers.
+// direct uploads, and all but 32 of the 512 requests and 24 of the 1,024 connections.
+// The uploads are fast enough to keep their slots, and first send a burst that fills
+// the buffers.
 func (b *bench) pools(ctx context.Context) ([]result, error) {
 	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"MAX_DIRECT_SIZE": "1GiB"})
 	if err != nil {
@@ -116,7 +117,8 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 	defer end(ctx, sys)
 	const rate, buffered = 24 << 10, 7 * mib / 2 // of the 4 MiB of a buffer, which must not become full
 	all := slices.Concat(
-		repeat(300, idleClient),
+		repeat(472, idleClient),
+		repeat(288, slowReader),
 		repeat(16, slowForm(4*mib, buffered, rate)),
 		repeat(16, slowForm(10*mib, mib, rate)),
 		repeat(16, slowChunked(buffered, rate)),
@@ -153,6 +155,51 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 		result{What: "… peak memory (VmHWM) of the frontend, against its limit in the manifests"}.atMost(frontend, frontendLimit/mib, " MiB"),
 		result{What: "… of the signer"}.atMost(signer, signerLimit/mib, " MiB"),
 		{What: "… connections in use at the end", Value: float64(len(all)) - float64(crowd.ended.Load()), Verdict: told},
+	}, nil
+}
+
+// headers measures connections whose header does not end: with as many lines as a
+// header may have, and with thousands.
+func (b *bench) headers(ctx context.Context) (results []result, err error) {
+	for _, lines := range []int{128, 2500} {
+		rows, err := b.longHeaders(ctx, lines)
+		if results = append(results, rows...); err != nil {
+			return results, err
+		}
+	}
+	return results, nil
+}
+
+func (b *bench) longHeaders(ctx context.Context, lines int) ([]result, error) {
+	const n = 512
+	sys, err := b.start(ctx, b.stand, onSink, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer end(ctx, sys)
+	if err := ask(ctx, get(sys.URL, "probe")); err != nil {
+		return nil, err
+	}
+	crowd, err := connect(ctx, sys.URL, repeat(n, longHeader(lines))...)
+	if err != nil {
+		return nil, err
+	}
+	defer crowd.close()
+	time.Sleep(settleTime)
+	gets, err := attempt(ctx, 4, probeRate, 5*time.Second, get(sys.URL, "probe"))
+	if err != nil {
+		return nil, err
+	}
+	frontend, _, peak, err := peaks(sys)
+	if err != nil {
+		return nil, err
+	}
+	peak.What = fmt.Sprintf("%d connections with unfinished headers of %d lines: peak memory (VmHWM) of both containers", n, lines)
+	return []result{
+		peak.atMost(peak.Value, 100, " MiB"),
+		{What: "… of the frontend, whose limit in the manifests is 40 MiB", Value: frontend, Verdict: told},
+		result{What: "… p99 of GETs"}.atMost(gets.p99.Seconds()*1000, 20, " ms"),
+		result{What: "… GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
 	}, nil
 }
 

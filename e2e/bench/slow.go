@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // client is a kind of slow client.
@@ -20,10 +24,25 @@ type client struct {
 	rate    int    // bytes that it sends every second from then on
 	chunked bool
 	idle    bool // keeps the connection open after the response
+	unread  bool // reads no response
+	again   bool // opens a connection every second
 }
 
 // idleClient is a client with an idle connection.
 var idleClient = client{header: "GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n\r\n", idle: true}
+
+// slowReader is a client that reads no response.
+var slowReader = client{header: "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n", unread: true}
+
+// longHeader is a client that sends a header of 15 KiB without its end.
+func longHeader(lines int) client {
+	var b strings.Builder
+	b.WriteString("GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n")
+	for i := range lines {
+		fmt.Fprintf(&b, "%03x:%s\r\n", i, strings.Repeat("x", max(0, 15<<10/lines-len("fff:\r\n"))))
+	}
+	return client{header: b.String(), again: true}
+}
 
 // slowPUT, slowForm, slowChunked and commit are clients that announce size bytes.
 func slowPUT(size, burst, rate int) client {
@@ -55,8 +74,7 @@ func chunk(b []byte) []byte { return fmt.Appendf(nil, "%x\r\n%s\r\n", len(b), b)
 
 // clients are many slow clients, each with an address of its own in 127.0.0.0/8.
 type clients struct {
-	conns  []net.Conn
-	ended  atomic.Int64 // connections on which the server has answered, or which it has closed
+	ended  atomic.Int64 // clients whose connection the server has answered or closed
 	stop   context.CancelFunc
 	during sync.WaitGroup
 }
@@ -67,25 +85,68 @@ func connect(ctx context.Context, url string, kinds ...client) (*clients, error)
 	c := &clients{stop: stop}
 	for i, kind := range kinds {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(i/250), byte(1+i%250))}}
-		conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
+		if kind.unread {
+			dialer.Control = small
+		}
+		open := func() (net.Conn, error) { return dialer.DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://")) }
+		conn, err := open()
 		if err != nil {
 			c.close()
 			return nil, err
 		}
-		c.conns = append(c.conns, conn)
+		offset := time.Duration(i) * time.Second / time.Duration(len(kinds))
 		c.during.Go(func() {
-			_, _ = conn.Read(make([]byte, 1<<10)) // ends at a response, or when the connection is closed
-			if kind.idle {
-				_, _ = io.Copy(io.Discard, conn)
+			for {
+				c.use(ctx, conn, kind, fmt.Sprintf("slow-%d", i), offset)
+				c.ended.Add(1)
+				if !kind.again || !pause(ctx, time.Second) {
+					return
+				}
+				if conn, err = open(); err != nil {
+					return
+				}
+				c.ended.Add(-1)
 			}
-			c.ended.Add(1)
-			_ = conn.Close()
-		})
-		c.during.Go(func() {
-			kind.send(ctx, conn, fmt.Sprintf("slow-%d", i), time.Duration(i)*time.Second/time.Duration(len(kinds)))
 		})
 	}
 	return c, nil
+}
+
+// use sends the request of one client on conn, and returns when the server has answered or closed the connection.
+func (c *clients) use(ctx context.Context, conn net.Conn, kind client, user string, offset time.Duration) {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	c.during.Go(func() { kind.send(ctx, conn, user, offset) })
+	if kind.unread {
+		<-ctx.Done()
+		return
+	}
+	_, _ = conn.Read(make([]byte, 1<<10))
+	if kind.idle {
+		_, _ = io.Copy(io.Discard, conn)
+	}
+}
+
+// small gives a connection the segments of an Ethernet and a small receive buffer, since the kernel would buffer megabytes of
+// each loopback connection.
+func small(_, _ string, conn syscall.RawConn) error {
+	var errs [2]error
+	err := conn.Control(func(fd uintptr) {
+		errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+		errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+	})
+	return errors.Join(err, errs[0], errs[1])
+}
+
+// pause returns false when ctx is done before d has passed.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // send sends the request of one client until the connection is closed. Its first
@@ -110,12 +171,7 @@ func (k client) send(ctx context.Context, conn net.Conn, user string, offset tim
 		return
 	}
 	piece := body(k.rate)
-	for wait := offset; ; wait = time.Second {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(wait):
-		}
+	for wait := offset; pause(ctx, wait); wait = time.Second {
 		if _, err := conn.Write(piece); err != nil {
 			return
 		}
@@ -124,9 +180,6 @@ func (k client) send(ctx context.Context, conn net.Conn, user string, offset tim
 
 func (c *clients) close() {
 	c.stop()
-	for _, conn := range c.conns {
-		_ = conn.Close()
-	}
 	c.during.Wait()
 }
 

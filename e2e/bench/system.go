@@ -42,7 +42,7 @@ func (b *bench) start(ctx context.Context, st *stand.Stand, storage on, env map[
 	both := func(limit float64) map[string]string {
 		all := map[string]string{
 			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "PROFILE": "true",
-			"RATE_LIMIT": "0", "UPLOADS_PER_CLIENT": "0", // most of the load comes from one address
+			"RATE_LIMIT": "0", // a few addresses send all requests
 		}
 		maps.Copy(all, env)
 		return all

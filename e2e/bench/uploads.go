@@ -152,13 +152,15 @@ func sum(calls map[string]int64) (all float64, kinds string) {
 	return all, strings.Join(each, ", ")
 }
 
+var asker = &http.Client{Transport: &http.Transport{DialContext: fromMany()}}
+
 // ask sends one request and returns an error unless the response is a 2xx.
 func ask(ctx context.Context, target vegeta.Target) error {
 	req, err := target.Request()
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req.WithContext(ctx))
+	resp, err := asker.Do(req.WithContext(ctx))
 	if err != nil {
 		return err
 	}
