@@ -72,6 +72,20 @@ func TestSlowReadersLeaveVictimServed(t *testing.T) {
 	}
 }
 
+func TestIdleConnectionsLeaveVictimServed(t *testing.T) {
+	sys := startShared(t, stand.SystemOptions{})
+	put(t, sys, "victim", cat)
+	c := newCrowd(t, sys)
+	const addresses, each = 20, 55 // the frontend has 1,024 slots
+	for i := range addresses * each {
+		if _, err := c.send(t.Context(), fmt.Sprintf(attackers, 2+i%addresses), getRequest("/service", "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.settle(t)
+	servesVictim(t, "GET", sys.URL+"/cat/victim", http.NoBody)
+}
+
 func TestSlowUploadsLeaveVictimServed(t *testing.T) {
 	sys := startShared(t, stand.SystemOptions{})
 	c := newCrowd(t, sys)
