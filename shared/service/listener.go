@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -23,6 +24,10 @@ const (
 	sendBuffer    = 64 << 10
 )
 
+// tcpUserTimeout is TCP_USER_TIMEOUT in linux/tcp.h: how long the kernel keeps data that the client does not accept, which it would
+// otherwise do for minutes after Close.
+const tcpUserTimeout = 18
+
 // openFilesWarns is the shortest time between two log lines about a lack of file descriptors.
 const openFilesWarns = 10 * time.Second
 
@@ -38,7 +43,7 @@ type listener struct {
 // limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
 func (s Service) limited(l net.Listener) net.Listener {
 	return &listener{
-		Listener: netutil.LimitListener(bufferedListener{l}, s.Connections.Total()), slots: s.Connections, proxies: s.Proxies, log: s.Log,
+		Listener: netutil.LimitListener(l, s.Connections.Total()), slots: s.Connections, proxies: s.Proxies, log: s.Log,
 		lack: rate.Sometimes{Interval: openFilesWarns},
 	}
 }
@@ -76,14 +81,18 @@ func (l *listener) client(addr net.Addr) string {
 	return limit.Address(ip)
 }
 
-// bufferedListener bounds the kernel's buffers of accepted connections.
-type bufferedListener struct{ net.Listener }
-
-// Accept implements [net.Listener].
-func (l bufferedListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if tcp, ok := c.(*net.TCPConn); ok {
-		_ = errors.Join(tcp.SetReadBuffer(receiveBuffer), tcp.SetWriteBuffer(sendBuffer)) // a closed connection fails its first Read
+// socketOptions sets the options of a listening socket, which its connections inherit.
+func socketOptions(_, _ string, socket syscall.RawConn) error {
+	var errs []error
+	set := func(fd, level, option, value int) {
+		errs = append(errs, syscall.SetsockoptInt(fd, level, option, value))
 	}
-	return c, err
+	err := socket.Control(func(fd uintptr) {
+		set(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
+		set(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer)
+		if runtime.GOOS == "linux" {
+			set(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(answerTimeout.Milliseconds()))
+		}
+	})
+	return errors.Join(append(errs, err)...)
 }

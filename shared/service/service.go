@@ -288,7 +288,7 @@ func lastAnswers(h http.Handler, draining *atomic.Bool) http.Handler {
 }
 
 func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	l, err := (&net.ListenConfig{Control: socketOptions}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
 	}
