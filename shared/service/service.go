@@ -230,7 +230,9 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	workServer, opsServer := s.server(headersEnd(lastAnswers(s.Handler, &draining))), s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
+	last := func() bool { return draining.Load() || s.Connections.Busy() }
+	workServer := s.server(headersEnd(lastAnswers(s.Handler, last)))
+	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
 	if len(s.Proxies) > 0 {
 		workServer.IdleTimeout = behindProxies
 	}
@@ -275,12 +277,12 @@ func (s Service) Run(ctx context.Context) error {
 	return err
 }
 
-// lastAnswers has each answer close its connection once draining is set. The
-// server's own way to end keep-alive would close idle connections at once, under
-// the requests that are on their way in them.
-func lastAnswers(h http.Handler, draining *atomic.Bool) http.Handler {
+// lastAnswers makes a response the last one of its connection if last returns true: while the service drains, and while most
+// connections are in use, so that idle ones do not keep clients waiting. The server's own way to end keep-alive would close idle
+// connections at once, while requests arrive on them.
+func lastAnswers(h http.Handler, last func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if draining.Load() {
+		if last() {
 			w.Header().Set("Connection", "close")
 		}
 		h.ServeHTTP(w, r)
