@@ -31,7 +31,7 @@ func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 	t.Parallel()
 	const burst = 20
 	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{
-		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "UPLOADS_PER_CLIENT": "2", "TRUSTED_PROXIES": "127.0.1.0/24",
+		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "CLIENT_SHARE": "0.016", "TRUSTED_PROXIES": "127.0.1.0/24",
 	}})
 	greedy, other, proxy := from(t, "127.0.0.2"), from(t, "127.0.0.3"), from(t, "127.0.1.1")
 	target := sys.URL + "/service"
