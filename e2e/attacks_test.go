@@ -148,7 +148,6 @@ func TestJunkTokensLeaveVictimServed(t *testing.T) {
 			claims, _, _ := strings.Cut(rest, ".")
 			as(t, valid, "PUT", sys.URL+"/cat/mia", cat).want(t, 200)
 			const n = 256
-			var got [600]atomic.Int64
 			var unavailable atomic.Int64
 			var junk sync.WaitGroup
 			ctx, cancel := context.WithCancel(t.Context())
@@ -168,13 +167,11 @@ func TestJunkTokensLeaveVictimServed(t *testing.T) {
 					req.Header.Set("Authorization", "Bearer "+token)
 					resp, err := client.Do(req)
 					if err != nil {
-						got[0].Add(1)
-						return
+						return // beyond the share of connections
 					}
 					defer resp.Body.Close()
 					var b bytes.Buffer
 					_, _ = b.ReadFrom(resp.Body)
-					got[resp.StatusCode].Add(1)
 					if strings.Contains(b.String(), "issuer_unavailable") {
 						unavailable.Add(1)
 					}
@@ -185,11 +182,6 @@ func TestJunkTokensLeaveVictimServed(t *testing.T) {
 			junk.Wait()
 			if waited := unavailable.Load(); waited < 1 || waited > waitersForKeys {
 				t.Errorf("%d requests waited for the issuer; want 1 to %d", waited, waitersForKeys)
-			}
-			for status := range got {
-				if k := got[status].Load(); k > 0 {
-					t.Logf("%d: %d", status, k)
-				}
 			}
 		})
 	}
@@ -218,8 +210,6 @@ func TestUnreadResponsesHoldLittleKernelMemory(t *testing.T) {
 	servesVictim(t, "GET", sys.URL+"/cat/victim", http.NoBody)
 	if held, bound := unsent(t, sys), int64(addresses*each*192<<10); held > bound {
 		t.Errorf("the kernel holds %d KiB that the frontend has sent, in %d connections; want at most %d KiB", held>>10, addresses*each, bound>>10)
-	} else {
-		t.Logf("the kernel holds %d KiB", held>>10)
 	}
 }
 
@@ -284,7 +274,8 @@ func TestUnreadResponseIsDropped(t *testing.T) {
 func TestPlainBundlesLeaveVictimServed(t *testing.T) {
 	sys := startShared(t, stand.SystemOptions{})
 	put(t, sys, "victim", cat)
-	plain := func() { ask(t, "GET", sys.URL+bundle, "", "Accept-Encoding", "identity").want(t, 200) }
+	one := clientFrom(t, "127.0.0.3")
+	plain := func() { askBy(t, one, "GET", sys.URL+bundle, "", "Accept-Encoding", "identity").want(t, 200) }
 	plain()
 	const n = 64
 	before := sum(t, sys.FrontendOps, "go_memstats_alloc_bytes_total")

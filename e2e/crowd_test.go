@@ -52,8 +52,8 @@ func clientFrom(t *testing.T, address string) *http.Client {
 	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
-// slowReader returns a dialer from the given source address, for connections on which nobody reads. They have the segments of an
-// Ethernet and a small receive buffer: by default the kernel buffers megabytes of each loopback connection.
+// slowReader returns a dialer from the given source address, for connections that the test does not read. They have the segments of
+// an Ethernet and a small receive buffer: by default the kernel buffers megabytes of each loopback connection.
 func slowReader(address string) *net.Dialer {
 	dialer := dialerFrom(address)
 	dialer.Control = func(_, _ string, conn syscall.RawConn) error {
@@ -109,7 +109,7 @@ func (c *crowd) sendBy(ctx context.Context, dialer *net.Dialer, request string) 
 	return conn, nil
 }
 
-// trickle goes on sending n bytes of a body each interval, in chunks where chunked is true.
+// trickle sends n more bytes of a body each interval, as a chunk if chunked is true.
 func (c *crowd) trickle(conn net.Conn, n int, interval time.Duration, chunked bool) {
 	piece := strings.Repeat("x", n)
 	if chunked {
@@ -150,8 +150,8 @@ func (c *crowd) settle(t *testing.T) {
 	})
 }
 
-// responses reads what has arrived on all connections until now, and returns how many have a response of each status. 0 stands
-// for a closed connection without a response, -1 for an open one without.
+// responses reads all connections and returns how many have a response of each status. 0 stands for a closed connection without
+// a response, -1 for an open one without.
 func (c *crowd) responses() map[int]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
