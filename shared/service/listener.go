@@ -17,7 +17,7 @@ import (
 	"cats.example/shared/pool"
 )
 
-// The kernel's buffers of an accepted connection, in bytes. By itself it takes megabytes for each, which count as memory of the
+// The kernel's buffers of an accepted connection, in bytes. By default they grow to megabytes, which count as memory of the
 // container.
 const (
 	receiveBuffer = 256 << 10 // a smaller one slows uploads down

@@ -70,7 +70,7 @@ func asPacked(from fs.FS, name string) func() []byte {
 	return func() []byte { return content(from, name) }
 }
 
-// get answers with the file. Browsers must ask again, since its name says nothing of its version.
+// get answers with the file. Browsers must revalidate it, since its name has no version.
 func (f file) get(w http.ResponseWriter, r *http.Request) error {
 	return f.under(w, r, f.hash())
 }
