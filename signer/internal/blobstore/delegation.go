@@ -33,12 +33,10 @@ func keyLifetime(longestLink time.Duration) time.Duration {
 	return min(2*longestLink+time.Hour, maxKeyLife)
 }
 
-// delegationKey is a user delegation key and the times it is good for.
+// delegationKey is a user delegation key and its validity period.
 type delegationKey struct {
 	credential *service.UserDelegationCredential
 	start, end time.Time
-	fetched    time.Time
-	previous   *delegationKey // the one it took the place of, without its own; may be nil
 }
 
 // delegation keeps a user delegation key at hand. Requests only read it; run,
@@ -62,14 +60,9 @@ type delegation struct {
 
 var errNoContainer = errors.New("the container does not exist")
 
-// covering returns the key for a link that is signed in the window that began at
-// began and ends at end: one that outlives it, and the same throughout the window,
-// so that the link is. The error is ErrIdentityUnavailable.
-func (d *delegation) covering(began, end time.Time) (*delegationKey, error) {
+// covering returns the user delegation key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable.
+func (d *delegation) covering(end time.Time) (*delegationKey, error) {
 	k := d.key.Load()
-	if k != nil && k.previous != nil && began.Before(k.fetched) && !end.After(k.previous.end) {
-		return k.previous, nil
-	}
 	switch {
 	case k != nil && !end.After(k.end):
 		return k, nil
@@ -108,11 +101,6 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 			}
 		}
 		if err == nil {
-			if previous := d.key.Load(); previous != nil {
-				last := *previous
-				last.previous = nil
-				k.previous = &last
-			}
 			d.key.Store(k)
 			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
 			wait = renewKeyIn(k, d.now())
@@ -149,9 +137,8 @@ func renewKeyIn(k *delegationKey, now time.Time) time.Duration {
 func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {
 	ctx, cancel := context.WithTimeout(withOp(ctx, opKey), keyTimeout)
 	defer cancel()
-	fetched := d.now()
-	now := fetched.UTC().Truncate(time.Second)
-	k := &delegationKey{fetched: fetched, start: now.Add(-keySkew), end: now.Add(d.lifetime)}
+	now := d.now().UTC().Truncate(time.Second)
+	k := &delegationKey{start: now.Add(-keySkew), end: now.Add(d.lifetime)}
 	var resp *http.Response
 	credential, err := d.account.GetUserDelegationCredential(policy.WithCaptureResponse(ctx, &resp), service.KeyInfo{
 		Start:  new(k.start.Format(sas.TimeFormat)),

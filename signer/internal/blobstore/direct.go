@@ -114,7 +114,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	}
 	now := s.now()
 	t := newTicket(now, size)
-	key, err := s.key.covering(now, t.end)
+	key, err := s.key.covering(t.end)
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}

@@ -51,7 +51,7 @@ type signedLink struct {
 // served as what it is and nothing else. The same link is signed once in a window.
 func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, download string) (signerapi.Link, error) {
 	began, _, end := window(s.now(), ttl)
-	key, err := s.key.covering(began, end)
+	key, err := s.key.covering(end)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
@@ -94,8 +94,8 @@ func (s *Store) path(user signerapi.User) string {
 // signature returns the query that makes a link of the URL of the blob name, which
 // has that content type, and when it ends.
 func (s *Store) signature(name string, ttl time.Duration, contentType, download string) (query string, end time.Time, err error) {
-	began, start, end := window(s.now(), ttl)
-	key, err := s.key.covering(began, end)
+	_, start, end := window(s.now(), ttl)
+	key, err := s.key.covering(end)
 	if err != nil {
 		return "", time.Time{}, err
 	}

@@ -220,11 +220,9 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	return err
 }
 
-// Ready implements [signerapi.Signer]: a key is at hand that covers a link of
-// the default lifetime.
+// Ready implements [signerapi.Signer]. It returns nil if the user delegation key can sign a URL of the default lifetime.
 func (s *Store) Ready(context.Context) error {
-	now := s.now()
-	_, err := s.key.covering(now, now.Add(s.opts.LinkTTL))
+	_, err := s.key.covering(s.now().Add(s.opts.LinkTTL))
 	return err
 }
 
