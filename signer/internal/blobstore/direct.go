@@ -119,28 +119,21 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 		return signerapi.Ticket{}, err
 	}
 	given := signerapi.Ticket{ID: t.id, ExpiresAt: t.end}
-	// Blocks need the right to write, which is that to send them again. What is sent
-	// in one piece can be created, and then not be changed by who sent it. Neither can
-	// be read: it is not known yet what it is.
+	// Blocks need the permission to write, with which the client can upload them again. A blob that is uploaded with one request
+	// needs only the permission to create it: the client cannot change it afterwards. No upload URL permits to read the blob,
+	// whose content was not inspected yet.
 	permissions := sas.BlobPermissions{Create: true}
 	if size > onePiece {
 		permissions = sas.BlobPermissions{Write: true}
 		given.BlockSize = directBlock
 	}
-	name := t.blobName(user)
-	query, err := signQuery(key, sas.BlobSignatureValues{
-		Protocol:      sas.ProtocolHTTPS,
-		StartTime:     later(now.UTC().Truncate(time.Second).Add(-LinkSkew), key.start),
-		ExpiryTime:    t.end,
-		Permissions:   permissions.String(),
-		ContainerName: s.opts.Container,
-		BlobName:      name,
+	given.URL, err = s.signed(key, s.opts.LinkBase, t.blobName(user), sas.BlobSignatureValues{
+		StartTime: now.UTC().Truncate(time.Second).Add(-LinkSkew), ExpiryTime: t.end, Permissions: permissions.String(),
 	})
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}
 	s.metrics.tickets.Inc()
-	given.URL = signerapi.SignedURL(s.opts.LinkBase + "/" + s.opts.Container + "/" + name + "?" + query)
 	return given, nil
 }
 
@@ -327,10 +320,10 @@ func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Inf
 	return names, copies.Wait()
 }
 
-// source returns a link to a blob of ours by which storage copies it.
+// source returns a signed URL from which storage copies the blob name.
 func (s *Store) source(name string) (string, error) {
-	query, _, err := s.signature(name, sourceTTL, "", "")
-	return s.opts.AccountURL + "/" + s.opts.Container + "/" + name + "?" + query, err
+	source, err := s.readURL(s.opts.AccountURL, name, sourceTTL, "")
+	return string(source), err
 }
 
 // committedFrom is the metadata of a picture that was sent straight to storage: its

@@ -27,112 +27,89 @@ const (
 	LinkSkew = keySkew
 )
 
-// window returns when the window began that now is in, and the times of a link
-// with lifetime ttl that is signed in it. They stand still for a twelfth of ttl, so
-// that the same picture has the same URL and caches can do their work; what is left
-// of the link is then between eleven twelfths of ttl, or a second less, and all of it.
-func window(now time.Time, ttl time.Duration) (began, start, end time.Time) {
+// window returns the start and the end of a link with lifetime ttl that is signed at now. They change once in a twelfth of ttl.
+// Within that time, the same picture has the same URL, which caches need. The link expires after at least 11/12 of ttl less a
+// second, and after at most ttl.
+func window(now time.Time, ttl time.Duration) (start, end time.Time) {
 	step := max((ttl / 12).Truncate(time.Second), time.Second)
-	began = now.UTC().Truncate(step)
-	return began, began.Add(-LinkSkew), began.Add(ttl).Truncate(time.Second)
+	began := now.UTC().Truncate(step)
+	return began.Add(-LinkSkew), began.Add(ttl).Truncate(time.Second)
 }
 
-// signedLink is the link of a picture to look at, as it was signed last.
+// signedLink is a link to view a picture, and what it was signed with.
 type signedLink struct {
-	url         signerapi.SignedURL
-	end         time.Time
-	ttl         time.Duration
-	contentType string    // that the picture had
-	began       time.Time // of its window
-	key         *delegationKey
+	url    signerapi.SignedURL
+	inputs linkInputs
 }
 
-// link makes the link: read only, one blob, HTTPS only, never beyond the key, and
-// served as what it is and nothing else. The same link is signed once in a window.
+// linkInputs determine the signed URL of a picture.
+type linkInputs struct {
+	key         *delegationKey
+	start, end  time.Time
+	contentType string // of the stored picture
+}
+
+// link returns a link to the picture of user. It caches the last link that views the picture.
 func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, download string) (signerapi.Link, error) {
-	began, _, end := window(s.now(), ttl)
+	start, end := window(s.now(), ttl)
 	key, err := s.key.covering(end)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
-	if download != "" {
-		s.metrics.downloads.Inc()
-		signed, end, err := s.sign(user, ttl, there.info.ContentType, download)
-		if err == nil {
-			s.key.gave(user)
-		}
-		return signerapi.Link{Info: there.info, URL: signed, ExpiresAt: end}, err
-	}
-	s.metrics.views.Inc()
-	last := there.link.Load()
-	contentType := there.info.ContentType
-	if last == nil || last.ttl != ttl || last.contentType != contentType || last.key != key || !last.began.Equal(began) {
-		signed, end, err := s.sign(user, ttl, contentType, "")
+	inputs := linkInputs{key, start, end, there.info.ContentType}
+	signed := there.link.Load()
+	if download != "" || signed == nil || signed.inputs != inputs {
+		url, err := s.signed(key, s.opts.LinkBase, s.blobName(user), s.readOnly(start, end, there.info.ContentType, download))
 		if err != nil {
 			return signerapi.Link{}, err
 		}
-		last = &signedLink{signed, end, ttl, contentType, began, key}
-		there.link.Store(last)
+		signed = &signedLink{url, inputs}
+	}
+	if download != "" {
+		s.metrics.downloads.Inc()
+	} else {
+		there.link.Store(signed)
+		s.metrics.views.Inc()
 	}
 	s.key.gave(user)
-	return signerapi.Link{Info: there.info, URL: last.url, ExpiresAt: last.end}, nil
+	return signerapi.Link{Info: there.info, URL: signed.url, ExpiresAt: end}, nil
 }
 
-func (s *Store) sign(user signerapi.User, ttl time.Duration, contentType, download string) (signed signerapi.SignedURL, end time.Time, err error) {
-	query, end, err := s.signature(s.blobName(user), ttl, contentType, download)
-	if err != nil {
-		return "", time.Time{}, err
-	}
-	return signerapi.SignedURL(s.opts.LinkBase + s.path(user) + "?" + query), end, nil
-}
-
-// path is that of the picture of user, escaped.
-func (s *Store) path(user signerapi.User) string {
-	return "/" + s.opts.Container + "/" + url.PathEscape(user.String()) + "/" + url.PathEscape(s.opts.BlobName)
-}
-
-// signature returns the query that makes a link of the URL of the blob name, which
-// has that content type, and when it ends.
-func (s *Store) signature(name string, ttl time.Duration, contentType, download string) (query string, end time.Time, err error) {
-	_, start, end := window(s.now(), ttl)
+// readURL returns a signed URL that reads the blob name for ttl. base is that of [Store.signed].
+func (s *Store) readURL(base, name string, ttl time.Duration, contentType string) (signerapi.SignedURL, error) {
+	start, end := window(s.now(), ttl)
 	key, err := s.key.covering(end)
 	if err != nil {
-		return "", time.Time{}, err
+		return "", err
 	}
-	query, err = s.signWith(key, name, later(start, key.start), end, contentType, download)
-	return query, end, err
+	return s.signed(key, base, name, s.readOnly(start, end, contentType, ""))
 }
 
-// signWith is signature with that key and from start to end.
-func (s *Store) signWith(key *delegationKey, name string, start, end time.Time, contentType, download string) (query string, err error) {
-	values := sas.BlobSignatureValues{
-		Protocol:      sas.ProtocolHTTPS,
-		StartTime:     start,
-		ExpiryTime:    end,
-		Permissions:   (&sas.BlobPermissions{Read: true}).String(),
-		ContainerName: s.opts.Container,
-		BlobName:      name,
+// readOnly returns the values of a SAS that permits to read a blob of contentType. [Store.servedAs] describes how storage serves it.
+func (s *Store) readOnly(start, end time.Time, contentType, download string) sas.BlobSignatureValues {
+	servedType, disposition := s.servedAs(contentType, download)
+	return sas.BlobSignatureValues{
+		StartTime: start, ExpiryTime: end, Permissions: (&sas.BlobPermissions{Read: true}).String(),
+		ContentType: servedType, ContentDisposition: disposition,
 	}
-	values.ContentType, values.ContentDisposition = s.servedAs(contentType, download)
-	return signQuery(key, values)
 }
 
-func signQuery(key *delegationKey, values sas.BlobSignatureValues) (string, error) {
+// signed returns the URL of the blob name at base with a user delegation SAS for HTTPS, which begins with key at the earliest.
+// base is the account's URL or LinkBase. The key must not expire before the SAS.
+func (s *Store) signed(key *delegationKey, base, name string, values sas.BlobSignatureValues) (signerapi.SignedURL, error) {
+	values.Protocol, values.ContainerName, values.BlobName = sas.ProtocolHTTPS, s.opts.Container, name
+	if values.StartTime.Before(key.start) {
+		values.StartTime = key.start
+	}
 	if err := checkSigned(values); err != nil {
 		return "", err
 	}
-	signed, err := values.SignWithUserDelegation(key.credential)
+	query, err := values.SignWithUserDelegation(key.credential)
 	if err != nil {
 		return "", fmt.Errorf("signing: %w", err)
 	}
-	return signed.Encode(), nil
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+	path := strings.ReplaceAll(url.PathEscape(name), "%2F", "/")
+	return signerapi.SignedURL(base + "/" + s.opts.Container + "/" + path + "?" + query.Encode()), nil
 }
 
 // opaque is what a browser only ever saves.

@@ -77,19 +77,17 @@ func (c *Scratch) Delete(ctx context.Context) error {
 	return brief(err, contributorRole)
 }
 
-// Links returns a link to the blob, signed as a picture's is: at the account, and
-// at LinkBase.
+// Links returns two signed URLs of the blob, as of a picture: at the account, and at LinkBase.
 func (c *Scratch) Links() (account, base signerapi.SignedURL, err error) {
-	query, _, err := c.store.signature(c.name, scratchTTL, c.contentType, "")
+	account, err = c.store.readURL(c.store.opts.AccountURL, c.name, scratchTTL, c.contentType)
 	if err != nil {
 		return "", "", err
 	}
-	path := "/" + c.store.opts.Container + "/" + c.name + "?" + query
-	return signerapi.SignedURL(c.store.opts.AccountURL + path), signerapi.SignedURL(c.store.opts.LinkBase + path), nil
+	base, err = c.store.readURL(c.store.opts.LinkBase, c.name, scratchTTL, c.contentType)
+	return account, base, err
 }
 
-// Copy has storage copy the blob into a block of itself, as what was sent straight to
-// storage is copied into a picture.
+// Copy lets storage copy the blob into a block of itself, as a commit copies a staged blob into a picture.
 func (c *Scratch) Copy(ctx context.Context) error {
 	source, err := c.store.source(c.name)
 	if err != nil {

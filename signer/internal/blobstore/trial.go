@@ -100,13 +100,13 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 	if end.After(k.end) {
 		end = k.end
 	}
-	query, err := s.signWith(k, s.blobName(user), k.start, end, opaque, "")
+	link, err := s.signed(k, s.opts.AccountURL, s.blobName(user), s.readOnly(k.start, end, opaque, ""))
 	if err != nil {
 		return trialUnclear, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, s.opts.AccountURL+s.path(user)+"?"+query, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, string(link), nil)
 	if err != nil {
 		return trialUnclear, errors.New("the link is not a URL")
 	}
