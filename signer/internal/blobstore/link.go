@@ -3,6 +3,7 @@ package blobstore
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"mime"
 	"net/url"
 	"strings"
@@ -149,31 +150,23 @@ func contentDisposition(kind, name string) string {
 	return field
 }
 
-// errUnsignable means that a signature would not say what it seems to.
+// errUnsignable is returned for a SAS that a server could read differently.
 var errUnsignable = errors.New("not signing a link")
 
-// checkSigned returns errUnsignable for what could be read as other values than it
-// holds: what is signed are lines, in which the SDK makes a slash of a backslash
-// in the name, and servers take the segments . and .. out of it.
+// checkSigned returns errUnsignable for values that storage or a proxy could read as others. The SDK signs them as lines, and
+// turns a backslash of the blob's name into a slash. Servers remove the path segments . and .. from a URL.
 func checkSigned(v sas.BlobSignatureValues) error {
-	reads := strings.Contains(v.Permissions, "r") // and then says how it is served
-	for _, field := range []struct {
-		name, value string
-		needed      bool
-	}{
-		{"container", v.ContainerName, true},
-		{"blob", v.BlobName, true},
-		{"content type", v.ContentType, reads},
-		{"content disposition", v.ContentDisposition, reads},
-	} {
-		if field.value == "" && field.needed || !utf8.ValidString(field.value) || strings.Contains(field.value, `\`) || strings.ContainsFunc(field.value, unicode.IsControl) {
-			return fmt.Errorf("%w: the %s is %q", errUnsignable, field.name, field.value)
+	for _, value := range []string{v.ContainerName, v.BlobName, v.ContentType, v.ContentDisposition} {
+		if !utf8.ValidString(value) || strings.Contains(value, `\`) || strings.ContainsFunc(value, unicode.IsControl) {
+			return fmt.Errorf("%w: a value is %q", errUnsignable, value)
 		}
 	}
-	for segment := range strings.SplitSeq(v.BlobName, "/") {
-		if segment == "" || segment == "." || segment == ".." {
-			return fmt.Errorf("%w: the blob is %q", errUnsignable, v.BlobName)
-		}
+	reads := strings.Contains(v.Permissions, "r") // then the SAS says how storage serves the blob
+	switch {
+	case v.ContainerName == "", !fs.ValidPath(v.BlobName), v.BlobName == ".":
+		return fmt.Errorf("%w: the container is %q and the blob %q", errUnsignable, v.ContainerName, v.BlobName)
+	case reads && (v.ContentType == "" || v.ContentDisposition == ""):
+		return fmt.Errorf("%w: the content type is %q and the content disposition %q", errUnsignable, v.ContentType, v.ContentDisposition)
 	}
 	return nil
 }
