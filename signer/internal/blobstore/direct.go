@@ -5,8 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -137,11 +135,11 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	return given, nil
 }
 
-// Commit implements [signerapi.Signer]. Who sent the blob can be sending another at
-// the same time, so that all that is made of it is tied to its entity tag.
+// Commit implements [signerapi.Signer]. The client can upload another version of the staged blob at the same time. So all
+// requests for the blob have its ETag as precondition.
 //
-// Storage copies it in blocks, which are made the picture in one call: its Copy Blob
-// of what is larger than 256 MiB would empty the picture that is there first.
+// Storage copies the staged blob into blocks of the picture, which one call commits. Copy Blob would not do: with more than
+// 256 MiB it first empties the picture that is stored.
 func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	t, err := parseTicket(id)
 	if err != nil {
@@ -154,7 +152,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, signerapi.ErrNoUpload
 	}
 	name := t.blobName(user)
-	if _, busy := s.committing.LoadOrStore(name, nil); busy { // or one upload could take all places
+	if _, busy := s.committing.LoadOrStore(name, nil); busy { // one upload must not take several slots
 		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer s.committing.Delete(name)
@@ -167,14 +165,18 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	if err := s.available(ctx, user); err != nil {
 		return signerapi.Info{}, err
 	}
-	c := commit{store: s, user: user, opts: opts, name: name, staged: s.container.NewBlockBlobClient(name), picture: s.container.NewBlockBlobClient(s.blobName(user))}
+	c := commit{
+		upload: s.newUpload(user, signerapi.PutOptions{Conditions: opts.Conditions, Digests: signerapi.Digests{MD5: opts.MD5}}),
+		name:   name, staged: s.container.NewBlockBlobClient(name),
+	}
+	c.key, c.mark = committedFrom, name
 	s.known.forget(user)
 	defer s.known.forget(user)
 	sent, err := s.head(ctx, c.staged.BlobClient())
 	err = stagedError(err)
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):
-		info, ok, err := c.done(ctx, name)
+		info, ok, err := c.stored(ctx) // an earlier Commit may have stored any version of the blob
 		if err == nil && !ok {
 			err = signerapi.ErrNoUpload
 		}
@@ -184,19 +186,20 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	case sent.Size != t.size:
 		return signerapi.Info{}, signerapi.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
 	}
-	info, ok, err := c.done(ctx, c.mark(sent))
+	c.mark += " " + sent.ETag // the client may upload and commit several versions
+	info, ok, err := c.stored(ctx)
 	if err == nil && !ok {
 		info, err = c.run(ctx, sent, info.ETag)
 	}
 	if slices.ContainsFunc(byState, func(e error) bool { return errors.Is(err, e) }) {
-		if there, ok, _ := c.done(ctx, c.mark(sent)); ok { // another replica has done it
+		if there, ok, _ := c.stored(ctx); ok { // another replica has done it
 			info, err = there, nil
 		}
 	}
 	outcome := removedCommitted
 	switch {
 	case errors.Is(err, signerapi.ErrUnsupportedMediaType), errors.Is(err, signerapi.ErrTooLarge):
-		outcome = removedRefused // no argument, and no other try, would change that
+		outcome = removedRefused // another try would have the same result
 	case err != nil:
 		return signerapi.Info{}, err
 	}
@@ -206,68 +209,48 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	return info, err
 }
 
-// commit is one Commit on its way.
+// commit is one Commit.
 type commit struct {
-	store   *Store
-	user    signerapi.User
-	opts    signerapi.CommitOptions
-	name    string // of staged
-	staged  *blockblob.Client
-	picture *blockblob.Client
+	*upload
+	name   string // of staged
+	staged *blockblob.Client
 }
 
-// errChanged is that what was sent is not any more what was looked at.
+// errChanged is returned when the client uploads another version of the staged blob during the commit.
 var errChanged = signerapi.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
 
-// run makes what was sent the picture, as it is now, in place of the one with the
-// entity tag before, "" for none.
+// run stores the version of the staged blob that sent describes as the picture. The stored picture has the ETag before, "" for
+// none.
 func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (signerapi.Info, error) {
-	s := c.store
 	if err := c.opts.Hold(before); err != nil { // storage would only say so at the end
 		return signerapi.Info{}, err
 	}
-	info := signerapi.Info{Size: sent.Size}
-	// An MD5 that storage has of a blob is what its sender said, and is checked like one
-	// that is said now.
-	switch info.MD5 = sent.MD5; {
+	// The MD5 of a staged blob is what the client claimed, so it is verified like the one of the commit.
+	switch c.info.MD5 = sent.MD5; {
 	case sent.Size > copyWhole && c.opts.MD5 != nil:
 		return signerapi.Info{}, signerapi.ErrInvalidArgument.With(fmt.Sprintf(
 			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyWhole)))
 	case sent.Size > copyWhole:
-		info.MD5 = nil
+		c.info.MD5 = nil
 	case c.opts.MD5 != nil && sent.MD5 != nil && !bytes.Equal(c.opts.MD5, sent.MD5):
 		return signerapi.Info{}, signerapi.ErrDigestMismatch
 	case c.opts.MD5 != nil:
-		info.MD5 = c.opts.MD5
+		c.info.MD5 = c.opts.MD5
 	}
 	var err error
-	if info.ContentType, err = c.inspect(ctx, sent.ETag); err != nil {
+	if c.info.ContentType, err = c.inspect(ctx, sent.ETag); err != nil {
 		return signerapi.Info{}, err
 	}
-	blocks, err := c.copyBlocks(ctx, sent.ETag, info)
-	if err != nil {
+	if err := c.copyBlocks(ctx, sent); err != nil {
 		return signerapi.Info{}, err
 	}
-	mark, op := c.mark(sent), &operation{name: opCommit}
-	err = s.call(context.WithoutCancel(ctx), op, "committing the copied blocks", func(ctx context.Context) error {
-		done, err := c.picture.CommitBlockList(ctx, blocks, &blockblob.CommitBlockListOptions{
-			HTTPHeaders:      &blob.HTTPHeaders{BlobContentType: &info.ContentType, BlobContentMD5: info.MD5},
-			Metadata:         map[string]*string{committedFrom: &mark},
-			AccessConditions: accessConditions(c.opts.Conditions),
-		})
-		info.ETag = etag(done.ETag)
-		return err
-	})
-	if err == nil {
-		return info, nil
-	}
-	return s.settle(ctx, op, err, func(ctx context.Context) (signerapi.Info, bool, error) { return c.done(ctx, mark) })
+	return c.upload.commit(ctx, sent.Size)
 }
 
-// inspect looks at the beginning of what was sent and returns what it is.
+// inspect reads the beginning of the staged blob and returns its media type.
 func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, err error) {
 	s := c.store
-	err = s.call(ctx, &operation{name: opGet}, "looking at what was sent", func(ctx context.Context) error {
+	err = s.call(ctx, &operation{name: opGet}, "reading the staged blob", func(ctx context.Context) error {
 		resp, err := c.staged.DownloadStream(ctx, &blob.DownloadStreamOptions{
 			Range:            blob.HTTPRange{Count: picture.HeadBytes},
 			AccessConditions: accessConditions(signerapi.Conditions{IfMatch: etag}),
@@ -285,60 +268,39 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 	return mediaType, stagedError(err)
 }
 
-// copyBlocks has storage copy what was sent into blocks of the picture, which stays
-// as it is, and returns their names.
-func (c *commit) copyBlocks(ctx context.Context, etag string, info signerapi.Info) ([]string, error) {
-	s := c.store
-	source, err := s.source(c.name)
+// copyBlocks lets storage copy the staged blob into blocks of the picture.
+func (c *commit) copyBlocks(ctx context.Context, sent signerapi.Info) error {
+	source, err := c.store.source(c.name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var validation blob.SourceContentValidationType
 	size := int64(copyBlock)
-	if info.MD5 != nil {
-		validation, size = blob.SourceContentValidationTypeMD5(info.MD5), copyWhole
+	if c.info.MD5 != nil {
+		validation, size = blob.SourceContentValidationTypeMD5(c.info.MD5), copyWhole
 	}
-	var prefix [16]byte // another upload's blocks must not be taken for ours
-	_, _ = rand.Read(prefix[:])
-	var names []string
 	copies, ctx := errgroup.WithContext(ctx)
 	copies.SetLimit(parallel)
-	for at := int64(0); at < info.Size; at += size {
-		name := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(prefix[:], uint32(len(names)))) //nolint:gosec // few
-		names = append(names, name)
+	for at := int64(0); at < sent.Size; at += size {
+		id := c.nextBlock()
 		copies.Go(func() error {
-			return s.call(ctx, &operation{name: opCopy}, "copying what was sent", func(ctx context.Context) error {
-				_, err := c.picture.StageBlockFromURL(ctx, name, source, &blockblob.StageBlockFromURLOptions{
-					Range:                          blob.HTTPRange{Offset: at, Count: min(size, info.Size-at)},
-					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(etag))},
+			return c.store.call(ctx, &operation{name: opCopy}, "copying the staged blob", func(ctx context.Context) error {
+				_, err := c.client.StageBlockFromURL(ctx, id, source, &blockblob.StageBlockFromURLOptions{
+					Range:                          blob.HTTPRange{Offset: at, Count: min(size, sent.Size-at)},
+					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(sent.ETag))},
 					SourceContentValidation:        validation,
 				})
 				return copyError(err)
 			})
 		})
 	}
-	return names, copies.Wait()
+	return copies.Wait()
 }
 
 // source returns a signed URL from which storage copies the blob name.
 func (s *Store) source(name string) (string, error) {
 	source, err := s.readURL(s.opts.AccountURL, name, sourceTTL, "")
 	return string(source), err
-}
-
-// committedFrom is the metadata of a picture that was sent straight to storage: its
-// commit's mark.
-const committedFrom = "catsupload"
-
-// mark says of which blob a picture was made, and as which version of it: one ticket
-// can be sent and committed several times.
-func (c *commit) mark(sent signerapi.Info) string { return c.name + " " + sent.ETag }
-
-// done reports whether the picture that is there has a mark that begins so, and is
-// thus of this ticket, or of the same version of what was sent: the commit was asked
-// for before, or its answer was lost.
-func (c *commit) done(ctx context.Context, mark string) (info signerapi.Info, ok bool, err error) {
-	return c.store.marked(ctx, c.picture.BlobClient(), committedFrom, mark)
 }
 
 // origin is where links and tickets lead.

@@ -204,20 +204,13 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 		})
 		return err
 	})
-	if op.unclear > 0 && errors.Is(err, signerapi.ErrNotFound) {
-		return nil // an earlier try of ours has deleted it, or another did: it is gone
+	switch {
+	case err == nil || op.unclear == 0:
+		return err
+	case errors.Is(err, signerapi.ErrNotFound): // an earlier try or another client has deleted it
+		return nil
 	}
-	if op.unclear > 0 && err != nil {
-		e := signerapi.AsError(err)
-		switch {
-		case errors.Is(e, signerapi.ErrPreconditionFailed):
-			e = e.With("storage rejected the repetition of this deletion")
-		case errors.Is(e, signerapi.ErrIncomplete):
-			e = e.With("the client closed the connection")
-		}
-		return e.Unknown(signerapi.MayBeDeleted)
-	}
-	return err
+	return unknownOutcome(err, signerapi.MayBeDeleted, "deletion")
 }
 
 // Ready implements [signerapi.Signer]. It returns nil if the user delegation key can sign a URL of the default lifetime.

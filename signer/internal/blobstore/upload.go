@@ -28,18 +28,21 @@ const (
 	smallBytes = 64 << 10
 	// MaxPicture is the largest picture that one Put Blob or Put Block can carry, in bytes (service version 2019-12-12).
 	MaxPicture = 4000 << 20
-	// uploadID is the metadata of a picture by which the signer recognizes its own upload when the answer of storage is lost.
-	uploadID = "catsid"
+	// uploadID and committedFrom are keys of a picture's metadata, the first of a Put and the second of a Commit. By the mark
+	// under its key, the signer recognizes its own write when the response of storage is lost.
+	uploadID      = "catsid"
+	committedFrom = "catsupload"
 )
 
-// upload is one Put.
+// upload is a write of one picture, by Put or Commit.
 type upload struct {
-	store  *Store
-	client *blockblob.Client
-	opts   signerapi.PutOptions
-	id     string // the same in all tries; another upload has another one
-	info   signerapi.Info
-	blocks []string // IDs, in the order of the picture
+	store     *Store
+	client    *blockblob.Client // of the picture
+	opts      signerapi.PutOptions
+	id        string // random, the same in all tries
+	key, mark string // in the metadata of the picture
+	info      signerapi.Info
+	blocks    []string // IDs, in the order of the picture
 }
 
 // Put implements [signerapi.Signer].
@@ -72,10 +75,9 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	}
 	s.known.forget(user)
 	defer s.known.forget(user)
-	up := &upload{
-		store: s, client: s.container.NewBlockBlobClient(s.blobName(user)), opts: opts, id: rand.Text(),
-		info: signerapi.Info{ContentType: contentType, Size: opts.Size},
-	}
+	up := s.newUpload(user, opts)
+	up.key, up.mark = uploadID, up.id
+	up.info = signerapi.Info{ContentType: contentType, Size: opts.Size}
 	switch {
 	case small:
 		return up.small(ctx, picture, max(opts.Size, opts.AtMost))
@@ -85,6 +87,10 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		return up.bounded(ctx, picture)
 	}
 	return up.chunked(ctx, picture)
+}
+
+func (s *Store) newUpload(user signerapi.User, opts signerapi.PutOptions) *upload {
+	return &upload{store: s, client: s.container.NewBlockBlobClient(s.blobName(user)), opts: opts, id: rand.Text()}
 }
 
 // checkBounds returns an error for bounds of a size that cannot be used.
@@ -298,8 +304,9 @@ func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error
 	})
 }
 
-// write makes the call do, which replaces the picture, and returns the new picture. It does not end with the request: the
-// picture has arrived whole, and a client that leaves now does not decide whether it is stored.
+// write makes the call do, which replaces the picture, and returns the new picture. It does not end with ctx: the picture has
+// arrived whole, and a client that leaves now does not decide whether it is stored. If a try of do failed that storage may have
+// carried out, write looks for the picture. If it does not find the picture, the outcome of the error is unknown.
 func (up *upload) write(ctx context.Context, op *operation, doing string, do func(context.Context) (*azcore.ETag, error)) (signerapi.Info, error) {
 	var tag *azcore.ETag
 	err := up.store.call(context.WithoutCancel(ctx), op, doing, func(ctx context.Context) (err error) {
@@ -310,35 +317,35 @@ func (up *upload) write(ctx context.Context, op *operation, doing string, do fun
 		up.info.ETag = etag(tag)
 		return up.info, nil
 	}
-	return up.store.settle(ctx, op, err, func(ctx context.Context) (signerapi.Info, bool, error) {
-		return up.store.marked(ctx, up.client.BlobClient(), uploadID, up.id)
-	})
-}
-
-// settle finds out what a write did that failed with err. If a try of op may have been carried out, stored looks whether the
-// picture is the one of this write. If it is not, the outcome is unknown: storage may still be writing, or another writer may
-// have replaced the picture since.
-func (s *Store) settle(ctx context.Context, op *operation, err error, stored func(context.Context) (signerapi.Info, bool, error)) (signerapi.Info, error) {
 	if op.unclear == 0 {
 		return signerapi.Info{}, err
 	}
-	if info, ok, lookErr := stored(context.WithoutCancel(ctx)); ok && lookErr == nil {
+	if info, ok, lookErr := up.stored(context.WithoutCancel(ctx)); ok && lookErr == nil {
 		return info, nil
 	}
-	e := signerapi.AsError(err)
-	if errors.Is(e, signerapi.ErrPreconditionFailed) || errors.Is(e, signerapi.ErrConflict) {
-		e = e.With("storage rejected the repetition of this upload")
-	}
-	return signerapi.Info{}, e.Unknown(signerapi.MayBeStored)
+	// Storage may still be writing, or another writer may have replaced the picture since.
+	return signerapi.Info{}, unknownOutcome(err, signerapi.MayBeStored, "upload")
 }
 
-// marked returns the picture of client, and whether the value of its metadata key begins with mark.
-func (s *Store) marked(ctx context.Context, client *blob.Client, key, mark string) (info signerapi.Info, ok bool, err error) {
-	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := client.GetProperties(ctx, nil)
+// unknownOutcome returns the error of a write that failed with err, and that storage may have carried out in an earlier try.
+func unknownOutcome(err error, may, write string) error {
+	e := signerapi.AsError(err)
+	switch {
+	case errors.Is(e, signerapi.ErrPreconditionFailed), errors.Is(e, signerapi.ErrConflict):
+		e = e.With("storage rejected the repetition of this " + write)
+	case errors.Is(e, signerapi.ErrIncomplete):
+		e = e.With("the client closed the connection")
+	}
+	return e.Unknown(may)
+}
+
+// stored returns the stored picture, and whether its mark begins with that of up.
+func (up *upload) stored(ctx context.Context) (info signerapi.Info, ok bool, err error) {
+	err = up.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := up.client.GetProperties(ctx, nil)
 		ok = false
 		for name, value := range p.Metadata {
-			ok = ok || strings.EqualFold(name, key) && value != nil && strings.HasPrefix(*value, mark) // HTTP changes the case
+			ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
 		}
 		info = infoOf(p)
 		return err
@@ -353,7 +360,7 @@ func (up *upload) headers() *blob.HTTPHeaders {
 	return &blob.HTTPHeaders{BlobContentType: &up.info.ContentType, BlobContentMD5: up.info.MD5}
 }
 
-func (up *upload) metadata() map[string]*string { return map[string]*string{uploadID: &up.id} }
+func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
 
 func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
 	if c == (signerapi.Conditions{}) {
