@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
+	"cats.example/shared/pool"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
@@ -337,7 +338,7 @@ func (v *visit) clock(ctx context.Context, because string) {
 	}
 }
 
-// callers asks the issuer of the callers' tokens, where they must be known.
+// callers fetches the issuer's configuration and keys, unless authentication is off.
 func (v *visit) callers(ctx context.Context, log *slog.Logger) {
 	const check = "callers"
 	if !v.Callers.On() || v.skipped(ctx, check, "") {
@@ -345,7 +346,9 @@ func (v *visit) callers(ctx context.Context, log *slog.Logger) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, issuerLimit)
 	defer cancel()
-	if err := callers.New(v.Callers, log, prometheus.NewRegistry()).Check(ctx); err != nil {
+	reg := prometheus.NewRegistry()
+	v.Callers.Waiters = pool.NewSet("doctor", 0, reg).New("waiters", 1)
+	if err := callers.New(v.Callers, log, reg).Check(ctx); err != nil {
 		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https", v.Callers.Issuer, err))
 		return
 	}

@@ -18,7 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"cats.example/shared/access"
 	"cats.example/signer/internal/blobstore"
+	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -38,6 +40,8 @@ func op(r *http.Request) string {
 	switch {
 	case strings.Contains(r.URL.Path, "/v2.0/"):
 		return "exchange"
+	case strings.HasPrefix(r.URL.Path, "/issuer/"):
+		return "callers"
 	case q.Get("comp") == "userdelegationkey":
 		return "key"
 	case r.Header.Get("X-Ms-Copy-Source") != "":
@@ -71,6 +75,9 @@ func (a *azure) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			"issuer": tenant + "/v2.0", "authorization_endpoint": tenant + "/oauth2/v2.0/authorize", "token_endpoint": tenant + "/oauth2/v2.0/token",
 			"token_type": "Bearer", "expires_in": 3600, "access_token": "eyJsecret",
 		})
+	case "callers": // the configuration and the keys in one; the key is from RFC 7517 appendix A.1
+		fmt.Fprintf(w, `{"issuer":"%[1]s/issuer","jwks_uri":"%[1]s/issuer/keys","keys":[{"kty":"EC","crv":"P-256",
+			"x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}`, a.url)
 	case "key":
 		field := func(tag string) string {
 			_, after, _ := strings.Cut(string(body), "<"+tag+">")
@@ -252,6 +259,17 @@ func TestEachRefusalOfStorageIsToldWithWhatToDo(t *testing.T) {
 		if len(back.blobs) > 0 && c.op != "delete" {
 			t.Errorf("%s: left: %v", c.op, back.blobs)
 		}
+	}
+}
+
+func TestDoctorFetchesTheIssuersKeys(t *testing.T) {
+	for _, c := range []struct{ issuer, mark, says string }{
+		{"/issuer", "ok callers", "/issuer for the-api are verified, and their oid is the user"},
+		{"/nobody", "fail callers", "fix: OIDC_ISSUER must be the issuer"},
+	} {
+		opts, back := healthy(t)
+		opts.Callers = callers.Options{Rules: access.Rules{Issuer: back.url + c.issuer}, Audience: "the-api", Claim: "oid", Client: opts.Transport}
+		examine(t.Context(), t, opts, well+", "+c.mark, c.says)
 	}
 }
 
