@@ -204,9 +204,9 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 		},
 		{
 			"some settings", nil,
-			[]string{"LINK_TTL=soon", "EXISTENCE_TTL=-1s", "AZURE_TENANT_ID="},
-			"fail settings, fail settings, fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{`LINK_TTL is "soon"`, "EXISTENCE_TTL must not be negative", "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings do not say which identity"},
+			[]string{"LINK_TTL=soon", "AZURE_TENANT_ID="},
+			"fail settings, fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock",
+			[]string{`LINK_TTL is "soon"`, "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings do not say which identity"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

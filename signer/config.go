@@ -67,27 +67,17 @@ var (
 )
 
 // parse reads the settings and returns all their validation errors, joined. An identity that cannot be used is not among
-// them: the signer starts without it, is not ready, and logs why, so that "signer doctor" can run in its container.
+// them: the signer starts without it, is not ready, and logs why, so that "signer doctor" can run in its container. If a
+// setting cannot be read, parse validates none; the other settings are in config all the same.
 func parse(environ []string) (config, error) {
-	c, err := read(environ)
-	if err != nil {
-		return c, err
-	}
-	return c, c.faults()
-}
-
-// read reads the settings without a look at what they say. After an error, the
-// settings that could be read are there.
-func read(environ []string) (config, error) {
 	var c config
 	err := service.Parse(&c, environ)
 	c.AccountURL = strings.TrimSuffix(c.AccountURL, "/")
 	c.LinkBase = strings.TrimSuffix(c.LinkBase, "/")
-	return c, err
-}
-
-func (c config) faults() error {
-	return errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate(),
+	if err != nil {
+		return c, err
+	}
+	return c, errors.Join(c.Rules.Validate(), c.Limits.Validate(), c.Settings.Validate(),
 		c.storageFaults(), c.credentialFault(), c.linkFaults(), c.apiFaults(), c.callerFaults(), c.PerClient.Validate())
 }
 

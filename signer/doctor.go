@@ -47,27 +47,19 @@ func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
 	return 1
 }
 
-// doctorOptions reads the settings as far as they can be used.
+// doctorOptions returns the settings as far as they can be used, and the errors with which the signer does not start or does
+// not get a token.
 func doctorOptions(environ []string) doctor.Options {
-	c, err := read(environ)
-	faults := service.Faults(err)
-	for _, fault := range service.Faults(errors.Join(c.faults(), c.identityFaults())) {
-		// What could not be read is there as its zero value, which is another fault.
-		variable, _, _ := strings.Cut(strings.ReplaceAll(fault.Error(), ",", " "), " ")
-		if !slices.ContainsFunc(faults, func(f error) bool { return strings.Contains(f.Error(), variable) }) {
-			faults = append(faults, fault)
-		}
-	}
-	noStorage := c.storageFaults() != nil
-	if c.linkFaults() != nil {
+	c, err := parse(environ)
+	if c.linkFaults() != nil { // the other checks need some values
 		c.LinkTTL, c.LinkMaxTTL, c.LinkBase = time.Hour, 24*time.Hour, ""
 	}
 	transport := blobstore.NewTransport()
 	return doctor.Options{
-		Faults:     faults,
+		Faults:     service.Faults(errors.Join(err, c.identityFaults())),
 		Pod:        pod(environ),
 		NoIdentity: c.credentialFault() != nil || c.identityFaults() != nil,
-		NoStorage:  noStorage,
+		NoStorage:  c.storageFaults() != nil,
 		Identity:   c.identityOptions(transport),
 		Storage:    c.storageOptions(transport, nil),
 		TokenProxy: slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "AZURE_KUBERNETES_TOKEN_PROXY=") }),
