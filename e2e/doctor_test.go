@@ -164,7 +164,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 		{
 			"garbage", func(t *testing.T, path string) { writeToken(t, path, "a cat walked over the keyboard") }, nil,
 			strings.Replace(refused, "ok token file", "fail token file", 1),
-			[]string{"AADSTS50027:", "three parts", "fix: AZURE_FEDERATED_TOKEN_FILE"},
+			[]string{"AADSTS50027:", "signed JSON Web Token", "fix: AZURE_FEDERATED_TOKEN_FILE"},
 		},
 		{
 			"wrong client", nil,

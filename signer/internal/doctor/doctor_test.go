@@ -109,9 +109,9 @@ func refuse(w http.ResponseWriter, status int, code string) {
 	w.WriteHeader(status)
 }
 
-// jwt is a token with claims, signed by nobody.
-func jwt(claims string) string {
-	return "eyJhbGciOiJub25lIn0." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2VjcmV0"
+// token returns a token with claims and an invalid signature.
+func token(claims string) string {
+	return "eyJhbGciOiJSUzI1NiJ9." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".c2VjcmV0"
 }
 
 // healthy returns settings with which all is well, and who answers.
@@ -126,7 +126,7 @@ func healthy(t *testing.T) (Options, *azure) {
 	tls.RootCAs, tls.ServerName = srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, "example.com"
 	t.Cleanup(client.CloseIdleConnections)
 	file := filepath.Join(t.TempDir(), "token")
-	writeToken(t, file, jwt(fmt.Sprintf(`{"iss":"https://issuer.example.com","sub":"system:serviceaccount:cats-api:cats-api-sa","aud":["api://AzureADTokenExchange"],"exp":%d}`, time.Now().Add(time.Hour).Unix())))
+	writeToken(t, file, token(fmt.Sprintf(`{"iss":"https://issuer.example.com","sub":"system:serviceaccount:cats-api:cats-api-sa","aud":["api://AzureADTokenExchange"],"exp":%d}`, time.Now().Add(time.Hour).Unix())))
 	return Options{
 		Identity: identity.Options{
 			Kind: identity.WorkloadIdentity, ClientID: "the-client", TenantID: "tenant", TokenFile: file,
@@ -309,23 +309,26 @@ func TestTheClocksDifferenceIsToldByHowMuchItBreaks(t *testing.T) {
 	}
 }
 
-func TestWhatIsWrongWithTheTokenFileIsToldWithoutTheToken(t *testing.T) {
+func TestDoctorReportsTokenFileFaults(t *testing.T) {
 	const audience = `"aud":"api://AzureADTokenExchange",`
 	now := time.Now().Unix()
-	for _, c := range []struct{ token, mark, says string }{
-		{jwt(fmt.Sprintf(`{%s"exp":%d}`, audience, now-60)), "fail", "expired 1m"},
-		{jwt(fmt.Sprintf(`{%s"exp":%d,"nbf":%d}`, audience, now+7200, now+3600)), "fail", "is not valid before"},
-		{jwt(fmt.Sprintf(`{%s"exp":1e300}`, audience)), "ok", "issuer    (none)"},
-		{jwt(`{` + audience[:len(audience)-1] + `}`), "fail", "does not say when it expires"},
-		{jwt(fmt.Sprintf(`{"aud":["api://AzureADTokenExchange","x"],"exp":%d}`, now+60)), "warn", "audience  api://AzureADTokenExchange, x (want api://AzureADTokenExchange)"},
-		{jwt(fmt.Sprintf(`{%s"exp":%d,"sub":"a\nok    sub"}`, audience, now+60)), "ok", "subject   a ok    sub"},
-		{jwt(fmt.Sprintf(`{%s"exp":%d,"sub":"eyJ0.eyJ1.c2VjcmV0"}`, audience, now+60)), "ok", "subject   [secret]"},
-		{jwt(`{"aud":7}`), "fail", "cannot be read"},
-		{jwt(`[]`), "fail", "cannot be read"},
-		{"eyJ.c2VjcmV0", "fail", "three parts"},
+	for _, c := range []struct{ content, mark, says string }{
+		{token(fmt.Sprintf(`{%s"exp":%d}`, audience, now-60)), "fail", "expired 1m"},
+		{token(fmt.Sprintf(`{%s"exp":%d,"nbf":%d}`, audience, now+7200, now+3600)), "fail", "is not valid before"},
+		{token(fmt.Sprintf(`{%s"exp":1e300}`, audience)), "fail", "does not hold a signed JSON Web Token"},
+		{token(fmt.Sprintf(`{%s"exp":4e18}`, audience)), "ok", "issuer    (none)"},
+		{token(fmt.Sprintf(`{%s"exp":-4e18}`, audience)), "fail", "expired "},
+		{token(`{` + audience[:len(audience)-1] + `}`), "fail", "does not say when it expires"},
+		{token(fmt.Sprintf(`{"aud":["api://AzureADTokenExchange","x"],"exp":%d}`, now+60)), "warn", "audience  api://AzureADTokenExchange, x (want api://AzureADTokenExchange)"},
+		{token(fmt.Sprintf(`{%s"exp":%d,"sub":"a\nok    sub"}`, audience, now+60)), "ok", "subject   a ok    sub"},
+		{token(fmt.Sprintf(`{%s"exp":%d,"sub":"eyJ0.eyJ1.c2VjcmV0"}`, audience, now+60)), "ok", "subject   [secret]"},
+		{token(`{"aud":7}`), "fail", "does not hold a signed JSON Web Token"},
+		{token(`[]`), "fail", "does not hold a signed JSON Web Token"},
+		{"eyJhbGciOiJub25lIn0.e30.c2VjcmV0", "fail", "does not hold a signed JSON Web Token"},
+		{"eyJ.c2VjcmV0", "fail", "does not hold a signed JSON Web Token"},
 	} {
 		opts, _ := healthy(t)
-		writeToken(t, opts.Identity.TokenFile, c.token)
+		writeToken(t, opts.Identity.TokenFile, c.content)
 		examine(t.Context(), t, opts, strings.Replace(well, "ok token file", c.mark+" token file", 1), c.says)
 	}
 }
@@ -342,7 +345,7 @@ func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
 	} {
 		opts, _ := healthy(t)
 		opts.Identity.AuthorityHost = c.host
-		writeToken(t, opts.Identity.TokenFile, jwt(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
+		writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
 		var out strings.Builder
 		v := &visit{Options: opts, report: report{out: &out}}
 		v.tokenFile(time.Now())
@@ -355,7 +358,7 @@ func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
 func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 	opts, _ := healthy(t)
 	opts.TokenProxy = true
-	writeToken(t, opts.Identity.TokenFile, jwt(fmt.Sprintf(`{"aud":["api://AKSIdentityBinding"],"exp":%d}`, time.Now().Unix()+60)))
+	writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":["api://AKSIdentityBinding"],"exp":%d}`, time.Now().Unix()+60)))
 	examine(t.Context(), t, opts, well, "no federated credential has to match it")
 }
 

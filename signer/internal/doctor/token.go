@@ -1,54 +1,30 @@
 package doctor
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
 	"cats.example/signer/internal/identity"
 )
 
-// claims of a federated token that matter for its exchange.
-type claims struct {
-	Issuer    string   `json:"iss"`
-	Subject   string   `json:"sub"`
-	Audience  audience `json:"aud"`
-	NotBefore *float64 `json:"nbf"` // in Unix time, as Expires
-	Expires   *float64 `json:"exp"`
-}
+// algorithms are the signature algorithms of Kubernetes' service-account tokens.
+var algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.ES384, jose.ES512}
 
-// audience is one or several.
-type audience []string
-
-// UnmarshalJSON implements [json.Unmarshaler].
-func (a *audience) UnmarshalJSON(b []byte) error {
-	var one string
-	if json.Unmarshal(b, &one) == nil {
-		*a = audience{one}
-		return nil
+// readClaims returns the claims of a token. It does not verify the signature: Entra ID does. The error holds nothing of the
+// token.
+func readClaims(token string) (claims jwt.Claims, err error) {
+	parsed, err := jwt.ParseSigned(strings.TrimSpace(token), algorithms)
+	if err != nil || parsed.UnsafeClaimsWithoutVerification(&claims) != nil {
+		return claims, errors.New("it does not hold a signed JSON Web Token")
 	}
-	return json.Unmarshal(b, (*[]string)(a))
-}
-
-// readClaims reads the claims of a token without verifying it: that is for Entra
-// ID. The error holds nothing of the token.
-func readClaims(token string) (claims, error) {
-	var c claims
-	parts := strings.Split(strings.TrimSpace(token), ".")
-	if len(parts) != 3 {
-		return c, errors.New("it does not hold a token of three parts")
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(payload, &c) != nil {
-		return c, errors.New("the claims of the token cannot be read")
-	}
-	return c, nil
+	return claims, nil
 }
 
 // tokenFile shows the claims of the federated token, for comparison with the
@@ -81,14 +57,14 @@ func (v *visit) tokenFile(now time.Time) (noToken string) {
 	if !v.TokenProxy && (len(c.Audience) != 1 || c.Audience[0] != expected) {
 		want = " (want " + expected + ")"
 	}
-	life, err := c.life(now)
+	valid, err := life(c, now)
 	switch {
 	case err != nil:
 		v.fail(check, fmt.Errorf("%s %w", path, err))
 	case want != "":
 		v.problem(warn, check, fmt.Errorf("%s has another audience than %s, which AZURE_AUTHORITY_HOST says; fix: set it where the token's volume is made, or give the federated credential the token's own", path, expected))
 	default:
-		v.line(ok, check, "%s, for %v", path, life)
+		v.line(ok, check, "%s, for %v", path, valid)
 	}
 	v.more("issuer    %s", shown(c.Issuer))
 	v.more("subject   %s", shown(c.Subject))
@@ -101,28 +77,23 @@ func (v *visit) tokenFile(now time.Time) (noToken string) {
 	return ""
 }
 
-// life returns how long the token is still good for, or why it is not.
-func (c claims) life(now time.Time) (time.Duration, error) {
+// life returns the remaining lifetime of a token, or an error if the token is not valid now.
+func life(c jwt.Claims, now time.Time) (time.Duration, error) {
+	begin, end := c.NotBefore.Time(), c.Expiry.Time()
 	switch {
-	case c.Expires == nil:
+	case c.Expiry == nil:
 		return 0, errors.New("does not say when it expires; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token")
-	case !now.Before(at(c.Expires)):
+	case !now.Before(end):
 		return 0, fmt.Errorf("expired %v ago, at %s; fix: is the kubelet renewing it, and is the node's clock right",
-			now.Sub(at(c.Expires)).Round(time.Second), at(c.Expires).Format(time.RFC3339))
-	case c.NotBefore != nil && now.Before(at(c.NotBefore)):
+			now.Sub(end).Round(time.Second), end.UTC().Format(time.RFC3339))
+	case now.Before(begin):
 		return 0, fmt.Errorf("is not valid before %s, in %v; fix: is the node's clock right",
-			at(c.NotBefore).Format(time.RFC3339), at(c.NotBefore).Sub(now).Round(time.Second))
+			begin.UTC().Format(time.RFC3339), begin.Sub(now).Round(time.Second))
 	}
-	return at(c.Expires).Sub(now).Round(time.Second), nil
+	return end.Sub(now).Round(time.Second), nil
 }
 
-// at is the time that a claim gives.
-func at(seconds *float64) time.Time {
-	const latest = 1 << 40 // far beyond all real ones, and within what can be printed
-	return time.Unix(int64(math.Max(-latest, math.Min(*seconds, latest))), 0).UTC()
-}
-
-// shown is a claim as a person can compare it.
+// shown returns a claim for the report: shortened, and "(none)" if it is empty.
 func shown(claim string) string {
 	const most = 300
 	switch {
