@@ -68,7 +68,7 @@ var (
 
 // parse reads the settings and returns all their validation errors, joined. An identity that cannot be used is not among
 // them: the signer starts without it, is not ready, and logs why, so that "signer doctor" can run in its container. If a
-// setting cannot be read, parse validates none; the other settings are in config all the same.
+// setting cannot be read, parse validates none; the other settings are in config nevertheless.
 func parse(environ []string) (config, error) {
 	var c config
 	err := service.Parse(&c, environ)

@@ -9,39 +9,45 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// clockWarns is from which difference of the clocks on it is told.
-const clockWarns = time.Minute
+// maxClockSkew is the difference between the clocks up to which they agree.
+const maxClockSkew = time.Minute
 
-// clock tells how far this machine's clock is from storage's, which decides when a
-// link begins and ends. It corrects nothing: the link's times would then hang on a
-// header that was read minutes ago, and a clock that is wrong breaks more than links.
+// ClockFault returns an error if this machine's clock is more than a minute ahead of storage's, or, where ahead is negative,
+// more than a minute behind it. The error says what the difference breaks.
+func ClockFault(ahead time.Duration) error {
+	switch rounded := ahead.Round(time.Second); {
+	case ahead > maxClockSkew:
+		return fmt.Errorf("this clock is %v ahead of storage's; from %v on storage rejects new links as not valid yet; fix: time synchronisation on this node", rounded, LinkSkew)
+	case ahead < -maxClockSkew:
+		return fmt.Errorf("this clock is %v behind storage's; links end that much too early, short ones at once; fix: time synchronisation on this node", -rounded)
+	}
+	return nil
+}
+
+// clock measures how far this machine's clock is ahead of storage's, which decides when a link begins and ends. It corrects
+// nothing: the times in a link would then depend on a header that was read minutes ago, and a wrong clock breaks more than
+// links.
 type clock struct {
 	log   *slog.Logger
 	ahead prometheus.Gauge
-	wrong bool // when last seen
+	wrong bool // at the last measurement
 }
 
-// compare takes the Date of an answer of storage that came at now. It is called by
-// one goroutine at a time.
+// compare measures the difference from date, the Date header of a response that storage sent now, and logs when the clock
+// becomes wrong or right. One goroutine at a time may call it.
 func (c *clock) compare(now time.Time, date string) {
 	theirs, err := http.ParseTime(date)
 	if err != nil {
 		return
 	}
-	ahead := now.Sub(theirs.Add(time.Second / 2)) // it is cut to whole seconds
+	ahead := now.Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
 	c.ahead.Set(ahead.Seconds())
-	wrong := ahead.Abs() > clockWarns
-	if wrong == c.wrong {
-		return
-	}
-	c.wrong = wrong
-	if !wrong {
+	fault := ClockFault(ahead)
+	switch {
+	case fault != nil && !c.wrong:
+		c.log.Warn("the clock is wrong", "error", fault.Error())
+	case fault == nil && c.wrong:
 		c.log.Info("the clock agrees with storage's again")
-		return
 	}
-	err = fmt.Errorf("ours is %v behind storage's, and links end that much too early, short ones at once", -ahead.Round(time.Second))
-	if ahead > 0 {
-		err = fmt.Errorf("ours is %v ahead of storage's, and from %v on links are not valid yet when they are given out", ahead.Round(time.Second), LinkSkew)
-	}
-	c.log.Warn("the clock is wrong", "error", err.Error()+"; fix: time synchronisation on this node")
+	c.wrong = fault != nil
 }

@@ -315,8 +315,8 @@ func TestAClockThatDiffersFromStoragesIsTold(t *testing.T) {
 		{0, ""},
 		{50 * time.Second, ""},
 		{-50 * time.Second, ""},
-		{10 * time.Minute, "ahead of storage's, and from 15m0s on links are not valid yet"},
-		{-10 * time.Minute, "behind storage's, and links end that much too early"},
+		{10 * time.Minute, "ahead of storage's; from 15m0s on storage rejects new links"},
+		{-10 * time.Minute, "behind storage's; links end that much too early"},
 	} {
 		inBubble(t, func(t *testing.T, s *tried) {
 			s.way.set(nil, c.ahead)

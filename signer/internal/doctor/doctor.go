@@ -38,13 +38,8 @@ const (
 	totalLimit    = 50 * time.Second
 )
 
-// From which difference on the clocks are told, and from which something breaks:
-// links that begin too late, and short ones that end too early.
-const (
-	clockWarns  = time.Minute
-	clockAhead  = blobstore.LinkSkew
-	clockBehind = 5 * time.Minute
-)
+// clockBehind is how far the clock may be behind storage's before the check fails: short links would end at once.
+const clockBehind = 5 * time.Minute
 
 // picture is what the scratch blob holds: a PNG of one pixel.
 var picture, _ = base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
@@ -322,19 +317,16 @@ func (v *visit) clock(ctx context.Context, because string) {
 		v.problem(warn, check, errors.New("storage's answer has no date to compare with"))
 		return
 	}
-	date = date.Add(time.Second / 2) // it is cut to whole seconds
+	date = date.Add(time.Second / 2) // the header has whole seconds, rounded down
 	ahead := sent.Add(came.Sub(sent) / 2).Sub(date)
-	switch off := ahead.Abs(); {
-	case ahead > clockAhead:
-		v.fail(check, fmt.Errorf("ours is %v ahead of storage's; links start only %v back, so storage takes them for not valid yet; fix: time synchronisation on this node", off.Round(time.Second), blobstore.LinkSkew))
-	case -ahead > clockBehind:
-		v.fail(check, fmt.Errorf("ours is %v behind storage's; links end that much too early, short ones at once; fix: time synchronisation on this node", off.Round(time.Second)))
-	case off > clockWarns && ahead > 0:
-		v.problem(warn, check, fmt.Errorf("ours is %v ahead of storage's; links break from %v on; fix: time synchronisation on this node", off.Round(time.Second), clockAhead))
-	case off > clockWarns:
-		v.problem(warn, check, fmt.Errorf("ours is %v behind storage's; links end that much too early; fix: time synchronisation on this node", off.Round(time.Second)))
+	err = blobstore.ClockFault(ahead)
+	switch {
+	case err == nil:
+		v.line(ok, check, "within %v of storage's", ahead.Abs().Truncate(time.Second)+time.Second)
+	case ahead > blobstore.LinkSkew || -ahead > clockBehind:
+		v.fail(check, err)
 	default:
-		v.line(ok, check, "within %v of storage's", max(off.Truncate(time.Second)+time.Second, time.Second))
+		v.problem(warn, check, err)
 	}
 }
 

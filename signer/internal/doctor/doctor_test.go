@@ -287,7 +287,7 @@ func TestAPutWithoutAnAnswerIsDeletedAllTheSame(t *testing.T) {
 	examine(t.Context(), t, opts, begin+"ok key, fail put, skip link, ok delete, ok clock", "no answer from acct.blob.localhost")
 }
 
-func TestTheClocksDifferenceIsToldByHowMuchItBreaks(t *testing.T) {
+func TestDoctorMarksClockSkewBySize(t *testing.T) {
 	for _, c := range []struct {
 		storage time.Duration // ahead of us
 		mark    string
@@ -296,9 +296,9 @@ func TestTheClocksDifferenceIsToldByHowMuchItBreaks(t *testing.T) {
 		{0, "ok", "within 1s"},
 		{50 * time.Second, "ok", "within 5"},
 		{2 * time.Minute, "warn", "behind storage's; links end that much too early"},
-		{-10 * time.Minute, "warn", "links break from 15m0s on"},
+		{-10 * time.Minute, "warn", "10m0s ahead of storage's; from 15m0s on storage rejects new links"},
 		{6 * time.Minute, "fail", "behind storage's; links end that much too early, short ones at once"},
-		{-16 * time.Minute, "fail", "ahead of storage's; links start only 15m0s back"},
+		{-16 * time.Minute, "fail", "16m0s ahead of storage's; from 15m0s on storage rejects new links"},
 	} {
 		opts, back := healthy(t)
 		back.fault = func(_ string, w http.ResponseWriter) bool {
