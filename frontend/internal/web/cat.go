@@ -15,7 +15,7 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-// owner is whose picture an answer is about.
+// owner names the user of a picture in responses.
 type owner struct {
 	Name string `json:"name"`
 }
@@ -39,8 +39,8 @@ func (web) getService(w http.ResponseWriter, _ *http.Request) error {
 	return nil
 }
 
-func (s web) getCat(w http.ResponseWriter, r *http.Request) error {
-	user, link, err := s.link(r)
+func (s web) getCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
+	link, err := s.link(r, user)
 	if err != nil {
 		return err
 	}
@@ -53,10 +53,10 @@ func (s web) getCat(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// getPicture redirects to the picture, so that a page can show it. A browser may
-// keep the redirect for half of what is left of the link.
-func (s web) getPicture(w http.ResponseWriter, r *http.Request) error {
-	_, link, err := s.link(r)
+// getPicture redirects to the signed URL of the picture, for use in HTML pages. Browsers may cache the redirect for half of
+// the time in which the URL is valid.
+func (s web) getPicture(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
+	link, err := s.link(r, user)
 	if err != nil {
 		return err
 	}
@@ -67,59 +67,42 @@ func (s web) getPicture(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// link asks for a link as the path and the query say. Its limits are the
-// signer's to know.
-func (s web) link(r *http.Request) (signerapi.User, signerapi.Link, error) {
-	user, err := userOf(r)
+// link requests a signed URL of the picture of user with the options in the query. The signer checks the limits of ttl.
+func (s web) link(r *http.Request, user signerapi.User) (link signerapi.Link, err error) {
+	query, err := arguments(r, "ttl", "download")
 	if err != nil {
-		return user, signerapi.Link{}, err
+		return link, err
 	}
-	var opts signerapi.LinkOptions
-	query, err := queryOf(r)
-	if err != nil {
-		return user, signerapi.Link{}, err
-	}
-	if ttl, ok, err := once(query, "ttl"); err != nil {
-		return user, signerapi.Link{}, err
-	} else if ok {
-		if opts.TTL, err = time.ParseDuration(ttl); err != nil || opts.TTL <= 0 || opts.TTL%time.Second != 0 {
-			return user, signerapi.Link{}, signerapi.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
+	opts := signerapi.LinkOptions{Download: query.Get("download")}
+	if query.Has("ttl") {
+		if opts.TTL, err = time.ParseDuration(query.Get("ttl")); err != nil || opts.TTL <= 0 || opts.TTL%time.Second != 0 {
+			return link, signerapi.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
 		}
 	}
-	if download, ok, err := once(query, "download"); err != nil {
-		return user, signerapi.Link{}, err
-	} else if ok {
-		if download == "" {
-			return user, signerapi.Link{}, signerapi.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
-		}
-		if err := signerapi.CheckDownloadName(download); err != nil {
-			return user, signerapi.Link{}, err
-		}
-		opts.Download = download
+	if query.Has("download") && opts.Download == "" {
+		return link, signerapi.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
 	}
-	link, err := s.signer.Link(r.Context(), user, opts)
+	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
+		return link, err
+	}
+	link, err = s.signer.Link(r.Context(), user, opts)
 	s.metrics.count("link", err)
-	return user, link, err
+	return link, err
 }
 
-// queryOf returns the query of a request. [url.URL.Query] would ignore what it cannot parse.
-func queryOf(r *http.Request) (url.Values, error) {
+// arguments returns the query of r. It returns ErrInvalidArgument if the query cannot be parsed, which [url.URL.Query]
+// would ignore, or has one of names more than once.
+func arguments(r *http.Request, names ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, signerapi.ErrInvalidArgument.With("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
 	}
-	return query, nil
-}
-
-// once returns the value of a query argument, and whether it is there.
-func once(query url.Values, name string) (string, bool, error) {
-	switch values := query[name]; len(values) {
-	case 0:
-		return "", false, nil
-	case 1:
-		return values[0], true, nil
+	for _, name := range names {
+		if len(query[name]) > 1 {
+			return nil, signerapi.ErrInvalidArgument.With(name + ": given more than once")
+		}
 	}
-	return "", false, signerapi.ErrInvalidArgument.With(name + ": given more than once")
+	return query, nil
 }
 
 // whole rejects a request whose body is a part of a picture, or is encoded, before h reads it.
@@ -141,12 +124,8 @@ func whole(h handler) handler {
 	}
 }
 
-// putCat stores the body as it is.
-func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
-	user, err := userOf(r)
-	if err != nil {
-		return err
-	}
+// putCat stores the body of the request.
+func (s web) putCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	digests, err := digestsOf(r.Header)
 	if err != nil {
 		return err
@@ -158,15 +137,11 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request) error {
 	return err
 }
 
-// postCat stores the field "file" of a form. Digests in the request's header are of
-// the whole form, those in the header of the part are of the picture.
-func (s web) postCat(w http.ResponseWriter, r *http.Request) error {
-	user, err := userOf(r)
-	if err != nil {
-		return err
-	}
-	// A client that waits to be asked for a body that is too large is not asked. Others learn first if the picture is in
-	// the wrong field.
+// postCat stores the field "file" of a form. Digests in the header of the request are those of the whole form, digests in
+// the header of the part are those of the picture.
+func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
+	// A client that sends Expect: 100-continue gets its answer instead of 100. For other clients, a wrong field name is the
+	// better answer.
 	maxSize := int64(s.options.MaxSize)
 	if r.ContentLength > maxSize+formOverhead+maxAfterFile && r.Header.Get("Expect") != "" {
 		return s.options.CheckSize(r.ContentLength)
@@ -202,9 +177,8 @@ func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 	if err != nil {
 		return err
 	}
-	// net/http cancels the context a moment before a failing read of the body
-	// returns; the read says why, the context does not. After the end of the body
-	// there is nothing to cancel: the signer stores what it has whole.
+	// net/http cancels the context a moment before a failing read of the body returns, and only the error of the read has
+	// the reason. After the end of the body the signer stores the picture in any case.
 	info, err := s.signer.Put(context.WithoutCancel(r.Context()), user, whole, opts)
 	return s.answerStored(w, "put", user, info, err)
 }
@@ -221,11 +195,7 @@ func (s web) answerStored(w http.ResponseWriter, op string, user signerapi.User,
 	return nil
 }
 
-func (s web) deleteCat(w http.ResponseWriter, r *http.Request) error {
-	user, err := userOf(r)
-	if err != nil {
-		return err
-	}
+func (s web) deleteCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	conditions, err := conditionsOf(r.Header)
 	if err != nil {
 		return err

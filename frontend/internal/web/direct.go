@@ -71,21 +71,13 @@ type ticket struct {
 	BlockSize int64               `json:"block_size,omitempty"`
 }
 
-// postUpload gives a ticket to send a picture straight to storage.
-func (s web) postUpload(w http.ResponseWriter, r *http.Request) error {
-	user, err := userOf(r)
+// postUpload starts a direct upload: it returns an upload URL.
+func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
+	query, err := arguments(r, "size")
 	if err != nil {
 		return err
 	}
-	query, err := queryOf(r)
-	if err != nil {
-		return err
-	}
-	announced, _, err := once(query, "size")
-	if err != nil {
-		return err
-	}
-	size, err := strconv.ParseInt(announced, 10, 64)
+	size, err := strconv.ParseInt(query.Get("size"), 10, 64)
 	if err != nil || size < 0 {
 		return signerapi.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
 	}
@@ -98,30 +90,23 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// postCommit makes what was sent under a ticket the picture.
-func (s web) postCommit(w http.ResponseWriter, r *http.Request) error {
-	user, err := userOf(r)
-	if err != nil {
-		return err
-	}
+// postCommit commits a direct upload: the staged blob becomes the picture.
+func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	id := mux.Vars(r)["id"]
 	if err := signerapi.CheckTicket(id); err != nil {
 		return err
 	}
-	var opts signerapi.CommitOptions
-	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
-		return err
-	}
-	query, err := queryOf(r)
+	conditions, err := conditionsOf(r.Header)
 	if err != nil {
 		return err
 	}
-	sum, ok, err := once(query, "content_md5")
+	query, err := arguments(r, "content_md5")
 	if err != nil {
 		return err
 	}
-	if ok {
-		if opts.MD5, err = base64.StdEncoding.DecodeString(sum); err != nil || len(opts.MD5) != 16 {
+	opts := signerapi.CommitOptions{Conditions: conditions}
+	if query.Has("content_md5") {
+		if opts.MD5, err = base64.StdEncoding.DecodeString(query.Get("content_md5")); err != nil || len(opts.MD5) != 16 {
 			return signerapi.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
 		}
 	}

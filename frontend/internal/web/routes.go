@@ -48,14 +48,14 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/service", resource{http.MethodGet: s.getService}},
 		{"/about", resource{http.MethodGet: s.getAbout}},
 		{"/cat/{user}", resource{
-			http.MethodGet:    s.reader(s.getCat),
-			http.MethodPost:   m.upload(s.owner(g.slot(g.slots.Uploads, whole(s.postCat)))),
-			http.MethodPut:    m.upload(s.owner(g.slot(g.slots.Uploads, whole(s.putCat)))),
-			http.MethodDelete: s.owner(s.deleteCat),
+			http.MethodGet:    s.reader(forUser(s.getCat)),
+			http.MethodPost:   m.upload(s.owner(g.slot(g.slots.Uploads, whole(forUser(s.postCat))))),
+			http.MethodPut:    m.upload(s.owner(g.slot(g.slots.Uploads, whole(forUser(s.putCat))))),
+			http.MethodDelete: s.owner(forUser(s.deleteCat)),
 		}},
-		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(s.getPicture)}},
-		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(s.postUpload))}},
-		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(g.slot(g.slots.Commits, s.postCommit)))}},
+		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(forUser(s.getPicture))}},
+		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(forUser(s.postUpload)))}},
+		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(g.slot(g.slots.Commits, forUser(s.postCommit))))}},
 		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
 		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
 		{"/docs", resource{http.MethodGet: d.getIndex}},
@@ -137,13 +137,19 @@ func withoutSlash(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusTemporaryRedirect)
 }
 
-// userOf returns the checked user name in the path.
-func userOf(r *http.Request) (signerapi.User, error) {
-	name, err := url.PathUnescape(mux.Vars(r)["user"])
-	if err != nil {
-		return signerapi.User{}, signerapi.ErrInvalidUser.With("the user name is not well percent-encoded")
+// forUser returns a handler that calls h with the user name in the path.
+func forUser(h func(http.ResponseWriter, *http.Request, signerapi.User) error) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		name, err := url.PathUnescape(mux.Vars(r)["user"])
+		if err != nil {
+			return signerapi.ErrInvalidUser.With("the user name is not well percent-encoded")
+		}
+		user, err := signerapi.ParseUser(name)
+		if err != nil {
+			return err
+		}
+		return h(w, r, user)
 	}
-	return signerapi.ParseUser(name)
 }
 
 // writeJSON answers with v and no line end after it.
