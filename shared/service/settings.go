@@ -103,57 +103,49 @@ type Setting struct {
 	Required bool
 	Help     string
 
-	field       string
+	field       string // of the struct
+	value       reflect.Value
+	shared      bool // must be the same in both containers
 	quotedLater bool // a value in quotes is not an error of Parse
 }
 
-// Describe lists the settings of a struct as [Parse] takes it, in the order of
-// the fields, for --help and for the test of the README's table.
+// Describe lists the settings in settings, which is what [Parse] takes, in the order of the fields.
 func Describe(settings any) []Setting {
-	return describe(reflect.Indirect(reflect.ValueOf(settings)).Type())
+	return describe(reflect.Indirect(reflect.ValueOf(settings)))
 }
 
-func describe(t reflect.Type) []Setting {
+func describe(settings reflect.Value) []Setting {
 	var list []Setting
-	for f := range t.Fields() {
+	for f, v := range settings.Fields() {
 		tag, ok := f.Tag.Lookup("env")
 		switch {
 		case ok:
 			name, options, _ := strings.Cut(tag, ",")
-			help := f.Tag.Get("help")
-			if isShared(f) {
-				help += "; the same in both containers"
+			s := Setting{
+				Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"),
+				field: f.Name, value: v, shared: f.Tag.Get("shared") == "true", quotedLater: f.Tag.Get("quoted") == "later",
 			}
-			list = append(list, Setting{name, f.Tag.Get("envDefault"), options == "required", help, f.Name, f.Tag.Get("quoted") == "later"})
+			if s.shared {
+				s.Help += "; the same in both containers"
+			}
+			list = append(list, s)
 		case f.Anonymous:
-			list = append(list, describe(f.Type)...)
+			list = append(list, describe(v)...)
 		}
 	}
 	return list
 }
 
-// isShared reports whether a setting must be the same in both containers: whether it has
-// the tag shared.
-func isShared(f reflect.StructField) bool { return f.Tag.Get("shared") == "true" }
-
-// Shared returns the values of the settings that must be the same in both containers, by
-// name, in a form in which equal settings are equal: numbers exactly, lists sorted.
+// Shared returns the values of the settings with the tag shared:"true", which must be the same in both containers, by name.
+// Equal values have equal strings: numbers are exact and lists are sorted.
 func Shared(settings any) map[string]string {
 	values := map[string]string{}
-	addShared(values, reflect.Indirect(reflect.ValueOf(settings)))
-	return values
-}
-
-func addShared(values map[string]string, settings reflect.Value) {
-	for f, v := range settings.Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("env"), ",")
-		switch {
-		case isShared(f):
-			values[name] = canonical(v)
-		case name == "" && f.Anonymous:
-			addShared(values, v)
+	for _, s := range Describe(settings) {
+		if s.shared {
+			values[s.Name] = canonical(s.value)
 		}
 	}
+	return values
 }
 
 func canonical(v reflect.Value) string {
