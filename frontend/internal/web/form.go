@@ -45,8 +45,8 @@ type form struct {
 	spare    int64    // what fields other than the file may still hold, in bytes
 	atLeast  int64    // lower bound of the file's size in bytes, once the file begins
 	atMost   int64    // upper bound; 0 if there are no bounds
-	files    []string // the names of the fields before the field "file" that hold a file
-	texts    []string // the same, of text
+	names    []string // of the fields before the field "file"
+	hasFile  bool     // whether one of these fields holds a file
 }
 
 // openForm looks at the request's header only. The errors are errMissingFile for
@@ -125,15 +125,11 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 			}
 			return &fileReader{form: f, part: part, unchosen: !field.named}, part.Header, nil
 		}
-		names := &f.texts
-		if field.file {
-			names = &f.files
-		}
-		*names = append(*names, field.name)
+		f.names, f.hasFile = append(f.names, field.name), f.hasFile || field.file
 		err = f.skip(part, field.name)
-		if len(f.files) > 0 && errors.Is(err, signerapi.ErrTooLarge) {
+		if f.hasFile && errors.Is(err, signerapi.ErrTooLarge) {
 			// The name of the field is more likely wrong than its size.
-			err = f.missing("the form has up to 1 MiB of other fields before the field \"file\"")
+			err = f.missing(`the form has no field "file" in its first 1 MiB`)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -144,23 +140,17 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 // closing returns the length of the closing boundary in bytes.
 func (f *form) closing() int64 { return int64(len("\r\n--" + f.boundary + "--")) }
 
-// missing returns errMissingFile with what is wrong and the names of the fields that were found.
+// missing returns errMissingFile with what is wrong and the names of the first fields.
 func (f *form) missing(wrong string) error {
-	found, names := "there is a file in", f.files
-	if len(names) == 0 {
-		found, names = "there is only text, in", f.texts
-	}
-	if len(names) == 0 {
+	if len(f.names) == 0 {
 		return errMissingFile
 	}
-	var b strings.Builder
-	for _, name := range names[:min(len(names), 5)] {
-		fmt.Fprintf(&b, " %.40q,", name)
+	const most = 10
+	names := fmt.Sprintf("%.40q", f.names[:min(len(f.names), most)])
+	if more := len(f.names) - most; more > 0 {
+		names += fmt.Sprintf(" and %d more", more)
 	}
-	if more := len(names) - 5; more > 0 {
-		fmt.Fprintf(&b, " and %d more,", more)
-	}
-	detail := fmt.Sprintf(`%s: %s%s but the picture must be a file in the field "file"`, wrong, found, b.String())
+	detail := fmt.Sprintf(`%s, but the fields %s; the picture must be a file in the field "file"`, wrong, names)
 	return errMissingFile.With(detail).Wrap(errors.New("the picture is missing from the form"))
 }
 
