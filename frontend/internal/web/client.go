@@ -9,40 +9,36 @@ import (
 )
 
 // AddressRange is a range of addresses, written as 10.0.0.0/8 or as one address.
-type AddressRange netip.Prefix
+type AddressRange struct{ netip.Prefix }
 
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (a *AddressRange) UnmarshalText(text []byte) error {
 	s := strings.TrimSpace(string(text))
 	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
-		*a = AddressRange(netip.PrefixFrom(addr, addr.BitLen()))
+		a.Prefix = netip.PrefixFrom(addr, addr.BitLen())
 		return nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
 		return fmt.Errorf("%q is no range of addresses: want such as 10.0.0.0/8, with no bits set behind the slash's number, or one address", s)
 	}
-	*a = AddressRange(p)
+	a.Prefix = p
 	return nil
 }
 
-// String implements [fmt.Stringer].
-func (a AddressRange) String() string { return netip.Prefix(a).String() }
-
-// Prefixes returns the ranges as [netip] has them.
+// Prefixes returns ranges as values of package netip.
 func Prefixes(ranges []AddressRange) (prefixes []netip.Prefix) {
 	for _, r := range ranges {
-		prefixes = append(prefixes, netip.Prefix(r))
+		prefixes = append(prefixes, r.Prefix)
 	}
 	return prefixes
 }
 
-// clientOf returns who sent a request that came from peer: peer itself, unless it is
-// a trusted proxy. Then it is the last address in X-Forwarded-For that is none: each
-// proxy adds its own peer at the end, and what stands before that anybody can have
-// written. At what is no address it stops, with the last one that was. The addresses
-// have no zone, and IPv4 ones are such.
+// clientOf returns the address of the client of a request that came from peer: peer itself, unless it is a trusted proxy. In
+// that case it is the last address in X-Forwarded-For that is no trusted proxy: each proxy appends its own peer, and clients
+// can forge the entries before. An entry that is no address ends the search, and the result is the address after it.
+// The result has no zone, and is never an IPv4-mapped IPv6 address.
 func clientOf(peer netip.Addr, forwarded []string, trusted []AddressRange) netip.Addr {
 	client := peer.Unmap().WithZone("")
 	if len(trusted) == 0 { // most often
@@ -54,7 +50,7 @@ func clientOf(peer netip.Addr, forwarded []string, trusted []AddressRange) netip
 			if rest, last, more = cutLast(rest); strings.TrimSpace(last) == "" {
 				continue // an empty element is none
 			}
-			if !slices.ContainsFunc(trusted, func(r AddressRange) bool { return netip.Prefix(r).Contains(client) }) {
+			if !slices.ContainsFunc(trusted, func(r AddressRange) bool { return r.Contains(client) }) {
 				return client
 			}
 			addr, ok := hopOf(last)
