@@ -90,18 +90,16 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer tracked.end()
 	watch := watchdog.New(tracked, acceptTimeout, putTimeout, cancel)
 	defer watch.Stop()
-	var query query
-	for _, size := range []struct {
-		name  string
-		bytes int64
-		known bool
-	}{{"size", opts.Size, opts.Size >= 0}, {"at_least", opts.AtLeast, opts.AtLeast > 0}, {"at_most", opts.AtMost, opts.AtMost > 0}} {
-		if size.known {
-			query.add(size.name, strconv.FormatInt(size.bytes, 10))
-		}
+	query := url.Values{}
+	if opts.Size >= 0 {
+		query.Set("size", strconv.FormatInt(opts.Size, 10))
 	}
-	opts.Conditions.query(&query)
-	opts.Digests.query(&query)
+	if opts.AtMost > 0 {
+		query.Set("at_least", strconv.FormatInt(opts.AtLeast, 10))
+		query.Set("at_most", strconv.FormatInt(opts.AtMost, 10))
+	}
+	opts.Conditions.addTo(query)
+	opts.Digests.addTo(query)
 	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, watch)
 	if err != nil {
 		return Info{}, err
@@ -121,15 +119,15 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
 	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
-	var query query
+	query := url.Values{}
 	if opts.TTL != 0 {
 		if opts.TTL%time.Second != 0 {
 			return Link{}, ErrInvalidArgument.With("ttl: only whole seconds are possible")
 		}
-		query.add("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
+		query.Set("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
 	}
 	if opts.Download != "" {
-		query.add("download", opts.Download)
+		query.Set("download", opts.Download)
 	}
 	req, err := c.request(ctx, http.MethodGet, linkPath, user, query, nil)
 	if err != nil {
@@ -143,8 +141,8 @@ func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, e
 func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	var query query
-	conditions.query(&query)
+	query := url.Values{}
+	conditions.addTo(query)
 	req, err := c.request(ctx, http.MethodDelete, picturePath, user, query, nil)
 	if err != nil {
 		return err
@@ -156,8 +154,7 @@ func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) e
 func (c *Client) Ticket(ctx context.Context, user User, size int64) (Ticket, error) {
 	ctx, cancel := context.WithTimeout(ctx, getTimeout)
 	defer cancel()
-	var query query
-	query.add("size", strconv.FormatInt(size, 10))
+	query := url.Values{"size": {strconv.FormatInt(size, 10)}}
 	req, err := c.request(ctx, http.MethodPost, ticketPath, user, query, nil)
 	if err != nil {
 		return Ticket{}, err
@@ -174,10 +171,9 @@ func (c *Client) Commit(ctx context.Context, user User, ticket string, opts Comm
 	}
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
-	var query query
-	query.add("ticket", ticket)
-	opts.query(&query)
-	Digests{MD5: opts.MD5}.query(&query)
+	query := url.Values{"ticket": {ticket}}
+	opts.addTo(query)
+	Digests{MD5: opts.MD5}.addTo(query)
 	req, err := c.request(ctx, http.MethodPost, commitPath, user, query, nil)
 	if err != nil {
 		return Info{}, err
@@ -191,48 +187,38 @@ func (c *Client) About(ctx context.Context) (About, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	var about About
-	return about, c.do(c.newRequest(ctx, http.MethodGet, aboutPath, "", nil), &about)
+	return about, c.do(c.newRequest(ctx, http.MethodGet, aboutPath, nil, nil), &about)
 }
 
 // Ready implements [Signer].
 func (c *Client) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	return c.do(c.newRequest(ctx, http.MethodGet, readyPath, "", nil), nil)
+	return c.do(c.newRequest(ctx, http.MethodGet, readyPath, nil, nil), nil)
 }
 
-// query adds the conditions to the arguments of a call.
-func (c Conditions) query(query *query) {
+// addTo adds the conditions to the arguments of a call.
+func (c Conditions) addTo(query url.Values) {
 	if c.IfMatch != "" {
-		query.add("if_match", c.IfMatch)
+		query.Set("if_match", c.IfMatch)
 	}
 	if c.IfNoneMatch != "" {
-		query.add("if_none_match", c.IfNoneMatch)
+		query.Set("if_none_match", c.IfNoneMatch)
 	}
 }
 
-func (c *Client) request(ctx context.Context, method, path string, user User, query query, body io.Reader) (*http.Request, error) {
+func (c *Client) request(ctx context.Context, method, path string, user User, query url.Values, body io.Reader) (*http.Request, error) {
 	if user == (User{}) {
 		return nil, ErrInvalidUser
 	}
-	query.add("user", user.String())
-	return c.newRequest(ctx, method, path, string(query), body), nil
+	query.Set("user", user.String())
+	return c.newRequest(ctx, method, path, query, body), nil
 }
 
-// query is the arguments of a call, as they stand in the URL.
-type query string
-
-func (q *query) add(name, value string) {
-	if *q != "" {
-		*q += "&"
-	}
-	*q += query(name + "=" + url.QueryEscape(value))
-}
-
-func (c *Client) newRequest(ctx context.Context, method, path, query string, body io.Reader) *http.Request {
+func (c *Client) newRequest(ctx context.Context, method, path string, query url.Values, body io.Reader) *http.Request {
 	req := &http.Request{
 		ProtoMajor: 1, ProtoMinor: 1, // net/http waits for 100 Continue only then
-		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query},
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query.Encode()},
 		Header: http.Header{contractHeader: {contractVersion}},
 	}
 	if token := TokenOf(ctx); token != "" {

@@ -68,11 +68,11 @@ func (r *digestReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// query adds the digests to the arguments of a call.
-func (d Digests) query(query *query) {
+// addTo adds the digests to the arguments of a call.
+func (d Digests) addTo(query url.Values) {
 	for _, one := range d.all() {
 		if *one.want != nil {
-			query.add(one.name, hex.EncodeToString(*one.want))
+			query.Set(one.name, hex.EncodeToString(*one.want))
 		}
 	}
 }

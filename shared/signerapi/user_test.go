@@ -57,9 +57,7 @@ func FuzzParseUser(f *testing.F) {
 		if err != nil || link.Path != "/cats/"+blob || link.JoinPath().String() != link.String() || link.RawQuery != "sig=x" {
 			t.Fatalf("%q does not survive the URL of a link: %v, %v", name, link, err)
 		}
-		var q query
-		q.add("user", name)
-		a := argumentsOf(&http.Request{URL: &url.URL{RawQuery: string(q)}})
+		a := argumentsOf(&http.Request{URL: &url.URL{RawQuery: url.Values{"user": {name}}.Encode()}})
 		if a.err != nil || a.user != u || len(a.Values) != 1 {
 			t.Fatalf("%q crosses the wire as %q with %v, %v", name, a.user, a.Values, a.err)
 		}
