@@ -323,7 +323,7 @@ func (b *body) Read(p []byte) (int, error) {
 		b.got, b.waited = 0, 0
 	}
 	switch {
-	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	case err == io.EOF: // a wrapped io.EOF is a broken body, not its end
 		b.whole.Store(true)
 		b.with(true, func() {
 			if b.exchange != nil {

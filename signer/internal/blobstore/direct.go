@@ -244,7 +244,7 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (s
 	if err := c.copyBlocks(ctx, sent); err != nil {
 		return signerapi.Info{}, err
 	}
-	return c.upload.commit(ctx, sent.Size)
+	return c.commit(ctx, sent.Size)
 }
 
 // inspect reads the beginning of the staged blob and returns its media type.
