@@ -123,37 +123,28 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 		MaxResults: new(int32(500)),
 		Include:    container.ListBlobsInclude{UncommittedBlobs: true},
 	})
-	var failed error // the first
-	for pages.More() {
-		var found []staged
-		err := s.call(ctx, &operation{name: opList}, "listing uploads", func(ctx context.Context) error {
-			page, err := pages.NextPage(ctx)
-			if err != nil {
-				return err
-			}
-			found = found[:0]
-			if page.Segment == nil { // an answer without a listing
-				return nil
-			}
-			for _, item := range page.Segment.BlobItems {
-				b := staged{name: value(item.Name)}
-				if item.Properties != nil {
-					b.etag = quoted(etag(item.Properties.ETag))
-				}
-				found = append(found, b)
-			}
-			return nil
+	var deletes errgroup.Group
+	deletes.SetLimit(sweepParallel)
+	for done := false; !done && pages.More(); {
+		var page container.ListBlobsFlatResponse
+		err := s.call(ctx, &operation{name: opList}, "listing uploads", func(ctx context.Context) (err error) {
+			page, err = pages.NextPage(ctx)
+			return err
 		})
 		if err != nil {
-			return err
+			return errors.Join(err, deletes.Wait())
 		}
-		var deletes errgroup.Group
-		deletes.SetLimit(sweepParallel)
-		last := false
-		for _, b := range found {
+		if page.Segment == nil { // an answer without a listing
+			continue
+		}
+		for _, item := range page.Segment.BlobItems {
+			b := staged{name: value(item.Name)}
+			if item.Properties != nil {
+				b.etag = quoted(etag(item.Properties.ETag))
+			}
 			end, ok := endOf(b.name)
-			if last = ctx.Err() != nil || ok && s.now().Before(end.Add(sweepLate)); last {
-				break // the names behind it end later
+			if done = ok && s.now().Before(end.Add(sweepLate)); done {
+				break // the names are in the order of their expiry
 			}
 			if ok {
 				deletes.Go(func() error {
@@ -164,17 +155,8 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 				})
 			}
 		}
-		if err := deletes.Wait(); failed == nil {
-			failed = err
-		}
-		if last {
-			break
-		}
 	}
-	if ctx.Err() != nil {
-		return nil
-	}
-	return failed
+	return deletes.Wait()
 }
 
 // quoted returns an ETag as it is in headers. A listing has it without quotes.

@@ -219,9 +219,7 @@ func TestSweepEndsWithItsContext(t *testing.T) {
 	s := u.store(&log)
 	ctx, cancel := context.WithCancel(t.Context())
 	u.before = func(string) { cancel() }
-	if err := s.removeAbandoned(ctx); err != nil {
-		t.Error(err)
-	}
+	s.sweep(ctx)
 	if deleted := 1200 - len(u.etags); deleted > sweepParallel || log.String() != "" {
 		t.Errorf("%d were deleted after the end of its context; the log has %s", deleted, log.String())
 	}
