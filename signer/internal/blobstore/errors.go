@@ -47,7 +47,8 @@ func (r *Refusal) Error() string {
 	return said
 }
 
-// fix says what to do about an answer of storage to a call that needs role.
+// fix returns what to do about the response of storage to a call that needs role. Like all functions here, it relies on the SDK:
+// a ResponseError of it has a RawResponse with its Request.
 func fix(resp *azcore.ResponseError, role string) string {
 	switch {
 	case bloberror.HasCode(resp, bloberror.AuthorizationFailure):
@@ -57,9 +58,6 @@ func fix(resp *azcore.ResponseError, role string) string {
 	case bloberror.HasCode(resp, bloberror.AccountIsDisabled):
 		return "the storage account is disabled"
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		if resp.RawResponse == nil || resp.RawResponse.Request == nil {
-			return "create the container or set STORAGE_CONTAINER"
-		}
 		at := resp.RawResponse.Request.URL
 		container, _, _ := strings.Cut(strings.TrimPrefix(at.Path, "/"), "/")
 		return createContainer(at.Hostname(), container)
@@ -110,7 +108,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	}
 	switch resp.StatusCode {
 	case http.StatusConflict, http.StatusPreconditionFailed:
-		return stateError(resp).Wrap(err)
+		return stateError(resp.StatusCode, resp.ErrorCode, conditional(resp)).Wrap(err)
 	case http.StatusUnauthorized:
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
@@ -131,16 +129,16 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 
 // stateError returns the error for a 409 or 412: what the state of the blob does not allow, or a precondition that failed.
 // Storage's codes are at https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes.
-func stateError(resp *azcore.ResponseError) *signerapi.Error {
-	has := func(part string) bool { return strings.Contains(resp.ErrorCode, part) }
+func stateError(status int, code string, conditional bool) *signerapi.Error {
+	has := func(part string) bool { return strings.Contains(code, part) }
 	switch {
-	case resp.ErrorCode == string(bloberror.BlobArchived), has("Rehydrat"):
+	case code == string(bloberror.BlobArchived), has("Rehydrat"):
 		return signerapi.ErrArchived
 	case has("Immutab"), has("LegalHold"):
 		return signerapi.ErrImmutable
 	case has("Lease"):
 		return signerapi.ErrLeased
-	case resp.StatusCode == http.StatusPreconditionFailed && (has("ConditionNotMet") || conditional(resp)):
+	case status == http.StatusPreconditionFailed && (has("ConditionNotMet") || conditional):
 		return signerapi.ErrPreconditionFailed
 	}
 	return signerapi.ErrRejectedByStorage
@@ -163,7 +161,7 @@ func stagedError(err error) error {
 	return err
 }
 
-// copyError says what storage's errors mean that are about the source of a copy.
+// copyError translates the errors of storage that are about the source of a copy.
 func copyError(err error) error {
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
 	switch {
@@ -174,13 +172,13 @@ func copyError(err error) error {
 	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
 		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
 		return errChanged.Wrap(brief(err, contributorRole))
-	case resp.StatusCode == http.StatusConflict && resp.RawResponse != nil:
+	case resp.StatusCode == http.StatusConflict:
 		source := resp.RawResponse.Header.Get("X-Ms-Copy-Source-Error-Code")
 		if source == "" && bloberror.HasCode(err, bloberror.CannotVerifyCopySource) {
 			source = string(bloberror.BlobArchived) // the state that is known to keep a blob from being read
 		}
 		if source != "" {
-			return stagedError(stateError(&azcore.ResponseError{StatusCode: resp.StatusCode, ErrorCode: source}).Wrap(brief(err, contributorRole)))
+			return stagedError(stateError(resp.StatusCode, source, false).Wrap(brief(err, contributorRole)))
 		}
 	}
 	return err
@@ -188,9 +186,6 @@ func copyError(err error) error {
 
 // conditional reports whether the request that resp answers had a precondition.
 func conditional(resp *azcore.ResponseError) bool {
-	if resp.RawResponse == nil || resp.RawResponse.Request == nil {
-		return false
-	}
 	header := resp.RawResponse.Request.Header
 	return header.Get("If-Match") != "" || header.Get("If-None-Match") != "" || header.Get("If-Unmodified-Since") != ""
 }
@@ -198,8 +193,7 @@ func conditional(resp *azcore.ResponseError) bool {
 // rejectsName reports whether storage rejected the name of a picture's blob, and thus the user name, which is all of it that
 // a client chooses. The front end of Azure answers such requests itself, without an error code.
 func (s *Store) rejectsName(resp *azcore.ResponseError) bool {
-	if resp.StatusCode != http.StatusBadRequest || resp.RawResponse == nil || resp.RawResponse.Request == nil ||
-		!strings.HasSuffix(resp.RawResponse.Request.URL.Path, "/"+s.opts.BlobName) {
+	if resp.StatusCode != http.StatusBadRequest || !strings.HasSuffix(resp.RawResponse.Request.URL.Path, "/"+s.opts.BlobName) {
 		return false
 	}
 	return resp.ErrorCode == "" || bloberror.HasCode(resp, bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
@@ -228,11 +222,7 @@ func brief(err error, role string) error {
 	if !ok {
 		return withoutURL(err)
 	}
-	r := &Refusal{Status: resp.StatusCode, Code: resp.ErrorCode, Fix: fix(resp, role)}
-	if resp.RawResponse != nil {
-		r.RequestID = resp.RawResponse.Header.Get("X-Ms-Request-Id")
-	}
-	return r
+	return &Refusal{Status: resp.StatusCode, Code: resp.ErrorCode, RequestID: resp.RawResponse.Header.Get("X-Ms-Request-Id"), Fix: fix(resp, role)}
 }
 
 // foreign matches what may be of a URL in the text of an error: net/http quotes request URLs and answers of the server.
@@ -260,11 +250,8 @@ func withoutURL(err error) error {
 	return fmt.Errorf("no answer from %s: %w", host, err)
 }
 
-// retryAfter returns what the answer asks to wait, 0 when it does not.
+// retryAfter returns the Retry-After of a response, 0 if it has none that can be used.
 func retryAfter(resp *http.Response) time.Duration {
-	if resp == nil {
-		return 0
-	}
 	seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
 	if err != nil || seconds < 0 || seconds > 3600 {
 		return 0

@@ -50,7 +50,9 @@ func (d *direct) Do(r *http.Request) (*http.Response, error) {
 		r.Body = http.NoBody
 	}
 	d.storage.ServeHTTP(w, r)
-	return w.Result(), nil
+	resp := w.Result()
+	resp.Request = r
+	return resp, nil
 }
 
 // tried is a store that runs in a bubble, with a picture of x, of which links can be
