@@ -1,6 +1,7 @@
 package signerapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -88,7 +89,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 		case answer == nil:
 			w.WriteHeader(http.StatusNoContent)
 		default:
-			writeJSON(w, http.StatusOK, answer)
+			WriteJSON(w, http.StatusOK, "application/json", answer)
 		}
 	})
 }
@@ -221,18 +222,24 @@ func Fail(w http.ResponseWriter, err error) {
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
-	writeJSON(w, e.Status, e)
+	WriteJSON(w, e.Status, "application/json", e)
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	content, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // our own types
+// WriteJSON answers with v, without a line end after it. No cache stores the answer.
+func WriteJSON(w http.ResponseWriter, status int, contentType string, v any) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // signed URLs have many ampersands
+	if err := enc.Encode(v); err != nil {
+		panic(err) // v is of one of our own types
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(content))) // whole before the request is
+	content := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Length", strconv.Itoa(len(content))) // or the response would end only after the rest of the request body is read
 	w.WriteHeader(status)
-	_, _ = w.Write(content) // the peer is gone, and so is anyone to tell
+	_, _ = w.Write(content) // the connection is lost if this fails
 }
 
 // BodyReader reads the body of an HTTP request. It returns a passed deadline as ErrStalled, and any other error that is no

@@ -35,7 +35,7 @@ type cat struct {
 }
 
 func (web) getService(w http.ResponseWriter, _ *http.Request) error {
-	writeJSON(w, http.StatusOK, "application/json", map[string]string{"service-name": "cats-api"})
+	signerapi.WriteJSON(w, http.StatusOK, "application/json", map[string]string{"service-name": "cats-api"})
 	return nil
 }
 
@@ -49,7 +49,7 @@ func (s web) getCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	writeJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link.URL, link.ExpiresAt, link.Info})
+	signerapi.WriteJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link.URL, link.ExpiresAt, link.Info})
 	return nil
 }
 
@@ -191,7 +191,7 @@ func (s web) answerStored(w http.ResponseWriter, op string, user signerapi.User,
 	}
 	s.metrics.stored.Add(float64(info.Size))
 	w.Header().Set("ETag", info.ETag)
-	writeJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
+	signerapi.WriteJSON(w, http.StatusOK, "application/json", stored{owner{user.String()}, info})
 	return nil
 }
 

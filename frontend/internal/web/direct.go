@@ -58,7 +58,7 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 	if o.On() && o.ClientID != "" {
 		answer.SignIn = &signIn{o.Issuer, o.DiscoveryURL(), o.ClientID, o.Scope, said.UserClaim}
 	}
-	writeJSON(w, http.StatusOK, "application/json", answer)
+	signerapi.WriteJSON(w, http.StatusOK, "application/json", answer)
 	return nil
 }
 
@@ -86,7 +86,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusCreated, "application/json", ticket{owner{user.String()}, given.ID, given.URL, given.ExpiresAt, given.BlockSize})
+	signerapi.WriteJSON(w, http.StatusCreated, "application/json", ticket{owner{user.String()}, given.ID, given.URL, given.ExpiresAt, given.BlockSize})
 	return nil
 }
 

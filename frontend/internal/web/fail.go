@@ -47,7 +47,7 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		w.Header().Set("WWW-Authenticate", challenge)
 	}
-	writeJSON(w, e.Status, "application/problem+json", problem{
+	signerapi.WriteJSON(w, e.Status, "application/problem+json", problem{
 		Type:      "about:blank",
 		Title:     http.StatusText(e.Status),
 		Status:    e.Status,

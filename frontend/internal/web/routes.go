@@ -3,15 +3,12 @@
 package web
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/gorilla/mux"
@@ -150,23 +147,4 @@ func forUser(h func(http.ResponseWriter, *http.Request, signerapi.User) error) h
 		}
 		return h(w, r, user)
 	}
-}
-
-// writeJSON answers with v and no line end after it.
-func writeJSON(w http.ResponseWriter, status int, contentType string, v any) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // signed URLs are full of ampersands
-	if err := enc.Encode(v); err != nil {
-		panic(err) // our own types
-	}
-	h := w.Header()
-	h.Set("Content-Type", contentType)
-	if h.Get("Cache-Control") == "" {
-		h.Set("Cache-Control", "no-store")
-	}
-	content := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
-	h.Set("Content-Length", strconv.Itoa(len(content)))
-	w.WriteHeader(status)
-	_, _ = w.Write(content) // the client is gone, and so is anyone to tell
 }
