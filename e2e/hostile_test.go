@@ -241,7 +241,7 @@ func (h *hostile) faults(a answer) (faults []string) {
 // longer than may be.
 func (h *hostile) linkOf(t *testing.T, a answer, user string, longest time.Duration) *url.URL {
 	t.Helper()
-	text, _ := fieldOf(a, "url").(string)
+	text, _ := fieldOf(a, "picture_url").(string)
 	u, err := url.Parse(text)
 	if err != nil || a.StatusCode != 200 {
 		t.Fatalf("no link: %d %.200s, %v", a.StatusCode, a.body, err)

@@ -15,7 +15,7 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 	ticketOf := func(user string, size int) ticket {
 		t.Helper()
 		a := h.say(t, call("POST", fmt.Sprintf("/v1/ticket?user=%s&size=%d", url.QueryEscape(user), size), known, ""))
-		text, _ := fieldOf(a, "url").(string)
+		text, _ := fieldOf(a, "upload_url").(string)
 		id, _ := fieldOf(a, "id").(string)
 		u, err := url.Parse(text)
 		if err != nil || a.StatusCode != 200 {
@@ -54,7 +54,7 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 	}
 	// What nobody asks for is not listened to.
 	odd := h.say(t, call("POST", "/v1/ticket?user=victim&size=9&ttl_seconds=86400&permission=rwdl&container="+secretContainer+"&blob=victim%2Fcat&name=victim%2Fcat", known, ""))
-	if text, _ := fieldOf(odd, "url").(string); odd.StatusCode != 200 || strings.Contains(text, "victim") || strings.Contains(text, secretContainer) || !strings.Contains(text, "sp=c&") {
+	if text, _ := fieldOf(odd, "upload_url").(string); odd.StatusCode != 200 || strings.Contains(text, "victim") || strings.Contains(text, secretContainer) || !strings.Contains(text, "sp=c&") {
 		t.Errorf("%d %.200s", odd.StatusCode, odd.body)
 	}
 

@@ -92,14 +92,11 @@ func TestSignerWithoutIssuerRejectsTokens(t *testing.T) {
 	picture, api := sys.URL+"/cat/mia", sys.SignerAPI
 	const contract, version = "Cats-Contract", "1"
 	ask(t, "PUT", api+"/v1/picture?user=mia", string(cat), contract, version).want(t, 200)
-	var given struct {
-		ID, URL   string
-		BlockSize int64 `json:"block_size"`
-	}
+	var given ticket
 	if err := json.Unmarshal(ask(t, "POST", fmt.Sprintf("%s/v1/ticket?user=mia&size=%d", api, len(picture2)), "", contract, version).want(t, 200).body, &given); err != nil {
 		t.Fatal(err)
 	}
-	ticket{ID: given.ID, URL: given.URL, BlockSize: given.BlockSize}.send(t, bytes.NewReader(picture2), int64(len(picture2)))
+	given.send(t, bytes.NewReader(picture2), int64(len(picture2)))
 	before, err := sys.Blobs(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -178,7 +178,7 @@ func FuzzHandler(f *testing.F) {
 
 // FuzzDecodeAnswer has the client read a signer gone mad.
 func FuzzDecodeAnswer(f *testing.F) {
-	f.Add(200, `{"url":"https://x","expires_at":"2030-01-02T03:04:05Z"}`)
+	f.Add(200, `{"picture_url":"https://x","expires_at":"2030-01-02T03:04:05Z"}`)
 	f.Add(404, `{"code":"not_found","detail":"x"}`)
 	f.Add(503, `{"code":["throttled"]}`)
 	f.Add(302, "")

@@ -161,23 +161,23 @@ type LinkOptions struct {
 // MaxDownloadName is the longest file name of a download, in bytes.
 const MaxDownloadName = 255
 
-// Link is a signed URL and what it leads to.
+// Link is a signed URL of a picture. The public API returns its fields, too.
 type Link struct {
-	Info
-	URL       SignedURL `json:"url"`
+	URL       SignedURL `json:"picture_url"`
 	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
+	Info
 }
 
 // LogValue keeps a link out of the log but for when it ends.
 func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
 
-// Ticket is the right to send one picture straight to storage.
+// Ticket is an upload session: the right to upload one picture directly to storage. The public API returns its fields, too.
 type Ticket struct {
 	// ID names the upload in Commit. It is of [CheckTicket]'s form, and unguessable.
 	ID string `json:"id"`
 	// URL can only write, and only the blob of this upload. Without BlockSize it
 	// creates that, and does not replace it; with it, blocks can be put and put again.
-	URL       SignedURL `json:"url"`
+	URL       SignedURL `json:"upload_url"`
 	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
 	// BlockSize is how large the blocks are to be that the picture is sent in, in
 	// bytes; 0 for all of it in one piece.

@@ -100,15 +100,15 @@ func raw(t *testing.T, answers ...string) (c *Client, opened *atomic.Int64) {
 }
 
 const (
-	answerOne = "HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + `{"url":"https://a/one"}`
-	answerTwo = "HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n" + `{"url":"https://a/two"}`
+	answerOne = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + `{"picture_url":"https://a/one"}`
+	answerTwo = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + `{"picture_url":"https://a/two"}`
 )
 
 func TestAnswersOutsideTheContractAreNoLink(t *testing.T) {
 	for name, answer := range map[string]string{
-		"that break off":             "HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\n{…",
+		"that break off":             "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n{…",
 		"that break off in a header": "HTTP/1.1 200 OK\r\nContent-…",
-		"that break off in chunks":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n17\r\n" + `{"url":"https://a/one"}` + "\r\n…",
+		"that break off in chunks":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f\r\n" + `{"picture_url":"https://a/one"}` + "\r\n…",
 		"with an endless header":     "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20),
 		"that are no HTTP":           "hello\r\n\r\n",
 	} {

@@ -20,7 +20,7 @@ type owner struct {
 	Name string `json:"name"`
 }
 
-// stored is the answer to an upload.
+// stored is the answer to an upload and to the commit of a direct upload.
 type stored struct {
 	Owner owner `json:"owner"`
 	signerapi.Info
@@ -28,10 +28,8 @@ type stored struct {
 
 // cat is the answer to GET /cat/{user}.
 type cat struct {
-	Owner      owner               `json:"owner"`
-	PictureURL signerapi.SignedURL `json:"picture_url"`
-	ExpiresAt  time.Time           `json:"expires_at"`
-	signerapi.Info
+	Owner owner `json:"owner"`
+	signerapi.Link
 }
 
 func (web) getService(w http.ResponseWriter, _ *http.Request) error {
@@ -49,7 +47,7 @@ func (s web) getCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	signerapi.WriteJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link.URL, link.ExpiresAt, link.Info})
+	signerapi.WriteJSON(w, http.StatusOK, "application/json", cat{owner{user.String()}, link})
 	return nil
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/gorilla/mux"
 
@@ -64,11 +63,8 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 
 // ticket is the answer to POST /cat/{user}/upload.
 type ticket struct {
-	Owner     owner               `json:"owner"`
-	ID        string              `json:"id"`
-	UploadURL signerapi.SignedURL `json:"upload_url"`
-	ExpiresAt time.Time           `json:"expires_at"`
-	BlockSize int64               `json:"block_size,omitempty"`
+	Owner owner `json:"owner"`
+	signerapi.Ticket
 }
 
 // postUpload starts a direct upload: it returns an upload URL.
@@ -86,7 +82,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 	if err != nil {
 		return err
 	}
-	signerapi.WriteJSON(w, http.StatusCreated, "application/json", ticket{owner{user.String()}, given.ID, given.URL, given.ExpiresAt, given.BlockSize})
+	signerapi.WriteJSON(w, http.StatusCreated, "application/json", ticket{owner{user.String()}, given})
 	return nil
 }
 
