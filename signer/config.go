@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
@@ -29,26 +28,11 @@ const (
 )
 
 type config struct {
-	AccountURL string `env:"AZURE_STORAGE_ACCOUNT_URL,required" help:"the storage account, such as https://ACCOUNT.blob.core.windows.net"`
-	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; it must exist"`
-	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
+	Storage  blobstore.Settings
+	Identity identity.Settings
 
-	Credential               string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
-	ClientID                 string `env:"AZURE_CLIENT_ID" quoted:"later" help:"client ID of the identity, a GUID; the workload identity webhook sets it"`
-	TenantID                 string `env:"AZURE_TENANT_ID" quoted:"later" help:"tenant of the identity, a GUID or a domain; the webhook sets it"`
-	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"file of the federated token; the webhook sets it"`
-	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"the Entra ID endpoint, https; the webhook sets it"`
-	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
-
-	LinkTTL    time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
-	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
-	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
-
-	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
-
-	APIAddress   string        `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
-	OpsAddress   string        `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
-	ExistenceTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
+	APIAddress string `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
+	OpsAddress string `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
 
 	access.Rules
 	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
@@ -72,8 +56,8 @@ var (
 func parse(environ []string) (config, error) {
 	var c config
 	err := service.Parse(&c, environ)
-	c.AccountURL = strings.TrimSuffix(c.AccountURL, "/")
-	c.LinkBase = strings.TrimSuffix(c.LinkBase, "/")
+	c.Storage.AccountURL = strings.TrimSuffix(c.Storage.AccountURL, "/")
+	c.Storage.LinkBase = strings.TrimSuffix(c.Storage.LinkBase, "/")
 	if err != nil {
 		return c, err
 	}
@@ -82,59 +66,38 @@ func parse(environ []string) (config, error) {
 }
 
 func (c config) identityOptions(transport policy.Transporter) identity.Options {
-	return identity.Options{
-		Fault:                    c.identityFaults(),
-		Kind:                     c.Credential,
-		ClientID:                 c.ClientID,
-		TenantID:                 c.TenantID,
-		TokenFile:                c.TokenFile,
-		AuthorityHost:            c.AuthorityHost,
-		DisableInstanceDiscovery: c.DisableInstanceDiscovery,
-		Transport:                transport,
-	}
+	return identity.Options{Settings: c.Identity, Fault: c.identityFaults(), Transport: transport}
 }
 
 func (c config) storageOptions(transport policy.Transporter, credential blobstore.Credential) blobstore.Options {
-	return blobstore.Options{
-		AccountURL: c.AccountURL,
-		Container:  c.Container,
-		BlobName:   c.BlobName,
-		LinkBase:   c.LinkBase,
-		LinkTTL:    c.LinkTTL,
-		LinkMaxTTL: c.LinkMaxTTL,
-		MaxDirect:  int64(c.MaxDirect),
-		Limits:     c.Limits,
-		KnownTTL:   c.ExistenceTTL,
-		Credential: credential,
-		Transport:  transport,
-	}
+	return blobstore.Options{Settings: c.Storage, Limits: c.Limits, Credential: credential, Transport: transport}
 }
 
 func (c config) storageFaults() error {
 	var faults []error
-	u, err := url.Parse(c.AccountURL)
+	u, err := url.Parse(c.Storage.AccountURL)
 	switch {
 	case err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil:
-		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path", c.AccountURL))
+		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path", c.Storage.AccountURL))
 	case net.ParseIP(u.Hostname()) != nil || !accountForm.MatchString(strings.Split(u.Hostname(), ".")[0]):
-		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", c.AccountURL))
+		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", c.Storage.AccountURL))
 	}
-	if !containerForm.MatchString(c.Container) {
-		faults = append(faults, fmt.Errorf("STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Container))
+	if !containerForm.MatchString(c.Storage.Container) {
+		faults = append(faults, fmt.Errorf("STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Storage.Container))
 	}
 	if c.MaxSize > blobstore.MaxPicture {
 		faults = append(faults, fmt.Errorf("MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
 			c.MaxSize, picture.Size(blobstore.MaxPicture)))
 	}
-	if _, err := signerapi.ParseUser(c.BlobName); err != nil { // the same rules make a safe path segment
-		faults = append(faults, fmt.Errorf("BLOB_NAME is %q: want one path segment", c.BlobName))
+	if _, err := signerapi.ParseUser(c.Storage.BlobName); err != nil { // the same rules make a safe path segment
+		faults = append(faults, fmt.Errorf("BLOB_NAME is %q: want one path segment", c.Storage.BlobName))
 	}
 	return errors.Join(faults...)
 }
 
 func (c config) credentialFault() error {
-	if c.Credential != identity.WorkloadIdentity && c.Credential != identity.Default {
-		return fmt.Errorf("CREDENTIAL is %q: want %s or %s", c.Credential, identity.WorkloadIdentity, identity.Default)
+	if c.Identity.Kind != identity.WorkloadIdentity && c.Identity.Kind != identity.Default {
+		return fmt.Errorf("CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default)
 	}
 	return nil
 }
@@ -164,13 +127,13 @@ func (c config) identityFaults() error {
 		form        *regexp.Regexp
 		want, fix   string
 	}{
-		{"AZURE_CLIENT_ID", c.ClientID, clientForm, "a GUID", fixID + "client-id of the ServiceAccount"},
-		{"AZURE_TENANT_ID", c.TenantID, tenantForm, "a GUID or a domain", fixID + "tenant-id of the ServiceAccount"},
-		{"AZURE_FEDERATED_TOKEN_FILE", c.TokenFile, regexp.MustCompile(``), "", fixByWebhook},
-		{"AZURE_AUTHORITY_HOST", c.AuthorityHost, authorityForm, "an https:// URL", fixByWebhook},
+		{"AZURE_CLIENT_ID", c.Identity.ClientID, clientForm, "a GUID", fixID + "client-id of the ServiceAccount"},
+		{"AZURE_TENANT_ID", c.Identity.TenantID, tenantForm, "a GUID or a domain", fixID + "tenant-id of the ServiceAccount"},
+		{"AZURE_FEDERATED_TOKEN_FILE", c.Identity.TokenFile, regexp.MustCompile(``), "", fixByWebhook},
+		{"AZURE_AUTHORITY_HOST", c.Identity.AuthorityHost, authorityForm, "an https:// URL", fixByWebhook},
 	} {
 		switch {
-		case v.value == "" && v.form != authorityForm && c.Credential == identity.WorkloadIdentity:
+		case v.value == "" && v.form != authorityForm && c.Identity.Kind == identity.WorkloadIdentity:
 			missing = append(missing, v.name)
 		case v.value == "":
 		case v.value == zeroID:
@@ -189,17 +152,17 @@ func (c config) identityFaults() error {
 
 func (c config) linkFaults() error {
 	var faults []error
-	if c.LinkTTL < blobstore.MinLinkTTL || c.LinkTTL > c.LinkMaxTTL || c.LinkMaxTTL > blobstore.MaxLinkTTL {
+	if c.Storage.LinkTTL < blobstore.MinLinkTTL || c.Storage.LinkTTL > c.Storage.LinkMaxTTL || c.Storage.LinkMaxTTL > blobstore.MaxLinkTTL {
 		faults = append(faults, fmt.Errorf("LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v",
-			c.LinkTTL, c.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL))
+			c.Storage.LinkTTL, c.Storage.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL))
 	}
-	if c.MaxDirect < 0 || c.MaxDirect > blobstore.MaxDirect {
-		faults = append(faults, fmt.Errorf("MAX_DIRECT_SIZE is %v: want 0 to %v", c.MaxDirect, picture.Size(blobstore.MaxDirect)))
+	if c.Storage.MaxDirect < 0 || c.Storage.MaxDirect > blobstore.MaxDirect {
+		faults = append(faults, fmt.Errorf("MAX_DIRECT_SIZE is %v: want 0 to %v", c.Storage.MaxDirect, picture.Size(blobstore.MaxDirect)))
 	}
-	if c.LinkBase != "" {
-		u, err := url.Parse(c.LinkBase)
+	if c.Storage.LinkBase != "" {
+		u, err := url.Parse(c.Storage.LinkBase)
 		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			faults = append(faults, fmt.Errorf("LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", c.LinkBase))
+			faults = append(faults, fmt.Errorf("LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", c.Storage.LinkBase))
 		}
 	}
 	return errors.Join(faults...)
@@ -231,7 +194,7 @@ func (c config) apiFaults() error {
 	if err != nil || (host != "localhost" && (ipErr != nil || !ip.IsLoopback())) {
 		faults = append(faults, fmt.Errorf("API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress))
 	}
-	if c.ExistenceTTL < 0 {
+	if c.Storage.KnownTTL < 0 {
 		faults = append(faults, errors.New("EXISTENCE_TTL must not be negative"))
 	}
 	return errors.Join(faults...)

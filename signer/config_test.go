@@ -18,7 +18,7 @@ func TestTheWebhooksVariablesAndTheAccountAreEnough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.AccountURL != "https://davydscats.blob.core.windows.net" || c.Container != "cats" || c.BlobName != "cat" || c.LinkTTL != time.Hour || c.APIAddress != "127.0.0.1:8081" {
+	if c.Storage.AccountURL != "https://davydscats.blob.core.windows.net" || c.Storage.Container != "cats" || c.Storage.BlobName != "cat" || c.Storage.LinkTTL != time.Hour || c.APIAddress != "127.0.0.1:8081" {
 		t.Errorf("%+v", c)
 	}
 	if _, err := parse([]string{good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}); err != nil {

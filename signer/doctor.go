@@ -52,7 +52,7 @@ func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
 func doctorOptions(environ []string) doctor.Options {
 	c, err := parse(environ)
 	if c.linkFaults() != nil { // the other checks need some values
-		c.LinkTTL, c.LinkMaxTTL, c.LinkBase = time.Hour, 24*time.Hour, ""
+		c.Storage.LinkTTL, c.Storage.LinkMaxTTL, c.Storage.LinkBase = time.Hour, 24*time.Hour, ""
 	}
 	transport := blobstore.NewTransport()
 	return doctor.Options{

@@ -50,8 +50,8 @@ func (s Settings) Validate() error {
 }
 
 // Parse fills settings, a pointer to a struct whose fields have the tags env,
-// envDefault and help, from environ ("NAME=value" each). Embedded structs count
-// as part of it. An empty variable counts as absent. All faults are in the
+// envDefault and help, from environ ("NAME=value" each). Its
+// fields that are structs without these tags are read in the same way. An empty variable counts as absent. All faults are in the
 // error, joined, each naming its variable. A value in quotes is one, except for a field with the tag quoted:"later":
 // kustomize and docker read files of settings literally, so that quotes in them become part of the value.
 func Parse(settings any, environ []string) error {
@@ -129,7 +129,7 @@ func describe(settings reflect.Value) []Setting {
 				s.Help += "; the same in both containers"
 			}
 			list = append(list, s)
-		case f.Anonymous:
+		case f.Type.Kind() == reflect.Struct:
 			list = append(list, describe(v)...)
 		}
 	}

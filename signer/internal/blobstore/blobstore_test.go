@@ -183,9 +183,11 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	}
 	c := &cred{}
 	opts := Options{
-		Slots:      newSlots(),
-		AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
-		Container:  "cats", BlobName: "cat", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+		Slots: newSlots(),
+		Settings: Settings{
+			AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
+			Container:  "cats", BlobName: "cat", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+		},
 		Limits: limits, Credential: c, Transport: client,
 	}
 	if change != nil {

@@ -105,8 +105,8 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	switch {
 	case s.opts.MaxDirect == 0:
 		return signerapi.Ticket{}, signerapi.ErrTooLarge.With("pictures cannot be sent straight to storage here")
-	case size > s.opts.MaxDirect:
-		return signerapi.Ticket{}, signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", picture.Size(s.opts.MaxDirect)))
+	case size > int64(s.opts.MaxDirect):
+		return signerapi.Ticket{}, signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirect))
 	case size <= 0:
 		return signerapi.Ticket{}, signerapi.ErrEmpty
 	}
@@ -315,7 +315,7 @@ func (s *Store) origin() string {
 // About implements [signerapi.Signer].
 func (s *Store) About(context.Context) (signerapi.About, error) {
 	return signerapi.About{
-		MaxDirect:  s.opts.MaxDirect,
+		MaxDirect:  int64(s.opts.MaxDirect),
 		LinkTTL:    int64(s.opts.LinkTTL / time.Second),
 		LinkMaxTTL: int64(s.opts.LinkMaxTTL / time.Second),
 		LinkOrigin: s.origin(),

@@ -36,18 +36,25 @@ type Credential interface {
 	Renew()
 }
 
-// Options say where the pictures are and what may be asked. They have been
-// checked: New only refuses what cannot be made into clients.
+// Settings are the settings of storage and of signed URLs.
+type Settings struct {
+	AccountURL string `env:"AZURE_STORAGE_ACCOUNT_URL,required" help:"the storage account, such as https://ACCOUNT.blob.core.windows.net"`
+	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; it must exist"`
+	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
+
+	LinkTTL    time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
+	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
+	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
+
+	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
+
+	KnownTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
+}
+
+// Options are the settings, which the caller has validated, and what the store works with.
 type Options struct {
-	AccountURL string // https://ACCOUNT.blob.…, without a path
-	Container  string
-	BlobName   string // last segment of the blob's name
-	LinkBase   string // public base of the links; "" for AccountURL
-	LinkTTL    time.Duration
-	LinkMaxTTL time.Duration
-	MaxDirect  int64 // largest picture that is sent straight to storage, in bytes; 0 for none
+	Settings
 	Limits     picture.Limits
-	KnownTTL   time.Duration // how long a picture is known to be there; 0 to ask always
 	Credential Credential
 	Transport  policy.Transporter
 	Tracing    tracing.Provider // the zero one for no spans

@@ -126,8 +126,11 @@ func inBubble(t *testing.T, body func(*testing.T, *tried)) {
 		s.way = &direct{storage: s.back}
 		var err error
 		if s.Store, err = New(Options{
-			AccountURL: "https://acct.blob.localhost", LinkBase: "https://cdn.example.com", Container: "cats", BlobName: "cat",
-			LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour, Limits: picture.Limits{MaxSize: 32 << 20, Types: []string{"image/png"}, MaxPixels: 100}, Credential: &cred{}, Transport: s.way, Slots: newSlots(),
+			Settings: Settings{
+				AccountURL: "https://acct.blob.localhost", LinkBase: "https://cdn.example.com", Container: "cats", BlobName: "cat",
+				LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+			},
+			Limits: picture.Limits{MaxSize: 32 << 20, Types: []string{"image/png"}, MaxPixels: 100}, Credential: &cred{}, Transport: s.way, Slots: newSlots(),
 		}, slog.New(slog.NewJSONHandler(s.log, nil)), prometheus.NewRegistry()); err != nil {
 			t.Fatal(err)
 		}

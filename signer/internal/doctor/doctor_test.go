@@ -128,14 +128,14 @@ func healthy(t *testing.T) (Options, *azure) {
 	file := filepath.Join(t.TempDir(), "token")
 	writeToken(t, file, token(fmt.Sprintf(`{"iss":"https://issuer.example.com","sub":"system:serviceaccount:cats-api:cats-api-sa","aud":["api://AzureADTokenExchange"],"exp":%d}`, time.Now().Add(time.Hour).Unix())))
 	return Options{
-		Identity: identity.Options{
+		Identity: identity.Options{Transport: client, Settings: identity.Settings{
 			Kind: identity.WorkloadIdentity, ClientID: "the-client", TenantID: "tenant", TokenFile: file,
-			AuthorityHost: srv.URL + "/", DisableInstanceDiscovery: true, Transport: client,
-		},
-		Storage: blobstore.Options{
+			AuthorityHost: srv.URL + "/", DisableInstanceDiscovery: true,
+		}},
+		Storage: blobstore.Options{Transport: client, Settings: blobstore.Settings{
 			AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
-			Container:  "cats", BlobName: "cat", LinkBase: srv.URL + "/base", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour, Transport: client,
-		},
+			Container:  "cats", BlobName: "cat", LinkBase: srv.URL + "/base", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+		}},
 		Transport: client,
 	}, back
 }

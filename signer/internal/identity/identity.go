@@ -43,18 +43,23 @@ const (
 	lastRetry    = 30 * time.Second // a new federated credential takes minutes to be known everywhere
 )
 
-// Options say whose token to get, and how.
-type Options struct {
-	// Fault, unless nil, is why no token can be requested with the other options. Each exchange fails with it.
-	Fault error
+// Settings are the settings of the identity. The token file is read for each token exchange: the kubelet rotates it.
+type Settings struct {
+	Kind                     string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
+	ClientID                 string `env:"AZURE_CLIENT_ID" quoted:"later" help:"client ID of the identity, a GUID; the workload identity webhook sets it"`
+	TenantID                 string `env:"AZURE_TENANT_ID" quoted:"later" help:"tenant of the identity, a GUID or a domain; the webhook sets it"`
+	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"file of the federated token; the webhook sets it"`
+	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"the Entra ID endpoint, https; the webhook sets it"`
+	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
+}
 
-	Kind                     string // WorkloadIdentity or Default
-	ClientID, TenantID       string
-	TokenFile                string // read anew for each exchange: the kubelet rotates it
-	AuthorityHost            string // "" for the public cloud's
-	DisableInstanceDiscovery bool
-	Transport                policy.Transporter
-	Tracing                  tracing.Provider // the zero one for no spans
+// Options are the settings and what the identity works with.
+type Options struct {
+	Settings
+	// Fault, unless nil, is why no token can be requested with the settings. Each exchange fails with it.
+	Fault     error
+	Transport policy.Transporter
+	Tracing   tracing.Provider // the zero one for no spans
 }
 
 // settingsError is the error of an exchange that was not tried because of [Options.Fault].
@@ -71,8 +76,8 @@ var audiences = map[string]string{
 const publicAudience = "api://AzureADTokenExchange"
 
 // Audience returns the audience that federated tokens have in the cloud of AuthorityHost.
-func (o Options) Audience() string {
-	u, err := url.Parse(o.AuthorityHost)
+func (s Settings) Audience() string {
+	u, err := url.Parse(s.AuthorityHost)
 	if err != nil {
 		return publicAudience
 	}

@@ -211,7 +211,7 @@ func TestAudienceIsThatOfTheCloud(t *testing.T) {
 		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		opts := Options{AuthorityHost: host, Kind: WorkloadIdentity, TokenFile: file}
+		opts := Options{Settings: Settings{AuthorityHost: host, Kind: WorkloadIdentity, TokenFile: file}}
 		if got := opts.Audience(); got != want {
 			t.Errorf("%q: %s; want %s", host, got, want)
 		}
@@ -228,14 +228,14 @@ func TestAudienceIsThatOfTheCloud(t *testing.T) {
 
 func TestTheTokenFileIsReadAnewEachTime(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
-	tokens := New(Options{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file, DisableInstanceDiscovery: true}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if _, err := tokens.fetch(t.Context(), policy.TokenRequestOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a file: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Options{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file}).credential(); err != nil {
+	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file}}).credential(); err != nil {
 		t.Errorf("with a file: %v", err)
 	}
 }
