@@ -342,7 +342,7 @@ func TestMemoryIsThatOfTheTutorialsContainer(t *testing.T) {
 				t.Errorf("%s: %s: GOMEMLIMIT is set; the containers follow their limit themselves", name, c.Name)
 			}
 		}
-		if total.Cmp(resource.MustParse("100Mi")) > 0 {
+		if total.Cmp(resource.MustParse("120Mi")) > 0 {
 			t.Errorf("%s: both containers together may take %v", name, &total)
 		}
 	}

@@ -23,7 +23,7 @@ import (
 // The memory limits of the containers in k8s/base, and the share of them that the
 // containers set as GOMEMLIMIT. The processes here have no such limit.
 const (
-	frontendLimit = 40 * mib
+	frontendLimit = 60 * mib
 	signerLimit   = 60 * mib
 	memoryRatio   = 0.7
 )

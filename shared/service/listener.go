@@ -21,7 +21,7 @@ import (
 // container.
 const (
 	receiveBuffer = 256 << 10 // a smaller one slows uploads down
-	sendBuffer    = 64 << 10
+	sendBuffer    = 32 << 10  // Linux doubles it (socket(7))
 )
 
 // tcpUserTimeout is TCP_USER_TIMEOUT in linux/tcp.h: how long the kernel keeps data that the client does not accept, which it would
