@@ -113,7 +113,7 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 			dial(t, sys)
 			time.Sleep(100 * time.Millisecond)
 			more = limitFiles(t, sys.Frontend.Pid(), open(t, sys.Frontend.Pid()))
-			defer logged(t, sys.Frontend.Log, mark, `"level":"ERROR"`, "no file descriptor for a connection", "fix: raise the limit of open files")
+			defer logged(t, sys.Frontend.Log, mark, `"level":"ERROR"`, "no file descriptor for a connection", `"fix":"raise the limit of open files`)
 			var wg sync.WaitGroup
 			for range 3 {
 				wg.Go(func() {
