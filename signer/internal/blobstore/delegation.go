@@ -58,6 +58,8 @@ type delegation struct {
 	tried      time.Time // when one was last
 }
 
+var errNoContainer = errors.New("the container does not exist")
+
 // covering returns the user delegation key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable.
 func (d *delegation) covering(end time.Time) (*delegationKey, error) {
 	k := d.key.Load()
@@ -73,38 +75,52 @@ func (d *delegation) covering(end time.Time) (*delegationKey, error) {
 	return nil, signerapi.ErrIdentityUnavailable.Wrap(errors.New("no user delegation key yet"))
 }
 
-// run fetches a key and renews it until ctx is done. It uses no key before checkContainer has once succeeded. While links are
-// given out, try tests one of them now and then. When storage refuses it, run drops the key, and uses the next one only after a
-// test with the same user's link.
+// run fetches a key and renews it until ctx is done. As soon as storage answers, it looks for the container once. While the
+// container does not exist, there is no key, so that the signer is not ready. Now and then it has a link of the key tried; a key that
+// is refused is dropped at once, and the next one used only when a link of it is
+// taken.
 func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error, try tryLink) {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = keyFirstRetry, keyLastRetry
 	checked := false
-	var refused, nobody signerapi.User // whose link with the last key was refused
+	var refused, nobody signerapi.User // to whose picture a link of the last key was refused
 	for {
+		var wait time.Duration
 		k, err := d.fetch(ctx)
+		var unchecked error
 		if err == nil && !checked {
-			err = checkContainer(ctx)
-			checked = err == nil
+			unchecked = checkContainer(ctx)
+			checked = unchecked == nil
+			if errors.Is(unchecked, errNoContainer) {
+				err = unchecked
+			}
 		}
 		if err == nil && refused != nobody {
-			err = try(ctx, k, refused)
+			if err = try(ctx, k, refused); err == nil {
+				refused = nobody
+			}
 		}
-		var wait time.Duration
+		if err == nil {
+			d.key.Store(k)
+			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
+			wait = renewKeyIn(k, d.now())
+			d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
+			err = unchecked
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			d.lastErr.Store(&err)
 			wait = retry.NextBackOff()
-			d.log.Error("storage does not accept the identity, or does not answer", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
+			log := d.log.With("error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
+			if errors.Is(err, errNoContainer) {
+				log.Error("the container does not exist")
+			} else {
+				log.Error("storage does not accept the identity, or does not answer")
+			}
 		default:
-			refused = nobody
 			retry.Reset()
-			d.key.Store(k)
-			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
-			wait = renewKeyIn(k, d.now())
-			d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
 		}
 		if user := d.watch(ctx, time.After(wait), try); user != nobody {
 			refused = user
@@ -136,7 +152,7 @@ func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {
 		if resp, ok := errors.AsType[*azcore.ResponseError](err); ok && resp.StatusCode == http.StatusUnauthorized {
 			d.renew()
 		}
-		return nil, explain(fmt.Errorf("getting a user delegation key: %w", err), delegatorRole)
+		return nil, explainKey(fmt.Errorf("getting a user delegation key: %w", err))
 	}
 	d.metrics.keyRefresh.WithLabelValues("ok").Inc()
 	k.credential = credential

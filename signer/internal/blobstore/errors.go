@@ -60,8 +60,7 @@ func fix(resp *azcore.ResponseError, role string) string {
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
 		at := resp.RawResponse.Request.URL
 		container, _, _ := strings.Cut(strings.TrimPrefix(at.Path, "/"), "/")
-		account, _, _ := strings.Cut(at.Hostname(), ".")
-		return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
+		return createContainer(at.Hostname(), container)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return "storage does not take the identity's token: AZURE_TENANT_ID must be the tenant of the storage account"
 	case resp.StatusCode == http.StatusForbidden:
@@ -70,8 +69,14 @@ func fix(resp *azcore.ResponseError, role string) string {
 	return ""
 }
 
-// storageError translates an error of storage for the caller of [Store]. ctx is that of the call to storage, and doing says what
-// the call was for.
+// createContainer returns what to do about a container that does not exist. host is the account's.
+func createContainer(host, container string) string {
+	account, _, _ := strings.Cut(host, ".")
+	return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
+}
+
+// storageError is the only place that says what an error of storage means to a
+// caller. ctx is that of the call to storage, doing what we were about.
 func (s *Store) storageError(ctx context.Context, doing string, err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](err); ok { // the identity's, out of the SDK's pipeline
 		return e
@@ -194,12 +199,16 @@ func (s *Store) rejectsName(resp *azcore.ResponseError) bool {
 	return resp.ErrorCode == "" || bloberror.HasCode(resp, bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
 }
 
-// explain is [brief] for calls of [delegation.run]. Of an error of the identity it returns the cause.
-func explain(err error, role string) error {
+func isNoContainer(err error) bool {
+	return bloberror.HasCode(err, bloberror.ContainerNotFound)
+}
+
+// explainKey adds what to do when storage refuses to give a key.
+func explainKey(err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](err); ok && e.Unwrap() != nil {
 		return e.Unwrap()
 	}
-	return brief(err, role)
+	return brief(err, delegatorRole)
 }
 
 // brief keeps of an SDK error what a log line needs: a *Refusal if storage answered, otherwise the error without its URLs. No

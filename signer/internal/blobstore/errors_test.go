@@ -353,44 +353,32 @@ func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
 	}
 }
 
-func TestStoreIsNotReadyWithoutItsContainer(t *testing.T) {
-	for _, c := range []struct {
-		status int
-		code   string
-		fix    []string
-	}{
-		{404, "ContainerNotFound", []string{"--account-name acct --name cats", "STORAGE_CONTAINER"}},
-		{403, "AuthorizationPermissionMismatch", []string{contributorRole}},
-		{500, "InternalError", nil},
-	} {
-		t.Run(c.code, func(t *testing.T) {
-			var log logBuffer
-			s, back, _ := newStore(t, nil)
-			s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
-			back.fault = func(w http.ResponseWriter, r *http.Request) bool {
-				if r.URL.Query().Get("restype") != "container" {
-					return false
-				}
-				refuse(w, c.status, c.code)
-				return true
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			authenticated, done := make(chan struct{}), make(chan error, 1)
-			close(authenticated)
-			go func() { done <- s.Run(ctx, authenticated) }()
-			eventually(t, "the log line", func() bool { return strings.Contains(log.String(), c.code) })
-			err := s.Ready(ctx)
-			for _, part := range append(c.fix, "looking for the container", c.code) {
-				if err == nil || !strings.Contains(err.Error(), part) {
-					t.Errorf("Ready returned %v; want %q in it", err, part)
-				}
-			}
-			becomesReady(ctx, t, s, back)
-			cancel()
-			if err := <-done; err != nil {
-				t.Errorf("Run returned %v", err)
-			}
-		})
+func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
+	var log logBuffer
+	s, back, _ := newStore(t, nil)
+	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("restype") != "container" {
+			return false
+		}
+		refuse(w, 404, "ContainerNotFound")
+		return true
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	authenticated, done := make(chan struct{}), make(chan error, 1)
+	close(authenticated)
+	go func() { done <- s.Run(ctx, authenticated) }()
+	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "the container does not exist") })
+	err := s.Ready(ctx)
+	for _, part := range []string{"does not exist", "--account-name acct --name cats", "STORAGE_CONTAINER"} {
+		if err == nil || !strings.Contains(err.Error(), part) {
+			t.Errorf("Ready returned %v; want %q in it", err, part)
+		}
+	}
+	becomesReady(ctx, t, s, back)
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Run returned %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"sync"
 	"time"
 
@@ -243,12 +244,17 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	return nil
 }
 
-// checkContainer returns an error unless storage says that the container exists.
+// checkContainer returns errNoContainer when storage says that it is not there.
 func (s *Store) checkContainer(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(withOp(ctx, opContainer), lookTimeout)
 	defer cancel()
-	if _, err := s.container.GetProperties(ctx, nil); err != nil {
-		return fmt.Errorf("looking for the container: %w", explain(err, contributorRole))
+	_, err := s.container.GetProperties(ctx, nil)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if isNoContainer(err) {
+		account, _ := url.Parse(s.opts.AccountURL)
+		return fmt.Errorf("%w: %q in %s; fix: %s", errNoContainer, s.opts.Container, account.Host, createContainer(account.Hostname(), s.opts.Container))
+	}
+	return s.storageError(ctx, "looking for the container", err)
 }
