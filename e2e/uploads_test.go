@@ -172,10 +172,11 @@ func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 func TestAStalledClientIsCutOffAndASlowOneIsNot(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "700ms", "MIN_UPLOAD_RATE": "2"}})
-	old, content := random(5000, 1), random(2000, 2)
+	old, content := random(5000, 1), random(6000, 2)
 	for _, user := range []string{"PUT", "POST"} {
 		put(t, sys, user, old)
 	}
+	const piece = 250 // at least 512 bytes of a chunk in each STALL_TIMEOUT
 	var wg sync.WaitGroup
 	for _, u := range append(uploads(t, "slow", content), uploads(t, "slow", random(oneBlob+100, 4))...) {
 		wg.Go(func() { // in more time than a stall may take, but never still
@@ -184,9 +185,9 @@ func TestAStalledClientIsCutOffAndASlowOneIsNot(t *testing.T) {
 			_, _ = io.WriteString(conn, u.header+u.body[:middle])
 			for i := range 10 {
 				time.Sleep(150 * time.Millisecond)
-				_, _ = io.WriteString(conn, u.body[middle+i:middle+i+1])
+				_, _ = io.WriteString(conn, u.body[middle+piece*i:middle+piece*(i+1)])
 			}
-			_, _ = io.WriteString(conn, u.body[middle+10:])
+			_, _ = io.WriteString(conn, u.body[middle+piece*10:])
 			if status := statusOf(t, conn); status != 200 && status != 409 {
 				t.Errorf("%s, slowly: %d", u.name, status)
 			}

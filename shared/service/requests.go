@@ -42,6 +42,9 @@ const (
 	drainTimeout = 5 * time.Second
 	drainBytes   = 64 << 20
 	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s for a 100 Continue
+
+	// smallRead is the smallest number of bytes that are read of a chunk at once, so the smallest that it must bring in a window.
+	smallRead = 512
 )
 
 var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
@@ -306,7 +309,7 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	window, need := b.requests.window, b.requests.windowBytes()
 	if b.chunked { // net/http fills p before it returns from a chunk, however long that takes
-		p = p[:min(int64(len(p)), max(1, need/2))]
+		p = p[:min(int64(len(p)), max(smallRead, need/2))]
 	}
 	began := time.Now()
 	b.with(false, func() {

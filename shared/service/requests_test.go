@@ -163,10 +163,10 @@ func TestABodyMayBeSlowButNotStalled(t *testing.T) {
 		header       string
 		pieces, want int
 	}{
-		"a slow body of a known length":    {"Content-Length: 10\r\n\r\n", 10, 200},
-		"a slow body in one long chunk":    {"Transfer-Encoding: chunked\r\n\r\na\r\n", 10, 200},
-		"a stalled body of a known length": {"Content-Length: 100\r\n\r\n", 1, 408},
-		"a stalled body in one long chunk": {"Transfer-Encoding: chunked\r\n\r\n64\r\n", 1, 408},
+		"a slow body of a known length":    {"Content-Length: 3000\r\n\r\n", 10, 200},
+		"a slow body in one long chunk":    {"Transfer-Encoding: chunked\r\n\r\nbb8\r\n", 10, 200},
+		"a stalled body of a known length": {"Content-Length: 3000\r\n\r\n", 1, 408},
+		"a stalled body in one long chunk": {"Transfer-Encoding: chunked\r\n\r\nbb8\r\n", 1, 408},
 	} {
 		wg.Go(func() {
 			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
@@ -178,7 +178,7 @@ func TestABodyMayBeSlowButNotStalled(t *testing.T) {
 			_, _ = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\n"+c.header)
 			for range c.pieces {
 				time.Sleep(200 * time.Millisecond) // well under the limit, and over it together
-				_, _ = io.WriteString(conn, "x")
+				_, _ = io.WriteString(conn, strings.Repeat("x", 300))
 			}
 			if c.want == http.StatusOK {
 				_, _ = io.WriteString(conn, "\r\n0\r\n\r\n")

@@ -110,7 +110,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	repeatable(req)
 	var info Info
 	if err := c.write(req, tracked, &info, MayBeStored); err != nil {
-		return Info{}, err
+		return Info{}, err // not info, which the transport can still change
 	}
 	return info, nil
 }
@@ -242,7 +242,7 @@ func repeatable(req *http.Request) { req.Header["Idempotency-Key"] = nil }
 // unknown: the signer may have received the whole request, and its answer is lost. The Detail of the error then ends with may.
 // body is the body of req, or nil.
 func (c *Client) write(req *http.Request, body *trackedBody, out any, may string) error {
-	err := c.do(req, out)
+	err := untilLost(req, body, func(req *http.Request) error { return c.do(req, out) })
 	_, lost := errors.AsType[lostError](err)
 	broken, whole := body.state()
 	if broken != nil && (err == nil || AsError(err).Outcome == "") { // the cause of any other error
@@ -328,6 +328,7 @@ type trackedBody struct {
 }
 
 var (
+	errLost       = errors.New("the connection was closed while the picture was sent")
 	errSentInPart = errors.New("the signer closed the connection while it received the picture")
 	errEnded      = errors.New("the upload has ended")
 )

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -14,6 +16,9 @@ const (
 	// dialPatience is how long calls wait for a signer that refuses connections. A crashed container restarts in one or two
 	// seconds.
 	dialPatience = 5 * time.Second
+
+	// lostGrace is the time between the end of a connection and the end of a call on it.
+	lostGrace = time.Second
 
 	// sendBuffer bounds the kernel's send buffer of a connection, in bytes. Linux would grow it to megabytes.
 	sendBuffer = 64 << 10
@@ -36,7 +41,11 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 			_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
 		}
 		if again := d.note(err); !again {
-			return conn, err
+			if err != nil {
+				return nil, err
+			}
+			closed, cancel := context.WithCancel(context.Background())
+			return &watchedConn{conn, closed, cancel}, nil
 		}
 		select {
 		case <-time.After(wait):
@@ -59,6 +68,57 @@ func (d *dialer) note(err error) bool {
 		return true
 	default:
 		return refused && time.Since(d.outage) < dialPatience
+	}
+}
+
+// watchedConn tells when it is closed, by this side or by [http.Transport] because the signer is gone.
+type watchedConn struct {
+	net.Conn
+	closed context.Context //nolint:containedctx // done once the connection is closed
+	cancel context.CancelFunc
+}
+
+// Close implements [net.Conn].
+func (c *watchedConn) Close() error {
+	defer c.cancel()
+	return c.Conn.Close()
+}
+
+// untilLost returns the error of send, which sends req with body; nil is no body. If the connection is closed while body is read, it waits only
+// lostGrace for it: [http.Transport] returns after the Read of the body, and the client may send nothing.
+func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) error) error {
+	if body == nil {
+		return send(req)
+	}
+	lost := make(chan struct{}, 1)
+	var current atomic.Pointer[watchedConn]
+	stop := func() bool { return false }
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		stop()
+		if conn, ok := info.Conn.(*watchedConn); ok {
+			current.Store(conn)
+			stop = context.AfterFunc(conn.closed, func() {
+				if current.Load() == conn && body.unread() != nil { // otherwise the call is repeated
+					lost <- struct{}{}
+				}
+			})
+		}
+	}}
+	done := make(chan error, 1)
+	go func() {
+		done <- send(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+		stop()
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-lost:
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(lostGrace):
+		return ErrSignerUnavailable.Wrap(lostError{errLost})
 	}
 }
 
