@@ -315,7 +315,7 @@ func conformsUnderLoad(t *testing.T, c *contract) {
 	c.half(t, sys, 408, false, o.put)
 	c.half(t, sys, 408, false, o.post)
 	c.ask(t, sys, 200, o.put)
-	const quick, all = 8, 14 // without a body, and in all, of requests at once, where 4 uploads are possible
+	const quick, all = 12, 16 // requests without a body, and all, that are possible with 4 uploads
 	var held atomic.Int32    // more than all where one is tried again
 	var done sync.WaitGroup
 	release := make(chan struct{})
