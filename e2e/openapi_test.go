@@ -316,7 +316,7 @@ func conformsUnderLoad(t *testing.T, c *contract) {
 	c.half(t, sys, 408, false, o.post)
 	c.ask(t, sys, 200, o.put)
 	const quick, all = 12, 16 // requests without a body, and all, that are possible with 4 uploads
-	var held atomic.Int32    // more than all where one is tried again
+	var held atomic.Int32     // more than all where one is tried again
 	var done sync.WaitGroup
 	release := make(chan struct{})
 	storage.set("", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { healthy.ServeHTTP(w, r) })
