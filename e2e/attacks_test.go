@@ -222,8 +222,10 @@ func unsent(t *testing.T, sys *stand.System) (n int64) {
 		t.Fatal(err)
 	}
 	table, err := os.ReadFile("/proc/net/tcp")
-	if err != nil {
+	if err != nil && os.Getenv("CI") == "" {
 		t.Skipf("needs Linux: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line) // number, local address, remote address, state, queues

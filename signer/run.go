@@ -76,7 +76,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return err
 	}
 	callerOptions := cfg.callerOptions(transport)
-	callerOptions.Waiters = pools.New("tokens that wait for the issuer's keys", maxWaiters)
+	callerOptions.Waiters = pools.New("unverified tokens", maxWaiters)
 	known := callers.New(callerOptions, log, reg)
 	var signer signerapi.Signer = store
 	if cfg.On() {

@@ -4,6 +4,7 @@ package pool
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,13 +35,14 @@ func NewSet(name string, share float64, reg prometheus.Registerer) *Set {
 	return s
 }
 
-// New returns a pool of total slots. kind names it in metrics and in error details, in the plural.
+// New returns a pool of total slots. kind is the plural that names it in error details, and in metrics with _ for spaces.
 func (s *Set) New(kind string, total int) *Pool {
+	label := strings.ReplaceAll(kind, " ", "_")
 	p := &Pool{
 		kind: kind, total: total, share: total, clients: map[string]int{},
-		gauge: s.taken.WithLabelValues(kind), overShare: s.rejected.WithLabelValues(kind, "client"), overTotal: s.rejected.WithLabelValues(kind, "total"),
+		gauge: s.taken.WithLabelValues(label), overShare: s.rejected.WithLabelValues(label, "client"), overTotal: s.rejected.WithLabelValues(label, "total"),
 	}
-	s.slots.WithLabelValues(kind).Set(float64(total))
+	s.slots.WithLabelValues(label).Set(float64(total))
 	if s.share > 0 {
 		p.share = max(1, int(s.share*float64(total)))
 	}
