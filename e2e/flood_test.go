@@ -75,7 +75,7 @@ func (f *flood) end() {
 //
 // It runs beside no other test of this package, which would all be slowed down.
 func TestAFloodDoesNotTakeTheSignerDown(t *testing.T) {
-	const limit, most = 42 << 20, 4 * 128 // GOMEMLIMIT as the manifests' 60 MiB make it; connections
+	const limit, most = 36 << 20, 4 * 128 // GOMEMLIMIT as the manifests' 60 MiB make it; connections
 	needStand(t)
 	idle := 1_500 // three times as many as there are slots
 	var files syscall.Rlimit

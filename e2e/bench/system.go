@@ -25,7 +25,7 @@ import (
 const (
 	frontendLimit = 60 * mib
 	signerLimit   = 60 * mib
-	memoryRatio   = 0.7
+	memoryRatio   = 0.6
 )
 
 // on is the kind of storage of a system.

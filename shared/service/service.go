@@ -42,7 +42,7 @@ const (
 	// 60 s. Otherwise a proxy can send a request into a connection that is being closed.
 	behindProxies = 90 * time.Second
 
-	memoryRatio = 0.7 // of the container's memory limit, for the Go runtime
+	memoryRatio = 0.6 // of the container's memory limit, for the Go runtime
 
 	// The heaps are so small that the garbage collector would run hundreds of times
 	// a second. The memory limit bounds what it may leave.
@@ -123,7 +123,7 @@ func Removed(environ []string) (names []string) {
 func limitMemory(log *slog.Logger) {
 	_, err := memlimit.Set(memlimit.WithProvider(memlimit.FromCgroup), memlimit.WithRatio(memoryRatio))
 	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
-		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 70 % of it", "error", err.Error())
+		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 60 % of it", "error", err.Error())
 	}
 	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
 		log.Info("memory limit", "go_memory_limit_bytes", limit)
