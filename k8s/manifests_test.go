@@ -411,6 +411,11 @@ func TestTheServiceLeadsToTheFrontendAlone(t *testing.T) {
 			if local || variable(frontend, "RATE_LIMIT") != "0" || variable(frontend, "CLIENT_SHARE") != "0" {
 				t.Errorf("%s: %s, %v", name, s.Spec.ExternalTrafficPolicy, frontend.Env)
 			}
+			for _, c := range deployment(t, objects).Spec.Template.Spec.InitContainers {
+				if c.Name == "signer" && variable(c, "CLIENT_SHARE") != "0" {
+					t.Errorf("%s: the signer limits the tests' one client: %v", name, c.Env)
+				}
+			}
 		} else if !local || variable(frontend, "RATE_LIMIT") != "" {
 			t.Errorf("%s: clients cannot be told apart with externalTrafficPolicy %s, or are not limited", name, s.Spec.ExternalTrafficPolicy)
 		}
