@@ -237,7 +237,7 @@ func (v *visit) links(ctx context.Context, blob *blobstore.Scratch, because stri
 		return
 	}
 	if err := v.get(ctx, string(base)); err != nil {
-		said, _, _ := strings.Cut(told(err), "; fix: ")
+		said, _, _ := strings.Cut(err.Error(), "; fix: ")
 		v.line(warn, "link base", "%s: %s", v.Storage.LinkBase, said)
 		v.more("it need not be reachable from inside the cluster: try a link from outside")
 		return
@@ -287,13 +287,17 @@ func (v *visit) get(ctx context.Context, link string) error {
 	return nil
 }
 
-// ask sends a request without any credential but what is in the URL.
+// ask sends a request without any credential but what is in the URL. The error does not hold the URL.
 func (v *visit) ask(ctx context.Context, method, link string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, link, nil)
 	if err != nil {
 		return nil, errors.New("the link is not a URL")
 	}
-	return v.Transport.Do(req)
+	resp, err := v.Transport.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("no answer from %s: %w", req.URL.Host, errors.Unwrap(err))
+	}
+	return resp, nil
 }
 
 func (v *visit) clock(ctx context.Context, because string) {
@@ -341,7 +345,8 @@ func (v *visit) callers(ctx context.Context, log *slog.Logger) {
 	reg := prometheus.NewRegistry()
 	v.Callers.Waiters = pool.NewSet("doctor", 0, reg).New("waiters", 1)
 	if err := callers.New(v.Callers, log, reg).Check(ctx); err != nil {
-		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https", v.Callers.Issuer, err))
+		fix := cmp.Or(network(err.Error()), "OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https")
+		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: %s", v.Callers.Issuer, err, fix))
 		return
 	}
 	v.line(ok, check, "tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)

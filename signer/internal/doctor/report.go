@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"regexp"
 	"strings"
 	"unicode"
@@ -61,7 +60,7 @@ func (r *report) more(format string, args ...any) {
 func (r *report) fail(check string, err error) { r.problem(fail, check, err) }
 
 func (r *report) problem(mark, check string, err error) {
-	said, fix, _ := strings.Cut(told(err), "; fix: ")
+	said, fix, _ := strings.Cut(err.Error(), "; fix: ")
 	r.line(mark, check, "%s", said)
 	if fix == "" {
 		fix = network(said)
@@ -100,19 +99,6 @@ func (r *report) end() bool {
 		r.write("all works")
 	}
 	return r.failed == 0 && !r.interrupted
-}
-
-// told is what an error says, without the URL, which may be a signed link, of a
-// request that got no answer.
-func told(err error) string {
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		host := "the server"
-		if at, err := url.Parse(u.URL); err == nil {
-			host = at.Host
-		}
-		return fmt.Sprintf("no answer from %s: %v", host, u.Err)
-	}
-	return err.Error()
 }
 
 // network says what to look at when there was no answer, "" when said is about
