@@ -1,7 +1,5 @@
-// Package doctor goes once through all that the signer needs of its settings, its
-// identity and its storage, with the signer's own code, and says of each whether
-// it works and what to do when it does not. It listens on nothing, so that it runs
-// beside the signer.
+// Package doctor checks, with the signer's own code, the settings, the identity and the storage account of the signer. It
+// reports for each whether it works and what to do if it does not. It listens on nothing, so it runs beside the signer.
 package doctor
 
 import (
@@ -21,13 +19,13 @@ import (
 	"github.com/prometheus/common/version"
 
 	"cats.example/shared/pool"
+	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
-// How long each check may take, and all of them but for a put that has begun and
-// the deletion: under a minute in all.
+// The time limits of the checks, and of all together except the upload, which an interrupt does not end, and the deletion.
 const (
 	exchangeLimit = 15 * time.Second
 	storageLimit  = 13 * time.Second // two tries
@@ -41,7 +39,7 @@ const (
 // clockBehind is how far the clock may be behind storage's before the check fails: short links would end at once.
 const clockBehind = 5 * time.Minute
 
-// picture is what the scratch blob holds: a PNG of one pixel.
+// picture is the content of the scratch blob: a PNG of one pixel.
 var picture, _ = base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
 
 // Options are the signer's settings.
@@ -49,72 +47,126 @@ type Options struct {
 	Pod    string  // its name; "" outside of Kubernetes
 	Faults []error // of the settings, each on a line of its own
 
-	// NoIdentity and NoStorage say that the settings do not tell enough to ask
-	// for a token, or to reach storage.
-	NoIdentity, NoStorage bool
+	NoIdentity bool // the settings are not sufficient to request a token
+	NoStorage  bool // the settings are not sufficient to reach storage
 
-	Identity identity.Options
-	Storage  blobstore.Options // the credential is put in here
-	// TokenProxy says that tokens are exchanged by AKS identity bindings, which
-	// have an audience of their own.
-	TokenProxy bool
-	Callers    callers.Options // no Issuer where authentication is off
-	Anonymous  bool            // authentication is off on purpose
-	Transport  *http.Client    // without any credential
+	Identity   identity.Options
+	Storage    blobstore.Options // without Credential
+	TokenProxy bool              // AKS identity bindings exchange the tokens, which have another audience then
+	Callers    callers.Options   // no Issuer if authentication is off
+	Anonymous  bool              // ANONYMOUS_ACCESS=true
+	Transport  *http.Client      // without any credential
 }
 
-// visit is one run of all checks. A check returns why those that build on it need
-// not be tried, "" when they can be.
+// check is one line of the report, with more lines below it.
+type check struct {
+	name  string
+	limit time.Duration
+	// unless is why the check cannot work; "" to try it.
+	unless string
+	// run returns what works, or an error, which may be a [warning]. It adds lines below with [visit.note].
+	run func(context.Context) (string, error)
+	// lack is what other checks lack after this one failed or was skipped.
+	lack string
+}
+
+// warning is an error with which the signer works.
+type warning struct{ error }
+
+// visit is one run of all checks.
 type visit struct {
 	Options
 	report
+	notes  []string // of the check that runs
 	tokens *identity.Tokens
 	store  *blobstore.Store
+
+	noFile, noAnswer string             // why checks cannot work that need the token file, or storage
+	blob             *blobstore.Scratch // nil as long as none can be in storage
 }
 
-// Run makes all checks, writes a line and more for each to out as it goes, and
-// reports whether none failed. It takes about a minute at most. What it stores it
-// deletes again, also when ctx is done in between.
+// Run makes all checks, writes each to out when it ends, and returns true if none failed. It takes about a minute at most. It
+// deletes the blob that it stores, also if ctx is canceled.
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeoutCause(ctx, totalLimit, errors.New("the time was up"))
 	defer cancel()
 	v := &visit{Options: opts, report: report{out: out}}
 	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	v.tokens = identity.New(opts.Identity, quiet, none)
+	noIdentity, noAccount := "", ""
+	if opts.NoIdentity {
+		noIdentity = "the settings do not say which identity"
+	}
+	opts.Storage.Credential = v.tokens
+	if opts.NoStorage {
+		noAccount = "the settings do not say where storage is"
+	} else if store, err := blobstore.New(opts.Storage, quiet, none); err != nil {
+		noAccount = err.Error()
+	} else {
+		v.store = store
+	}
 
 	v.subject()
 	v.settings()
-	noToken := v.tokenFile(time.Now())
-	noToken = v.exchange(ctx, noToken)
-	noStorage := ""
-	if opts.NoStorage {
-		noStorage = "the settings do not say where storage is"
-	} else {
-		opts.Storage.Credential = v.tokens
-		store, err := blobstore.New(opts.Storage, quiet, none)
-		if err != nil {
-			noStorage = err.Error()
-		}
-		v.store = store
+	v.try(ctx, check{name: "token file", unless: v.noTokenFile(), run: v.tokenFile})
+	noToken := v.try(ctx, check{name: "exchange", limit: exchangeLimit, unless: cmp.Or(noIdentity, v.noFile), run: v.exchange, lack: "there is no token"})
+	noKey := v.try(ctx, check{name: "key", limit: storageLimit, unless: cmp.Or(noAccount, noToken), run: v.key, lack: "there is no user delegation key"})
+	noBlob := v.try(ctx, check{name: "put", unless: cmp.Or(noAccount, noToken, v.noAnswer), run: v.put, lack: "there is no scratch blob"})
+	v.try(ctx, check{name: "link", limit: linkLimit, unless: cmp.Or(noBlob, noKey), run: v.link})
+	if base := v.Storage.LinkBase; cmp.Or(noBlob, noKey) == "" && base != "" && base != v.Storage.AccountURL {
+		v.try(ctx, check{name: "link base", limit: linkLimit, run: v.linkBase})
 	}
-	noKey, noAnswer := v.key(ctx, first(noStorage, noToken))
-	v.scratch(ctx, first(noStorage, noToken, noAnswer), noKey)
-	v.clock(ctx, first(noStorage, noAnswer))
-	v.callers(ctx, quiet)
+	if noBlob == "" && v.Storage.MaxDirect > 0 {
+		v.try(ctx, check{name: "copy", limit: storageLimit, unless: noKey, run: v.copy})
+	}
+	if v.blob != nil {
+		v.try(context.WithoutCancel(ctx), check{name: "delete", limit: deleteLimit, run: v.delete})
+	}
+	v.try(ctx, check{name: "clock", limit: clockLimit, unless: cmp.Or(noAccount, v.noAnswer), run: v.clock})
+	if v.Callers.On() {
+		v.try(ctx, check{name: "callers", limit: issuerLimit, run: v.callers})
+	}
 	return v.end()
 }
 
-// first returns the first reason that there is.
-func first(reasons ...string) string {
-	for _, r := range reasons {
-		if r != "" {
-			return r
+// try makes a check, unless ctx is done, and writes its lines. It returns "" if the check succeeded, c.lack otherwise.
+func (v *visit) try(ctx context.Context, c check) (lack string) {
+	if ctx.Err() != nil {
+		v.interrupted = true
+		c.unless = context.Cause(ctx).Error()
+		if errors.Is(context.Cause(ctx), context.Canceled) {
+			c.unless = "it was interrupted"
 		}
 	}
-	return ""
+	if c.unless != "" {
+		v.line(skip, c.name, "not tried, because %s", c.unless)
+		return c.lack
+	}
+	if c.limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.limit)
+		defer cancel()
+	}
+	v.notes = nil
+	works, err := c.run(ctx)
+	if err == nil {
+		v.line(ok, c.name, "%s", works)
+	} else {
+		v.problem(c.name, err)
+		lack = c.lack
+	}
+	for _, n := range v.notes {
+		v.more("%s", n)
+	}
+	return lack
 }
 
-// subject writes which pod, version and identity the report is about: during a rollout, several pods run with different ones.
+// note adds a line below that of the check that runs.
+func (v *visit) note(format string, args ...any) {
+	v.notes = append(v.notes, fmt.Sprintf(format, args...))
+}
+
+// subject writes the pod, its version and its identity. During a rollout, pods with different ones run.
 func (v *visit) subject() {
 	for _, line := range [][2]string{
 		{"pod", cmp.Or(v.Pod, "none: not in Kubernetes")},
@@ -129,7 +181,7 @@ func (v *visit) subject() {
 
 func (v *visit) settings() {
 	for _, fault := range v.Faults {
-		v.fail("settings", fault)
+		v.problem("settings", fault)
 	}
 	if len(v.Faults) == 0 {
 		v.line(ok, "settings", "container %s of %s", v.Storage.Container, v.Storage.AccountURL)
@@ -139,133 +191,77 @@ func (v *visit) settings() {
 	}
 }
 
-func (v *visit) exchange(ctx context.Context, because string) string {
-	const check, failed = "exchange", "there is no token"
-	if v.NoIdentity {
-		because = "the settings do not say which identity"
-	}
-	if v.skipped(ctx, check, because) {
-		return failed
-	}
-	ctx, cancel := context.WithTimeout(ctx, exchangeLimit)
-	defer cancel()
+func (v *visit) exchange(ctx context.Context) (string, error) {
 	token, err := v.tokens.Fetch(ctx)
 	if err != nil {
-		if cause := errors.Unwrap(err); cause != nil {
-			err = cause // without the code that is for the frontend
-		}
-		v.fail(check, err)
-		return failed
+		return "", cmp.Or(errors.Unwrap(err), err) // without the code that is for the frontend
 	}
-	v.line(ok, check, "a token for Blob Storage, for %v", left(token.ExpiresOn))
-	return ""
+	return fmt.Sprintf("a token for Blob Storage, for %v", left(token.ExpiresOn)), nil
 }
 
-// key also returns why nothing else of storage can be tried.
-func (v *visit) key(ctx context.Context, because string) (noKey, noAnswer string) {
-	const check, failed = "key", "there is no user delegation key"
-	if v.skipped(ctx, check, because) {
-		return failed, ""
-	}
-	ctx, cancel := context.WithTimeout(ctx, storageLimit)
-	defer cancel()
+func (v *visit) key(ctx context.Context) (string, error) {
 	end, err := v.store.FetchKey(ctx)
 	if err != nil {
-		v.refused(check, err, "Storage Blob Delegator", "")
 		if _, answered := errors.AsType[*blobstore.Refusal](err); !answered {
-			noAnswer = "storage does not answer"
+			v.noAnswer = "storage does not answer"
 		}
-		return failed, noAnswer
+		v.noteRole(err, "Storage Blob Delegator", "")
+		return "", err
 	}
-	v.line(ok, check, "a user delegation key, for %v", left(end))
-	return "", ""
+	return fmt.Sprintf("a user delegation key, for %v", left(end)), nil
 }
 
-// scratch stores a blob, reads it through links and deletes it.
-func (v *visit) scratch(ctx context.Context, because, noKey string) {
-	const notThere = "there is no scratch blob"
-	if v.skipped(ctx, "put", because) {
-		v.skipped(ctx, "link", notThere)
-		return
-	}
-	blob := v.store.NewScratch()
-	// Seen to its end, or the deletion could come before the put.
-	put, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageLimit)
-	err := blob.Put(put, picture, "image/png")
-	cancel()
-	gone := "the scratch blob is gone"
-	if err != nil {
-		v.refused("put", err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+v.Storage.Container)
-		v.skipped(ctx, "link", notThere)
-		if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Status < http.StatusInternalServerError {
-			return // for certain nothing was stored
-		}
-		gone = "in case it was stored all the same"
-	} else {
-		v.line(ok, "put", "stored the scratch blob %s", blob.Name())
-		v.links(ctx, blob, noKey)
-		v.copy(ctx, blob, noKey)
-	}
-
-	// Whatever has happened until now, even if someone waits for the end.
-	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), deleteLimit)
+// put stores the scratch blob. ctx does not end it: the deletion could reach storage before the upload.
+func (v *visit) put(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageLimit)
 	defer cancel()
-	if err := blob.Delete(ctx); err != nil {
-		v.fail("delete", fmt.Errorf("the scratch blob may be left behind: %w", err))
-		v.more("delete it by hand: %s in the container %s", blob.Name(), v.Storage.Container)
-		return
+	v.blob = v.store.NewScratch()
+	stored := "stored the scratch blob " + v.blob.Name()
+	err := v.blob.Put(ctx, picture, "image/png")
+	if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Status < http.StatusInternalServerError {
+		v.blob = nil
 	}
-	v.line(ok, "delete", "%s", gone)
+	v.noteRole(err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+v.Storage.Container)
+	return stored, err
 }
 
-func (v *visit) links(ctx context.Context, blob *blobstore.Scratch, because string) {
-	const check = "link"
-	if v.skipped(ctx, check, because) {
-		return
+// delete removes the scratch blob, which may be in storage although the upload failed.
+func (v *visit) delete(ctx context.Context) (string, error) {
+	if err := v.blob.Delete(ctx); err != nil {
+		v.note("delete it by hand: %s in the container %s", v.blob.Name(), v.Storage.Container)
+		return "", fmt.Errorf("the scratch blob may be left behind: %w", err)
 	}
-	account, base, err := blob.Links()
+	return "the scratch blob is gone", nil
+}
+
+func (v *visit) link(ctx context.Context) (string, error) {
+	account, _, err := v.blob.Links()
+	if err == nil {
+		err = v.get(ctx, account)
+	}
+	return "a signed link gives the same bytes, without any credential", err
+}
+
+func (v *visit) linkBase(ctx context.Context) (string, error) {
+	_, base, err := v.blob.Links()
+	if err == nil {
+		err = v.get(ctx, base)
+	}
 	if err != nil {
-		v.fail(check, err)
-		return
-	}
-	if err := v.get(ctx, string(account)); err != nil {
-		v.fail(check, err)
-	} else {
-		v.line(ok, check, "a signed link gives the same bytes, without any credential")
-	}
-	if base == account || v.skipped(ctx, "link base", "") {
-		return
-	}
-	if err := v.get(ctx, string(base)); err != nil {
 		said, _, _ := strings.Cut(err.Error(), "; fix: ")
-		v.line(warn, "link base", "%s: %s", v.Storage.LinkBase, said)
-		v.more("it need not be reachable from inside the cluster: try a link from outside")
-		return
+		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", v.Storage.LinkBase, said)}
 	}
-	v.line(ok, "link base", "the same through %s", v.Storage.LinkBase)
+	return "the same through " + v.Storage.LinkBase, nil
 }
 
-// copy has storage copy the blob, where it must for what is sent straight to it.
-func (v *visit) copy(ctx context.Context, blob *blobstore.Scratch, because string) {
-	const check = "copy"
-	if v.Storage.MaxDirect == 0 || v.skipped(ctx, check, because) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, storageLimit)
-	defer cancel()
-	if err := blob.Copy(ctx); err != nil {
-		v.fail(check, err)
-		return
-	}
-	v.line(ok, check, "storage copies within the account, as it must for what is sent straight to it")
+// copy has storage copy the scratch blob, as the commit of a direct upload does.
+func (v *visit) copy(ctx context.Context) (string, error) {
+	return "storage copies within the account, as the commit of a direct upload does", v.blob.Copy(ctx)
 }
 
-// get reads a link and returns an error, which does not hold it, unless it gives
-// the scratch blob.
-func (v *visit) get(ctx context.Context, link string) error {
-	ctx, cancel := context.WithTimeout(ctx, linkLimit)
-	defer cancel()
-	resp, err := v.ask(ctx, http.MethodGet, link)
+// get returns an error unless link returns the content of the scratch blob. The error does not hold the link.
+func (v *visit) get(ctx context.Context, link signerapi.SignedURL) error {
+	resp, err := v.ask(ctx, http.MethodGet, string(link))
 	if err != nil {
 		return err
 	}
@@ -287,7 +283,7 @@ func (v *visit) get(ctx context.Context, link string) error {
 	return nil
 }
 
-// ask sends a request without any credential but what is in the URL. The error does not hold the URL.
+// ask sends a request whose only credential is the signature in the URL, if any. The error does not hold the URL.
 func (v *visit) ask(ctx context.Context, method, link string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, link, nil)
 	if err != nil {
@@ -300,71 +296,51 @@ func (v *visit) ask(ctx context.Context, method, link string) (*http.Response, e
 	return resp, nil
 }
 
-func (v *visit) clock(ctx context.Context, because string) {
-	const check = "clock"
-	if v.skipped(ctx, check, because) {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, clockLimit)
-	defer cancel()
+func (v *visit) clock(ctx context.Context) (string, error) {
 	sent := time.Now()
-	// It may refuse; its time is in the answer all the same.
+	// Storage may reject this request: its response has a date nevertheless.
 	resp, err := v.ask(ctx, http.MethodHead, v.Storage.AccountURL+"/"+v.Storage.Container+"?restype=container")
 	if err != nil {
-		v.fail(check, err)
-		return
+		return "", err
 	}
 	_ = resp.Body.Close()
-	came := time.Now()
+	took := time.Since(sent)
 	date, err := http.ParseTime(resp.Header.Get("Date"))
 	if err != nil {
-		v.problem(warn, check, errors.New("storage's answer has no date to compare with"))
-		return
+		return "", warning{errors.New("storage's answer has no date to compare with")}
 	}
 	date = date.Add(time.Second / 2) // the header has whole seconds, rounded down
-	ahead := sent.Add(came.Sub(sent) / 2).Sub(date)
+	ahead := sent.Add(took / 2).Sub(date)
 	err = blobstore.ClockFault(ahead)
-	switch {
-	case err == nil:
-		v.line(ok, check, "within %v of storage's", ahead.Abs().Truncate(time.Second)+time.Second)
-	case ahead > blobstore.LinkSkew || -ahead > clockBehind:
-		v.fail(check, err)
-	default:
-		v.problem(warn, check, err)
+	if err != nil && ahead <= blobstore.LinkSkew && ahead >= -clockBehind {
+		err = warning{err}
 	}
+	return fmt.Sprintf("within %v of storage's", ahead.Abs().Truncate(time.Second)+time.Second), err
 }
 
-// callers fetches the issuer's configuration and keys, unless authentication is off.
-func (v *visit) callers(ctx context.Context, log *slog.Logger) {
-	const check = "callers"
-	if !v.Callers.On() || v.skipped(ctx, check, "") {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, issuerLimit)
-	defer cancel()
+// callers fetches the configuration and the keys of the issuer of callers' tokens.
+func (v *visit) callers(ctx context.Context) (string, error) {
 	reg := prometheus.NewRegistry()
 	v.Callers.Waiters = pool.NewSet("doctor", 0, reg).New("waiters", 1)
-	if err := callers.New(v.Callers, log, reg).Check(ctx); err != nil {
+	if err := callers.New(v.Callers, slog.New(slog.DiscardHandler), reg).Check(ctx); err != nil {
 		fix := cmp.Or(network(err.Error()), "OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https")
-		v.fail(check, fmt.Errorf("tokens of %s cannot be verified: %w; fix: %s", v.Callers.Issuer, err, fix))
-		return
+		return "", fmt.Errorf("tokens of %s cannot be verified: %w; fix: %s", v.Callers.Issuer, err, fix)
 	}
-	v.line(ok, check, "tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)
+	return fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim), nil
 }
 
-// refused is fail, with the command that gives the role if that is what is missing.
-// scope is what comes behind the account's resource id.
-func (v *visit) refused(check string, err error, role, scope string) {
-	v.fail(check, err)
+// noteRole adds the command that assigns role, if err says that the identity lacks it. The scope of the role is the storage
+// account's resource ID followed by scope.
+func (v *visit) noteRole(err error, role, scope string) {
 	r, answered := errors.AsType[*blobstore.Refusal](err)
 	if !answered || r.Code != "AuthorizationPermissionMismatch" || v.Identity.ClientID == "" {
 		return
 	}
 	host, _ := url.Parse(v.Storage.AccountURL)
 	account, _, _ := strings.Cut(host.Hostname(), ".")
-	v.more(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
+	v.note(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
 		v.Identity.ClientID, role, account, scope)
 }
 
-// left is how long it is until t, in whole seconds.
+// left returns the time until t in whole seconds.
 func left(t time.Time) time.Duration { return time.Until(t).Round(time.Second) }

@@ -359,7 +359,7 @@ func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
 		writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
 		var out strings.Builder
 		v := &visit{Options: opts, report: report{out: &out}}
-		v.tokenFile(time.Now())
+		v.try(t.Context(), check{name: "token file", run: v.tokenFile})
 		if !strings.HasPrefix(out.String(), c.mark) || !strings.Contains(out.String(), c.says) {
 			t.Errorf("%s at %s: %s; want %s and %s", c.audience, c.host, &out, c.mark, c.says)
 		}
@@ -373,13 +373,10 @@ func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 	examine(t.Context(), t, opts, well, "no federated credential has to match it")
 }
 
-func TestALoginOfOnesOwnNeedsNoTokenFile(t *testing.T) {
+func TestDefaultCredentialNeedsNoTokenFile(t *testing.T) {
 	opts, _ := healthy(t)
-	opts.Identity.Kind = identity.Default
-	v := &visit{Options: opts, report: report{out: io.Discard}}
-	if because := v.tokenFile(time.Now()); because != "" {
-		t.Errorf("the exchange is not tried, because %s", because)
-	}
+	opts.Identity.Kind, opts.Identity.TokenFile, opts.Identity.Fault = identity.Default, "", errors.New("no login")
+	examine(t.Context(), t, opts, "ok settings, skip token file, fail exchange, skip key, skip put, skip link, ok clock", "no login")
 }
 
 func TestWhatTheSettingsDoNotSayIsNotTried(t *testing.T) {
@@ -401,7 +398,7 @@ func TestAnInterruptAmidThePutStillDeletes(t *testing.T) {
 		}
 		return false
 	}
-	examine(ctx, t, opts, begin+"ok key, ok put, skip link, ok delete, skip clock", "it was interrupted", "not all was tried")
+	examine(ctx, t, opts, begin+"ok key, ok put, skip link, skip link base, ok delete, skip clock", "it was interrupted", "not all was tried")
 	if len(back.blobs) > 0 {
 		t.Errorf("left: %v", back.blobs)
 	}
@@ -410,7 +407,7 @@ func TestAnInterruptAmidThePutStillDeletes(t *testing.T) {
 func TestNoSecretOfAnErrorIsWritten(t *testing.T) {
 	var out strings.Builder
 	r := &report{out: &out}
-	r.fail("link", errors.New(`at https://a.example.com/b?se=1&sig=c2VjcmV0%3D and ?Sig%3Dc2VjcmV0 with eyJhbGciOiJub25lIn0.e30.c2VjcmV0`))
+	r.problem("link", errors.New(`at https://a.example.com/b?se=1&sig=c2VjcmV0%3D and ?Sig%3Dc2VjcmV0 with eyJhbGciOiJub25lIn0.e30.c2VjcmV0`))
 	if s := out.String(); strings.Contains(s, "c2VjcmV0") || strings.Count(s, "[secret]") != 3 {
 		t.Error(s)
 	}

@@ -1,7 +1,7 @@
 package doctor
 
 import (
-	"context"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -18,22 +18,20 @@ const (
 	skip = "skip"
 )
 
-// report writes what the checks find.
+// report writes the results of the checks.
 type report struct {
-	out         io.Writer
-	warned      int
-	failed      int
-	interrupted bool
+	out            io.Writer
+	warned, failed int
+	interrupted    bool // at least one check was skipped for it
 }
 
-// secret is what no error should hold and no reader must see: a token, or the
-// signature of a link.
+// secret matches a token and the signature of a link. No error should hold one; the report removes them nevertheless.
 var secret = regexp.MustCompile(`eyJ[\w.-]+|(?i)sig(=|%3D)[^&\s"]+`)
 
 func (r *report) write(line string) {
 	line = strings.Map(func(c rune) rune {
 		if unicode.IsControl(c) {
-			return ' ' // what others wrote must not make lines of its own
+			return ' ' // a claim or an answer must not begin a line
 		}
 		return c
 	}, line)
@@ -56,36 +54,20 @@ func (r *report) more(format string, args ...any) {
 	r.write(strings.Repeat(" ", 18) + fmt.Sprintf(format, args...))
 }
 
-// fail writes that a check failed, and below it what to do.
-func (r *report) fail(check string, err error) { r.problem(fail, check, err) }
-
-func (r *report) problem(mark, check string, err error) {
+// problem writes that a check failed, or warns, and below it what to do.
+func (r *report) problem(check string, err error) {
+	mark := fail
+	if _, ok := errors.AsType[warning](err); ok {
+		mark = warn
+	}
 	said, fix, _ := strings.Cut(err.Error(), "; fix: ")
 	r.line(mark, check, "%s", said)
-	if fix == "" {
-		fix = network(said)
-	}
-	if fix != "" {
+	if fix = cmp.Or(fix, network(said)); fix != "" {
 		r.more("fix: %s", fix)
 	}
 }
 
-// skipped writes that a check was not tried, provided that there is a reason.
-func (r *report) skipped(ctx context.Context, check, because string) bool {
-	if ctx.Err() != nil {
-		r.interrupted = true
-		because = context.Cause(ctx).Error()
-		if errors.Is(context.Cause(ctx), context.Canceled) {
-			because = "it was interrupted"
-		}
-	}
-	if because != "" {
-		r.line(skip, check, "not tried, because %s", because)
-	}
-	return because != ""
-}
-
-// end sums up, and reports whether nothing failed.
+// end writes the last line and returns true if all was tried and nothing failed.
 func (r *report) end() bool {
 	r.write("")
 	switch {
@@ -101,9 +83,8 @@ func (r *report) end() bool {
 	return r.failed == 0 && !r.interrupted
 }
 
-// network says what to look at when there was no answer, "" when said is about
-// something else. It goes by the text: what the SDK makes of an error of the token
-// exchange wraps nothing.
+// network returns what to do about an error of the network with the text said, "" for other errors. It matches the text,
+// because the SDK's error of a failed token exchange wraps no other error.
 func network(said string) string {
 	for _, n := range []struct {
 		parts []string

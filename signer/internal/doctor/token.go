@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,54 +28,53 @@ func readClaims(token string) (claims jwt.Claims, err error) {
 	return claims, nil
 }
 
-// tokenFile shows the claims of the federated token, for comparison with the
-// identity's federated credential, and never the token.
-func (v *visit) tokenFile(now time.Time) (noToken string) {
-	const check, failed = "token file", "there is no federated token"
-	path := v.Identity.TokenFile
+// noTokenFile returns why the token file is not checked, "" if it is.
+func (v *visit) noTokenFile() string {
 	switch {
 	case v.Identity.Kind == identity.Default:
-		v.line(skip, check, "not tried, because CREDENTIAL=default looks for a login of its own")
-		return ""
-	case path == "":
-		v.line(skip, check, "not tried, because AZURE_FEDERATED_TOKEN_FILE is not set")
-		return failed
+		return "CREDENTIAL=default looks for a login of its own"
+	case v.Identity.TokenFile == "":
+		return "AZURE_FEDERATED_TOKEN_FILE is not set"
 	}
-	token, err := os.ReadFile(path) //nolint:gosec // the settings name it
-	if err == nil && strings.TrimSpace(string(token)) == "" {
+	return ""
+}
+
+// tokenFile reports the claims of the federated token, for comparison with the identity's federated credential, and never the
+// token.
+func (v *visit) tokenFile(context.Context) (string, error) {
+	path := v.Identity.TokenFile
+	content, err := os.ReadFile(path) //nolint:gosec // the settings name it
+	if err == nil && strings.TrimSpace(string(content)) == "" {
 		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("the file is empty")}
 	}
 	if err != nil {
-		v.fail(check, identity.Explain(err, v.Identity.Audience()))
-		return failed
+		v.noFile = "there is no federated token"
+		return "", identity.Explain(err, v.Identity.Audience())
 	}
-	c, err := readClaims(string(token))
+	c, err := readClaims(string(content))
 	if err != nil {
-		v.fail(check, fmt.Errorf("%s: %w; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token", path, err))
-		return ""
+		return "", fmt.Errorf("%s: %w; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token", path, err)
 	}
 	want, expected := "", v.Identity.Audience()
 	if !v.TokenProxy && (len(c.Audience) != 1 || c.Audience[0] != expected) {
 		want = " (want " + expected + ")"
 	}
-	valid, err := life(c, now)
+	v.note("issuer    %s", shown(c.Issuer))
+	v.note("subject   %s", shown(c.Subject))
+	v.note("audience  %s%s", shown(strings.Join(c.Audience, ", ")), want)
+	if v.TokenProxy {
+		v.note("identity bindings exchange this token; no federated credential has to match it")
+	} else {
+		v.note("a federated credential of the identity must have these three, letter for letter")
+	}
+	valid, err := life(c, time.Now())
 	switch {
 	case err != nil:
-		v.fail(check, fmt.Errorf("%s %w", path, err))
+		return "", fmt.Errorf("%s %w", path, err)
 	case want != "":
-		v.problem(warn, check, fmt.Errorf("%s has another audience than %s, which AZURE_AUTHORITY_HOST says; fix: set it where the token's volume is made, or give the federated credential the token's own", path, expected))
-	default:
-		v.line(ok, check, "%s, for %v", path, valid)
+		return "", warning{fmt.Errorf("%s has another audience than %s, which AZURE_AUTHORITY_HOST says; fix: set it where the token's volume is made, or give the federated credential the token's own", path, expected)}
 	}
-	v.more("issuer    %s", shown(c.Issuer))
-	v.more("subject   %s", shown(c.Subject))
-	v.more("audience  %s%s", shown(strings.Join(c.Audience, ", ")), want)
-	if v.TokenProxy {
-		v.more("identity bindings exchange this token; no federated credential has to match it")
-	} else {
-		v.more("a federated credential of the identity must have these three, letter for letter")
-	}
-	return ""
+	return fmt.Sprintf("%s, for %v", path, valid), nil
 }
 
 // life returns the remaining lifetime of a token, or an error if the token is not valid now.
