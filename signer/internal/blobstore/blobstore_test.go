@@ -261,7 +261,7 @@ func TestTheSignerChecksSizeAndTypeAgain(t *testing.T) {
 
 func TestMetricsPassPromlint(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	newMetrics(reg).watch(reg, newBuffers())
+	newMetrics(reg, newBuffers())
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil {
 		t.Fatal(err)

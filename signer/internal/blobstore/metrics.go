@@ -2,9 +2,12 @@ package blobstore
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"cats.example/shared/service"
 )
 
-// Operations on storage, as they are labelled in metrics.
+// Operations on storage, as labels of metrics.
 const (
 	opHead      = "head_blob"
 	opPut       = "put_blob"
@@ -19,8 +22,7 @@ const (
 	opList      = "list_blobs"
 )
 
-// metrics of the store. It is a policy of the SDK's pipeline, behind the retries,
-// so that each round trip counts.
+// metrics are those of the store. As a policy of the SDK's pipeline, behind the one of retries, they count each round trip.
 type metrics struct {
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
@@ -37,65 +39,45 @@ type metrics struct {
 	circuit    prometheus.Gauge
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 	const p = "cats_signer_"
+	auto := promauto.With(reg)
+	counter := func(name, help string) prometheus.Counter {
+		return auto.NewCounter(prometheus.CounterOpts{Name: p + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return auto.NewGauge(prometheus.GaugeOpts{Name: p + name, Help: help})
+	}
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: p + "upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
+	}, func() float64 { return float64(b.taken()) })
+	signed := service.Counters(reg, p+"signed_urls_total",
+		"Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.", "kind")
 	m := &metrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "storage_requests_total", Help: "Round trips to storage by operation and HTTP status; error means that no answer came.",
 		}, []string{"op", "code"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: p + "storage_request_duration_seconds", Help: "Duration of round trips to storage, up to the header of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"op"}),
-		keyExpiry: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: p + "user_delegation_key_expiry_timestamp_seconds", Help: "When the user delegation key at hand ends, in Unix time; 0 for none.",
-		}),
-		keyRefresh: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: p + "user_delegation_key_refresh_total", Help: "Requests for a user delegation key by outcome.",
-		}, []string{"outcome"}),
-		trials: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: p + "link_trials_total", Help: "Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.",
-		}, []string{"outcome"}),
-		clockAhead: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: p + "clock_skew_seconds", Help: "How far the clock was ahead of storage's when last compared; below 0 it was behind.",
-		}),
-		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: p + "upload_conflicts_total", Help: "Uploads that lost against another one to the same name.",
-		}),
+		views:     signed.WithLabelValues("view"),
+		downloads: signed.WithLabelValues("download"),
+		tickets:   signed.WithLabelValues("upload"),
+		unstaged: service.Counters(reg, p+"staged_uploads_removed_total",
+			"Blobs that were sent straight to storage and removed, by what became of them.", "outcome", removedCommitted, removedRefused, removedAbandoned),
+		keyExpiry:  gauge("user_delegation_key_expiry_timestamp_seconds", "When the user delegation key at hand ends, in Unix time; 0 for none."),
+		keyRefresh: service.Counters(reg, p+"user_delegation_key_refresh_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
+		trials: service.Counters(reg, p+"link_trials_total",
+			"Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.", "outcome", trialOK, trialRefused, trialUnclear),
+		clockAhead: gauge("clock_skew_seconds", "How far the clock was ahead of storage's when last compared; below 0 it was behind."),
+		conflicts:  counter("upload_conflicts_total", "Uploads that lost against another one to the same name."),
+		damaged:    counter("damaged_uploads_total", "Uploads of which storage stored other bytes than were sent, by its CRC64."),
+		circuit:    gauge("storage_circuit_open", "1 while storage is asked nothing because it did not answer, 0 otherwise."),
 	}
-	m.damaged = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: p + "damaged_uploads_total", Help: "Uploads of which storage stored other bytes than were sent, by its CRC64.",
-	})
-	signed := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: p + "signed_urls_total", Help: "Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.",
-	}, []string{"kind"})
-	m.views, m.downloads, m.tickets = signed.WithLabelValues("view"), signed.WithLabelValues("download"), signed.WithLabelValues("upload")
-	m.unstaged = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: p + "staged_uploads_removed_total", Help: "Blobs that were sent straight to storage and removed, by what became of them.",
-	}, []string{"outcome"})
-	m.circuit = prometheus.NewGauge(prometheus.GaugeOpts{
-		Name: p + "storage_circuit_open", Help: "1 while storage is asked nothing because it did not answer, 0 otherwise.",
-	})
-	reg.MustRegister(m.unstaged, m.circuit, m.requests, m.duration, signed, m.keyExpiry, m.keyRefresh, m.trials, m.clockAhead, m.conflicts, m.damaged)
 	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial, opGet, opCopy, opList} {
 		m.duration.WithLabelValues(op)
 		m.requests.WithLabelValues(op, "error")
 	}
-	for _, outcome := range []string{"ok", "error"} {
-		m.keyRefresh.WithLabelValues(outcome)
-	}
-	for _, outcome := range []string{removedCommitted, removedRefused, removedAbandoned} {
-		m.unstaged.WithLabelValues(outcome)
-	}
-	for _, outcome := range []string{trialOK, trialRefused, trialUnclear} {
-		m.trials.WithLabelValues(outcome)
-	}
 	return m
-}
-
-// watch adds the gauge of the buffers.
-func (m *metrics) watch(reg prometheus.Registerer, b *buffers) {
-	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
-	}, func() float64 { return float64(b.taken()) }))
 }

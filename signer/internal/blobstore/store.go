@@ -89,7 +89,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	if opts.LinkBase == "" {
 		opts.LinkBase = opts.AccountURL
 	}
-	m := newMetrics(reg)
+	pool := newBuffers()
+	m := newMetrics(reg, pool)
 	// The token goes in by azcore's own policy. The one that azblob adds for a
 	// credential follows the challenge in a 401, and shares what it learned there
 	// between requests without a lock (1.8.3).
@@ -119,7 +120,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		opts:      opts,
 		log:       log,
 		container: account.NewContainerClient(opts.Container),
-		buffers:   newBuffers(),
+		buffers:   pool,
 		accept:    watchdog.Timeout,
 		metrics:   m,
 		retries:   maxRetries,
@@ -138,7 +139,6 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(longest), log: log, metrics: m, now: s.now,
 		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
 	}
-	m.watch(reg, s.buffers)
 	return s, nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
 	"cats.example/shared/pool"
+	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
@@ -69,16 +70,13 @@ const (
 	unavailable = "issuer_unavailable"
 )
 
-// New asks nobody anything before Run.
+// New returns the callers that opts describe. It sends no request before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
-	c := &Callers{opts: opts, log: log, now: time.Now, clients: limit.New(opts.PerClient, reg, "signer", "caller"), outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "cats_signer_callers_total", Help: "Calls that needed a known caller, by what came of asking who calls.",
-	}, []string{"outcome"})}
-	reg.MustRegister(c.outcomes)
-	for _, o := range []string{known, anonymous, expired, invalid, forbidden, limited, unavailable} {
-		c.outcomes.WithLabelValues(o)
+	return &Callers{
+		opts: opts, log: log, now: time.Now, clients: limit.New(opts.PerClient, reg, "signer", "caller"),
+		outcomes: service.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
+			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}
-	return c
 }
 
 // Run finds out how the issuer signs, and does so again now and then, until ctx is done.

@@ -24,7 +24,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
@@ -117,23 +119,17 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 }
 
 func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error), log *slog.Logger, reg prometheus.Registerer) *Tokens {
-	t := &Tokens{
-		fetch: fetch,
-		log:   log,
-		first: make(chan struct{}),
-		renew: make(chan struct{}, 1),
-		acquired: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cats_signer_token_acquire_total", Help: "Token exchanges by outcome.",
-		}, []string{"outcome"}),
-		worked: prometheus.NewGauge(prometheus.GaugeOpts{
+	return &Tokens{
+		fetch:    fetch,
+		log:      log,
+		first:    make(chan struct{}),
+		renew:    make(chan struct{}, 1),
+		acquired: service.Counters(reg, "cats_signer_token_acquire_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
+		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
 		}),
 		err: signerapi.ErrIdentityUnavailable.Wrap(errors.New("no token has been asked for yet")),
 	}
-	reg.MustRegister(t.acquired, t.worked)
-	t.acquired.WithLabelValues("ok")
-	t.acquired.WithLabelValues("error")
-	return t
 }
 
 func (o Options) credential() (azcore.TokenCredential, error) {
