@@ -12,6 +12,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/time/rate"
 
 	"cats.example/shared/signerapi"
@@ -61,16 +62,14 @@ func New(settings PerClient, reg prometheus.Registerer, name, who string) *Clien
 	if err != nil {
 		panic(err) // the size is valid
 	}
-	c := &Clients{
+	return &Clients{
 		settings: settings, buckets: buckets,
 		rejected: signerapi.ErrRateLimited.With(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
 			who, strconv.FormatFloat(settings.Rate, 'f', -1, 64))),
-		total: prometheus.NewCounter(prometheus.CounterOpts{
+		total: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "cats_" + name + "_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
 		}),
 	}
-	reg.MustRegister(c.total)
-	return c
 }
 
 // State is what a client has left.

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/signerapi"
 )
@@ -22,17 +23,15 @@ type Set struct {
 // NewSet returns a Set whose metrics are in reg, named cats_NAME_pool_…. share is the part of each pool that one client may
 // take, from 0 to 1; 0 means that a client may take all.
 func NewSet(name string, share float64, reg prometheus.Registerer) *Set {
-	prefix := "cats_" + name + "_pool_"
-	s := &Set{
+	prefix, auto := "cats_"+name+"_pool_", promauto.With(reg)
+	return &Set{
 		share: share,
-		slots: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots", Help: "Slots of a pool."}, []string{"pool"}),
-		taken: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots_taken", Help: "Slots that are taken now."}, []string{"pool"}),
-		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+		slots: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots", Help: "Slots of a pool."}, []string{"pool"}),
+		taken: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots_taken", Help: "Slots that are taken now."}, []string{"pool"}),
+		rejected: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "rejected_total", Help: "Requests and connections without a slot: their client had its share (client), or the pool was full (total).",
 		}, []string{"pool", "limit"}),
 	}
-	reg.MustRegister(s.slots, s.taken, s.rejected)
-	return s
 }
 
 // New returns a pool of total slots. kind is the plural that names it in error details, and in metrics with _ for spaces.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
@@ -74,31 +75,29 @@ type Requests struct {
 // A body that brings less than MIN_UPLOAD_RATE in a window of STALL_TIMEOUT ends in [os.ErrDeadlineExceeded]; while uploads is
 // busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
 func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *pool.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
-	prefix := "cats_" + name + "_http_"
-	q := &Requests{
+	prefix, auto := "cats_"+name+"_http_", promauto.With(reg)
+	return &Requests{
 		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinRate, uploads: uploads,
-		total: prometheus.NewCounterVec(prometheus.CounterOpts{
+		total: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
 		}, []string{"route", "method", "code"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: prefix + "request_duration_seconds", Help: "Time from the end of a request's header to the end of its answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"route", "method"}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+		inFlight: auto.NewGauge(prometheus.GaugeOpts{
 			Name: prefix + "requests_in_flight", Help: "Requests being answered now.",
 		}),
-		received: prometheus.NewCounter(prometheus.CounterOpts{
+		received: auto.NewCounter(prometheus.CounterOpts{
 			Name: prefix + "received_bytes_total", Help: "Bytes of request bodies read.",
 		}),
-		sent: prometheus.NewCounter(prometheus.CounterOpts{
+		sent: auto.NewCounter(prometheus.CounterOpts{
 			Name: prefix + "sent_bytes_total", Help: "Bytes of answers written, headers apart.",
 		}),
-		panics: prometheus.NewCounter(prometheus.CounterOpts{
+		panics: auto.NewCounter(prometheus.CounterOpts{
 			Name: prefix + "panics_total", Help: "Handlers that panicked; each was one 500.",
 		}),
 	}
-	reg.MustRegister(q.total, q.duration, q.inFlight, q.received, q.sent, q.panics)
-	return q
 }
 
 // Trace has each request be a span of t, which may be nil, in the trace that the
@@ -256,16 +255,9 @@ func bounded(s string) string {
 	return strings.ToValidUTF8(s[:maxLoggedError], "") + "…"
 }
 
-// isRequestID reports whether a stranger's id can go into a log and a header.
+// isRequestID reports whether the log and response headers can contain id, which a client chose.
 func isRequestID(id string) bool {
-	for i := range len(id) {
-		c := id[i]
-		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-		if !letter && strings.IndexByte("._~+/=-", c) < 0 {
-			return false
-		}
-	}
-	return 0 < len(id) && len(id) <= 128
+	return 0 < len(id) && len(id) <= 128 && signerapi.IsToken68(id)
 }
 
 // methodLabel keeps strangers' methods out of the labels.

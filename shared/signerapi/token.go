@@ -32,16 +32,16 @@ func TokenIn(h http.Header) (Token, error) {
 	}
 	scheme, token, _ := strings.Cut(fields[0], " ")
 	token = strings.TrimLeft(token, " ")
-	if len(fields) > 1 || !strings.EqualFold(scheme, "Bearer") || token == "" || strings.ContainsFunc(token, notInToken) {
+	if len(fields) > 1 || !strings.EqualFold(scheme, "Bearer") || token == "" || !IsToken68(token) {
 		return "", ErrUnauthenticated.With("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
 	}
 	return Token(token), nil
 }
 
-// notInToken reports what no token holds, RFC 6750's b64token.
-func notInToken(r rune) bool {
-	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
-	return !letter && !strings.ContainsRune("-._~+/=", r)
+// IsToken68 reports whether s has only characters of a token68 (RFC 9110 section 11.2), as bearer tokens have.
+func IsToken68(s string) bool {
+	const characters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/="
+	return strings.Trim(s, characters) == ""
 }
 
 type tokenKey struct{}
