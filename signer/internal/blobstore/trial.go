@@ -41,37 +41,38 @@ func (d *delegation) gave(user signerapi.User) {
 	}
 }
 
-// watch has links of the key at hand tried for the time until: the first one that
-// is given out, and then about one a minute as long as some are. When storage
-// refuses one, it takes the key away and returns early, with the link's user.
-func (d *delegation) watch(ctx context.Context, until <-chan time.Time, try tryLink) (refused signerapi.User) {
-	rested := time.After(time.Until(d.tried.Add(jittered(d.trialEvery))))
-	var given <-chan signerapi.User // nil before rested, and without a key
+// watch has links of the key at hand tried until ctx is done: the first one that is given out, and then about one a minute as
+// long as some are. When storage refuses one, watch drops the key and signals that in dropped.
+func (d *delegation) watch(ctx context.Context, try tryLink, dropped chan<- struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
-			return signerapi.User{}
-		case <-until:
-			return signerapi.User{}
-		case <-rested:
-			if d.key.Load() != nil {
-				given = d.given
+			return
+		case user := <-d.given:
+			k := d.key.Load()
+			if k == nil {
+				continue
 			}
-		case user := <-given:
-			err := try(ctx, d.key.Load(), user)
-			d.tried = time.Now()
-			if errors.Is(err, errLinkRefused) {
+			err := try(ctx, k, user)
+			switch {
+			case errors.Is(err, errLinkRefused):
 				d.lastErr.Store(&err) // before the key goes, for whoever asks why
-				d.key.Store(nil)
-				d.metrics.keyExpiry.Set(0)
-				d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
-				return user
-			}
-			if err != nil && ctx.Err() == nil {
+				d.refused.Store(&user)
+				if d.key.CompareAndSwap(k, nil) {
+					d.metrics.keyExpiry.Set(0)
+					d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
+					select {
+					case dropped <- struct{}{}:
+					default: // run knows of an earlier one
+					}
+				}
+			case err != nil && ctx.Err() == nil:
 				d.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())
 			}
-			given = nil
-			rested = time.After(jittered(d.trialEvery))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(jittered(d.trialEvery)):
 		}
 	}
 }
