@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"cats.example/shared/signerapi"
@@ -105,40 +106,26 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 	if err != nil {
 		return trialUnclear, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, string(link), nil)
+	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
+		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
+	}})
 	if err != nil {
 		return trialUnclear, errors.New("the link is not a URL")
 	}
-	start := time.Now()
-	resp, err := s.opts.Transport.Do(req)
-	s.metrics.duration.WithLabelValues(opTrial).Observe(time.Since(start).Seconds())
-	if err != nil {
-		s.metrics.requests.WithLabelValues(opTrial, "error").Inc()
-		return trialUnclear, fmt.Errorf("trying a link: %w", withoutURL(err))
+	var resp *http.Response
+	_, err = client.GetProperties(policy.WithCaptureResponse(withOp(ctx, opTrial), &resp), nil)
+	if resp != nil {
+		s.key.clock.compare(s.now(), resp.Header.Get("Date"))
 	}
-	_ = resp.Body.Close()
-	s.metrics.requests.WithLabelValues(opTrial, strconv.Itoa(resp.StatusCode)).Inc()
-	s.key.clock.compare(s.now(), resp.Header.Get("Date"))
-	r := &Refusal{Status: resp.StatusCode, Code: resp.Header.Get("X-Ms-Error-Code"), RequestID: resp.Header.Get("X-Ms-Request-Id")}
+	err = brief(err, contributorRole)
+	r, answered := errors.AsType[*Refusal](err)
 	switch {
-	case r.Status == http.StatusOK, r.Status == http.StatusPartialContent, r.Status == http.StatusNotFound:
+	case err == nil, answered && r.Status == http.StatusNotFound:
 		return trialOK, nil
-	case r.Status != http.StatusForbidden || r.Code == "":
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	}
-	switch bloberror.Code(r.Code) {
-	case bloberror.AuthorizationFailure:
-		r.Fix = "the account's network rules refuse where this comes from; whether they let clients read their links can only be tried from outside"
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	case bloberror.AccountIsDisabled:
-		r.Fix = "the storage account is disabled"
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	case bloberror.AuthenticationFailed:
+	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.Code == string(bloberror.AuthorizationFailure), r.Code == string(bloberror.AccountIsDisabled):
+		return trialUnclear, fmt.Errorf("trying a link: %w", err)
+	case r.Code == string(bloberror.AuthenticationFailed):
 		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
-	default:
-		r.Fix = "give the identity the role " + contributorRole + "; a new one takes minutes to be known"
 	}
 	return trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
 }
