@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -98,16 +97,10 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 		}
 		d.key.Store(k)
 		d.metrics.keyExpiry.Set(float64(k.end.Unix()))
-		wait := renewKeyIn(k, d.now())
+		wait := refresh.BeforeHalf(k.end.Sub(d.now()))
 		d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
 		return wait, nil
 	})
-}
-
-// renewKeyIn is somewhat under half of the key's life, at random, so that
-// replicas do not ask together.
-func renewKeyIn(k *delegationKey, now time.Time) time.Duration {
-	return time.Duration(float64(k.end.Sub(now)) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
 }
 
 func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {

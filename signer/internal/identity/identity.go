@@ -10,7 +10,6 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"strings"
@@ -207,18 +206,11 @@ func (t *Tokens) Run(ctx context.Context) error {
 		if err != nil {
 			return 0, err
 		}
-		wait := renewIn(token, time.Now())
+		wait := refresh.BeforeHalf(time.Until(token.ExpiresOn))
 		t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
 		return wait, nil
 	})
 	return nil
-}
-
-// renewIn is half of what is left of the token, with jitter so that replicas do
-// not ask together.
-func renewIn(token azcore.AccessToken, now time.Time) time.Duration {
-	left := token.ExpiresOn.Sub(now)
-	return time.Duration(float64(left) * (0.45 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
 }
 
 // Fetch gets a token once, has GetToken return it, and returns it. Run does so

@@ -4,6 +4,7 @@ package refresh
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -40,4 +41,9 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 		case <-wake:
 		}
 	}
+}
+
+// BeforeHalf returns 40 to 50 % of life, at random so that replicas do not renew together.
+func BeforeHalf(life time.Duration) time.Duration {
+	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
 }
