@@ -110,22 +110,17 @@ type Tokens struct {
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
-	t := newTokens(func(ctx context.Context) (azcore.AccessToken, error) {
-		// A new credential each time: the SDK's own would go on using an assertion
-		// that it has read up to ten minutes ago.
-		cred, err := opts.credential()
-		if err != nil {
-			return azcore.AccessToken{}, err
-		}
-		return cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
-	}, log, reg)
-	t.audience = opts.Audience()
-	return t
-}
-
-func newTokens(fetch func(context.Context) (azcore.AccessToken, error), log *slog.Logger, reg prometheus.Registerer) *Tokens {
 	return &Tokens{
-		fetch:    fetch,
+		fetch: func(ctx context.Context) (azcore.AccessToken, error) {
+			// A new credential each time: the SDK's own would go on using an assertion
+			// that it has read up to ten minutes ago.
+			cred, err := opts.credential()
+			if err != nil {
+				return azcore.AccessToken{}, err
+			}
+			return cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+		},
+		audience: opts.Audience(),
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
@@ -142,12 +137,10 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 		return nil, settingsError{o.Fault}
 	}
 	client := azcore.ClientOptions{
+		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // the public cloud if it is empty
 		Transport:       o.Transport,
 		TracingProvider: o.Tracing,
 		Retry:           policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
-	}
-	if o.AuthorityHost != "" {
-		client.Cloud = cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}
 	}
 	if o.Kind == Default {
 		return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{

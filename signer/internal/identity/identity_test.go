@@ -59,7 +59,8 @@ func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buff
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		tokens := newTokens(e.fetch, slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+		tokens := New(Options{}, slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
+		tokens.fetch = e.fetch
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- tokens.Run(ctx) }()
