@@ -21,7 +21,7 @@ func TestTokensAreVerifiedBesideMalformedKeys(t *testing.T) {
 	as(t, p.token(t, "mia", catsAudience), "PUT", sys.URL+"/cat/mia", cat).want(t, 200)
 	as(t, "mew.mew.mew", "PUT", sys.URL+"/cat/mia", cat).problem(t, 401, "unauthenticated")
 	for _, kid := range []string{"pqc", "oct", "half", "broken", "off"} {
-		logged(t, sys.Signer.Log, 0, `"level":"WARN"`, "issuer key ignored", `"kid":"`+kid+`"`, `"reason":`)
+		logged(t, sys.Signer.Log, 0, `"level":"WARN"`, "issuer keys ignored", "kid "+kid+": ")
 	}
 	if err := sys.Signer.Stop(t.Context()); err != nil {
 		t.Fatal(err)

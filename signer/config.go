@@ -8,7 +8,9 @@ import (
 	"net/netip"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 
@@ -47,7 +49,8 @@ type config struct {
 
 var (
 	containerForm = regexp.MustCompile(`^[a-z0-9](-?[a-z0-9]){2,62}$`)
-	accountForm   = regexp.MustCompile(`^[a-z0-9]{3,24}$`)
+	// Labels after the name of the account begin with a letter: an IP address is no such host.
+	accountForm = regexp.MustCompile(`^https://[a-z0-9]{3,24}(\.[A-Za-z][A-Za-z0-9-]*)*(:[0-9]+)?$`)
 )
 
 // parse reads the settings and returns all their validation errors, joined. An identity that cannot be used is not among
@@ -74,32 +77,22 @@ func (c config) storageOptions(transport policy.Transporter, credential blobstor
 }
 
 func (c config) storageFaults() error {
-	var faults []error
-	u, err := url.Parse(c.Storage.AccountURL)
-	switch {
-	case err != nil || u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil:
-		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path", c.Storage.AccountURL))
-	case net.ParseIP(u.Hostname()) != nil || !accountForm.MatchString(strings.Split(u.Hostname(), ".")[0]):
-		faults = append(faults, fmt.Errorf("AZURE_STORAGE_ACCOUNT_URL is %q: the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", c.Storage.AccountURL))
-	}
-	if !containerForm.MatchString(c.Storage.Container) {
-		faults = append(faults, fmt.Errorf("STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Storage.Container))
-	}
-	if c.MaxSize > blobstore.MaxPicture {
-		faults = append(faults, fmt.Errorf("MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
-			c.MaxSize, picture.Size(blobstore.MaxPicture)))
-	}
-	if _, err := signerapi.ParseUser(c.Storage.BlobName); err != nil { // the same rules make a safe path segment
-		faults = append(faults, fmt.Errorf("BLOB_NAME is %q: want one path segment", c.Storage.BlobName))
-	}
-	return errors.Join(faults...)
+	_, nameErr := signerapi.ParseUser(c.Storage.BlobName) // the same rules make a safe path segment
+	return errors.Join(
+		service.Require(accountForm.MatchString(c.Storage.AccountURL),
+			"AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path; the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", c.Storage.AccountURL),
+		service.Require(containerForm.MatchString(c.Storage.Container),
+			"STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", c.Storage.Container),
+		service.Require(c.MaxSize <= blobstore.MaxPicture,
+			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
+			c.MaxSize, picture.Size(blobstore.MaxPicture)),
+		service.Require(nameErr == nil, "BLOB_NAME is %q: want one path segment", c.Storage.BlobName),
+	)
 }
 
 func (c config) credentialFault() error {
-	if c.Identity.Kind != identity.WorkloadIdentity && c.Identity.Kind != identity.Default {
-		return fmt.Errorf("CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default)
-	}
-	return nil
+	return service.Require(c.Identity.Kind == identity.WorkloadIdentity || c.Identity.Kind == identity.Default,
+		"CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default)
 }
 
 // What identity settings look like. A tenant is named by its ID or by one of its domains.
@@ -151,36 +144,29 @@ func (c config) identityFaults() error {
 }
 
 func (c config) linkFaults() error {
-	var faults []error
-	if c.Storage.LinkTTL < blobstore.MinLinkTTL || c.Storage.LinkTTL > c.Storage.LinkMaxTTL || c.Storage.LinkMaxTTL > blobstore.MaxLinkTTL {
-		faults = append(faults, fmt.Errorf("LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v",
-			c.Storage.LinkTTL, c.Storage.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL))
-	}
-	if c.Storage.MaxDirect < 0 || c.Storage.MaxDirect > blobstore.MaxDirect {
-		faults = append(faults, fmt.Errorf("MAX_DIRECT_SIZE is %v: want 0 to %v", c.Storage.MaxDirect, picture.Size(blobstore.MaxDirect)))
-	}
-	if c.Storage.LinkBase != "" {
-		u, err := url.Parse(c.Storage.LinkBase)
-		if err != nil || (u.Scheme != "https" && u.Scheme != "http") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			faults = append(faults, fmt.Errorf("LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", c.Storage.LinkBase))
-		}
-	}
-	return errors.Join(faults...)
+	base, err := url.Parse(c.Storage.LinkBase)
+	isBase := err == nil && (base.Scheme == "https" || base.Scheme == "http") && base.Host != "" &&
+		base.RawQuery == "" && base.Fragment == "" && base.User == nil
+	return errors.Join(
+		service.Require(slices.IsSorted([]time.Duration{blobstore.MinLinkTTL, c.Storage.LinkTTL, c.Storage.LinkMaxTTL, blobstore.MaxLinkTTL}),
+			"LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v",
+			c.Storage.LinkTTL, c.Storage.LinkMaxTTL, blobstore.MinLinkTTL, blobstore.MaxLinkTTL),
+		service.Require(0 <= c.Storage.MaxDirect && c.Storage.MaxDirect <= blobstore.MaxDirect,
+			"MAX_DIRECT_SIZE is %v: want 0 to %v", c.Storage.MaxDirect, picture.Size(blobstore.MaxDirect)),
+		service.Require(c.Storage.LinkBase == "" || isBase, "LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", c.Storage.LinkBase),
+	)
 }
 
 func (c config) callerFaults() error {
-	switch {
-	case c.On() && c.Audience == "":
-		return errors.New("OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do")
-	case c.On() && c.Anonymous:
-		return errors.New("OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off")
-	case !c.On() && c.Audience != "":
-		return errors.New("OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true")
-	case !c.On() && !c.Anonymous:
-		return errors.New("authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, " +
-			"or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture")
-	}
-	return nil
+	return errors.Join(
+		service.Require(!c.On() || c.Audience != "",
+			"OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do"),
+		service.Require(!c.On() || !c.Anonymous,
+			"OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off"),
+		service.Require(c.On() || c.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
+		service.Require(c.On() || c.Audience != "" || c.Anonymous,
+			"authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture"),
+	)
 }
 
 func (c config) callerOptions(client *http.Client) callers.Options {
@@ -188,14 +174,11 @@ func (c config) callerOptions(client *http.Client) callers.Options {
 }
 
 func (c config) apiFaults() error {
-	var faults []error
 	host, _, err := net.SplitHostPort(c.APIAddress)
-	ip, ipErr := netip.ParseAddr(host)
-	if err != nil || (host != "localhost" && (ipErr != nil || !ip.IsLoopback())) {
-		faults = append(faults, fmt.Errorf("API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress))
-	}
-	if c.Storage.KnownTTL < 0 {
-		faults = append(faults, errors.New("EXISTENCE_TTL must not be negative"))
-	}
-	return errors.Join(faults...)
+	ip, _ := netip.ParseAddr(host) // the zero address is no loopback address
+	return errors.Join(
+		service.Require(err == nil && (host == "localhost" || ip.IsLoopback()),
+			"API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress),
+		service.Require(c.Storage.KnownTTL >= 0, "EXISTENCE_TTL must not be negative"),
+	)
 }

@@ -33,20 +33,21 @@ type Settings struct {
 
 // Validate reports the faults of the settings, joined.
 func (s Settings) Validate() error {
-	var faults []error
-	if s.StallTimeout <= 0 {
-		faults = append(faults, fmt.Errorf("STALL_TIMEOUT is %v: it must be above zero", s.StallTimeout))
+	return errors.Join(
+		Require(s.StallTimeout > 0, "STALL_TIMEOUT is %v: it must be above zero", s.StallTimeout),
+		Require(s.MinRate > 0 && s.MaxUploads > 0, "MIN_UPLOAD_RATE and MAX_UPLOADS must be above zero"),
+		// This comparison rejects NaN, too.
+		Require(s.ClientShare >= 0 && s.ClientShare <= 1, "CLIENT_SHARE is %v: want a number from 0 to 1, such as 0.0625; 0 for no shares", s.ClientShare),
+		Require(s.DrainDelay >= 0 && s.DrainTimeout > 0, "DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"),
+	)
+}
+
+// Require returns a validation error with that text unless ok.
+func Require(ok bool, format string, args ...any) error {
+	if ok {
+		return nil
 	}
-	if s.MinRate <= 0 || s.MaxUploads <= 0 {
-		faults = append(faults, errors.New("MIN_UPLOAD_RATE and MAX_UPLOADS must be above zero"))
-	}
-	if !(s.ClientShare >= 0 && s.ClientShare <= 1) { // nor is it NaN
-		faults = append(faults, fmt.Errorf("CLIENT_SHARE is %v: want a number from 0 to 1, such as 0.0625; 0 for no shares", s.ClientShare))
-	}
-	if s.DrainDelay < 0 || s.DrainTimeout <= 0 {
-		faults = append(faults, errors.New("DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"))
-	}
-	return errors.Join(faults...)
+	return fmt.Errorf(format, args...)
 }
 
 // Parse fills settings, a pointer to a struct whose fields have the tags env,

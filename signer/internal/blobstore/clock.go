@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,11 +31,11 @@ func ClockFault(ahead time.Duration) error {
 type clock struct {
 	log   *slog.Logger
 	ahead prometheus.Gauge
-	wrong bool // at the last measurement
+	wrong atomic.Bool // at the last measurement
 }
 
 // compare measures the difference from date, the Date header of a response that storage sent now, and logs when the clock
-// becomes wrong or right. One goroutine at a time may call it.
+// becomes wrong or right.
 func (c *clock) compare(now time.Time, date string) {
 	theirs, err := http.ParseTime(date)
 	if err != nil {
@@ -43,11 +44,11 @@ func (c *clock) compare(now time.Time, date string) {
 	ahead := now.Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
 	c.ahead.Set(ahead.Seconds())
 	fault := ClockFault(ahead)
+	wasWrong := c.wrong.Swap(fault != nil)
 	switch {
-	case fault != nil && !c.wrong:
+	case fault != nil && !wasWrong:
 		c.log.Warn("the clock is wrong", "error", fault.Error())
-	case fault == nil && c.wrong:
+	case fault == nil && wasWrong:
 		c.log.Info("the clock agrees with storage's again")
 	}
-	c.wrong = fault != nil
 }

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,17 +14,15 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
-	"github.com/cenkalti/backoff/v5"
 
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/refresh"
 )
 
 const (
-	keyTimeout    = 15 * time.Second // one try to get a key, the SDK's retries included
-	keyFirstRetry = time.Second
-	keyLastRetry  = 30 * time.Second
-	keySkew       = 15 * time.Minute // how far our clock may be ahead of storage's
-	maxKeyLife    = 7 * 24 * time.Hour
+	keyTimeout = 15 * time.Second // one try to get a key, the SDK's retries included
+	keySkew    = 15 * time.Minute // how far our clock may be ahead of storage's
+	maxKeyLife = 7 * 24 * time.Hour
 )
 
 // keyLifetime leaves, from the renewal at half of it on, at least the longest
@@ -39,8 +37,8 @@ type delegationKey struct {
 	start, end time.Time
 }
 
-// delegation keeps a user delegation key at hand. Requests only read it; run,
-// alone, replaces it, well before its end.
+// delegation keeps a user delegation key at hand. Requests only read it; run
+// replaces it, well before its end, and watch drops it.
 type delegation struct {
 	account  *service.Client
 	renew    func() // has the token fetched anew
@@ -55,7 +53,7 @@ type delegation struct {
 
 	given      chan signerapi.User // whose link could be tried, at most one
 	trialEvery time.Duration
-	tried      time.Time // when one was last
+	refused    atomic.Pointer[signerapi.User] // to whose picture storage refused a link; nil once it takes one of a new key
 }
 
 var errNoContainer = errors.New("the container does not exist")
@@ -75,63 +73,34 @@ func (d *delegation) covering(end time.Time) (*delegationKey, error) {
 	return nil, signerapi.ErrIdentityUnavailable.Wrap(errors.New("no user delegation key yet"))
 }
 
-// run fetches a key and renews it until ctx is done. As soon as storage answers, it looks for the container once. While the
-// container does not exist, there is no key, so that the signer is not ready. Now and then it has a link of the key tried; a key that
-// is refused is dropped at once, and the next one used only when a link of it is
-// taken.
+// run fetches a key and renews it until ctx is done. While the container does not exist, there is no key, so that the signer is
+// not ready. After watch has dropped a key, the next one is used only when storage takes a link of it.
 func (d *delegation) run(ctx context.Context, checkContainer func(context.Context) error, try tryLink) {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = keyFirstRetry, keyLastRetry
-	checked := false
-	var refused, nobody signerapi.User // to whose picture a link of the last key was refused
-	for {
-		var wait time.Duration
+	dropped, checked := make(chan struct{}, 1), false
+	var watching sync.WaitGroup
+	watching.Go(func() { d.watch(ctx, try, dropped) })
+	defer watching.Wait()
+	refresh.Keep(ctx, d.log, "storage does not accept the identity, or does not answer", dropped, func(ctx context.Context) (time.Duration, error) {
 		k, err := d.fetch(ctx)
-		var unchecked error
 		if err == nil && !checked {
-			unchecked = checkContainer(ctx)
-			checked = unchecked == nil
-			if errors.Is(unchecked, errNoContainer) {
-				err = unchecked
+			err = checkContainer(ctx)
+			checked = err == nil
+		}
+		if user := d.refused.Load(); err == nil && user != nil {
+			if err = try(ctx, k, *user); err == nil {
+				d.refused.CompareAndSwap(user, nil)
 			}
 		}
-		if err == nil && refused != nobody {
-			if err = try(ctx, k, refused); err == nil {
-				refused = nobody
-			}
-		}
-		if err == nil {
-			d.key.Store(k)
-			d.metrics.keyExpiry.Set(float64(k.end.Unix()))
-			wait = renewKeyIn(k, d.now())
-			d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
-			err = unchecked
-		}
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
+		if err != nil {
 			d.lastErr.Store(&err)
-			wait = retry.NextBackOff()
-			log := d.log.With("error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
-			if errors.Is(err, errNoContainer) {
-				log.Error("the container does not exist")
-			} else {
-				log.Error("storage does not accept the identity, or does not answer")
-			}
-		default:
-			retry.Reset()
+			return 0, err
 		}
-		if user := d.watch(ctx, time.After(wait), try); user != nobody {
-			refused = user
-		}
-	}
-}
-
-// renewKeyIn is somewhat under half of the key's life, at random, so that
-// replicas do not ask together.
-func renewKeyIn(k *delegationKey, now time.Time) time.Duration {
-	return time.Duration(float64(k.end.Sub(now)) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+		d.key.Store(k)
+		d.metrics.keyExpiry.Set(float64(k.end.Unix()))
+		wait := refresh.BeforeHalf(k.end.Sub(d.now()))
+		d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
+		return wait, nil
+	})
 }
 
 func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {

@@ -14,6 +14,7 @@ import (
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/refresh"
 )
 
 func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
@@ -294,10 +295,9 @@ func FuzzLink(f *testing.F) {
 
 func TestTheKeyIsRenewedWhileTheLongestLinkFits(t *testing.T) {
 	for _, longest := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, MaxLinkTTL} {
-		now := time.Now()
 		life := keyLifetime(longest)
 		for range 1000 {
-			wait := renewKeyIn(&delegationKey{end: now.Add(life)}, now)
+			wait := refresh.BeforeHalf(life)
 			if left := life - wait; left < longest || wait < life/3 {
 				t.Fatalf("longest link %v: renewed after %v of %v", longest, wait, life)
 			}

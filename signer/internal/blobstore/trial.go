@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"strconv"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"cats.example/shared/signerapi"
@@ -41,37 +42,38 @@ func (d *delegation) gave(user signerapi.User) {
 	}
 }
 
-// watch has links of the key at hand tried for the time until: the first one that
-// is given out, and then about one a minute as long as some are. When storage
-// refuses one, it takes the key away and returns early, with the link's user.
-func (d *delegation) watch(ctx context.Context, until <-chan time.Time, try tryLink) (refused signerapi.User) {
-	rested := time.After(time.Until(d.tried.Add(jittered(d.trialEvery))))
-	var given <-chan signerapi.User // nil before rested, and without a key
+// watch has links of the key at hand tried until ctx is done: the first one that is given out, and then about one a minute as
+// long as some are. When storage refuses one, watch drops the key and signals that in dropped.
+func (d *delegation) watch(ctx context.Context, try tryLink, dropped chan<- struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
-			return signerapi.User{}
-		case <-until:
-			return signerapi.User{}
-		case <-rested:
-			if d.key.Load() != nil {
-				given = d.given
+			return
+		case user := <-d.given:
+			k := d.key.Load()
+			if k == nil {
+				continue
 			}
-		case user := <-given:
-			err := try(ctx, d.key.Load(), user)
-			d.tried = time.Now()
-			if errors.Is(err, errLinkRefused) {
+			err := try(ctx, k, user)
+			switch {
+			case errors.Is(err, errLinkRefused):
 				d.lastErr.Store(&err) // before the key goes, for whoever asks why
-				d.key.Store(nil)
-				d.metrics.keyExpiry.Set(0)
-				d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
-				return user
-			}
-			if err != nil && ctx.Err() == nil {
+				d.refused.Store(&user)
+				if d.key.CompareAndSwap(k, nil) {
+					d.metrics.keyExpiry.Set(0)
+					d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
+					select {
+					case dropped <- struct{}{}:
+					default: // run knows of an earlier one
+					}
+				}
+			case err != nil && ctx.Err() == nil:
 				d.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())
 			}
-			given = nil
-			rested = time.After(jittered(d.trialEvery))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(jittered(d.trialEvery)):
 		}
 	}
 }
@@ -104,40 +106,26 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 	if err != nil {
 		return trialUnclear, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, trialTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodHead, string(link), nil)
+	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
+		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
+	}})
 	if err != nil {
 		return trialUnclear, errors.New("the link is not a URL")
 	}
-	start := time.Now()
-	resp, err := s.opts.Transport.Do(req)
-	s.metrics.duration.WithLabelValues(opTrial).Observe(time.Since(start).Seconds())
-	if err != nil {
-		s.metrics.requests.WithLabelValues(opTrial, "error").Inc()
-		return trialUnclear, fmt.Errorf("trying a link: %w", withoutURL(err))
+	var resp *http.Response
+	_, err = client.GetProperties(policy.WithCaptureResponse(withOp(ctx, opTrial), &resp), nil)
+	if resp != nil {
+		s.key.clock.compare(s.now(), resp.Header.Get("Date"))
 	}
-	_ = resp.Body.Close()
-	s.metrics.requests.WithLabelValues(opTrial, strconv.Itoa(resp.StatusCode)).Inc()
-	s.key.clock.compare(s.now(), resp.Header.Get("Date"))
-	r := &Refusal{Status: resp.StatusCode, Code: resp.Header.Get("X-Ms-Error-Code"), RequestID: resp.Header.Get("X-Ms-Request-Id")}
+	err = brief(err, contributorRole)
+	r, answered := errors.AsType[*Refusal](err)
 	switch {
-	case r.Status == http.StatusOK, r.Status == http.StatusPartialContent, r.Status == http.StatusNotFound:
+	case err == nil, answered && r.Status == http.StatusNotFound:
 		return trialOK, nil
-	case r.Status != http.StatusForbidden || r.Code == "":
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	}
-	switch bloberror.Code(r.Code) {
-	case bloberror.AuthorizationFailure:
-		r.Fix = "the account's network rules refuse where this comes from; whether they let clients read their links can only be tried from outside"
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	case bloberror.AccountIsDisabled:
-		r.Fix = "the storage account is disabled"
-		return trialUnclear, fmt.Errorf("trying a link: %w", r)
-	case bloberror.AuthenticationFailed:
+	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.Code == string(bloberror.AuthorizationFailure), r.Code == string(bloberror.AccountIsDisabled):
+		return trialUnclear, fmt.Errorf("trying a link: %w", err)
+	case r.Code == string(bloberror.AuthenticationFailed):
 		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
-	default:
-		r.Fix = "give the identity the role " + contributorRole + "; a new one takes minutes to be known"
 	}
 	return trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
 }

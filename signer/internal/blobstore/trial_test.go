@@ -29,6 +29,7 @@ type direct struct {
 	mu    sync.Mutex
 	lost  error         // in place of an answer
 	ahead time.Duration // our clock, of storage's
+	onKey func()        // before a key is given
 }
 
 func (d *direct) set(lost error, ahead time.Duration) {
@@ -39,8 +40,11 @@ func (d *direct) set(lost error, ahead time.Duration) {
 
 func (d *direct) Do(r *http.Request) (*http.Response, error) {
 	d.mu.Lock()
-	lost, ahead := d.lost, d.ahead
+	lost, ahead, onKey := d.lost, d.ahead, d.onKey
 	d.mu.Unlock()
+	if onKey != nil && r.URL.Query().Get("comp") == "userdelegationkey" {
+		onKey()
+	}
 	if lost != nil {
 		return nil, &url.Error{Op: r.Method, URL: r.URL.String(), Err: lost}
 	}
@@ -219,6 +223,34 @@ func TestARevokedKeyIsDroppedAndFetchedAnew(t *testing.T) {
 		}
 		if log := s.log.String(); !strings.Contains(log, `"level":"ERROR","msg":"the user delegation key is refused`) || !strings.Contains(log, "AuthenticationFailed") || !strings.Contains(log, "fix: ") || strings.Contains(log, "sig=") {
 			t.Error(log)
+		}
+	})
+}
+
+func TestAKeyFetchedWhileTheOldOneIsDroppedIsTriedFirst(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *tried) {
+		if _, err := s.link(t); err != nil {
+			t.Fatal(err)
+		}
+		s.way.mu.Lock()
+		s.way.onKey = func() {
+			s.refusing(func(url.Values) (int, string) { return http.StatusForbidden, "AuthorizationPermissionMismatch" })
+			s.key.gave(user(t, "x"))
+			time.Sleep(5 * time.Second)
+		}
+		s.way.mu.Unlock()
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		if n := strings.Count(s.log.String(), "user delegation key obtained"); n != 1 || s.Ready(t.Context()) == nil {
+			t.Errorf("%d keys were used; want the first alone", n)
+		}
+		s.refusing(nil)
+		s.way.mu.Lock()
+		s.way.onKey = nil
+		s.way.mu.Unlock()
+		time.Sleep(time.Minute)
+		if err := s.Ready(t.Context()); err != nil {
+			t.Errorf("with the role back: %v", err)
 		}
 	})
 }

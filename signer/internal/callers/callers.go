@@ -14,8 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-	"github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/access"
@@ -23,17 +22,15 @@ import (
 	"cats.example/shared/pool"
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/refresh"
 )
 
 const (
-	// ClockSkew is how long after its end a token is taken all the same. A token that
-	// begins in the future is taken for what go-oidc allows (5 minutes) less than this.
+	// ClockSkew is how long before its beginning and after its end a token is taken all the same.
 	ClockSkew = 2 * time.Minute
 
-	firstRetry = time.Second
-	lastRetry  = 30 * time.Second
-	// A key that the issuer has withdrawn is taken for so long at most: the library
-	// itself looks for keys only when it sees one that it does not know.
+	// A key that the issuer has withdrawn is taken for so long at most: a token makes
+	// the signer fetch the keys only when no known key has signed it.
 	renewEvery = time.Hour
 )
 
@@ -51,11 +48,11 @@ type Options struct {
 type Callers struct {
 	opts     Options
 	log      *slog.Logger
-	verifier atomic.Pointer[oidc.IDTokenVerifier] // nil before the issuer has answered
-	failed   atomic.Pointer[error]                // why it has not
-	clients  *limit.Clients                       // by sub, or by name where a token has none
+	issuer   atomic.Pointer[issuer] // nil before the issuer has answered
+	failed   atomic.Pointer[error]  // why it has not
+	ignored  string                 // which keys are ignored, as logged last; of renew alone
+	clients  *limit.Clients         // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
-	ignored  ignoredKeys
 	now      func() time.Time
 }
 
@@ -79,38 +76,32 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	}
 }
 
-// Run finds out how the issuer signs, and does so again now and then, until ctx is done.
+// Run finds out how the issuer signs, and does so again now and then, until ctx is done. When it fails, the known keys stay in use.
 func (c *Callers) Run(ctx context.Context) error {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
-	for {
-		wait := renewEvery
-		v, err := c.discover(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			c.failed.Store(&err)
-			wait = retry.NextBackOff()
-			c.log.Error("the issuer of the callers' tokens cannot be asked for its keys; those at hand are kept",
-				"issuer", c.opts.Issuer, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
-		default:
-			retry.Reset()
-			if c.verifier.Swap(v) == nil {
-				c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.Read))
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
+	refresh.Keep(ctx, c.log.With("issuer", c.opts.Issuer), "the issuer of the callers' tokens cannot be asked for its keys; those at hand are kept", nil, c.renew)
+	return nil
+}
+
+// renew fetches the issuer's configuration and keys, and returns when to do so again.
+func (c *Callers) renew(ctx context.Context) (time.Duration, error) {
+	i, err := c.discover(ctx)
+	if err != nil {
+		c.failed.Store(&err)
+		return 0, err
 	}
+	if c.issuer.Swap(i) == nil {
+		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.Read))
+	}
+	if ignored := i.keys.Load().ignored; ignored != "" && ignored != c.ignored {
+		c.log.Warn("issuer keys ignored", "issuer", c.opts.Issuer, "reasons", ignored)
+		c.ignored = ignored
+	}
+	return renewEvery, nil
 }
 
 // Ready returns nil once tokens can be checked.
 func (c *Callers) Ready() error {
-	if c.verifier.Load() != nil {
+	if c.issuer.Load() != nil {
 		return nil
 	}
 	if err := c.failed.Load(); err != nil {
@@ -132,31 +123,26 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 	if token == "" {
 		return caller{}, c.refuse(anonymous, signerapi.ErrUnauthenticated)
 	}
-	v := c.verifier.Load()
-	if v == nil {
+	i := c.issuer.Load()
+	if i == nil {
 		return caller{}, c.refuse(unavailable, signerapi.AsError(c.Ready()))
 	}
-	var signature error
-	verified, err := v.Verify(context.WithValue(ctx, verdictKey{}, &signature), string(token))
-	if err != nil {
-		late, ok := errors.AsType[*oidc.TokenExpiredError](err)
-		switch {
-		case ok:
-			return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(late))
-		case errors.Is(signature, errNoKeys):
-			return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(signature))
-		case errors.Is(signature, signerapi.ErrRateLimited), errors.Is(signature, signerapi.ErrOverloaded): // of the waiters
-			return caller{}, c.refuse(limited, signature)
-		}
-		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
-	}
-	claims := map[string]any{}
-	if err := verified.Claims(&claims); err != nil {
+	claims, err := c.claims(ctx, i, string(token))
+	switch {
+	case err == nil:
+	case errors.Is(err, jwt.ErrExpired):
+		return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(err))
+	case errors.Is(err, errNoKeys):
+		return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(err))
+	case errors.Is(err, signerapi.ErrRateLimited), errors.Is(err, signerapi.ErrOverloaded): // of the waiters
+		return caller{}, c.refuse(limited, err)
+	default:
 		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
 	}
 	who := caller{}
 	who.name, who.noName = nameIn(claims, c.opts.Claim)
-	who.id = cmp.Or(verified.Subject, who.name.String()) // Azure AD B2C can leave sub out
+	subject, _ := claims["sub"].(string)
+	who.id = cmp.Or(subject, who.name.String()) // Azure AD B2C can leave sub out
 	if _, err := c.clients.Request(who.id); err != nil {
 		return caller{}, c.refuse(limited, err)
 	}

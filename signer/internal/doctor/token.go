@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -43,15 +41,12 @@ func (v *visit) noTokenFile() string {
 // token.
 func (v *visit) tokenFile(context.Context) (string, error) {
 	path := v.Identity.TokenFile
-	content, err := os.ReadFile(path) //nolint:gosec // the settings name it
-	if err == nil && strings.TrimSpace(string(content)) == "" {
-		err = &fs.PathError{Op: "read", Path: path, Err: errors.New("the file is empty")}
-	}
+	content, err := v.Identity.FederatedToken()
 	if err != nil {
 		v.noFile = "there is no federated token"
 		return "", identity.Explain(err, v.Identity.Audience())
 	}
-	c, err := readClaims(string(content))
+	c, err := readClaims(content)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token", path, err)
 	}

@@ -34,9 +34,6 @@ const federated = "compare issuer, subject and audience of the identity's federa
 // the file system said, and what to do about it. The SDK's own text repeats the
 // whole answer over many lines. audience is the one that the cloud expects.
 func Explain(err error, audience string) error {
-	if err == nil {
-		return nil
-	}
 	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
 	}
@@ -45,21 +42,11 @@ func Explain(err error, audience string) error {
 	}
 	m := aadsts.FindStringSubmatch(err.Error())
 	if m == nil {
-		return errors.New(oneLine(err.Error()))
+		return fmt.Errorf("%.400s", strings.Join(strings.Fields(err.Error()), " "))
 	}
 	said := fmt.Sprintf("AADSTS%s: %s", m[1], strings.TrimSpace(m[2]))
 	if fix := fixes[m[1]]; fix != "" {
 		said += "; fix: " + strings.ReplaceAll(fix, "%s", audience)
 	}
 	return errors.New(said)
-}
-
-// oneLine returns s without its line ends, cut to what a log line can take.
-func oneLine(s string) string {
-	const most = 400
-	s = strings.Join(strings.Fields(s), " ")
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return s
 }

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"strings"
@@ -22,12 +21,12 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
-	"github.com/cenkalti/backoff/v5"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/refresh"
 )
 
 // Kinds of credential.
@@ -39,11 +38,7 @@ const (
 // Scope is what Blob Storage takes tokens for.
 const Scope = "https://storage.azure.com/.default"
 
-const (
-	fetchTimeout = 30 * time.Second // one token exchange, its retries included
-	firstRetry   = time.Second
-	lastRetry    = 30 * time.Second // a new federated credential takes minutes to be known everywhere
-)
+const fetchTimeout = 30 * time.Second // one token exchange, its retries included
 
 // Settings are the settings of the identity. The token file is read for each token exchange: the kubelet rotates it.
 type Settings struct {
@@ -86,13 +81,23 @@ func (s Settings) Audience() string {
 	return cmp.Or(audiences[strings.ToLower(u.Hostname())], publicAudience)
 }
 
+// FederatedToken returns the content of the token file.
+func (s Settings) FederatedToken() (string, error) {
+	token, err := os.ReadFile(s.TokenFile)
+	if err == nil && len(bytes.TrimSpace(token)) == 0 {
+		err = &fs.PathError{Op: "read", Path: s.TokenFile, Err: errors.New("the file is empty")}
+	}
+	return string(token), err
+}
+
 // Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
 // the token that [Tokens.Run] keeps fresh, or an error when there is none.
 type Tokens struct {
-	fetch    func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error)
+	fetch    func(context.Context) (azcore.AccessToken, error)
 	audience string // for [Explain]
 	log      *slog.Logger
 	first    chan struct{} // closed once there has been a token
+	once     sync.Once     // closes first
 	renew    chan struct{}
 
 	acquired *prometheus.CounterVec
@@ -105,22 +110,17 @@ type Tokens struct {
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
-	t := newTokens(func(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
-		// A new credential each time: the SDK's own would go on using an assertion
-		// that it has read up to ten minutes ago.
-		cred, err := opts.credential()
-		if err != nil {
-			return azcore.AccessToken{}, err
-		}
-		return cred.GetToken(ctx, o)
-	}, log, reg)
-	t.audience = opts.Audience()
-	return t
-}
-
-func newTokens(fetch func(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error), log *slog.Logger, reg prometheus.Registerer) *Tokens {
 	return &Tokens{
-		fetch:    fetch,
+		fetch: func(ctx context.Context) (azcore.AccessToken, error) {
+			// A new credential each time: the SDK's own would go on using an assertion
+			// that it has read up to ten minutes ago.
+			cred, err := opts.credential()
+			if err != nil {
+				return azcore.AccessToken{}, err
+			}
+			return cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+		},
+		audience: opts.Audience(),
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
@@ -137,12 +137,10 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 		return nil, settingsError{o.Fault}
 	}
 	client := azcore.ClientOptions{
+		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // the public cloud if it is empty
 		Transport:       o.Transport,
 		TracingProvider: o.Tracing,
 		Retry:           policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
-	}
-	if o.AuthorityHost != "" {
-		client.Cloud = cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}
 	}
 	if o.Kind == Default {
 		return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
@@ -152,12 +150,8 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 		})
 	}
 	// The SDK hides why it could not read the file behind a long message.
-	token, err := os.ReadFile(o.TokenFile)
-	if err != nil {
+	if _, err := o.FederatedToken(); err != nil {
 		return nil, err
-	}
-	if len(bytes.TrimSpace(token)) == 0 {
-		return nil, &fs.PathError{Op: "read", Path: o.TokenFile, Err: errors.New("the file is empty")}
 	}
 	return azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
 		ClientOptions:            client,
@@ -170,10 +164,7 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 }
 
 // GetToken returns the token at hand. The error is ErrIdentityUnavailable.
-func (t *Tokens) GetToken(ctx context.Context, opts policy.TokenRequestOptions) (azcore.AccessToken, error) {
-	if opts.Claims != "" { // storage challenged the token at hand: only another will do
-		return t.exchange(ctx, opts)
-	}
+func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if time.Now().Before(t.token.ExpiresOn) {
@@ -203,64 +194,24 @@ func (t *Tokens) Renew() {
 // It renews well before the end and, where that fails, tries again, ever more
 // slowly, while the token at hand goes on being used.
 func (t *Tokens) Run(ctx context.Context) error {
-	retry := backoff.NewExponentialBackOff()
-	retry.InitialInterval, retry.MaxInterval = firstRetry, lastRetry
-	for {
+	refresh.Keep(ctx, t.log, "no token", t.renew, func(ctx context.Context) (time.Duration, error) {
 		token, err := t.Fetch(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if err != nil {
+			return 0, err
 		}
-		var wait time.Duration
-		renew := t.renew
-		if err == nil {
-			retry.Reset()
-			wait = renewIn(token, time.Now())
-			t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
-		} else {
-			wait, renew = retry.NextBackOff(), nil // it is being fetched anew already
-			t.log.Error("no token", "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
-		}
-		if !sleep(ctx, wait, renew) {
-			return nil
-		}
-	}
-}
-
-// sleep waits for d, or less when something is in renew, but never under
-// firstRetry. It returns false when ctx is done.
-func sleep(ctx context.Context, d time.Duration, renew <-chan struct{}) bool {
-	least := time.After(min(firstRetry, d))
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-	case <-renew:
-		select {
-		case <-ctx.Done():
-			return false
-		case <-least:
-		}
-	}
-	return true
-}
-
-// renewIn is half of what is left of the token, with jitter so that replicas do
-// not ask together, and at least a moment.
-func renewIn(token azcore.AccessToken, now time.Time) time.Duration {
-	left := token.ExpiresOn.Sub(now)
-	return max(time.Duration(float64(left)*(0.45+0.1*rand.Float64())), firstRetry) //nolint:gosec // jitter needs no secrecy
+		wait := refresh.BeforeHalf(time.Until(token.ExpiresOn))
+		t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
+		return wait, nil
+	})
+	return nil
 }
 
 // Fetch gets a token once, has GetToken return it, and returns it. Run does so
 // by itself. The error is ErrIdentityUnavailable around what [Explain] says.
 func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
-	return t.exchange(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}, EnableCAE: true})
-}
-
-func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
-	token, err := t.fetch(ctx, opts)
+	token, err := t.fetch(ctx)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -273,10 +224,6 @@ func (t *Tokens) exchange(ctx context.Context, opts policy.TokenRequestOptions) 
 	t.worked.SetToCurrentTime()
 	t.token = token
 	t.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
-	select {
-	case <-t.first:
-	default:
-		close(t.first)
-	}
+	t.once.Do(func() { close(t.first) })
 	return token, nil
 }

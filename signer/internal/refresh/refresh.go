@@ -1,0 +1,49 @@
+// Package refresh keeps something that expires, such as a token or a key, fresh in the background.
+package refresh
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/time/rate"
+)
+
+// Waits after fetches that failed: they grow from FirstRetry to LastRetry, with jitter. Two fetches are never closer than FirstRetry.
+const (
+	FirstRetry = time.Second
+	LastRetry  = 30 * time.Second
+)
+
+// Keep calls fetch until ctx is done: again after the time that it returned, or early if there is something in early. After an
+// error, Keep logs failed with the error, and waits for a growing time, which early does not shorten.
+func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan struct{}, fetch func(context.Context) (time.Duration, error)) {
+	retry := backoff.NewExponentialBackOff()
+	retry.InitialInterval, retry.MaxInterval = FirstRetry, LastRetry
+	pace := rate.NewLimiter(rate.Every(FirstRetry), 1)
+	for pace.Wait(ctx) == nil {
+		wait, err := fetch(ctx)
+		wake := early
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			wait, wake = retry.NextBackOff(), nil
+			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //nolint:sloglint // a constant of the caller
+		default:
+			retry.Reset()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		case <-wake:
+		}
+	}
+}
+
+// BeforeHalf returns 40 to 50 % of life, at random so that replicas do not renew together.
+func BeforeHalf(life time.Duration) time.Duration {
+	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+}
