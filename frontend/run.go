@@ -13,10 +13,10 @@ import (
 // run serves the frontend until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
-	search := func(before []string) []string {
-		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), before, endpointTimeout)
+	search := func() []string {
+		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), endpointTimeout)
 	}
-	if err := checkSplit(environ, tokenFiles, search(nil)); err != nil {
+	if err := checkSplit(environ, tokenFiles, search()); err != nil {
 		return err
 	}
 	if err != nil {
