@@ -144,7 +144,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 	if r.ContentLength > maxSize+formOverhead+maxAfterFile && r.Header.Get("Expect") != "" {
 		return s.options.CheckSize(r.ContentLength)
 	}
-	form, err := openForm(r, maxSize)
+	form, err := openForm(r)
 	if err != nil {
 		return err
 	}
