@@ -53,22 +53,16 @@ type form struct {
 // openForm looks at the request's header only. The errors are errMissingFile for
 // a body that is no form, and errMalformedForm.
 func openForm(r *http.Request) (*form, error) {
-	mediaType, params, err := parseParams(r.Header.Get("Content-Type"))
+	mediaType, params, err := parseParams(strings.Join(r.Header.Values("Content-Type"), ", "))
 	if mediaType != "multipart/form-data" {
 		return nil, errMissingFile
-	}
-	if len(r.Header.Values("Content-Type")) > 1 {
-		err = errors.New("it is given more than once")
 	}
 	if err != nil {
 		return nil, malformed("the Content-Type cannot be parsed: "+err.Error(), "")
 	}
 	boundary := params["boundary"]
-	switch {
-	case boundary == "":
-		return nil, malformed("the Content-Type has no parameter boundary: let the client library set the header", "")
-	case len(boundary) > 70:
-		return nil, malformed("the boundary in the Content-Type is longer than 70 bytes (RFC 2046 section 5.1.1)", "")
+	if boundary == "" || len(boundary) > 70 { // RFC 2046 section 5.1.1
+		return nil, malformed("the Content-Type has no parameter boundary of 1 to 70 bytes: let the client library set the header", "")
 	}
 	digests, err := digestsOf(r.Header)
 	if err != nil {
@@ -121,7 +115,7 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 				left := f.size - f.raw.given - f.closing() // The file begins up to readAhead bytes earlier.
 				f.atLeast, f.atMost = max(0, left-maxAfterFile-readAhead), left+readAhead
 			}
-			return &fileReader{form: f, part: part, unchosen: !field.named}, part.Header, nil
+			return &fileReader{form: f, part: part, named: field.named}, part.Header, nil
 		}
 		if len(f.names) < maxNamed {
 			f.names = append(f.names, field.name)
@@ -184,11 +178,11 @@ func (f *form) skip(part *multipart.Part, name string) error {
 
 // fileReader is the content of the field "file".
 type fileReader struct {
-	form     *form
-	part     *multipart.Part
-	unchosen bool  // whether the file has no name, and no content so far
-	size     int64 // bytes read
-	err      error // sticky
+	form  *form
+	part  *multipart.Part
+	named bool  // whether the file has a name
+	size  int64 // bytes read
+	err   error // sticky
 }
 
 func (r *fileReader) Read(p []byte) (int, error) {
@@ -204,12 +198,11 @@ func (r *fileReader) Read(p []byte) (int, error) {
 		n += k
 	}
 	r.size += int64(n)
-	r.unchosen = r.unchosen && n == 0
-	switch {
-	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-		if r.err = errNoFileChosen; !r.unchosen {
-			r.err = r.rest()
-		}
+	switch end := err == io.EOF; { //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+	case end && r.size == 0 && !r.named:
+		r.err = errNoFileChosen
+	case end:
+		r.err = r.rest()
 	case err != nil:
 		r.err = r.form.failed(err)
 	}

@@ -161,40 +161,35 @@ func preflight(r *http.Request) bool {
 }
 
 // inner passes requests within the limits of their client to h. It rejects others before their bodies are read.
-func (g *guard) inner(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+func (g *guard) inner(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
 		addr, forwarded := g.client(r)
 		if forwarded {
 			service.NoteClient(r.Context(), addr)
 		}
 		client := limit.Address(addr)
 		if err := g.count(w, client); err != nil {
-			fail(w, r, err)
-			return
+			return err
 		}
 		release, err := g.take(g.slots.Requests, client, r)
 		if err != nil {
-			fail(w, r, err)
-			return
+			return err
 		}
 		defer release()
 		switch {
 		case g.HostAllowed != nil && !g.HostAllowed(r.Host):
-			fail(w, r, errMisdirected)
-			return
+			return errMisdirected
 		case len(r.RequestURI) > maxTarget:
-			fail(w, r, errURITooLong)
-			return
+			return errURITooLong
 		case g.cors != nil && preflight(r):
 			g.cors.HandlerFunc(w, r)
-			return
+			return nil
 		}
 		if err := g.csrf.Check(r); err != nil {
-			fail(w, r, errCrossOrigin.Wrap(err))
-			return
+			return errCrossOrigin.Wrap(err)
 		}
-		h.ServeHTTP(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
-	})
+		return h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+	}
 }
 
 // slot returns h for requests that get a slot of slots.
@@ -247,8 +242,8 @@ func (g *guard) count(w http.ResponseWriter, client string) error {
 
 // callerRefused has the answer say that the signer has refused for the caller's sake.
 func callerRefused(w http.ResponseWriter, err error) {
-	if e := signerapi.AsError(err); e.Code == signerapi.ErrRateLimited.Code {
-		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, e.RetryAfter))
+	if errors.Is(err, signerapi.ErrRateLimited) {
+		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, signerapi.AsError(err).RetryAfter))
 	}
 }
 
