@@ -38,5 +38,5 @@ func newDocs() docs {
 }
 
 func (d docs) getIndex(w http.ResponseWriter, r *http.Request) error {
-	return d.index.getUnder(w, r, docsPolicy)
+	return d.index.serve(w, r, docsPolicy)
 }

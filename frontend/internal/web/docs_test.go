@@ -56,7 +56,7 @@ type document struct {
 
 func readDocument(t *testing.T) (d document) {
 	t.Helper()
-	if err := json.Unmarshal(content(written, "openapi.json"), &d); err != nil {
+	if err := json.Unmarshal(must(written.ReadFile("openapi.json")), &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -171,7 +171,7 @@ func TestTheDocumentHasTheFilesOfThePages(t *testing.T) {
 			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
 		}
 	}
-	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(content(written, "docs/index.html"), -1) {
+	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(must(written.ReadFile("docs/index.html")), -1) {
 		if _, ok := newDocs().assets[string(m[1])]; !ok {
 			t.Errorf("the page asks for %s, which is not there", m[1])
 		}

@@ -57,7 +57,7 @@ func originOf(address string) string {
 // get answers with the page. Where the signer does not answer, the policy leaves storage
 // out, and the page asks to be loaded again.
 func (p *page) get(w http.ResponseWriter, r *http.Request) error {
-	return p.index.getUnder(w, r, p.policy(r.Context()))
+	return p.index.serve(w, r, p.policy(r.Context()))
 }
 
 // policy lets the page load what is its own, send and show pictures at storage, and ask
