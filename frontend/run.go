@@ -54,7 +54,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:     web.New(signer, cfg.Options, requests, slots, log, reg),
 		OpsAddress:  cfg.OpsAddress,
 		Connections: pools.New("connections", 8*cfg.MaxUploads),
-		Proxies:     web.Prefixes(cfg.TrustedProxies),
+		Proxies:     cfg.TrustedProxies,
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {
 				return err

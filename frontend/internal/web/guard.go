@@ -33,8 +33,8 @@ const preflightAge = time.Hour
 
 // Options are the settings of the public API.
 type Options struct {
-	TrustedProxies []AddressRange `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
-	CORSOrigins    []Origin       `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
+	TrustedProxies AddressRanges `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
+	CORSOrigins    []Origin      `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
 
 	// HostAllowed reports whether a Host header field names this server; nil allows any.
 	HostAllowed func(field string) bool
