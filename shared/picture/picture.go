@@ -70,11 +70,8 @@ func (s Size) String() string { return units.BytesSize(float64(s)) }
 // Validate reports the faults of the limits, joined.
 func (l Limits) Validate() error {
 	var faults []error
-	if l.MaxSize <= 0 {
-		faults = append(faults, errors.New("MAX_PICTURE_SIZE must be above zero"))
-	}
-	if l.MaxPixels == 0 {
-		faults = append(faults, errors.New("MAX_PIXELS must be above zero"))
+	if l.MaxSize <= 0 || l.MaxPixels == 0 {
+		faults = append(faults, errors.New("MAX_PICTURE_SIZE and MAX_PIXELS must be above zero"))
 	}
 	for _, t := range l.Types {
 		if _, ok := extensions[t]; !ok {
