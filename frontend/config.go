@@ -46,12 +46,11 @@ func (c config) signerFault() error {
 }
 
 // ports returns the ports of the frontend's listeners and of the signer's API.
-func (c config) ports() []string {
-	_, public, _ := net.SplitHostPort(c.ListenAddress) // "" where it is not valid, here and below
-	_, ops, _ := net.SplitHostPort(c.OpsAddress)
-	ports := []string{public, ops}
-	if signer, err := url.Parse(c.SignerURL); err == nil {
-		ports = append(ports, signer.Port())
+func (c config) ports() (ports []string) {
+	signer := strings.Trim(strings.TrimPrefix(c.SignerURL, "http:"), "/")
+	for _, address := range []string{c.ListenAddress, c.OpsAddress, signer} {
+		_, port, _ := net.SplitHostPort(address) // "" where it is not valid
+		ports = append(ports, port)
 	}
 	return ports
 }

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
-	"strings"
 	"sync"
 )
 
@@ -63,7 +62,7 @@ func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) error
 	hash := f.hash()
 	sum := sha256.Sum256(append(hash[:], policy...))
 	body, tag := f.plain, hex.AppendEncode(append(make([]byte, 0, 32), '"'), sum[:12])
-	zipped := acceptsGzip.MatchString(strings.Join(r.Header.Values("Accept-Encoding"), ","))
+	zipped := acceptsGzip.MatchString(list(r.Header, "Accept-Encoding"))
 	if zipped {
 		body, tag = f.packed, append(tag, "-gzip"...)
 	}
@@ -75,7 +74,7 @@ func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) error
 	h.Set("Cache-Control", "no-cache")
 	h.Add("Vary", "Accept-Encoding")
 	h.Set("ETag", etag)
-	if matches(r.Header.Values("If-None-Match"), etag) {
+	if matches(list(r.Header, "If-None-Match"), etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}

@@ -53,7 +53,7 @@ type form struct {
 // openForm looks at the request's header only. The errors are errMissingFile for
 // a body that is no form, and errMalformedForm.
 func openForm(r *http.Request) (*form, error) {
-	mediaType, params, err := parseParams(strings.Join(r.Header.Values("Content-Type"), ", "))
+	mediaType, params, err := parseParams(list(r.Header, "Content-Type"))
 	if mediaType != "multipart/form-data" {
 		return nil, errMissingFile
 	}

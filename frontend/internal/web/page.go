@@ -67,11 +67,10 @@ func (p *page) policy(ctx context.Context) string {
 	if storage == nil {
 		ctx, cancel := context.WithTimeout(ctx, originWait)
 		defer cancel()
+		storage = new(string)
 		if about, err := p.signer.About(ctx); err == nil {
 			storage = &about.LinkOrigin
 			p.storage.Store(storage)
-		} else {
-			storage = new(string)
 		}
 	}
 	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src " + sources("'self' blob:", *storage) +

@@ -56,13 +56,12 @@ type field struct {
 // an empty one or one that cannot be decoded, or a Content-Type other than text. The error is errMalformedForm and shows
 // the Content-Disposition to the client, but not to the log, because of the file name.
 func fieldOf(h http.Header) (field, error) {
-	lines := h.Values("Content-Disposition")
-	line := strings.Join(lines, ", ")
+	line := list(h, "Content-Disposition")
 	_, params, err := parseParams(line)
 	name, ok := params["name"]
 	var fault string
 	switch {
-	case len(lines) != 1:
+	case len(h.Values("Content-Disposition")) != 1:
 		fault = "a part of the form has no Content-Disposition, or more than one"
 	case err != nil:
 		fault = "the Content-Disposition of a part cannot be parsed: " + err.Error()

@@ -71,7 +71,7 @@ type handler func(http.ResponseWriter, *http.Request) error
 // ServeHTTP implements [http.Handler]. It answers with the error of h if there is one.
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := h(w, r); err != nil {
-		fail(w, r, err)
+		Refuse(w, r, err)
 	}
 }
 
