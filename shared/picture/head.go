@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"image"
-	_ "image/gif" // registers a format of image.DecodeConfig, as those without a name below do
-	_ "image/jpeg"
+	_ "image/gif"  // registers its format for image.DecodeConfig
+	_ "image/jpeg" // the same
 	"image/png"
 	"io"
 	"slices"
 	"strings"
 
 	"github.com/gabriel-vasile/mimetype"
-	_ "golang.org/x/image/webp"
+	_ "golang.org/x/image/webp" // registers its format for image.DecodeConfig
 
 	"cats.example/shared/signerapi"
 )
@@ -107,10 +107,8 @@ func (l Limits) detect(first []byte) (string, bool) {
 		found = p // an image by a brand that is not registered for one
 	}
 	for m := found; m != nil; m = m.Parent() {
-		for _, t := range l.Types {
-			if m.Is(t) {
-				return t, true
-			}
+		if i := slices.IndexFunc(l.Types, m.Is); i >= 0 {
+			return l.Types[i], true
 		}
 	}
 	bare, _, _ := strings.Cut(found.String(), ";") // without a charset

@@ -166,7 +166,7 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 
 func TestTheDocumentHasTheFilesOfThePages(t *testing.T) {
 	parameters := readDocument(t).Components.Parameters
-	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocs().assets)), "file": slices.Sorted(maps.Keys(pageTypes))} {
+	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocs().assets)), "file": slices.Sorted(maps.Keys(newPageParts()))} {
 		if diff := cmp.Diff(there, slices.Sorted(slices.Values(parameters[name].Schema.Enum))); diff != "" {
 			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
 		}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -20,8 +21,19 @@ type file struct {
 	hash          func() [sha256.Size]byte // of packed
 }
 
-func newFile(contentType string, read func() (packed []byte)) file {
-	packed := sync.OnceValue(read)
+// newFile returns the file called name, which may have been packed already.
+func newFile(contentType string, from fs.FS, name string) file {
+	packed := sync.OnceValue(func() []byte {
+		content := must(fs.ReadFile(from, name))
+		if strings.HasSuffix(name, ".gz") {
+			return content
+		}
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		must(w.Write(content))
+		_ = w.Close() // to memory
+		return b.Bytes()
+	})
 	return file{
 		contentType, packed,
 		sync.OnceValue(func() []byte { return must(io.ReadAll(must(gzip.NewReader(bytes.NewReader(packed()))))) }),
@@ -35,22 +47,6 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
-}
-
-// packed returns what packs a file.
-func packed(from fs.FS, name string) func() []byte {
-	return func() []byte {
-		var b bytes.Buffer
-		w := gzip.NewWriter(&b)
-		must(w.Write(must(fs.ReadFile(from, name))))
-		_ = w.Close() // to memory
-		return b.Bytes()
-	}
-}
-
-// asPacked returns what reads a file that is packed already.
-func asPacked(from fs.FS, name string) func() []byte {
-	return func() []byte { return must(fs.ReadFile(from, name)) }
 }
 
 // get answers with the file.
