@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -38,10 +39,8 @@ func FileName(name, mediaType string) (string, bool) {
 	if !ok {
 		return name, false
 	}
-	for _, e := range of {
-		if len(name) > len(e) && strings.EqualFold(name[len(name)-len(e):], e) {
-			return name, true
-		}
+	if e := path.Ext(name); e != name && slices.Contains(of, strings.ToLower(e)) {
+		return name, true
 	}
 	return name + of[0], true
 }
@@ -114,9 +113,6 @@ func (l Limits) open(body io.Reader, size int64, check func(*head) (string, erro
 	h := &head{r: &limitedReader{r: body, limits: l, want: size}}
 	if mediaType, err = check(h); err != nil {
 		return "", nil, err
-	}
-	if h.err != nil { // io.EOF
-		return mediaType, bytes.NewReader(h.kept), nil
 	}
 	return mediaType, io.MultiReader(bytes.NewReader(h.kept), h.r), nil
 }
