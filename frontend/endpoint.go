@@ -94,7 +94,8 @@ func askEndpoint(ctx context.Context, address string, timeout time.Duration) boo
 		return false
 	}
 	const agent = "cats-api-frontend (search for token endpoints)"
-	_, _ = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n", tokenPath, address, agent) // or no response comes
+	// If this fails, no response comes.
+	_, _ = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n", tokenPath, address, agent)
 	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxEndpointAnswer)), nil)
 	if err != nil {
 		return false

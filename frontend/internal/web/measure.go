@@ -24,7 +24,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		calls: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
 		}, []string{"op", "outcome"}),
-		rejected: service.Counters(reg, p+"upload_rejected_total", "Uploads that were refused or not stored, by the code of the error.", "reason",
+		rejected: service.Counters(reg, p+"upload_rejected_total",
+			"Uploads that were refused or not stored, by the code of the error.", "reason",
 			signerapi.ErrIncomplete.Code, signerapi.ErrStalled.Code, signerapi.ErrTooLarge.Code, signerapi.ErrUnsupportedMediaType.Code,
 			signerapi.ErrOverloaded.Code, signerapi.ErrDigestMismatch.Code, signerapi.ErrPreconditionFailed.Code),
 		stored: auto.NewCounter(prometheus.CounterOpts{

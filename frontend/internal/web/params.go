@@ -73,6 +73,7 @@ func fieldOf(h http.Header) (field, error) {
 	}
 	fileName, file := params["filename"]
 	contentType := strings.ToLower(h.Get("Content-Type"))
-	file = file || contentType != "" && !strings.HasPrefix(contentType, "text/") || strings.Contains(strings.ToLower(line), "filename*")
+	noText := contentType != "" && !strings.HasPrefix(contentType, "text/")
+	file = file || noText || strings.Contains(strings.ToLower(line), "filename*") // which mime leaves out if it cannot decode it
 	return field{name, file, fileName != ""}, nil
 }
