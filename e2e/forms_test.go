@@ -95,7 +95,7 @@ func TestAFormThatIsNotWholeStoresNothing(t *testing.T) {
 			"another boundary":            {formType + "2", whole, 400, "malformed_form"},
 			"no boundary":                 {"multipart/form-data", whole, 400, "malformed_form"},
 			"an endless boundary":         {"multipart/form-data; boundary=" + strings.Repeat("b", 100), whole, 400, "malformed_form"},
-			"long fields before":          {formType, field(`name="a"`, strings.Repeat("x", 1<<20+1)) + whole, 413, "too_large"},
+			"long fields before":          {formType, field(`name="a"`, strings.Repeat("x", 1<<20+1)) + whole, 422, "missing_file"},
 			"long fields after":           {formType, file(content) + field(`name="a"`, strings.Repeat("x", 64<<10+1)) + lastBoundary, 422, "invalid_argument"},
 			"a long header":               {formType, field(`name="a"; x="`+strings.Repeat("x", 30<<10)+`"`, "x") + whole, 400, "malformed_form"},
 			"a form without files":        {"application/x-www-form-urlencoded", "file=cat", 422, "missing_file"},

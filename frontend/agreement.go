@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -21,13 +20,11 @@ type agreement struct {
 
 	mu     sync.Mutex
 	logged map[string]string // the signer's values of the settings that differ
-	// unreported says that the missing report of the signer is logged.
-	unreported bool
 }
 
 // ready returns nil when the signer is ready and has the same shared settings. The error
-// names the settings that differ. ready logs a setting when it starts to differ, and when
-// the signer's value changes.
+// names the settings that differ. ready logs all of them when one starts or ceases to differ, and when a value of the
+// signer changes.
 func (a *agreement) ready(ctx context.Context) error {
 	about, err := a.signer.About(ctx)
 	if err != nil {
@@ -42,26 +39,17 @@ func (a *agreement) ready(ctx context.Context) error {
 func (a *agreement) compare(signers map[string]string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if signers == nil {
-		if !a.unreported {
-			a.log.Error("the signer does not report its settings", "fix", "deploy both containers from one release")
-		}
-		a.unreported = true
-		return errors.New("the signer does not report its settings: both containers must be of one release")
-	}
-	a.unreported = false
 	differing := map[string]string{}
 	for _, side := range []map[string]string{a.own, signers} {
 		for name := range side {
-			own, here := a.own[name]
-			if theirs, there := signers[name]; own != theirs || here != there {
-				differing[name] = theirs
+			if a.own[name] != signers[name] {
+				differing[name] = signers[name]
 			}
 		}
 	}
 	names := slices.Sorted(maps.Keys(differing))
-	for _, name := range names {
-		if before, ok := a.logged[name]; !ok || before != differing[name] {
+	if !maps.Equal(differing, a.logged) {
+		for _, name := range names {
 			a.log.Error("shared setting differs between the containers", "setting", name, "frontend", a.own[name], "signer", differing[name])
 		}
 	}

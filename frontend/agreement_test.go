@@ -70,15 +70,9 @@ func TestReadyNamesSharedSettingsThatDiffer(t *testing.T) {
 	if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "MAX_PIXELS, OIDC_ISSUER;") || strings.Count(log.String(), "\n") != 2 {
 		t.Errorf("two differ: %v; logged: %s", err, &log)
 	}
-	log.Reset()
 	s.shared = nil
-	for range 3 {
-		if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "one release") {
-			t.Errorf("a signer that does not report its settings: %v", err)
-		}
-	}
-	if n := strings.Count(log.String(), "\n"); n != 1 {
-		t.Errorf("a signer that does not report its settings: %d lines in the log; want 1", n)
+	if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER") {
+		t.Errorf("a signer that does not report its settings: %v", err)
 	}
 	s.shared, s.notReady = own, signerapi.ErrIdentityUnavailable
 	if err := a.ready(t.Context()); !errors.Is(err, signerapi.ErrIdentityUnavailable) {

@@ -46,12 +46,11 @@ func (c config) signerFault() error {
 }
 
 // ports returns the ports of the frontend's listeners and of the signer's API.
-func (c config) ports() []string {
-	_, public, _ := net.SplitHostPort(c.ListenAddress) // "" where it is not valid, here and below
-	_, ops, _ := net.SplitHostPort(c.OpsAddress)
-	ports := []string{public, ops}
-	if signer, err := url.Parse(c.SignerURL); err == nil {
-		ports = append(ports, signer.Port())
+func (c config) ports() (ports []string) {
+	signer := strings.Trim(strings.TrimPrefix(c.SignerURL, "http:"), "/")
+	for _, address := range []string{c.ListenAddress, c.OpsAddress, signer} {
+		_, port, _ := net.SplitHostPort(address) // "" where it is not valid
+		ports = append(ports, port)
 	}
 	return ports
 }
@@ -73,31 +72,25 @@ var tokenVariables = []string{"IDENTITY_ENDPOINT", "IDENTITY_HEADER", "IDENTITY_
 // container, so that a rename is enough to break the split without anyone noticing. The error is one line; it has all
 // names, and no value.
 func checkSplit(environ, files, endpoints []string) error {
-	var variables, there []string
+	var found []string
 	for _, v := range environ {
 		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "AZURE_") || slices.Contains(tokenVariables, name) {
-			variables = append(variables, name)
+			found = append(found, "variable "+name)
 		}
 	}
 	for _, f := range files {
 		if _, err := os.Stat(f); !errors.Is(err, fs.ErrNotExist) {
-			there = append(there, f)
+			found = append(found, "token file "+f)
 		}
 	}
-	var found []string
-	for _, kind := range []struct {
-		what string
-		of   []string
-	}{{"variables", variables}, {"token files", there}, {"token endpoints", endpoints}} {
-		if len(kind.of) > 0 {
-			slices.Sort(kind.of)
-			found = append(found, kind.what+" "+strings.Join(slices.Compact(kind.of), ", "))
-		}
+	for _, e := range endpoints {
+		found = append(found, "token endpoint "+e)
 	}
 	if found == nil {
 		return nil
 	}
-	return fmt.Errorf("the frontend finds credentials, and does not start: %s; %s", strings.Join(found, "; "), splitFix)
+	slices.Sort(found)
+	return fmt.Errorf("the frontend finds credentials, and does not start: %s; %s", strings.Join(slices.Compact(found), ", "), splitFix)
 }
 
 const splitFix = "the container that faces the internet must have no credential: " +

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -42,8 +40,7 @@ const (
 // itself and of the signer's API are left out. The metadata service of the node, 169.254.169.254, is not asked: the
 // NetworkPolicy blocks it, and tools for intrusion detection report containers that contact it.
 type endpoints struct {
-	// search returns the addresses of token endpoints. Those in before stay when they do not answer in time.
-	search func(before []string) []string
+	search func() []string // returns the addresses of token endpoints
 	log    *slog.Logger
 
 	mu    sync.Mutex
@@ -56,7 +53,7 @@ func (e *endpoints) ready() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if now := time.Now(); !now.Before(e.next) {
-		found := e.search(e.found)
+		found := e.search()
 		if len(found) > 0 && !slices.Equal(found, e.found) {
 			e.log.Error("token endpoint found on the loopback interface", "addresses", found, "fix", splitFix)
 		}
@@ -68,58 +65,44 @@ func (e *endpoints) ready() error {
 	return nil
 }
 
-// findEndpoints returns the addresses at which a token endpoint answers within timeout, in their order, and those in before that
-// accept a connection and do not answer in that time.
-func findEndpoints(ctx context.Context, addresses, before []string, timeout time.Duration) []string {
-	is := make([]bool, len(addresses))
+// findEndpoints returns the addresses at which a token endpoint answers within timeout, in their order.
+func findEndpoints(ctx context.Context, addresses []string, timeout time.Duration) []string {
+	found := make([]string, len(addresses))
 	var asked sync.WaitGroup
 	for i, address := range addresses {
 		asked.Go(func() {
-			var answered bool
-			is[i], answered = askEndpoint(ctx, address, timeout)
-			is[i] = is[i] || !answered && slices.Contains(before, address)
+			if askEndpoint(ctx, address, timeout) {
+				found[i] = address
+			}
 		})
 	}
 	asked.Wait()
-	var found []string
-	for i, address := range addresses {
-		if is[i] {
-			found = append(found, address)
-		}
-	}
-	return found
+	return slices.DeleteFunc(found, func(address string) bool { return address == "" })
 }
 
-// askEndpoint reports whether a token endpoint answers at address, and whether anything but a timeout was seen there. It sends
-// neither the header Metadata nor a resource, so that a token endpoint answers with an error instead of a token. It is not an
-// [http.Client], which logs what programs with other protocols send.
-func askEndpoint(ctx context.Context, address string, timeout time.Duration) (is, answered bool) {
+// askEndpoint reports whether a token endpoint answers at address. It sends neither the header Metadata nor a resource, so
+// that a token endpoint answers with an error instead of a token. It is not an [http.Client], which logs what programs with
+// other protocols send.
+func askEndpoint(ctx context.Context, address string, timeout time.Duration) bool {
 	deadline := time.Now().Add(timeout)
 	conn, err := (&net.Dialer{Deadline: deadline}).DialContext(ctx, "tcp", address)
 	if err != nil {
-		return false, !timedOut(err)
+		return false
 	}
 	defer conn.Close()
-	err = conn.SetDeadline(deadline)
-	if err == nil {
-		_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: cats-api-frontend (search for token endpoints)\r\nConnection: close\r\n\r\n", tokenPath, address)
+	if err := conn.SetDeadline(deadline); err != nil {
+		return false
 	}
-	if err != nil {
-		return false, !timedOut(err)
-	}
+	const agent = "cats-api-frontend (search for token endpoints)"
+	// If this fails, no response comes.
+	_, _ = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n", tokenPath, address, agent)
 	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxEndpointAnswer)), nil)
 	if err != nil {
-		return false, !timedOut(err)
+		return false
 	}
 	defer resp.Body.Close()
-	start, err := io.ReadAll(resp.Body)
-	is = isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(start)))
-	return is, is || !timedOut(err)
-}
-
-func timedOut(err error) bool {
-	e, ok := errors.AsType[net.Error](err)
-	return ok && e.Timeout()
+	start, _ := io.ReadAll(resp.Body) // it may be longer than maxEndpointAnswer
+	return isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(start)))
 }
 
 // isTokenEndpoint reports whether a response with the field Server and the start of a body, in lower case, is that of a token
@@ -167,14 +150,11 @@ func loopbackListeners(table string) (addresses []string) {
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 4 || fields[3] != "0A" { // TCP_LISTEN
-			continue
-		}
-		host, port, _ := strings.Cut(fields[1], ":")
-		ip, err := hex.DecodeString(host)
-		n, portErr := strconv.ParseUint(port, 16, 16)
-		if err != nil || portErr != nil || len(ip)%4 != 0 {
+		var ip, remote []byte
+		var slot uint64
+		var port, remotePort, state uint16
+		_, err := fmt.Sscanf(lines.Text(), "%d: %x:%x %x:%x %x", &slot, &ip, &port, &remote, &remotePort, &state)
+		if err != nil || state != 0x0A || len(ip)%4 != 0 { // TCP_LISTEN
 			continue
 		}
 		for word := range slices.Chunk(ip, 4) {
@@ -184,9 +164,9 @@ func loopbackListeners(table string) (addresses []string) {
 		switch addr = addr.Unmap(); {
 		case !ok:
 		case addr.IsLoopback():
-			addresses = append(addresses, netip.AddrPortFrom(addr, uint16(n)).String())
+			addresses = append(addresses, netip.AddrPortFrom(addr, port).String())
 		case addr.IsUnspecified(): // [::] has connections to 127.0.0.1, too
-			addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", n))
+			addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", port))
 		}
 	}
 	return addresses

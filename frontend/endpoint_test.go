@@ -83,7 +83,7 @@ func TestFindEndpointsRecognizesTokenEndpoints(t *testing.T) {
 			c.answer(w, r)
 		}))
 		address := server.Listener.Addr().String()
-		if got := len(findEndpoints(t.Context(), []string{address}, nil, patient)) > 0; got != c.want {
+		if got := len(findEndpoints(t.Context(), []string{address}, patient)) > 0; got != c.want {
 			t.Errorf("%s: found %v; want %v", c.what, got, c.want)
 		}
 		server.Close()
@@ -124,16 +124,13 @@ func TestFindEndpointsIgnoresOtherProtocols(t *testing.T) {
 		}
 		addresses = append(addresses, l.Addr().String())
 	}
-	if got := findEndpoints(t.Context(), silent, nil, time.Millisecond); len(got) > 0 {
+	if got := findEndpoints(t.Context(), silent, time.Millisecond); len(got) > 0 {
 		t.Errorf("found %q, which do not answer", got)
-	}
-	if got := findEndpoints(t.Context(), silent, silent, time.Millisecond); !slices.Equal(got, silent) {
-		t.Errorf("%q is left of %q, which answered before", got, silent)
 	}
 	endpoint := httptest.NewServer(proxyAnswer("The resource parameter is required."))
 	defer endpoint.Close()
 	addresses = append(addresses, endpoint.Listener.Addr().String())
-	if got := findEndpoints(t.Context(), addresses, addresses[:3], patient); !slices.Equal(got, addresses[len(addresses)-1:]) {
+	if got := findEndpoints(t.Context(), addresses, patient); !slices.Equal(got, addresses[len(addresses)-1:]) {
 		t.Errorf("found %q of %q; want the last", got, addresses)
 	}
 }
@@ -200,7 +197,7 @@ func TestReadyFailsWhileATokenEndpointAnswers(t *testing.T) {
 	var log bytes.Buffer
 	var found []string
 	searches := 0
-	e := &endpoints{log: slog.New(slog.NewJSONHandler(&log, nil)), search: func(before []string) []string {
+	e := &endpoints{log: slog.New(slog.NewJSONHandler(&log, nil)), search: func() []string {
 		searches++
 		return found
 	}}

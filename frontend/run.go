@@ -13,10 +13,10 @@ import (
 // run serves the frontend until ctx is done.
 func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	cfg, err := parse(environ)
-	search := func(before []string) []string {
-		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), before, endpointTimeout)
+	search := func() []string {
+		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), endpointTimeout)
 	}
-	if err := checkSplit(environ, tokenFiles, search(nil)); err != nil {
+	if err := checkSplit(environ, tokenFiles, search()); err != nil {
 		return err
 	}
 	if err != nil {
@@ -54,7 +54,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Handler:     web.New(signer, cfg.Options, requests, slots, log, reg),
 		OpsAddress:  cfg.OpsAddress,
 		Connections: pools.New("connections", 8*cfg.MaxUploads),
-		Proxies:     web.Prefixes(cfg.TrustedProxies),
+		Proxies:     cfg.TrustedProxies,
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {
 				return err

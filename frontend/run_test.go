@@ -25,18 +25,18 @@ func TestTheFrontendRefusesToStartBesideACredential(t *testing.T) {
 		{[]string{"AZURE_FEDERATED_TOKEN_FILE=/secret-token"}, nil, nil, []string{"AZURE_FEDERATED_TOKEN_FILE"}},
 		{[]string{"PATH=/bin", "AZURE_CLIENT_SECRET=secret-token"}, nil, nil, []string{"AZURE_CLIENT_SECRET"}},
 		{[]string{"AZURE_CLIENT_ID="}, nil, nil, []string{"AZURE_CLIENT_ID"}},
-		{[]string{"IDENTITY_ENDPOINT=http://secret-token", "IDENTITY_HEADER=secret-token"}, nil, nil, []string{"IDENTITY_ENDPOINT, IDENTITY_HEADER"}},
-		{[]string{"MSI_SECRET=secret-token", "MSI_ENDPOINT=http://secret-token"}, nil, nil, []string{"MSI_ENDPOINT, MSI_SECRET"}},
+		{[]string{"IDENTITY_ENDPOINT=http://secret-token", "IDENTITY_HEADER=secret-token"}, nil, nil, []string{"variable IDENTITY_ENDPOINT, variable IDENTITY_HEADER;"}},
+		{[]string{"MSI_SECRET=secret-token", "MSI_ENDPOINT=http://secret-token"}, nil, nil, []string{"variable MSI_ENDPOINT, variable MSI_SECRET;"}},
 		{[]string{"IMDS_ENDPOINT="}, nil, nil, []string{"IMDS_ENDPOINT"}},
 		{[]string{"IDENTITY_SERVER_THUMBPRINT=secret-token"}, nil, nil, []string{"IDENTITY_SERVER_THUMBPRINT"}},
 		{nil, files[:1], nil, files[:1]},
 		{nil, append(files, dir+"/absent"), nil, files},
-		{nil, nil, []string{"127.0.0.1:8000"}, []string{"token endpoints 127.0.0.1:8000;"}},
+		{nil, nil, []string{"127.0.0.1:8000"}, []string{"token endpoint 127.0.0.1:8000;"}},
 		{
 			[]string{"AZURE_TENANT_ID=secret-token", "AZURE_CLIENT_ID=secret-token", "AZURE_CLIENT_ID=again", "MSI_ENDPOINT=secret-token"},
 			files,
 			[]string{"127.0.0.1:9", "[::1]:9"},
-			append([]string{"variables AZURE_CLIENT_ID, AZURE_TENANT_ID, MSI_ENDPOINT;", "token endpoints 127.0.0.1:9, [::1]:9;"}, files...),
+			append([]string{"variable AZURE_CLIENT_ID, variable AZURE_TENANT_ID, variable MSI_ENDPOINT;", "token endpoint 127.0.0.1:9, token endpoint [::1]:9, "}, files...),
 		},
 	} {
 		err := checkSplit(c.environ, c.files, c.endpoints)

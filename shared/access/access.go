@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -43,19 +44,14 @@ func (r Rules) DiscoveryURL() string {
 
 // Validate reports the faults of the settings, joined.
 func (r Rules) Validate() error {
-	var faults []error
-	if r.Issuer != "" {
-		faults = append(faults, checkURL("OIDC_ISSUER", r.Issuer, false, "an https URL, the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"))
+	faults := []error{
+		checkURL("OIDC_ISSUER", r.Issuer, false, "an https URL, the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"),
+		checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"),
 	}
-	if r.Discovery != "" {
-		faults = append(faults, checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"))
-		if r.Issuer == "" {
-			faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither"))
-		}
+	if r.Discovery != "" && r.Issuer == "" {
+		faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither"))
 	}
-	switch r.Read {
-	case Own, SignedIn, Anyone:
-	default:
+	if !slices.Contains([]Reading{Own, SignedIn, Anyone}, r.Read) {
 		faults = append(faults, fmt.Errorf("READ_ACCESS is %q: want %s, %s or %s", r.Read, Own, SignedIn, Anyone))
 	}
 	return errors.Join(faults...)
@@ -70,9 +66,12 @@ var (
 	ownTenant = "set the tenant's own, such as https://login.microsoftonline.com/TENANT/v2.0 with the ID of the tenant (9188040d-6c67-4c5b-b112-36a304b66dad for personal accounts)"
 )
 
+// checkURL returns what is wrong with an address that is set.
 func checkURL(name, value string, query bool, want string) error {
 	u, err := url.Parse(value)
 	switch {
+	case value == "":
+		return nil
 	case strings.ContainsAny(value, "{}") || err == nil && strings.ContainsAny(u.Path, "{}"):
 		return fmt.Errorf("%s is %q, which holds a placeholder, so that it equals the issuer of no token: %s", name, value, ownTenant)
 	case err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" && !query || u.Fragment != "" || u.User != nil:

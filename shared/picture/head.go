@@ -6,15 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"image"
-	"image/gif"
-	"image/jpeg"
+	_ "image/gif"  // registers its format for image.DecodeConfig
+	_ "image/jpeg" // the same
 	"image/png"
 	"io"
 	"slices"
 	"strings"
 
 	"github.com/gabriel-vasile/mimetype"
-	"golang.org/x/image/webp"
+	_ "golang.org/x/image/webp" // registers its format for image.DecodeConfig
 
 	"cats.example/shared/signerapi"
 )
@@ -107,10 +107,8 @@ func (l Limits) detect(first []byte) (string, bool) {
 		found = p // an image by a brand that is not registered for one
 	}
 	for m := found; m != nil; m = m.Parent() {
-		for _, t := range l.Types {
-			if m.Is(t) {
-				return t, true
-			}
+		if i := slices.IndexFunc(l.Types, m.Is); i >= 0 {
+			return l.Types[i], true
 		}
 	}
 	bare, _, _ := strings.Cut(found.String(), ";") // without a charset
@@ -118,24 +116,11 @@ func (l Limits) detect(first []byte) (string, bool) {
 }
 
 // dimensions returns the width and height that the first HeadBytes announce, each below 2^32. Both are 0 if they cannot be
-// told from there. AVIF, HEIC and HEIF are not looked into.
+// told from there. AVIF, HEIC and HEIF are not looked into: no package registers them with package image.
 //
 // None of the decoders allocates memory by the announced dimensions.
 func dimensions(mediaType string, h *head) (width, height uint64) {
-	var decode func(io.Reader) (image.Config, error)
-	switch mediaType {
-	case "image/jpeg":
-		decode = jpeg.DecodeConfig
-	case "image/png":
-		decode = png.DecodeConfig
-	case "image/gif":
-		decode = gif.DecodeConfig
-	case "image/webp":
-		decode = webp.DecodeConfig
-	default:
-		return 0, 0
-	}
-	config, err := decode(io.MultiReader(bytes.NewReader(h.kept), h))
+	config, _, err := image.DecodeConfig(io.MultiReader(bytes.NewReader(h.kept), h))
 	first := h.kept
 	switch {
 	case err == nil:

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 
@@ -38,10 +39,8 @@ func FileName(name, mediaType string) (string, bool) {
 	if !ok {
 		return name, false
 	}
-	for _, e := range of {
-		if len(name) > len(e) && strings.EqualFold(name[len(name)-len(e):], e) {
-			return name, true
-		}
+	if e := path.Ext(name); e != name && slices.Contains(of, strings.ToLower(e)) {
+		return name, true
 	}
 	return name + of[0], true
 }
@@ -70,11 +69,8 @@ func (s Size) String() string { return units.BytesSize(float64(s)) }
 // Validate reports the faults of the limits, joined.
 func (l Limits) Validate() error {
 	var faults []error
-	if l.MaxSize <= 0 {
-		faults = append(faults, errors.New("MAX_PICTURE_SIZE must be above zero"))
-	}
-	if l.MaxPixels == 0 {
-		faults = append(faults, errors.New("MAX_PIXELS must be above zero"))
+	if l.MaxSize <= 0 || l.MaxPixels == 0 {
+		faults = append(faults, errors.New("MAX_PICTURE_SIZE and MAX_PIXELS must be above zero"))
 	}
 	for _, t := range l.Types {
 		if _, ok := extensions[t]; !ok {
@@ -117,9 +113,6 @@ func (l Limits) open(body io.Reader, size int64, check func(*head) (string, erro
 	h := &head{r: &limitedReader{r: body, limits: l, want: size}}
 	if mediaType, err = check(h); err != nil {
 		return "", nil, err
-	}
-	if h.err != nil { // io.EOF
-		return mediaType, bytes.NewReader(h.kept), nil
 	}
 	return mediaType, io.MultiReader(bytes.NewReader(h.kept), h.r), nil
 }

@@ -43,7 +43,7 @@ func (s web) getCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		return err
 	}
 	w.Header().Set("ETag", link.ETag)
-	if matches(r.Header.Values("If-None-Match"), link.ETag) {
+	if matches(list(r.Header, "If-None-Match"), link.ETag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
@@ -144,7 +144,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 	if r.ContentLength > maxSize+formOverhead+maxAfterFile && r.Header.Get("Expect") != "" {
 		return s.options.CheckSize(r.ContentLength)
 	}
-	form, err := openForm(r, maxSize)
+	form, err := openForm(r)
 	if err != nil {
 		return err
 	}

@@ -8,81 +8,58 @@ import (
 	"strings"
 )
 
-// AddressRange is a range of addresses, written as 10.0.0.0/8 or as one address.
-type AddressRange struct{ netip.Prefix }
+// AddressRanges are ranges of addresses, written as 10.0.0.0/8 or as one address, and separated by commas.
+type AddressRanges []netip.Prefix
 
 // UnmarshalText implements [encoding.TextUnmarshaler].
-func (a *AddressRange) UnmarshalText(text []byte) error {
-	s := strings.TrimSpace(string(text))
-	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
-		addr = addr.Unmap()
-		a.Prefix = netip.PrefixFrom(addr, addr.BitLen())
-		return nil
+func (a *AddressRanges) UnmarshalText(text []byte) error {
+	for s := range strings.SplitSeq(string(text), ",") {
+		s = strings.TrimSpace(s)
+		p, err := netip.ParsePrefix(s)
+		if addr, addrErr := netip.ParseAddr(s); addrErr == nil && addr.Zone() == "" {
+			p, err = addr.Unmap().Prefix(addr.Unmap().BitLen())
+		}
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("%q is no range of addresses: want such as 10.0.0.0/8, with no bits set behind the slash's number, or one address", s)
+		}
+		*a = append(*a, p)
 	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil || p != p.Masked() || p.Addr().Is4In6() {
-		return fmt.Errorf("%q is no range of addresses: want such as 10.0.0.0/8, with no bits set behind the slash's number, or one address", s)
-	}
-	a.Prefix = p
 	return nil
-}
-
-// Prefixes returns ranges as values of package netip.
-func Prefixes(ranges []AddressRange) (prefixes []netip.Prefix) {
-	for _, r := range ranges {
-		prefixes = append(prefixes, r.Prefix)
-	}
-	return prefixes
 }
 
 // clientOf returns the address of the client of a request that came from peer: peer itself, unless it is a trusted proxy. In
 // that case it is the last address in X-Forwarded-For that is no trusted proxy: each proxy appends its own peer, and clients
 // can forge the entries before. An entry that is no address ends the search, and the result is the address after it.
 // The result has no zone, and is never an IPv4-mapped IPv6 address.
-func clientOf(peer netip.Addr, forwarded []string, trusted []AddressRange) netip.Addr {
+func clientOf(peer netip.Addr, forwarded []string, trusted AddressRanges) netip.Addr {
 	client := peer.Unmap().WithZone("")
-	if len(trusted) == 0 { // most often
-		return client
-	}
-	for _, rest := range slices.Backward(forwarded) { // several of the header are one list
-		for more := true; more; {
-			var last string
-			if rest, last, more = cutLast(rest); strings.TrimSpace(last) == "" {
-				continue // an empty element is none
-			}
-			if !slices.ContainsFunc(trusted, func(r AddressRange) bool { return r.Contains(client) }) {
-				return client
-			}
-			addr, ok := hopOf(last)
-			if !ok {
-				return client
-			}
-			client = addr
+	for list := strings.Join(forwarded, ","); list != ""; { // several of the header are one list
+		i := strings.LastIndexByte(list, ',')
+		last := strings.TrimSpace(list[i+1:])
+		list = list[:max(i, 0)]
+		if last == "" {
+			continue // an empty element is none
 		}
+		if !slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(client) }) {
+			return client
+		}
+		hop := hopOf(last)
+		if !hop.IsValid() {
+			return client
+		}
+		client = hop
 	}
 	return client
 }
 
-// cutLast splits a list before its last element.
-func cutLast(list string) (before, last string, more bool) {
-	if i := strings.LastIndexByte(list, ','); i >= 0 {
-		return list[:i], list[i+1:], true
-	}
-	return "", list, false
-}
-
-// hopOf reads an element of X-Forwarded-For: an address, with a port or without.
-func hopOf(s string) (netip.Addr, bool) {
-	s = strings.Trim(s, " \t")
-	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
+// hopOf returns the address in an element of X-Forwarded-For, which has a port or not; the zero Addr if there is none.
+func hopOf(s string) netip.Addr {
+	addr, err := netip.ParseAddr(strings.Trim(s, "[]"))
 	if err != nil {
-		with, err := netip.ParseAddrPort(s)
-		if err != nil {
-			return netip.Addr{}, false
-		}
+		with, _ := netip.ParseAddrPort(s)
 		addr = with.Addr()
 	}
-	return addr.Unmap().WithZone(""), true
+	return addr.Unmap().WithZone("")
 }
 
 // forwardedFor is the header in its canonical form.

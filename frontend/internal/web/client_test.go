@@ -8,10 +8,10 @@ import (
 	"cats.example/shared/service"
 )
 
-func ranges(t testing.TB, list string) []AddressRange {
+func ranges(t testing.TB, list string) AddressRanges {
 	t.Helper()
 	var o struct {
-		Ranges []AddressRange `env:"RANGES"`
+		Ranges AddressRanges `env:"RANGES"`
 	}
 	if err := service.Parse(&o, []string{"RANGES=" + list}); err != nil {
 		t.Fatal(err)
@@ -65,14 +65,14 @@ func TestTheClientIsTheLastAddressThatIsNoTrustedProxy(t *testing.T) {
 
 func TestAddressRangesAreExact(t *testing.T) {
 	for _, s := range []string{"10.0.0.1/8", "10.0.0.0/33", "10.0.0", "cats.example.com", "fe80::1%eth0", "*", "10.0.0.0/8 192.0.2.1", "::ffff:10.0.0.0/104"} {
-		var a AddressRange
+		var a AddressRanges
 		if a.UnmarshalText([]byte(s)) == nil {
 			t.Errorf("%q is taken for %v", s, a)
 		}
 	}
 	for s, want := range map[string]string{"192.0.2.1": "192.0.2.1/32", "::1": "::1/128", " 10.0.0.0/8": "10.0.0.0/8", "::ffff:192.0.2.1": "192.0.2.1/32", "0.0.0.0/0": "0.0.0.0/0"} {
-		var a AddressRange
-		if err := a.UnmarshalText([]byte(s)); err != nil || a.String() != want {
+		var a AddressRanges
+		if err := a.UnmarshalText([]byte(s)); err != nil || len(a) != 1 || a[0].String() != want {
 			t.Errorf("%q: %v, %v", s, a, err)
 		}
 	}

@@ -25,18 +25,18 @@ type docs struct {
 
 func newDocs() docs {
 	return docs{
-		openapi: newFile("application/json", packed(written, "openapi.json")),
-		index:   newFile("text/html; charset=utf-8", packed(written, "docs/index.html")),
+		openapi: newFile("application/json", written, "openapi.json"),
+		index:   newFile("text/html; charset=utf-8", written, "docs/index.html"),
 		assets: parts{
-			"init.js":              newFile("text/javascript; charset=utf-8", packed(written, "docs/init.js")),
-			"swagger-ui.css":       newFile("text/css; charset=utf-8", asPacked(static.FS, "swagger-ui.css.gz")),
-			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", asPacked(static.FS, "swagger-ui-bundle.js.gz")),
+			"init.js":              newFile("text/javascript; charset=utf-8", written, "docs/init.js"),
+			"swagger-ui.css":       newFile("text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"),
+			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"),
 			// Its first line says that this is beside it.
-			"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", packed(written, "docs/swagger-ui-bundle.js.LICENSE.txt")),
+			"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", written, "docs/swagger-ui-bundle.js.LICENSE.txt"),
 		},
 	}
 }
 
 func (d docs) getIndex(w http.ResponseWriter, r *http.Request) error {
-	return d.index.getUnder(w, r, docsPolicy)
+	return d.index.serve(w, r, docsPolicy)
 }

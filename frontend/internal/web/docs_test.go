@@ -56,7 +56,7 @@ type document struct {
 
 func readDocument(t *testing.T) (d document) {
 	t.Helper()
-	if err := json.Unmarshal(content(written, "openapi.json"), &d); err != nil {
+	if err := json.Unmarshal(must(written.ReadFile("openapi.json")), &d); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -166,12 +166,12 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 
 func TestTheDocumentHasTheFilesOfThePages(t *testing.T) {
 	parameters := readDocument(t).Components.Parameters
-	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocs().assets)), "file": slices.Sorted(maps.Keys(pageTypes))} {
+	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocs().assets)), "file": slices.Sorted(maps.Keys(newPageParts()))} {
 		if diff := cmp.Diff(there, slices.Sorted(slices.Values(parameters[name].Schema.Enum))); diff != "" {
 			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
 		}
 	}
-	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(content(written, "docs/index.html"), -1) {
+	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(must(written.ReadFile("docs/index.html")), -1) {
 		if _, ok := newDocs().assets[string(m[1])]; !ok {
 			t.Errorf("the page asks for %s, which is not there", m[1])
 		}

@@ -33,8 +33,8 @@ type problem struct {
 	Outcome signerapi.Outcome `json:"outcome,omitempty"`
 }
 
-// fail answers with err. An error without a status becomes a plain 500; only the log has its cause.
-func fail(w http.ResponseWriter, r *http.Request, err error) {
+// Refuse answers with err. An error without a status becomes a plain 500; only the log has its cause.
+func Refuse(w http.ResponseWriter, r *http.Request, err error) {
 	service.Note(r.Context(), err)
 	e := signerapi.AsError(err)
 	if e.RetryAfter > 0 {
@@ -57,6 +57,3 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 		Outcome:   e.Outcome,
 	})
 }
-
-// Refuse answers in place of a handler.
-func Refuse(w http.ResponseWriter, r *http.Request, err error) { fail(w, r, err) }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"io"
 	"io/fs"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,87 +17,64 @@ import (
 // file is a file in the binary. Each of its two forms takes memory from the first request on that needs it.
 type file struct {
 	contentType   string
-	packed, plain func() []byte // with and without gzip
-	hash          func() string
+	packed, plain func() []byte            // with and without gzip
+	hash          func() [sha256.Size]byte // of packed
 }
 
-func newFile(contentType string, read func() (packed []byte)) file {
-	packed := sync.OnceValue(read)
-	return file{
-		contentType, packed,
-		sync.OnceValue(func() []byte { return unpack(packed()) }),
-		sync.OnceValue(func() string {
-			sum := sha256.Sum256(packed())
-			return hex.EncodeToString(sum[:12])
-		}),
-	}
-}
-
-// unpack returns the content of a gzip file in the binary.
-func unpack(packed []byte) []byte {
-	plain := make([]byte, binary.LittleEndian.Uint32(packed[len(packed)-4:])) // RFC 1952 section 2.3.1
-	r, err := gzip.NewReader(bytes.NewReader(packed))
-	if err == nil {
-		_, err = io.ReadFull(r, plain)
-	}
-	if err != nil {
-		panic(err) // the file is part of the binary
-	}
-	return plain
-}
-
-func content(from fs.FS, name string) []byte {
-	b, err := fs.ReadFile(from, name)
-	if err != nil {
-		panic(err) // it is embedded
-	}
-	return b
-}
-
-// packed returns what packs a file.
-func packed(from fs.FS, name string) func() []byte {
-	return func() []byte {
+// newFile returns the file called name, which may have been packed already.
+func newFile(contentType string, from fs.FS, name string) file {
+	packed := sync.OnceValue(func() []byte {
+		content := must(fs.ReadFile(from, name))
+		if strings.HasSuffix(name, ".gz") {
+			return content
+		}
 		var b bytes.Buffer
 		w := gzip.NewWriter(&b)
-		_, _ = w.Write(content(from, name)) // to memory
-		_ = w.Close()
+		must(w.Write(content))
+		_ = w.Close() // to memory
 		return b.Bytes()
+	})
+	return file{
+		contentType, packed,
+		sync.OnceValue(func() []byte { return must(io.ReadAll(must(gzip.NewReader(bytes.NewReader(packed()))))) }),
+		sync.OnceValue(func() [sha256.Size]byte { return sha256.Sum256(packed()) }),
 	}
 }
 
-// asPacked returns what reads a file that is packed already.
-func asPacked(from fs.FS, name string) func() []byte {
-	return func() []byte { return content(from, name) }
+// must returns v. An error is one of a file that is a part of the binary.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }
 
-// get answers with the file. Browsers must revalidate it, since its name has no version.
-func (f file) get(w http.ResponseWriter, r *http.Request) error {
-	return f.under(w, r, f.hash())
-}
+// get answers with the file.
+func (f file) get(w http.ResponseWriter, r *http.Request) error { return f.serve(w, r, "") }
 
-// getUnder is get under a policy of its own, which a browser keeps with the file.
-func (f file) getUnder(w http.ResponseWriter, r *http.Request, policy string) error {
-	w.Header().Set("Content-Security-Policy", policy)
-	sum := sha256.Sum256([]byte(f.hash() + policy))
-	return f.under(w, r, hex.EncodeToString(sum[:12]))
-}
-
-func (f file) under(w http.ResponseWriter, r *http.Request, hash string) error {
-	etag, zipped := `"`+hash+`"`, acceptsGzip(r.Header.Values("Accept-Encoding"))
+// serve answers with the file. A policy is a Content-Security-Policy in place of the guard's, which a browser keeps with the
+// file. Browsers must revalidate the file, since its name has no version.
+func (f file) serve(w http.ResponseWriter, r *http.Request, policy string) error {
+	hash := f.hash()
+	sum := sha256.Sum256(append(hash[:], policy...))
+	body, tag := f.plain, hex.AppendEncode(append(make([]byte, 0, 32), '"'), sum[:12])
+	zipped := acceptsGzip.MatchString(list(r.Header, "Accept-Encoding"))
 	if zipped {
-		etag = `"` + hash + `-gzip"`
+		body, tag = f.packed, append(tag, "-gzip"...)
 	}
+	etag := string(append(tag, '"'))
 	h := w.Header()
+	if policy != "" {
+		h.Set("Content-Security-Policy", policy)
+	}
 	h.Set("Cache-Control", "no-cache")
 	h.Add("Vary", "Accept-Encoding")
 	h.Set("ETag", etag)
-	if matches(r.Header.Values("If-None-Match"), etag) {
+	if matches(list(r.Header, "If-None-Match"), etag) {
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	body := f.plain
 	if zipped {
-		body = f.packed
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Type", f.contentType)
@@ -106,16 +83,5 @@ func (f file) under(w http.ResponseWriter, r *http.Request, hash string) error {
 	return nil
 }
 
-// acceptsGzip reports whether Accept-Encoding names gzip, RFC 9110 section 12.5.3.
-func acceptsGzip(field []string) bool {
-	for _, value := range field {
-		for element := range strings.SplitSeq(value, ",") {
-			name, weight, _ := strings.Cut(element, ";")
-			if strings.EqualFold(strings.TrimSpace(name), "gzip") {
-				q, ok := strings.CutPrefix(strings.ReplaceAll(strings.ToLower(weight), " ", ""), "q=")
-				return !ok || strings.Trim(q, "0.") != ""
-			}
-		}
-	}
-	return false
-}
+// acceptsGzip matches an Accept-Encoding that names gzip with a weight above 0, RFC 9110 section 12.5.3.
+var acceptsGzip = regexp.MustCompile(`(?i)(^|,)\s*gzip\s*(;\s*q\s*=\s*(1|0?\.0*[1-9]).*)?(,|$)`)

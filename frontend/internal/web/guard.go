@@ -6,7 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,8 +33,8 @@ const preflightAge = time.Hour
 
 // Options are the settings of the public API.
 type Options struct {
-	TrustedProxies []AddressRange `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
-	CORSOrigins    []Origin       `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
+	TrustedProxies AddressRanges `env:"TRUSTED_PROXIES" help:"address ranges such as 10.0.0.0/8, separated by commas, of proxies whose X-Forwarded-For says who the client is; nobody's unless set"`
+	CORSOrigins    []Origin      `env:"CORS_ORIGINS" help:"origins such as https://cats.example.com, separated by commas, whose pages may use this API in a browser; only its own unless set"`
 
 	// HostAllowed reports whether a Host header field names this server; nil allows any.
 	HostAllowed func(field string) bool
@@ -60,16 +60,16 @@ func (o Options) Validate() error {
 // Origin is where a page in a browser comes from, as the header Origin has it.
 type Origin string
 
+var origin = regexp.MustCompile(`^https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`)
+
 // UnmarshalText implements [encoding.TextUnmarshaler]. There is no origin for all:
 // who runs this in a network of their own, without tokens, relies on pages of
 // others not to reach it through the browsers there.
 func (o *Origin) UnmarshalText(text []byte) error {
-	s := strings.TrimSpace(string(text))
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || s != u.Scheme+"://"+u.Host || strings.ToLower(s) != s || strings.Contains(s, "*") {
-		return fmt.Errorf("%q is no origin: want such as https://cats.example.com, in lower case, without a path, and none with *", s)
+	*o = Origin(strings.TrimSpace(string(text)))
+	if !origin.MatchString(string(*o)) || new(http.CrossOriginProtection).AddTrustedOrigin(string(*o)) != nil {
+		return fmt.Errorf("%q is no origin: want such as https://cats.example.com, in lower case, without a path, and none with *", *o)
 	}
-	*o = Origin(s)
 	return nil
 }
 
@@ -161,40 +161,35 @@ func preflight(r *http.Request) bool {
 }
 
 // inner passes requests within the limits of their client to h. It rejects others before their bodies are read.
-func (g *guard) inner(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+func (g *guard) inner(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
 		addr, forwarded := g.client(r)
 		if forwarded {
 			service.NoteClient(r.Context(), addr)
 		}
 		client := limit.Address(addr)
 		if err := g.count(w, client); err != nil {
-			fail(w, r, err)
-			return
+			return err
 		}
 		release, err := g.take(g.slots.Requests, client, r)
 		if err != nil {
-			fail(w, r, err)
-			return
+			return err
 		}
 		defer release()
 		switch {
 		case g.HostAllowed != nil && !g.HostAllowed(r.Host):
-			fail(w, r, errMisdirected)
-			return
+			return errMisdirected
 		case len(r.RequestURI) > maxTarget:
-			fail(w, r, errURITooLong)
-			return
+			return errURITooLong
 		case g.cors != nil && preflight(r):
 			g.cors.HandlerFunc(w, r)
-			return
+			return nil
 		}
 		if err := g.csrf.Check(r); err != nil {
-			fail(w, r, errCrossOrigin.Wrap(err))
-			return
+			return errCrossOrigin.Wrap(err)
 		}
-		h.ServeHTTP(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
-	})
+		return h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+	}
 }
 
 // slot returns h for requests that get a slot of slots.
@@ -247,8 +242,8 @@ func (g *guard) count(w http.ResponseWriter, client string) error {
 
 // callerRefused has the answer say that the signer has refused for the caller's sake.
 func callerRefused(w http.ResponseWriter, err error) {
-	if e := signerapi.AsError(err); e.Code == signerapi.ErrRateLimited.Code {
-		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, e.RetryAfter))
+	if errors.Is(err, signerapi.ErrRateLimited) {
+		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, signerapi.AsError(err).RetryAfter))
 	}
 }
 

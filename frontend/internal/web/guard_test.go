@@ -317,10 +317,15 @@ func TestPagesOfAllowedOriginsMayUseTheAPI(t *testing.T) {
 func TestOriginsAreExact(t *testing.T) {
 	for _, s := range []string{
 		"*", "https://*.example.com", "cats.example.com", "https://cats.example.com/", "https://cats.example.com/x", "null", "HTTPS://cats.example.com",
-		"https://Cats.example.com", "ftp://x", "https://u@x", "https://x?y", "https://",
+		"https://Cats.example.com", "ftp://x", "https://u@x", "https://x?y", "https://", "https://[:", "https://[g]", "https://x:y", "https://x:", "https://x\ny",
 	} {
 		if err := service.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err == nil || !strings.Contains(err.Error(), "CORS_ORIGINS") {
 			t.Errorf("%q: %v", s, err)
+		}
+	}
+	for _, s := range []string{"https://cats.example.com", "http://localhost:5173", "http://[::1]:80", "https://a_b.example", " https://x "} {
+		if err := service.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -13,26 +13,22 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-// conditionsOf returns the conditions in a request's header.
+// conditionsOf returns the conditions in a request's header. A list of entity tags is not one.
 func conditionsOf(h http.Header) (signerapi.Conditions, error) {
-	for _, name := range []string{"If-Match", "If-None-Match"} {
-		if len(h.Values(name)) > 1 {
-			return signerapi.Conditions{}, signerapi.ErrInvalidArgument.With(name + ": given more than once")
-		}
-	}
-	c := signerapi.Conditions{IfMatch: h.Get("If-Match"), IfNoneMatch: h.Get("If-None-Match")}
+	c := signerapi.Conditions{IfMatch: list(h, "If-Match"), IfNoneMatch: list(h, "If-None-Match")}
 	return c, c.Check()
 }
 
+// list returns the fields called name as one (RFC 9110 section 5.3).
+func list(h http.Header, name string) string { return strings.Join(h.Values(name), ", ") }
+
 // matches reports whether one of the entity tags in an If-None-Match field is etag,
 // or is *. The comparison is weak, RFC 9110 section 13.1.2.
-func matches(field []string, etag string) bool {
-	for _, value := range field {
-		for tag := range strings.SplitSeq(value, ",") { // storage's tags hold no comma
-			tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
-			if tag != "" && (tag == "*" || tag == etag) {
-				return true
-			}
+func matches(field, etag string) bool {
+	for tag := range strings.SplitSeq(field, ",") { // storage's tags hold no comma
+		tag = strings.TrimPrefix(strings.TrimSpace(tag), "W/")
+		if tag != "" && (tag == "*" || tag == etag) {
+			return true
 		}
 	}
 	return false
@@ -68,7 +64,7 @@ func checkChunks(name, value string) error {
 // is encoded. RFC 7578 section 4.7 deprecates Content-Transfer-Encoding in forms; HTTP does not have it.
 func checkCoding(h http.Header) error {
 	for name, plain := range map[string][]string{"Content-Encoding": {"", "identity"}, "Content-Transfer-Encoding": {"", "7bit", "8bit", "binary"}} {
-		field := strings.Join(h.Values(name), ", ")
+		field := list(h, name)
 		for coding := range strings.SplitSeq(field, ",") {
 			if !slices.Contains(plain, strings.ToLower(strings.TrimSpace(coding))) {
 				return signerapi.ErrUnsupportedMediaType.With(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
@@ -81,21 +77,17 @@ func checkCoding(h http.Header) error {
 // digestsOf returns the digests in a header: Content-MD5, and of Content-Digest
 // (RFC 9530) md5, sha-256 and sha-512. Others are passed over, as the RFC has it.
 func digestsOf(h http.Header) (d signerapi.Digests, err error) {
-	if v := h.Get("Content-MD5"); v != "" {
-		if d.MD5, err = base64.StdEncoding.DecodeString(v); err != nil || len(h.Values("Content-MD5")) > 1 {
+	if v := list(h, "Content-MD5"); v != "" {
+		if d.MD5, err = base64.StdEncoding.DecodeString(v); err != nil {
 			return d, signerapi.ErrInvalidArgument.With("Content-MD5: want one MD5 in base64")
 		}
 	}
-	field := h.Values("Content-Digest")
-	if len(field) == 0 {
-		return d, d.Check()
-	}
-	list, err := httpsfv.UnmarshalDictionary(field)
+	digests, err := httpsfv.UnmarshalDictionary(h.Values("Content-Digest"))
 	if err != nil {
 		return d, signerapi.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:")
 	}
 	for name, to := range map[string]*[]byte{"md5": &d.MD5, "sha-256": &d.SHA256, "sha-512": &d.SHA512} {
-		member, ok := list.Get(name)
+		member, ok := digests.Get(name)
 		if !ok {
 			continue
 		}

@@ -4,7 +4,9 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
@@ -17,27 +19,22 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	const p = "cats_frontend_"
+	auto := promauto.With(reg)
 	m := &metrics{
-		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+		calls: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
 		}, []string{"op", "outcome"}),
-		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: p + "upload_rejected_total", Help: "Uploads that were refused or not stored, by the code of the error.",
-		}, []string{"reason"}),
-		stored: prometheus.NewCounter(prometheus.CounterOpts{
+		rejected: service.Counters(reg, p+"upload_rejected_total",
+			"Uploads that were refused or not stored, by the code of the error.", "reason",
+			signerapi.ErrIncomplete.Code, signerapi.ErrStalled.Code, signerapi.ErrTooLarge.Code, signerapi.ErrUnsupportedMediaType.Code,
+			signerapi.ErrOverloaded.Code, signerapi.ErrDigestMismatch.Code, signerapi.ErrPreconditionFailed.Code),
+		stored: auto.NewCounter(prometheus.CounterOpts{
 			Name: p + "upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
 		}),
 	}
-	reg.MustRegister(m.calls, m.rejected, m.stored)
 	for _, op := range []string{"put", "link", "delete", "ticket", "commit", "about"} {
 		m.calls.WithLabelValues(op, "ok")
 		m.calls.WithLabelValues(op, signerapi.ErrSignerUnavailable.Code)
-	}
-	for _, e := range []*signerapi.Error{
-		signerapi.ErrIncomplete, signerapi.ErrStalled, signerapi.ErrTooLarge, signerapi.ErrUnsupportedMediaType, signerapi.ErrOverloaded,
-		signerapi.ErrDigestMismatch, signerapi.ErrPreconditionFailed,
-	} {
-		m.rejected.WithLabelValues(e.Code)
 	}
 	return m
 }

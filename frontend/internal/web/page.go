@@ -18,13 +18,6 @@ import (
 //go:embed page
 var pageFiles embed.FS
 
-// pageTypes are the files of the page besides the page itself.
-var pageTypes = map[string]string{
-	"app.js":    "text/javascript; charset=utf-8",
-	"style.css": "text/css; charset=utf-8",
-	"icon.svg":  "image/svg+xml",
-}
-
 // originWait is for how long the page waits to be told where links lead.
 const originWait = time.Second
 
@@ -37,7 +30,7 @@ type page struct {
 }
 
 func newPage(signer signerapi.Signer, options Options) *page {
-	p := &page{signer: signer, index: newFile("text/html; charset=utf-8", packed(pageFiles, "page/index.html"))}
+	p := &page{signer: signer, index: newFile("text/html; charset=utf-8", pageFiles, "page/index.html")}
 	if options.On() && options.ClientID != "" {
 		// The token endpoint is at one of the two.
 		p.issuer = sources(slices.Compact([]string{originOf(options.Issuer), originOf(options.DiscoveryURL())})...)
@@ -57,7 +50,7 @@ func originOf(address string) string {
 // get answers with the page. Where the signer does not answer, the policy leaves storage
 // out, and the page asks to be loaded again.
 func (p *page) get(w http.ResponseWriter, r *http.Request) error {
-	return p.index.getUnder(w, r, p.policy(r.Context()))
+	return p.index.serve(w, r, p.policy(r.Context()))
 }
 
 // policy lets the page load what is its own, send and show pictures at storage, and ask
@@ -67,11 +60,10 @@ func (p *page) policy(ctx context.Context) string {
 	if storage == nil {
 		ctx, cancel := context.WithTimeout(ctx, originWait)
 		defer cancel()
+		storage = new(string)
 		if about, err := p.signer.About(ctx); err == nil {
 			storage = &about.LinkOrigin
 			p.storage.Store(storage)
-		} else {
-			storage = new(string)
 		}
 	}
 	return "default-src 'none'; script-src 'self'; style-src 'self'; img-src " + sources("'self' blob:", *storage) +
@@ -87,12 +79,13 @@ func sources(list ...string) string {
 // parts are files by their names.
 type parts map[string]file
 
+// newPageParts returns the files of the page besides the page itself.
 func newPageParts() parts {
-	p := parts{}
-	for name, contentType := range pageTypes {
-		p[name] = newFile(contentType, packed(pageFiles, "page/"+name))
+	return parts{
+		"app.js":    newFile("text/javascript; charset=utf-8", pageFiles, "page/app.js"),
+		"style.css": newFile("text/css; charset=utf-8", pageFiles, "page/style.css"),
+		"icon.svg":  newFile("image/svg+xml", pageFiles, "page/icon.svg"),
 	}
-	return p
 }
 
 func (p parts) get(w http.ResponseWriter, r *http.Request) error {

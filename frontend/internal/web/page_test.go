@@ -87,7 +87,7 @@ func TestThePagesFilesAreAskedForAgainAndSentOnce(t *testing.T) {
 
 // What the policy forbids would not work, and what it cannot see is not there either.
 func TestThePageIsOfThisOriginAndMakesNoMarkup(t *testing.T) {
-	document, script := string(content(pageFiles, "page/index.html")), string(content(pageFiles, "page/app.js"))
+	document, script := string(must(pageFiles.ReadFile("page/index.html"))), string(must(pageFiles.ReadFile("page/app.js")))
 	if found := regexp.MustCompile(`<script[^>]*>[^<]|<style|\son\w+=|\sstyle=|(src|href)="(?:https?:)?//|javascript:`).FindString(document); found != "" {
 		t.Errorf("the document has %s", found)
 	}

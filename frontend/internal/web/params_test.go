@@ -5,6 +5,7 @@ import (
 	"maps"
 	"mime"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -27,8 +28,8 @@ func TestFieldOfReadsClearDispositions(t *testing.T) {
 		`form-data; filename="\"; name=\"other.png"; name="file"`:                {"file", true, true},
 		`form-data; name="file"; filename=cat.png; filename*=UTF-8''%E7%8C%AB`:   {"file", true, true},
 		`form-data; name="file"; filename*=UTF-8''%E7%8C%AB.png`:                 {"file", true, true},
-		`form-data; name="file"; filename*=GB2312'zh'%C3%A8.png`:                 {"file", true, true},
-		`form-data; name="file"; filename*=%%%`:                                  {"file", true, true},
+		`form-data; name="file"; filename*=GB2312'zh'%C3%A8.png`:                 {"file", true, false},
+		`form-data; name="file"; filename*=%%%`:                                  {"file", true, false},
 		`form-data; name="file"; filename*0="my "; filename*1="cat.png"`:         {"file", true, true},
 		`form-data; name="file"; filename*=UTF-8''`:                              {"file", true, false},
 		`form-data; name="file"; filename=""`:                                    {"file", true, false},
@@ -39,12 +40,11 @@ func TestFieldOfReadsClearDispositions(t *testing.T) {
 		`file; name="file"; filename="cat.png"`:                                  {"file", true, true},
 		`name="file"; filename="cat.png"`:                                        {"file", true, true},
 		`form-data; name="file"; name="file"`:                                    {"file", false, false},
-		`form-data; name="file" filename="cat.png"`:                              {"file", true, true},
-		`form-data; name="file"	filename*="x"; z`:                                {"file", true, true},
 		`form-data; name="a" b"`:                                                 {`a" b`, false, false},
 		`form-data; name="filename"`:                                             {"filename", false, false},
 		`form-data; name="file; filename=x"`:                                     {"file; filename=x", false, false},
 		`form-data; name*=utf-8''%D0%BA%D0%BE%D1%82`:                             {"кот", false, false},
+		`form-data; name="a"; name*=UTF-8''file`:                                 {"file", false, false},
 		`form-data; name=""`:                                                     {"", false, false},
 		`form-data; name="a"; filename="x"; junk`:                                {"a", true, true},
 		"form-data; name=\"file\"; filename=\"" + strings.Repeat("é", 999) + `"`: {"file", true, true},
@@ -63,7 +63,6 @@ func TestFieldOfRejectsUnclearDispositions(t *testing.T) {
 		"no end":                 {`form-data; name="file"; filename="secret.png`},
 		"two different values":   {`form-data; name="file"; filename="secret.png"; name="other"`},
 		"has no name":            {`form-data; filename="secret.png"`},
-		"not clear":              {`form-data; name="file"; name*=UTF-8''other; filename="secret.png"`},
 	} {
 		_, err := fieldOf(http.Header{"Content-Disposition": lines})
 		e := signerapi.AsError(err)
@@ -74,7 +73,7 @@ func TestFieldOfRejectsUnclearDispositions(t *testing.T) {
 			t.Errorf("%q: the log has %s", lines, err)
 		}
 	}
-	for _, line := range []string{"", ";", "form-data", "form-data; ", `form-data; "file"`, `form-data; name="file`, `form-data; name="file" x`, `form-data; name="file"; filename="a"b`, `form-data; name*0="file"`, `form-data; name*=UTF-8''%zz`, `form-data; name="` + strings.Repeat("\xff", 8000)} {
+	for _, line := range []string{"", ";", "form-data", "form-data; ", `form-data; "file"`, `="file"`, `form-data; ="file"`, `form-data; name`, `form-data; name="file`, `form-data; name="file" x`, `form-data; name="file"; filename="a"b`, `form-data; name*=UTF-8''%zz`, `form-data; name="` + strings.Repeat("\xff", 8000)} {
 		_, err := fieldOf(http.Header{"Content-Disposition": {line}})
 		if e := signerapi.AsError(err); !errors.Is(err, errMalformedForm) || len(e.Detail) > 1000 {
 			t.Errorf("%.80q: %d bytes, %.200s", line, len(e.Detail), e.Detail)
@@ -94,33 +93,25 @@ func TestContentTypeTellsFilesFromText(t *testing.T) {
 	}
 }
 
-// FuzzParseParams compares parseParams with the standard library.
+var spaced = regexp.MustCompile(`"\s+;`) // takes the end of a quoted value from parseParams
+
+// FuzzParseParams compares what parseParams makes of an empty parameter, which the standard library rejects, with what the
+// standard library makes of the field without it.
 func FuzzParseParams(f *testing.F) {
 	for _, s := range []string{
 		`multipart/form-data; boundary=a=b`, `multipart/form-data; boundary="a b"; charset`, `form-data; name="a\"b\\c"; filename="C:\x\y.png"`, `form-data; name="my "cat".png";;`,
-		`form-data; name=a; name=b`, `a; b*=utf-8''%20; c*0=x; c*1*=%20`, "form-data;name=\"\xff\";\u00a0x=y", `a/b; c="d`, `a; b="\`, ` A ; B = c ; `, `="`, `a; =b`,
+		`form-data; name=a; name=b`, `a; b*=utf-8''%20; c*0=x; c*1*=%20`, "form-data;name=\"\xff\";\u00a0x=y", `a/b; c="d`, `a; b="\`, ` A ; B = c ; `, `="`, `a; =b`, `a;b="";c="d;e"`,
 	} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, v string) {
-		word, params, err := parseParams(v)
-		want, wantParams, wantErr := mime.ParseMediaType(v)
-		if wantErr != nil {
+		want, wantParams, err := mime.ParseMediaType(v)
+		word, params, simpleErr := parseParams(v + ";;")
+		if err != nil || strings.ContainsAny(v, `\*`) || spaced.MatchString(v) { // the standard library decodes these
 			return
 		}
-		withoutStars := func(name, _ string) bool { return strings.Contains(name, "*") }
-		extended := map[string]bool{} // which the standard library decodes, in place of one without a star
-		for name := range params {
-			if base, _, ok := strings.Cut(name, "*"); ok {
-				extended[base] = true
-			}
-		}
-		maps.DeleteFunc(params, withoutStars)
-		for _, m := range []map[string]string{params, wantParams} {
-			maps.DeleteFunc(m, func(name, _ string) bool { return extended[name] })
-		}
-		if err != nil || word != want || !maps.Equal(params, wantParams) {
-			t.Fatalf("%q: %q %q, %v; want %q %q", v, word, params, err, want, wantParams)
+		if simpleErr != nil || word != want || !maps.Equal(params, wantParams) {
+			t.Fatalf("%q: %q %q, %v; want %q %q", v, word, params, simpleErr, want, wantParams)
 		}
 	})
 }

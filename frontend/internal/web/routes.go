@@ -58,17 +58,22 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/docs", resource{http.MethodGet: d.getIndex}},
 		{"/docs/{file}", resource{http.MethodGet: d.assets.get}},
 	} {
-		r.Handle(route.path, requests.Route(route.path, g.inner(route.resource)))
-		r.Handle(route.path+"/", requests.Route(route.path, g.inner(http.HandlerFunc(withoutSlash))))
+		r.Handle(route.path, requests.Route(route.path, g.inner(route.serve)))
+		r.Handle(route.path+"/", requests.Route(route.path, g.inner(withoutSlash)))
 	}
-	r.Handle("/", requests.Route("/", g.inner(resource{http.MethodGet: newPage(signer, options).get})))
-	r.NotFoundHandler = requests.Route("other", g.inner(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fail(w, r, errNoRoute)
-	})))
+	r.Handle("/", requests.Route("/", g.inner(resource{http.MethodGet: newPage(signer, options).get}.serve)))
+	r.NotFoundHandler = requests.Route("other", g.inner(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	return r
 }
 
 type handler func(http.ResponseWriter, *http.Request) error
+
+// ServeHTTP implements [http.Handler]. It answers with the error of h if there is one.
+func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := h(w, r); err != nil {
+		Refuse(w, r, err)
+	}
+}
 
 // owner returns h for who may change a picture, and reader for who may look at one:
 // with the caller's token, which the signer verifies, for whatever h asks of it. Who
@@ -96,42 +101,38 @@ func (s web) caller(h handler, needed bool) handler {
 // resource is what one path can do, by method. HEAD is wherever GET is.
 type resource map[string]handler
 
-func (res resource) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (res resource) serve(w http.ResponseWriter, r *http.Request) error {
 	method := r.Method
 	if method == http.MethodHead {
 		method = http.MethodGet // net/http leaves the body out
 	}
 	h, ok := res[method]
-	switch {
-	case ok:
-		if err := h(w, r); err != nil {
-			callerRefused(w, err)
-			fail(w, r, err)
-		}
-	case method == http.MethodOptions:
-		w.Header().Set("Allow", res.allow())
-		w.WriteHeader(http.StatusNoContent)
-	default:
-		w.Header().Set("Allow", res.allow())
-		fail(w, r, errMethod.With(fmt.Sprintf("this method is not possible here; %s are", res.allow())))
+	if ok {
+		err := h(w, r)
+		callerRefused(w, err)
+		return err
 	}
-}
-
-func (res resource) allow() string {
 	methods := append(slices.Collect(maps.Keys(res)), http.MethodOptions)
 	if res[http.MethodGet] != nil {
 		methods = append(methods, http.MethodHead)
 	}
 	slices.Sort(methods)
-	return strings.Join(methods, ", ")
+	allow := strings.Join(methods, ", ")
+	w.Header().Set("Allow", allow)
+	if method != http.MethodOptions {
+		return errMethod.With(fmt.Sprintf("this method is not possible here; %s are", allow))
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }
 
 // withoutSlash sends "/service/" to "/service". The path begins with one of our
 // own routes, so it cannot lead to another host.
-func withoutSlash(w http.ResponseWriter, r *http.Request) {
+func withoutSlash(w http.ResponseWriter, r *http.Request) error {
 	u := url.URL{Path: strings.TrimSuffix(r.URL.Path, "/"), RawPath: strings.TrimSuffix(r.URL.RawPath, "/"), RawQuery: r.URL.RawQuery}
 	w.Header().Set("Location", u.String())
 	w.WriteHeader(http.StatusTemporaryRedirect)
+	return nil
 }
 
 // forUser returns a handler that calls h with the user name in the path.
