@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
-	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -98,34 +97,32 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 		op.stream.source, ctx = watch, streaming
 		options.TryTimeout = 0
 		options.ShouldRetry = func(resp *http.Response, err error) bool {
-			return op.stream.repeatable() && (err != nil || slices.Contains(retried, resp.StatusCode))
+			return !op.stream.progress().begun && (err != nil || runtime.HasStatusCode(resp, retried...))
 		}
 	}
 	ctx = policy.WithRetryOptions(ctx, options)
-	_, err := s.circuit.Execute(func() (struct{}, error) {
-		err := f(ctx)
-		if errors.Is(err, errBegun) && op.refusal != nil { // the SDK wanted to answer a challenge
-			err = runtime.NewResponseError(op.refusal)
-		}
-		switch {
-		case err == nil && op.stream != nil && !op.stream.sent():
-			op.unclear++
-			err = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
-		case err == nil:
-		case op.stream != nil && op.stream.failed() != nil:
-			err = bodyError{op.stream.failed()}
-		default:
-			err = s.storageError(ctx, doing, err)
-		}
-		return struct{}{}, err
-	})
-	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+	done, err := s.circuit.Allow()
+	if err != nil {
 		return signerapi.ErrStorageUnavailable.Wrap(errShed)
 	}
-	if body, ok := errors.AsType[bodyError](err); ok {
-		return body.error
+	var counted error // by the circuit breaker
+	defer func() { done(counted) }()
+	err = f(ctx)
+	if errors.Is(err, errBegun) && op.refusal != nil { // the SDK wanted to answer a challenge
+		err = runtime.NewResponseError(op.refusal)
 	}
-	return err
+	switch {
+	case err == nil && op.stream != nil && !op.stream.progress().whole:
+		op.unclear++
+		counted = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
+	case err == nil:
+	case op.stream != nil && op.stream.progress().err != nil:
+		counted = errBody
+		return op.stream.progress().err
+	default:
+		counted = s.storageError(ctx, doing, err)
+	}
+	return counted
 }
 
 // retried are the statuses after which a request whose body was not read is sent again, as the SDK does.
@@ -134,8 +131,8 @@ var retried = []int{
 	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
-// bodyError is an error of the client's body. The circuit breaker does not count it.
-type bodyError struct{ error }
+// errBody stands for an error of the client's body, which the circuit breaker does not count.
+var errBody = errors.New("the client's body failed")
 
 var errShed = errors.New("storage did not answer of late, and is asked again in a few seconds")
 
@@ -159,20 +156,15 @@ func (s *Store) available(ctx context.Context, user signerapi.User) error {
 }
 
 // newCircuit returns what keeps calls from storage while it answers none.
-func newCircuit(changed func(open bool)) *gobreaker.CircuitBreaker[struct{}] {
-	return gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
-		Timeout:     openTime,
-		MaxRequests: probes,
-		ReadyToTrip: func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
-		IsSuccessful: func(err error) bool {
-			return !errors.Is(err, signerapi.ErrStorageUnavailable)
-		},
+func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Timeout:      openTime,
+		MaxRequests:  probes,
+		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
+		IsSuccessful: func(err error) bool { return !errors.Is(err, signerapi.ErrStorageUnavailable) },
 		IsExcluded: func(err error) bool {
 			// The client gave up, or its body failed; storage is there, and says itself when to come back.
-			if _, ok := errors.AsType[bodyError](err); ok {
-				return true
-			}
-			return errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
+			return errors.Is(err, errBody) || errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
 		},
 		OnStateChange: func(_ string, _, to gobreaker.State) { changed(to == gobreaker.StateOpen) },
 	})
@@ -207,11 +199,11 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	code := "error"
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
+		if resp.StatusCode >= http.StatusBadRequest {
+			op.refusal = resp
+		}
 	}
-	if err == nil && resp.StatusCode >= http.StatusBadRequest {
-		op.refusal = resp
-	}
-	if unclear(resp, err) && connected.Load() && (op.stream == nil || op.stream.sent()) {
+	if (err != nil || runtime.HasStatusCode(resp, uncertain...)) && connected.Load() && (op.stream == nil || op.stream.progress().whole) {
 		op.unclear++
 	}
 	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())
@@ -219,17 +211,8 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// unclear reports whether storage may have carried out a request that it has received, although its answer does not say so.
-func unclear(resp *http.Response, err error) bool {
-	if err != nil {
-		return true
-	}
-	switch resp.StatusCode {
-	case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
-		return true
-	}
-	return false
-}
+// uncertain are the statuses with which storage may have carried out a request that it has received.
+var uncertain = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout}
 
 func etag(e *azcore.ETag) string { return string(value(e)) }
 

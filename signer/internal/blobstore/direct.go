@@ -270,7 +270,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 
 // copyBlocks lets storage copy the staged blob into blocks of the picture.
 func (c *commit) copyBlocks(ctx context.Context, sent signerapi.Info) error {
-	source, err := c.store.source(c.name)
+	source, err := c.store.readURL(c.store.opts.AccountURL, c.name, sourceTTL, "")
 	if err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (c *commit) copyBlocks(ctx context.Context, sent signerapi.Info) error {
 		id := c.nextBlock()
 		copies.Go(func() error {
 			return c.store.call(ctx, &operation{name: opCopy}, "copying the staged blob", func(ctx context.Context) error {
-				_, err := c.client.StageBlockFromURL(ctx, id, source, &blockblob.StageBlockFromURLOptions{
+				_, err := c.client.StageBlockFromURL(ctx, id, string(source), &blockblob.StageBlockFromURLOptions{
 					Range:                          blob.HTTPRange{Offset: at, Count: min(size, sent.Size-at)},
 					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(sent.ETag))},
 					SourceContentValidation:        validation,
@@ -297,27 +297,16 @@ func (c *commit) copyBlocks(ctx context.Context, sent signerapi.Info) error {
 	return copies.Wait()
 }
 
-// source returns a signed URL from which storage copies the blob name.
-func (s *Store) source(name string) (string, error) {
-	source, err := s.readURL(s.opts.AccountURL, name, sourceTTL, "")
-	return string(source), err
-}
-
-// origin is where links and tickets lead.
-func (s *Store) origin() string {
-	u, err := url.Parse(s.opts.LinkBase)
-	if err != nil {
-		return "" // it was checked
-	}
-	return u.Scheme + "://" + u.Host
-}
-
 // About implements [signerapi.Signer].
 func (s *Store) About(context.Context) (signerapi.About, error) {
+	base, err := url.Parse(s.opts.LinkBase)
+	if err != nil {
+		return signerapi.About{}, err
+	}
 	return signerapi.About{
 		MaxDirect:  int64(s.opts.MaxDirect),
 		LinkTTL:    int64(s.opts.LinkTTL / time.Second),
 		LinkMaxTTL: int64(s.opts.LinkMaxTTL / time.Second),
-		LinkOrigin: s.origin(),
+		LinkOrigin: base.Scheme + "://" + base.Host,
 	}, nil
 }

@@ -1,6 +1,7 @@
 package blobstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,11 +37,7 @@ type Refusal struct {
 
 // Error returns what storage answered and, behind "; fix: ", what to do.
 func (r *Refusal) Error() string {
-	code := r.Code
-	if code == "" {
-		code = "no error code"
-	}
-	said := fmt.Sprintf("storage answered %d %s (x-ms-request-id %q)", r.Status, code, r.RequestID)
+	said := fmt.Sprintf("storage answered %d %s (x-ms-request-id %q)", r.Status, cmp.Or(r.Code, "no error code"), r.RequestID)
 	if r.Fix != "" {
 		said += "; fix: " + r.Fix
 	}
@@ -60,19 +57,14 @@ func fix(resp *azcore.ResponseError, role string) string {
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
 		at := resp.RawResponse.Request.URL
 		container, _, _ := strings.Cut(strings.TrimPrefix(at.Path, "/"), "/")
-		return createContainer(at.Hostname(), container)
+		account, _, _ := strings.Cut(at.Hostname(), ".")
+		return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return "storage does not take the identity's token: AZURE_TENANT_ID must be the tenant of the storage account"
 	case resp.StatusCode == http.StatusForbidden:
 		return "give the identity the role " + role + "; a new one takes minutes to be known"
 	}
 	return ""
-}
-
-// createContainer returns what to do about a container that does not exist. host is the account's.
-func createContainer(host, container string) string {
-	account, _, _ := strings.Cut(host, ".")
-	return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
 }
 
 // storageError is the only place that says what an error of storage means to a
@@ -115,11 +107,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	case http.StatusForbidden:
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		e := signerapi.ErrThrottled.Wrap(err)
-		if after := retryAfter(resp.RawResponse); after > 0 {
-			e = e.After(after)
-		}
-		return e
+		return signerapi.ErrThrottled.After(cmp.Or(retryAfter(resp.RawResponse), signerapi.ErrThrottled.RetryAfter)).Wrap(err)
 	}
 	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusRequestTimeout {
 		return signerapi.ErrStorageUnavailable.Wrap(err)
@@ -199,10 +187,6 @@ func (s *Store) rejectsName(resp *azcore.ResponseError) bool {
 	return resp.ErrorCode == "" || bloberror.HasCode(resp, bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
 }
 
-func isNoContainer(err error) bool {
-	return bloberror.HasCode(err, bloberror.ContainerNotFound)
-}
-
 // explainKey adds what to do when storage refuses to give a key.
 func explainKey(err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](err); ok && e.Unwrap() != nil {
@@ -231,13 +215,9 @@ var foreign = regexp.MustCompile(`"(?:[^"\\]|\\.)*"|[A-Za-z][A-Za-z0-9+.-]*://\S
 // withoutURL returns err without the URL of the request and without what the server sent. It keeps the host.
 func withoutURL(err error) error {
 	host := ""
-	for {
-		u, ok := errors.AsType[*url.Error](err)
-		if !ok || u.Err == nil {
-			break
-		}
-		if at, parseErr := url.Parse(u.URL); parseErr == nil && host == "" {
-			host = at.Host
+	for u, ok := errors.AsType[*url.Error](err); ok; u, ok = errors.AsType[*url.Error](err) {
+		if at, parseErr := url.Parse(u.URL); parseErr == nil {
+			host = cmp.Or(host, at.Host)
 		}
 		err = u.Err
 	}

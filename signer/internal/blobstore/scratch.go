@@ -9,7 +9,6 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
@@ -68,9 +67,7 @@ func (c *Scratch) Put(ctx context.Context, content []byte, contentType string) e
 
 // Delete removes the blob. That it was not there is no error.
 func (c *Scratch) Delete(ctx context.Context) error {
-	_, err := c.client.Delete(impatient(withOp(ctx, opDelete)), &blob.DeleteOptions{
-		DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude),
-	})
+	_, err := c.client.Delete(impatient(withOp(ctx, opDelete)), deleteOptions(signerapi.Conditions{}))
 	if bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
@@ -89,11 +86,11 @@ func (c *Scratch) Links() (account, base signerapi.SignedURL, err error) {
 
 // Copy lets storage copy the blob into a block of itself, as a commit copies a staged blob into a picture.
 func (c *Scratch) Copy(ctx context.Context) error {
-	source, err := c.store.source(c.name)
+	source, err := c.store.readURL(c.store.opts.AccountURL, c.name, sourceTTL, "")
 	if err != nil {
 		return err
 	}
-	_, err = c.client.StageBlockFromURL(impatient(withOp(ctx, opCopy)), base64.StdEncoding.EncodeToString([]byte(c.name)), source, nil)
+	_, err = c.client.StageBlockFromURL(impatient(withOp(ctx, opCopy)), base64.StdEncoding.EncodeToString([]byte(c.name)), string(source), nil)
 	return brief(err, contributorRole)
 }
 

@@ -8,16 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"sync"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
@@ -75,7 +74,7 @@ type Store struct {
 	accept     time.Duration // in which storage must accept a byte of a stream; watchdog.Timeout
 	committing sync.Map      // names of what is being committed
 	known      *known
-	circuit    *gobreaker.CircuitBreaker[struct{}]
+	circuit    *gobreaker.TwoStepCircuitBreaker[struct{}]
 	key        *delegation
 	metrics    *metrics
 	retries    int32 // of a call, after its first try; -1 for none
@@ -205,10 +204,7 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	defer s.known.forget(user)
 	op := &operation{name: opDelete}
 	err := s.call(ctx, op, "deleting the picture", func(ctx context.Context) error {
-		_, err := s.container.NewBlobClient(s.blobName(user)).Delete(ctx, &blob.DeleteOptions{
-			DeleteSnapshots:  to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), // or a blob with snapshots stays
-			AccessConditions: accessConditions(conditions),
-		})
+		_, err := s.container.NewBlobClient(s.blobName(user)).Delete(ctx, deleteOptions(conditions))
 		return err
 	})
 	switch {
@@ -252,9 +248,8 @@ func (s *Store) checkContainer(ctx context.Context) error {
 	if err == nil {
 		return nil
 	}
-	if isNoContainer(err) {
-		account, _ := url.Parse(s.opts.AccountURL)
-		return fmt.Errorf("%w: %q in %s; fix: %s", errNoContainer, s.opts.Container, account.Host, createContainer(account.Hostname(), s.opts.Container))
+	if bloberror.HasCode(err, bloberror.ContainerNotFound) {
+		return fmt.Errorf("%w: %w", errNoContainer, brief(err, contributorRole))
 	}
 	return s.storageError(ctx, "looking for the container", err)
 }

@@ -29,12 +29,16 @@ type stream struct {
 	source io.Reader // what views read: the stream itself, or a watchdog of it
 	at     int64     // bytes returned by Read
 
-	mu    sync.Mutex // guards the fields below; never held while r is read
-	begun bool       // a view has begun to read
-	whole bool       // all bytes were handed to the transport
-	err   error      // of r
-	crc   hash.Hash64
-	md5   hash.Hash // nil if it is not needed
+	mu   sync.Mutex // guards the fields below; never held while r is read
+	made progress
+	crc  hash.Hash64
+}
+
+// progress is how far a stream has come.
+type progress struct {
+	begun bool  // a try has begun to read, so no other may
+	whole bool  // all bytes were handed to the transport, so storage may have received them
+	err   error // of the picture, which ended the stream
 }
 
 func newStream(r io.Reader, size int64, commit bool) *stream {
@@ -92,7 +96,7 @@ func (s *stream) Seek(offset int64, whence int) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.begun:
+	case s.made.begun:
 		return 0, errBegun
 	case offset != 0:
 		return 0, errors.ErrUnsupported
@@ -112,25 +116,10 @@ func (s *stream) matches(crc []byte) bool {
 	return len(crc) != crc64nvme.Size || binary.LittleEndian.Uint64(crc) == s.crc.Sum64()
 }
 
-// failed returns the error of the picture that ended the stream, nil if there was none.
-func (s *stream) failed() error {
+func (s *stream) progress() progress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.err
-}
-
-// sent reports whether all bytes were handed to a transport, so that storage may have received them.
-func (s *stream) sent() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.whole
-}
-
-// repeatable reports whether no try has begun to read.
-func (s *stream) repeatable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.begun
+	return s.made
 }
 
 // view is the body of one try. [http.Transport.RoundTrip] can return while its write loop still reads the body. Once revoke
@@ -162,7 +151,7 @@ func (v *view) Read(p []byte) (int, error) {
 		return v.buffer.Read(p)
 	}
 	s := v.stream
-	s.begun = true
+	s.made.begun = true
 	mu.Unlock()
 	n, err := s.source.Read(p)
 	mu.Lock()
@@ -170,15 +159,12 @@ func (v *view) Read(p []byte) (int, error) {
 		return 0, errRevoked
 	}
 	_, _ = s.crc.Write(p[:n])
-	if s.md5 != nil {
-		_, _ = s.md5.Write(p[:n])
-	}
 	switch err { // not errors.Is: see above
 	case nil:
 	case io.EOF:
-		s.whole = true
+		s.made.whole = true
 	default:
-		s.err = err
+		s.made.err = err
 	}
 	return n, err
 }

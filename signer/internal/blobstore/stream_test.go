@@ -75,13 +75,13 @@ func TestRevokedViewReadsNothing(t *testing.T) {
 		_, err := pipe.Read(make([]byte, 3))
 		read <- err
 	}()
-	for pipe.stream.repeatable() {
+	for !pipe.stream.progress().begun {
 		time.Sleep(time.Millisecond)
 	}
 	pipe.revoke()
 	_, _ = unblock.Write([]byte("cat"))
-	if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.failed() != nil {
-		t.Errorf("read %v, noted %v", err, pipe.stream.failed())
+	if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.progress().err != nil {
+		t.Errorf("read %v, noted %v", err, pipe.stream.progress().err)
 	}
 }
 

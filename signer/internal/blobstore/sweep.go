@@ -8,7 +8,6 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
@@ -83,8 +82,7 @@ func (s *Store) deleteBlocks(ctx context.Context, client *blockblob.Client) erro
 // deleteVersion deletes a blob that has that ETag. It breaks a lease on the blob. Otherwise it returns
 // ErrPreconditionFailed.
 func (s *Store) deleteVersion(ctx context.Context, client *blockblob.Client, etag string) error {
-	version := accessConditions(signerapi.Conditions{IfMatch: etag})
-	opts := &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), AccessConditions: version}
+	opts := deleteOptions(signerapi.Conditions{IfMatch: etag})
 	return s.call(ctx, &operation{name: opDelete}, "deleting a staged blob", func(ctx context.Context) error {
 		_, err := client.Delete(ctx, opts)
 		if !bloberror.HasCode(err, bloberror.LeaseIDMissing) {
@@ -94,7 +92,7 @@ func (s *Store) deleteVersion(ctx context.Context, client *blockblob.Client, eta
 		if err != nil {
 			return err
 		}
-		if _, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0)), ModifiedAccessConditions: version.ModifiedAccessConditions}); err != nil {
+		if _, err = leased.BreakLease(ctx, &lease.BlobBreakOptions{BreakPeriod: new(int32(0)), ModifiedAccessConditions: opts.AccessConditions.ModifiedAccessConditions}); err != nil {
 			return err
 		}
 		_, err = client.Delete(ctx, opts)

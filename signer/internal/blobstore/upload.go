@@ -10,11 +10,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
@@ -120,16 +122,9 @@ func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, erro
 		return signerapi.Info{}, wrongLength(nil)
 	}
 	sum := md5.Sum(picture) //nolint:gosec // see the import
-	up.info.Size, up.info.MD5 = int64(len(picture)), sum[:]
-	return up.write(ctx, &operation{name: opPut, body: picture}, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
-		done, err := up.client.Upload(ctx, streaming.NopCloser(bytes.NewReader(picture)), &blockblob.UploadOptions{
-			HTTPHeaders:             up.headers(),
-			Metadata:                up.metadata(),
-			AccessConditions:        accessConditions(up.opts.Conditions),
-			TransactionalValidation: blob.TransferValidationTypeMD5(sum[:]),
-		})
-		return done.ETag, err
-	})
+	up.info.Size = int64(len(picture))
+	info, _, err := up.putBlob(ctx, &operation{name: opPut, body: picture}, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
+	return info, err
 }
 
 // streamed stores a picture of a known size with one Put Blob whose body is the picture.
@@ -140,25 +135,31 @@ func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.In
 	}
 	defer release()
 	body := newStream(picture, up.opts.Size, true)
-	var crc []byte // as storage computed it
-	info, err := up.write(ctx, &operation{name: opPut, stream: body}, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
-		options := &blockblob.UploadOptions{HTTPHeaders: up.headers(), Metadata: up.metadata(), AccessConditions: accessConditions(up.opts.Conditions)}
-		if up.opts.MD5 != nil {
-			options.TransactionalValidation = blob.TransferValidationTypeMD5(up.opts.MD5)
-		}
-		done, err := up.client.Upload(ctx, body, options)
-		if bloberror.HasCode(err, bloberror.MD5Mismatch) {
-			err = signerapi.ErrDigestMismatch
-		}
-		up.info.MD5, crc = done.ContentMD5, done.ContentCRC64
-		return done.ETag, err
-	})
+	info, crc, err := up.putBlob(ctx, &operation{name: opPut, stream: body}, body, up.opts.MD5)
 	if err == nil && !body.matches(crc) {
 		up.store.metrics.damaged.Inc()
 		up.store.log.Error("storage has stored a picture that differs from the upload; the client was told to upload it again")
 		return signerapi.Info{}, signerapi.ErrDamaged
 	}
 	return info, err
+}
+
+// putBlob stores body with one Put Blob, and returns the CRC64 that storage computed. Storage verifies the MD5 if there is one.
+func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCloser, sum []byte) (info signerapi.Info, crc []byte, err error) {
+	info, err = up.write(ctx, op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+		done, err := up.client.Upload(ctx, body, &blockblob.UploadOptions{
+			HTTPHeaders:             up.headers(),
+			Metadata:                up.metadata(),
+			AccessConditions:        accessConditions(up.opts.Conditions),
+			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
+		})
+		if bloberror.HasCode(err, bloberror.MD5Mismatch) {
+			err = signerapi.ErrDigestMismatch
+		}
+		up.info.MD5, crc = done.ContentMD5, done.ContentCRC64
+		return done.ETag, err
+	})
+	return info, crc, err
 }
 
 // bounded stores the file of a form, of which only bounds of the size are known.
@@ -178,11 +179,12 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if up.opts.AtLeast <= smallBytes {
 		return up.small(ctx, picture, up.opts.AtMost)
 	}
-	first := newStream(picture, up.opts.AtLeast, false)
+	var sum hash.Hash
 	if up.opts.AtMost < bufferBytes {
-		first.md5 = md5.New() //nolint:gosec // see the import
+		sum = md5.New() //nolint:gosec // see the import
+		picture = io.TeeReader(picture, sum)
 	}
-	if err := up.stageStream(ctx, first); err != nil {
+	if err := up.stageStream(ctx, newStream(picture, up.opts.AtLeast, false)); err != nil {
 		return signerapi.Info{}, err
 	}
 	tail, release, err := up.store.buffers.readAll(ctx, picture, up.opts.AtMost-up.opts.AtLeast)
@@ -195,9 +197,8 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 			return signerapi.Info{}, err
 		}
 	}
-	if first.md5 != nil {
-		_, _ = first.md5.Write(tail)
-		up.info.MD5 = first.md5.Sum(nil)
+	if sum != nil {
+		up.info.MD5 = sum.Sum(nil)
 	}
 	return up.commit(ctx, up.opts.AtLeast+int64(len(tail)))
 }
@@ -320,7 +321,7 @@ func (up *upload) write(ctx context.Context, op *operation, doing string, do fun
 	if op.unclear == 0 {
 		return signerapi.Info{}, err
 	}
-	if info, ok, lookErr := up.stored(context.WithoutCancel(ctx)); ok && lookErr == nil {
+	if info, ok, _ := up.stored(context.WithoutCancel(ctx)); ok {
 		return info, nil
 	}
 	// Storage may still be writing, or another writer may have replaced the picture since.
@@ -363,15 +364,18 @@ func (up *upload) headers() *blob.HTTPHeaders {
 func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
 
 func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
-	if c == (signerapi.Conditions{}) {
-		return nil
+	tag := func(value string) *azcore.ETag {
+		if value == "" {
+			return nil
+		}
+		return new(azcore.ETag(value))
 	}
-	conditions := &blob.ModifiedAccessConditions{}
-	if c.IfMatch != "" {
-		conditions.IfMatch = new(azcore.ETag(c.IfMatch))
-	}
-	if c.IfNoneMatch != "" {
-		conditions.IfNoneMatch = new(azcore.ETag(c.IfNoneMatch))
-	}
-	return &blob.AccessConditions{ModifiedAccessConditions: conditions}
+	return &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{
+		IfMatch: tag(c.IfMatch), IfNoneMatch: tag(c.IfNoneMatch),
+	}}
+}
+
+// deleteOptions returns the options of a deletion of the blob with its snapshots. A blob with snapshots would stay otherwise.
+func deleteOptions(c signerapi.Conditions) *blob.DeleteOptions {
+	return &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), AccessConditions: accessConditions(c)}
 }
