@@ -1,7 +1,6 @@
 package blobstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +80,7 @@ func operationOf(ctx context.Context) *operation {
 func (s *Store) call(ctx context.Context, op *operation, doing string, f func(context.Context) error) error {
 	ctx = context.WithValue(ctx, operationKey{}, op)
 	limit, try := writeTimeout, writeTry
-	if op.name == opHead || op.name == opDelete {
+	if op.name == opHead || op.name == opContainer || op.name == opDelete {
 		limit, try = lookTimeout, lookTry
 	}
 	options := retries(s.retries, try)
@@ -176,17 +175,18 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
 	end := func() {}
 	if body := req.Raw().Body; body != nil && body != http.NoBody {
-		v := &view{stream: op.stream}
-		if op.stream == nil {
-			content := op.body
-			if content == nil {
-				// The SDK rewinds its body for the next try, while the transport may still read it for this one.
-				var err error
-				if content, err = io.ReadAll(body); err != nil {
-					return nil, err
-				}
+		var v *view
+		switch {
+		case op.stream != nil:
+			v = viewOf(op.stream)
+		case op.body != nil:
+			v = viewOfBuffer(op.body)
+		default: // The SDK rewinds its body for the next try, while the transport may still read it for this one.
+			content, err := io.ReadAll(body)
+			if err != nil {
+				return nil, err
 			}
-			v.buffer = bytes.NewReader(content)
+			v = viewOfBuffer(content)
 		}
 		end = v.revoke
 		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
@@ -203,7 +203,8 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 			op.refusal = resp
 		}
 	}
-	if (err != nil || runtime.HasStatusCode(resp, uncertain...)) && connected.Load() && (op.stream == nil || op.stream.progress().whole) {
+	sent := connected.Load() && (op.stream == nil || op.stream.progress().whole)
+	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
 	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())

@@ -8,9 +8,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -142,10 +142,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 // 256 MiB it first empties the picture that is stored.
 func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	t, err := parseTicket(id)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	if err := errors.Join(opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check()); err != nil {
+	if err := errors.Join(err, opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check()); err != nil {
 		return signerapi.Info{}, err
 	}
 	if s.now().After(t.end.Add(commitLate)) {
@@ -191,8 +188,8 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	if err == nil && !ok {
 		info, err = c.run(ctx, sent, info.ETag)
 	}
-	if slices.ContainsFunc(byState, func(e error) bool { return errors.Is(err, e) }) {
-		if there, ok, _ := c.stored(ctx); ok { // another replica has done it
+	if status := signerapi.AsError(err).Status; status == http.StatusConflict || status == http.StatusPreconditionFailed {
+		if there, ok, _ := c.stored(ctx); ok { // another replica has done it, and so changed the state of the blob
 			info, err = there, nil
 		}
 	}

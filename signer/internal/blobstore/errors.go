@@ -88,7 +88,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		return signerapi.ErrInternal.Wrap(fmt.Errorf("the container %q is gone: %w", s.opts.Container, err))
+		return signerapi.ErrInternal.Wrap(fmt.Errorf("%w: %w", errNoContainer, err))
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):
@@ -130,12 +130,6 @@ func stateError(status int, code string, conditional bool) *signerapi.Error {
 		return signerapi.ErrPreconditionFailed
 	}
 	return signerapi.ErrRejectedByStorage
-}
-
-// byState are the errors with which storage rejects a request because of the state of a blob, which another replica may have
-// changed.
-var byState = []error{
-	signerapi.ErrPreconditionFailed, signerapi.ErrConflict, signerapi.ErrArchived, signerapi.ErrImmutable, signerapi.ErrLeased, signerapi.ErrRejectedByStorage,
 }
 
 // stagedError gives an error of storage the detail that is right if it is about the staged blob.

@@ -19,6 +19,7 @@ import (
 const (
 	// ScratchPrefix begins the name of every scratch blob.
 	ScratchPrefix = "cats-api-doctor-"
+	scratchType   = "image/png"
 	// scratchTTL is the life of a link to one.
 	scratchTTL = 5 * time.Minute
 )
@@ -39,10 +40,9 @@ func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
 // Its name is random and has no slash; a picture's has one always, so that none
 // is ever touched. Its errors are, or wrap, a *Refusal where storage answered.
 type Scratch struct {
-	store       *Store
-	name        string
-	client      *blockblob.Client
-	contentType string // "" before Put
+	store  *Store
+	name   string
+	client *blockblob.Client
 }
 
 // NewScratch names a scratch blob. It calls nobody.
@@ -54,13 +54,12 @@ func (s *Store) NewScratch() *Scratch {
 // Name returns the name of the blob.
 func (c *Scratch) Name() string { return c.name }
 
-// Put stores content, a small one, as a picture of contentType is stored. Unlike
+// Put stores content, a small PNG, as a picture is stored. Unlike
 // a picture's, it ends with ctx. After an error that is not a *Refusal it may
 // have been stored all the same.
-func (c *Scratch) Put(ctx context.Context, content []byte, contentType string) error {
-	c.contentType = contentType
+func (c *Scratch) Put(ctx context.Context, content []byte) error {
 	_, err := c.client.Upload(impatient(withOp(ctx, opPut)), streaming.NopCloser(bytes.NewReader(content)), &blockblob.UploadOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &contentType},
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: new(scratchType)},
 	})
 	return brief(err, contributorRole)
 }
@@ -74,14 +73,9 @@ func (c *Scratch) Delete(ctx context.Context) error {
 	return brief(err, contributorRole)
 }
 
-// Links returns two signed URLs of the blob, as of a picture: at the account, and at LinkBase.
-func (c *Scratch) Links() (account, base signerapi.SignedURL, err error) {
-	account, err = c.store.readURL(c.store.opts.AccountURL, c.name, scratchTTL, c.contentType)
-	if err != nil {
-		return "", "", err
-	}
-	base, err = c.store.readURL(c.store.opts.LinkBase, c.name, scratchTTL, c.contentType)
-	return account, base, err
+// Link returns a signed URL of the blob, as of a picture. base is the account's URL or LinkBase.
+func (c *Scratch) Link(base string) (signerapi.SignedURL, error) {
+	return c.store.readURL(base, c.name, scratchTTL, scratchType)
 }
 
 // Copy lets storage copy the blob into a block of itself, as a commit copies a staged blob into a picture.
@@ -90,7 +84,8 @@ func (c *Scratch) Copy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.client.StageBlockFromURL(impatient(withOp(ctx, opCopy)), base64.StdEncoding.EncodeToString([]byte(c.name)), string(source), nil)
+	id := base64.StdEncoding.EncodeToString([]byte(c.name))
+	_, err = c.client.StageBlockFromURL(impatient(withOp(ctx, opCopy)), id, string(source), nil)
 	return brief(err, contributorRole)
 }
 

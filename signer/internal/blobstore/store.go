@@ -4,6 +4,7 @@
 package blobstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,9 +85,7 @@ var _ signerapi.Signer = (*Store)(nil)
 
 // New returns a store. It calls nobody before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, error) {
-	if opts.LinkBase == "" {
-		opts.LinkBase = opts.AccountURL
-	}
+	opts.LinkBase = cmp.Or(opts.LinkBase, opts.AccountURL)
 	pool := newBuffers()
 	m := newMetrics(reg, pool)
 	// The token goes in by azcore's own policy. The one that azblob adds for a
@@ -159,10 +157,7 @@ func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signer
 
 // Link implements [signerapi.Signer].
 func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	ttl := opts.TTL
-	if ttl == 0 {
-		ttl = s.opts.LinkTTL
-	}
+	ttl := cmp.Or(opts.TTL, s.opts.LinkTTL)
 	if ttl < MinLinkTTL || ttl > s.opts.LinkMaxTTL {
 		return signerapi.Link{}, signerapi.ErrInvalidArgument.With(
 			fmt.Sprintf("ttl: a link lives at least %v and at most %v", MinLinkTTL, s.opts.LinkMaxTTL))
@@ -242,14 +237,8 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 
 // checkContainer returns errNoContainer when storage says that it is not there.
 func (s *Store) checkContainer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(withOp(ctx, opContainer), lookTimeout)
-	defer cancel()
-	_, err := s.container.GetProperties(ctx, nil)
-	if err == nil {
-		return nil
-	}
-	if bloberror.HasCode(err, bloberror.ContainerNotFound) {
-		return fmt.Errorf("%w: %w", errNoContainer, brief(err, contributorRole))
-	}
-	return s.storageError(ctx, "looking for the container", err)
+	return s.call(ctx, &operation{name: opContainer}, "looking for the container", func(ctx context.Context) error {
+		_, err := s.container.GetProperties(ctx, nil)
+		return err
+	})
 }

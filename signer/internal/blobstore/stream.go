@@ -128,22 +128,20 @@ type view struct {
 	stream *stream       // nil for a buffer
 	buffer *bytes.Reader // nil for a stream
 
-	own     sync.Mutex // of a buffer
+	mu      *sync.Mutex // that of the stream
 	revoked bool
 }
 
-func (v *view) lock() *sync.Mutex {
-	if v.stream != nil {
-		return &v.stream.mu
-	}
-	return &v.own
+func viewOf(s *stream) *view { return &view{stream: s, mu: &s.mu} }
+
+func viewOfBuffer(content []byte) *view {
+	return &view{buffer: bytes.NewReader(content), mu: new(sync.Mutex)}
 }
 
 // Read implements [io.Reader].
 func (v *view) Read(p []byte) (int, error) {
-	mu := v.lock()
-	mu.Lock()
-	defer mu.Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.revoked {
 		return 0, errRevoked
 	}
@@ -152,9 +150,9 @@ func (v *view) Read(p []byte) (int, error) {
 	}
 	s := v.stream
 	s.made.begun = true
-	mu.Unlock()
+	v.mu.Unlock()
 	n, err := s.source.Read(p)
-	mu.Lock()
+	v.mu.Lock()
 	if v.revoked {
 		return 0, errRevoked
 	}
@@ -177,7 +175,7 @@ func (v *view) Close() error {
 
 // revoke ends the use of the body by this try.
 func (v *view) revoke() {
-	v.lock().Lock()
-	defer v.lock().Unlock()
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.revoked = true
 }

@@ -1,7 +1,6 @@
 package blobstore
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -57,10 +56,10 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 }
 
 func TestRevokedViewReadsNothing(t *testing.T) {
-	buffer := &view{buffer: bytes.NewReader([]byte("secret"))}
+	buffer := viewOfBuffer([]byte("secret"))
 	blocked, unblock := io.Pipe()
-	pipe := &view{stream: newStream(blocked, 100, true)}
-	for name, v := range map[string]*view{"buffer": buffer, "stream": {stream: newStream(strings.NewReader("secret"), 6, true)}} {
+	pipe := viewOf(newStream(blocked, 100, true))
+	for name, v := range map[string]*view{"buffer": buffer, "stream": viewOf(newStream(strings.NewReader("secret"), 6, true))} {
 		if n, err := v.Read(make([]byte, 3)); n != 3 || err != nil {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}

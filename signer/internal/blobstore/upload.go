@@ -79,7 +79,8 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	defer s.known.forget(user)
 	up := s.newUpload(user, opts)
 	up.key, up.mark = uploadID, up.id
-	up.info = signerapi.Info{ContentType: contentType, Size: opts.Size}
+	// Storage gets this MD5 only once the picture was compared with it, or compares it itself.
+	up.info = signerapi.Info{ContentType: contentType, Size: opts.Size, MD5: opts.MD5}
 	switch {
 	case small:
 		return up.small(ctx, picture, max(opts.Size, opts.AtMost))
@@ -145,8 +146,9 @@ func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.In
 }
 
 // putBlob stores body with one Put Blob, and returns the CRC64 that storage computed. Storage verifies the MD5 if there is one.
-func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCloser, sum []byte) (info signerapi.Info, crc []byte, err error) {
-	info, err = up.write(ctx, op, "storing the picture", func(ctx context.Context) (*azcore.ETag, error) {
+func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCloser, sum []byte) (signerapi.Info, []byte, error) {
+	var crc []byte
+	info, err := up.write(ctx, op, "storing the picture", func(ctx context.Context) error {
 		done, err := up.client.Upload(ctx, body, &blockblob.UploadOptions{
 			HTTPHeaders:             up.headers(),
 			Metadata:                up.metadata(),
@@ -156,8 +158,8 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 		if bloberror.HasCode(err, bloberror.MD5Mismatch) {
 			err = signerapi.ErrDigestMismatch
 		}
-		up.info.MD5, crc = done.ContentMD5, done.ContentCRC64
-		return done.ETag, err
+		up.info.ETag, up.info.MD5, crc = etag(done.ETag), done.ContentMD5, done.ContentCRC64
+		return err
 	})
 	return info, crc, err
 }
@@ -292,33 +294,26 @@ func (up *upload) stageStream(ctx context.Context, block *stream) error {
 // them at the next write to its name, or after a week.
 func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error) {
 	up.info.Size = size
-	if up.info.MD5 == nil {
-		up.info.MD5 = up.opts.MD5 // it was checked while the picture was read
-	}
-	return up.write(ctx, &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) (*azcore.ETag, error) {
+	return up.write(ctx, &operation{name: opCommit}, "committing the blocks", func(ctx context.Context) error {
 		done, err := up.client.CommitBlockList(ctx, up.blocks, &blockblob.CommitBlockListOptions{
 			HTTPHeaders:      up.headers(),
 			Metadata:         up.metadata(),
 			AccessConditions: accessConditions(up.opts.Conditions),
 		})
-		return done.ETag, err
+		up.info.ETag = etag(done.ETag)
+		return err
 	})
 }
 
-// write makes the call do, which replaces the picture, and returns the new picture. It does not end with ctx: the picture has
-// arrived whole, and a client that leaves now does not decide whether it is stored. If a try of do failed that storage may have
-// carried out, write looks for the picture. If it does not find the picture, the outcome of the error is unknown.
-func (up *upload) write(ctx context.Context, op *operation, doing string, do func(context.Context) (*azcore.ETag, error)) (signerapi.Info, error) {
-	var tag *azcore.ETag
-	err := up.store.call(context.WithoutCancel(ctx), op, doing, func(ctx context.Context) (err error) {
-		tag, err = do(ctx)
-		return err
-	})
-	if err == nil {
-		up.info.ETag = etag(tag)
+// write makes the call do, which replaces the picture and completes up.info, and returns the new picture. It does not end with
+// ctx: the picture has arrived whole, and a client that leaves now does not decide whether it is stored. If a try of do failed that
+// storage may have carried out, write looks for the picture. If it does not find the picture, the outcome of the error is unknown.
+func (up *upload) write(ctx context.Context, op *operation, doing string, do func(context.Context) error) (signerapi.Info, error) {
+	err := up.store.call(context.WithoutCancel(ctx), op, doing, do)
+	switch {
+	case err == nil:
 		return up.info, nil
-	}
-	if op.unclear == 0 {
+	case op.unclear == 0:
 		return signerapi.Info{}, err
 	}
 	if info, ok, _ := up.stored(context.WithoutCancel(ctx)); ok {
@@ -377,5 +372,8 @@ func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
 
 // deleteOptions returns the options of a deletion of the blob with its snapshots. A blob with snapshots would stay otherwise.
 func deleteOptions(c signerapi.Conditions) *blob.DeleteOptions {
-	return &blob.DeleteOptions{DeleteSnapshots: to.Ptr(blob.DeleteSnapshotsOptionTypeInclude), AccessConditions: accessConditions(c)}
+	return &blob.DeleteOptions{
+		DeleteSnapshots:  to.Ptr(blob.DeleteSnapshotsOptionTypeInclude),
+		AccessConditions: accessConditions(c),
+	}
 }

@@ -217,7 +217,7 @@ func (v *visit) put(ctx context.Context) (string, error) {
 	defer cancel()
 	v.blob = v.store.NewScratch()
 	stored := "stored the scratch blob " + v.blob.Name()
-	err := v.blob.Put(ctx, picture, "image/png")
+	err := v.blob.Put(ctx, picture)
 	if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Status < http.StatusInternalServerError {
 		v.blob = nil
 	}
@@ -235,7 +235,7 @@ func (v *visit) delete(ctx context.Context) (string, error) {
 }
 
 func (v *visit) link(ctx context.Context) (string, error) {
-	account, _, err := v.blob.Links()
+	account, err := v.blob.Link(v.Storage.AccountURL)
 	if err == nil {
 		err = v.get(ctx, account)
 	}
@@ -243,7 +243,7 @@ func (v *visit) link(ctx context.Context) (string, error) {
 }
 
 func (v *visit) linkBase(ctx context.Context) (string, error) {
-	_, base, err := v.blob.Links()
+	base, err := v.blob.Link(v.Storage.LinkBase)
 	if err == nil {
 		err = v.get(ctx, base)
 	}
