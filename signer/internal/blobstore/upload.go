@@ -155,7 +155,7 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 			AccessConditions:        accessConditions(up.opts.Conditions),
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
 		})
-		if bloberror.HasCode(err, bloberror.MD5Mismatch) {
+		if up.opts.MD5 != nil && bloberror.HasCode(err, bloberror.MD5Mismatch) {
 			err = signerapi.ErrDigestMismatch
 		}
 		up.info.ETag, up.info.MD5, crc = etag(done.ETag), done.ContentMD5, done.ContentCRC64
