@@ -56,6 +56,8 @@ type operation struct {
 	stream  *stream        // the body otherwise
 	unclear int            // tries that storage may have carried out without our knowing
 	refusal *http.Response // the last answer that was an error
+
+	connected atomic.Bool // the last try got a connection
 }
 
 type operationKey struct{}
@@ -191,8 +193,9 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 		end = v.revoke
 		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
 	}
-	var connected atomic.Bool
-	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	op.connected.Store(false)
+	gotConn := func(httptrace.GotConnInfo) { op.connected.Store(true) }
+	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: gotConn})
 	start := time.Now()
 	resp, err := req.WithContext(trace).Next()
 	end() // before the look whether the body was sent: from here on no byte of it is handed out
@@ -203,7 +206,7 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 			op.refusal = resp
 		}
 	}
-	sent := connected.Load() && (op.stream == nil || op.stream.progress().whole)
+	sent := op.connected.Load() && (op.stream == nil || op.stream.progress().whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
