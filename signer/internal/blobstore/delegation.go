@@ -83,8 +83,13 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 	refresh.Keep(ctx, d.log, "storage does not accept the identity, or does not answer", dropped, func(ctx context.Context) (time.Duration, error) {
 		k, err := d.fetch(ctx)
 		if err == nil && !checked {
-			err = checkContainer(ctx)
-			checked = err == nil
+			unchecked := checkContainer(ctx)
+			checked = unchecked == nil
+			if errors.Is(unchecked, errNoContainer) {
+				err = unchecked
+			} else if unchecked != nil { // a role can allow pictures without the container's properties
+				d.log.Warn("whether the container exists is not known", "error", unchecked.Error())
+			}
 		}
 		if user := d.refused.Load(); err == nil && user != nil {
 			if err = try(ctx, k, *user); err == nil {

@@ -382,6 +382,27 @@ func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
 	}
 }
 
+// TestStoreIsReadyWithoutTheContainersProperties has a role that allows pictures, but not the container's properties.
+func TestStoreIsReadyWithoutTheContainersProperties(t *testing.T) {
+	var log logBuffer
+	s, back, _ := newStore(t, nil)
+	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("restype") != "container" {
+			return false
+		}
+		refuse(w, 403, "AuthorizationPermissionMismatch")
+		return true
+	}
+	authenticated := make(chan struct{})
+	close(authenticated)
+	go func() { _ = s.Run(t.Context(), authenticated) }()
+	eventually(t, "a key", func() bool { return s.Ready(t.Context()) == nil })
+	if got := log.String(); !strings.Contains(got, `"level":"WARN"`) || !strings.Contains(got, "AuthorizationPermissionMismatch") {
+		t.Errorf("the log is %s; want a warning with the code", got)
+	}
+}
+
 // becomesReady ends the fault of the storage and waits until s is ready.
 func becomesReady(ctx context.Context, t *testing.T, s *Store, back *storage) {
 	t.Helper()
