@@ -53,9 +53,12 @@ type form struct {
 // openForm looks at the request's header only. The errors are errMissingFile for
 // a body that is no form, and errMalformedForm.
 func openForm(r *http.Request) (*form, error) {
-	mediaType, params, err := parseParams(list(r.Header, "Content-Type"))
+	mediaType, params, err := parseParams(r.Header.Get("Content-Type"))
 	if mediaType != "multipart/form-data" {
 		return nil, errMissingFile
+	}
+	if len(r.Header.Values("Content-Type")) > 1 {
+		err = errors.New("it is given more than once")
 	}
 	if err != nil {
 		return nil, malformed("the Content-Type cannot be parsed: "+err.Error(), "")

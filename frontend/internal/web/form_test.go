@@ -52,6 +52,21 @@ func TestAFormMayHaveOtherFieldsAroundTheFile(t *testing.T) {
 	}
 }
 
+func TestFormHasOneContentType(t *testing.T) {
+	h, m, _ := newWeb(t)
+	contentType, body := formOf(t, part{"file", "cat.png", png})
+	for _, types := range [][]string{{contentType, "text/plain"}, {contentType + ";", contentType}} {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "/cat/x", bytes.NewReader(body))
+		r.Header["Content-Type"] = types
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		wantProblem(t, rec, 400, "malformed_form")
+	}
+	if m.cats["x"] != "" {
+		t.Error("a picture was stored")
+	}
+}
+
 func TestFormLimitsTheBytesAfterTheFile(t *testing.T) {
 	const last = "\r\n--x--"
 	preamble := strings.Repeat("y", 15<<10) + "\r\n"

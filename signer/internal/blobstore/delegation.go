@@ -83,17 +83,19 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 	refresh.Keep(ctx, d.log, "storage does not accept the identity, or does not answer", dropped, func(ctx context.Context) (time.Duration, error) {
 		k, err := d.fetch(ctx)
 		if err == nil && !checked {
-			unchecked := checkContainer(ctx)
-			checked = unchecked == nil
-			if errors.Is(unchecked, errNoContainer) {
-				err = unchecked
-			} else if unchecked != nil { // a role can allow pictures without the container's properties
-				d.log.Warn("whether the container exists is not known", "error", unchecked.Error())
+			err = checkContainer(ctx)
+			if errors.Is(err, signerapi.ErrIdentityUnavailable) { // a role can allow pictures without the container's properties
+				d.log.Warn("whether the container exists is not known", "error", err.Error())
+				err = nil
 			}
+			checked = err == nil
 		}
 		if user := d.refused.Load(); err == nil && user != nil {
-			if err = try(ctx, k, *user); err == nil {
+			switch err = try(ctx, k, *user); {
+			case err == nil:
 				d.refused.CompareAndSwap(user, nil)
+			case errors.Is(err, errLinkRefused):
+				d.drop() // a key that was stored while another one was tried
 			}
 		}
 		if err != nil {
@@ -106,6 +108,12 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 		d.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
 		return wait, nil
 	})
+}
+
+// drop removes the key at hand, so that no link is signed with it.
+func (d *delegation) drop() {
+	d.key.Store(nil)
+	d.metrics.keyExpiry.Set(0)
 }
 
 func (d *delegation) fetch(ctx context.Context) (*delegationKey, error) {

@@ -382,6 +382,30 @@ func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
 	}
 }
 
+func TestStoreIsNotReadyUntilStorageAnswersAboutTheContainer(t *testing.T) {
+	s, back, _ := newStore(t, nil)
+	s.retries = -1
+	asked := make(chan struct{}, 100)
+	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("restype") != "container" {
+			return false
+		}
+		asked <- struct{}{}
+		refuse(w, 503, "ServerBusy")
+		return true
+	}
+	authenticated := make(chan struct{})
+	close(authenticated)
+	go func() { _ = s.Run(t.Context(), authenticated) }()
+	for range 2 {
+		<-asked
+	}
+	if err := s.Ready(t.Context()); err == nil {
+		t.Error("ready before storage has answered")
+	}
+	becomesReady(t.Context(), t, s, back)
+}
+
 // TestStoreIsReadyWithoutTheContainersProperties has a role that allows pictures, but not the container's properties.
 func TestStoreIsReadyWithoutTheContainersProperties(t *testing.T) {
 	var log logBuffer

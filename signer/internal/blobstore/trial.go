@@ -59,13 +59,11 @@ func (d *delegation) watch(ctx context.Context, try tryLink, dropped chan<- stru
 			case errors.Is(err, errLinkRefused):
 				d.lastErr.Store(&err) // before the key goes, for whoever asks why
 				d.refused.Store(&user)
-				if d.key.CompareAndSwap(k, nil) {
-					d.metrics.keyExpiry.Set(0)
-					d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
-					select {
-					case dropped <- struct{}{}:
-					default: // run knows of an earlier one
-					}
+				d.drop() // also if another one was stored meanwhile: no link of it was tried
+				d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
+				select {
+				case dropped <- struct{}{}:
+				default: // run knows of an earlier one
 				}
 			case err != nil && ctx.Err() == nil:
 				d.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())

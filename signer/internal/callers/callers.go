@@ -76,9 +76,9 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	}
 }
 
-// Run finds out how the issuer signs, and does so again now and then, until ctx is done. When it fails, the known keys stay in use.
+// Run fetches the issuer's configuration and keys, and renews them, until ctx is done. If that fails, the known keys stay in use.
 func (c *Callers) Run(ctx context.Context) error {
-	refresh.Keep(ctx, c.log.With("issuer", c.opts.Issuer), "the issuer of the callers' tokens cannot be asked for its keys; those at hand are kept", nil, c.renew)
+	refresh.Keep(ctx, c.log.With("issuer", c.opts.Issuer), "fetching the issuer's keys failed; the known keys stay in use", nil, c.renew)
 	return nil
 }
 
@@ -136,6 +136,8 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 		return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(err))
 	case errors.Is(err, signerapi.ErrRateLimited), errors.Is(err, signerapi.ErrOverloaded): // of the waiters
 		return caller{}, c.refuse(limited, err)
+	case ctx.Err() != nil: // while it waited for the issuer's keys
+		return caller{}, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
 	default:
 		return caller{}, c.refuse(invalid, signerapi.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
 	}

@@ -317,7 +317,7 @@ func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
 	}
 }
 
-// While the issuer does not answer, few tokens wait for it. Those that a known key has signed do not wait.
+// While the issuer does not answer, few tokens wait for it. A token that a known key has signed does not wait.
 func TestFewTokensWaitForTheIssuersKeys(t *testing.T) {
 	k, stranger := rsaKey(t, "1"), rsaKey(t, "1")
 	p := newProvider(t, k)
@@ -346,6 +346,16 @@ func TestFewTokensWaitForTheIssuersKeys(t *testing.T) {
 	junk := []string{stranger.sign(t, p.claims()), rsaKey(t, "2").sign(t, p.claims())} // with the ID of a known key, and of none
 	ask := func(client int, token string) error {
 		return s.Delete(signerapi.WithClient(with(t, token), fmt.Sprint("client ", client)), mia, signerapi.Conditions{})
+	}
+	gone, leave := context.WithCancel(with(t, junk[0]))
+	left := make(chan error, 1)
+	go func() { left <- s.Delete(gone, mia, signerapi.Conditions{}) }()
+	for waiters() < 1 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	if err := <-left; !errors.Is(err, signerapi.ErrIncomplete) || waiters() != 0 {
+		t.Errorf("a client that leaves: %v; %v still wait", err, waiters())
 	}
 	waiting := make(chan error, 8)
 	for i := range cap(waiting) {

@@ -94,6 +94,7 @@ func get(ctx context.Context, client *http.Client, url string, v any) error {
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Cache-Control", "no-cache")
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
@@ -131,7 +132,7 @@ func (i *issuer) fetch(ctx context.Context) error {
 		}
 	}
 	if len(keys.usable) == 0 {
-		return fmt.Errorf("%w: the JSON Web Key Set has no usable key among its %d", errNoKeys, len(set.Keys))
+		return fmt.Errorf("%w: the JSON Web Key Set has no usable key among its %d: %.400s", errNoKeys, len(set.Keys), ignored)
 	}
 	keys.ignored = ignored.String()
 	i.keys.Store(keys)
@@ -169,22 +170,28 @@ func (c *Callers) verify(ctx context.Context, i *issuer, token string) ([]byte, 
 		return nil, err
 	}
 	defer release()
-	if _, err, _ = i.fetches.Do("", func() (any, error) {
+	fetched := i.fetches.DoChan("", func() (any, error) {
 		if !i.limit.Allow() {
 			return nil, nil
 		}
 		return nil, i.fetch(context.WithoutCancel(ctx)) // for all that wait
-	}); err != nil {
-		return nil, err
+	})
+	select {
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case result := <-fetched:
+		if result.Err != nil {
+			return nil, result.Err
+		}
 	}
 	return i.payload(jws)
 }
 
 // payload returns the payload of a token that one of the known keys has signed.
 func (i *issuer) payload(jws *jose.JSONWebSignature) ([]byte, error) {
-	id := jws.Signatures[0].Header.KeyID
+	header := jws.Signatures[0].Header
 	for _, key := range i.keys.Load().usable {
-		if id == "" || key.KeyID == id {
+		if (header.KeyID == "" || header.KeyID == key.KeyID) && (key.Algorithm == "" || key.Algorithm == header.Algorithm) {
 			if payload, err := jws.Verify(&key); err == nil {
 				return payload, nil
 			}
@@ -201,7 +208,7 @@ func (c *Callers) claims(ctx context.Context, i *issuer, token string) (map[stri
 	}
 	var standard jwt.Claims
 	all := map[string]any{}
-	// This decoder compares the names of claims exactly, and rejects those that occur twice.
+	// This decoder compares the names of claims exactly, and rejects a claim that occurs twice.
 	if err := errors.Join(josejson.Unmarshal(payload, &standard), josejson.Unmarshal(payload, &all)); err != nil {
 		return nil, err
 	}

@@ -122,6 +122,18 @@ func TestUnusableKeysOfTheIssuerAreIgnored(t *testing.T) {
 	}
 }
 
+func TestKeysVerifyTheirOwnAlgorithmOnly(t *testing.T) {
+	k := rsaKey(t, "1")
+	p := newProvider(t)
+	token := with(t, k.sign(t, p.claims())) // RS256
+	for alg, want := range map[string]error{`"RS256"`: nil, `"PS256"`: signerapi.ErrUnauthenticated, "": nil} {
+		p.set = fmt.Sprintf(`{"keys":[%s]}`, k.jwk(t, "alg", alg))
+		if err := knowing(t, p, nil).Guard(&counting{}).Delete(token, user(t, "mia"), signerapi.Conditions{}); !errors.Is(err, want) {
+			t.Errorf("a key with the alg %s: %v; want %v", alg, err, want)
+		}
+	}
+}
+
 func TestKeysForEncryptionAreIgnoredSilently(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t)

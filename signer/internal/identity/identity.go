@@ -199,6 +199,10 @@ func (t *Tokens) Run(ctx context.Context) error {
 		if err != nil {
 			return 0, err
 		}
+		select {
+		case <-t.renew: // storage refused the previous token again
+		default:
+		}
 		wait := refresh.BeforeHalf(time.Until(token.ExpiresOn))
 		t.log.Info("token obtained", "expires_at", token.ExpiresOn.UTC(), "renew_in", wait.String())
 		return wait, nil

@@ -152,6 +152,22 @@ func TestRenewFetchesSoonButNotInAStorm(t *testing.T) {
 	})
 }
 
+// Requests that storage refuses during an exchange have the token from before it.
+func TestRenewDuringAnExchangeIsDoneByIt(t *testing.T) {
+	e := &entra{life: time.Hour}
+	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
+		tokens.fetch = func(ctx context.Context) (azcore.AccessToken, error) {
+			tokens.Renew()
+			return e.fetch(ctx)
+		}
+		tokens.Renew()
+		time.Sleep(10 * time.Minute)
+	})
+	if n := e.count(); n != 2 {
+		t.Errorf("%d exchanges; want the first and one more", n)
+	}
+}
+
 func TestRenewDoesNotHurryTriesThatFail(t *testing.T) {
 	e := &entra{life: time.Hour, err: errors.New("down")}
 	inBubble(t, e, func(_ *testing.T, tokens *Tokens, _ *bytes.Buffer) {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func TestKeepFetchesAgainAfterTheTimeThatWasReturned(t *testing.T) {
+func TestKeepWaitsForTheReturnedTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Hour+time.Minute)
 		defer cancel()
