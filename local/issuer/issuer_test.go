@@ -149,7 +149,10 @@ func TestRightAssertionGetsTokenThatAzuriteTakes(t *testing.T) {
 	if iat > now || nbf > now || exp < now+80 || exp > now+92 {
 		t.Errorf("iat %v, nbf %v, exp %v at %v", iat, nbf, exp, now)
 	}
-	for _, name := range []string{"iat", "nbf", "exp"} {
+	if uti, _ := claims["uti"].(string); len(uti) < 20 {
+		t.Errorf("uti is %q; want a unique identifier", uti)
+	}
+	for _, name := range []string{"iat", "nbf", "exp", "uti"} {
 		delete(claims, name)
 	}
 	want := map[string]any{
