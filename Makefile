@@ -28,7 +28,7 @@ run: ## start the whole system on this machine, until Ctrl-C
 test: ## all tests, with the race detector
 	@# -count=1: the cache of results sees no file outside a test's own module, so that
 	@# the end-to-end tests would pass unrun when only what they build has changed.
-	go test -race -count=1 -timeout 12m work
+	go test -race -count=1 -timeout 13m work
 
 # How long each target is fuzzed, as go test has it: 10m, or 1000000x executions.
 FUZZTIME ?= 1m
