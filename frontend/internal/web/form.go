@@ -41,7 +41,7 @@ type form struct {
 	boundary string
 	size     int64 // of the body, in bytes; -1 if unknown
 	parts    *multipart.Reader
-	in       *bufio.Reader // what was read of the body and not yet looked at; ends in errBodyEnd
+	in       *bufio.Reader // bytes of the body that are not parsed yet; ends in errBodyEnd
 	raw      *meter
 	count    int      // of parts
 	spare    int64    // what fields other than the file may still hold, in bytes
@@ -71,8 +71,8 @@ func openForm(r *http.Request) (*form, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The multipart reader takes an io.EOF amid the header of a part for the clean end of the form, and without io.EOF it does
-	// not see a last boundary that has no line end behind it.
+	// The multipart reader accepts an io.EOF in the header of a part as the clean end of the form, so the body ends in another
+	// error. Without io.EOF, the reader needs a line end after the last boundary.
 	whole := io.MultiReader(digests.Reader(signerapi.BodyReader{Body: r.Body}), strings.NewReader("\r\n"), bodyEnd{})
 	in := bufio.NewReaderSize(whole, formRead)
 	raw := &meter{r: in, most: math.MaxInt64, header: math.MaxInt64}

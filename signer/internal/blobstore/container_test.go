@@ -42,7 +42,7 @@ func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
 	}
 }
 
-func TestStoreIsNotReadyUntilStorageAnswersAboutTheContainer(t *testing.T) {
+func TestStoreIsNotReadyWhileTheContainersCheckFails(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	s.retries = -1
 	asked := make(chan struct{}, 100)
@@ -66,7 +66,7 @@ func TestStoreIsNotReadyUntilStorageAnswersAboutTheContainer(t *testing.T) {
 	becomesReady(t.Context(), t, s, back)
 }
 
-// TestStoreIsReadyWithoutTheContainersProperties has a role that allows pictures, but not the container's properties.
+// TestStoreIsReadyWithoutTheContainersProperties uses a role that allows pictures, but not the container's properties.
 func TestStoreIsReadyWithoutTheContainersProperties(t *testing.T) {
 	var log logBuffer
 	s, back, _ := newStore(t, nil)

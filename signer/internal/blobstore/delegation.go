@@ -37,8 +37,8 @@ type delegationKey struct {
 	start, end time.Time
 }
 
-// delegation keeps a user delegation key at hand. Requests only read it; run
-// replaces it, well before its end, and watch drops it.
+// delegation holds the user delegation key. Requests only read it. run replaces it well before its end, and watch drops it if
+// storage refuses a link of it.
 type delegation struct {
 	account  *service.Client
 	renew    func() // has the token fetched anew
@@ -110,7 +110,7 @@ func (d *delegation) run(ctx context.Context, checkContainer func(context.Contex
 	})
 }
 
-// drop removes the key at hand, so that no link is signed with it.
+// drop removes the key, so that no link is signed with it.
 func (d *delegation) drop() {
 	d.key.Store(nil)
 	d.metrics.keyExpiry.Set(0)

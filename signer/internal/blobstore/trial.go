@@ -42,8 +42,8 @@ func (d *delegation) gave(user signerapi.User) {
 	}
 }
 
-// watch has links of the key at hand tried until ctx is done: the first one that is given out, and then about one a minute as
-// long as some are. When storage refuses one, watch drops the key and signals that in dropped.
+// watch tries links of the key until ctx is done: the first link that is given out, and then about one a minute while links are
+// given out. If storage refuses a link, watch drops the key and sends to dropped.
 func (d *delegation) watch(ctx context.Context, try tryLink, dropped chan<- struct{}) {
 	for {
 		select {

@@ -227,7 +227,7 @@ func TestARevokedKeyIsDroppedAndFetchedAnew(t *testing.T) {
 	})
 }
 
-func TestAKeyFetchedWhileTheOldOneIsDroppedIsTriedFirst(t *testing.T) {
+func TestNewKeyIsTriedAfterADrop(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *tried) {
 		if _, err := s.link(t); err != nil {
 			t.Fatal(err)
