@@ -94,9 +94,9 @@ func (p *Pool) give(client string) {
 // Total returns the number of slots.
 func (p *Pool) Total() int { return p.total }
 
-// Busy reports whether more than half of the slots are taken.
-func (p *Pool) Busy() bool {
+// Taken returns the number of slots that are taken now.
+func (p *Pool) Taken() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.taken > p.total/2
+	return p.taken
 }

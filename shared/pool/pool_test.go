@@ -54,18 +54,8 @@ func TestReleaseReturnsTheSlot(t *testing.T) {
 		}
 		release()
 	}
-	if p.taken != 0 || len(p.clients) != 0 {
-		t.Errorf("%d slots of %d clients are taken", p.taken, len(p.clients))
-	}
-}
-
-func TestBusyBeginsAboveHalf(t *testing.T) {
-	p := NewSet("test", 0, prometheus.NewRegistry()).New("things", 4)
-	for taken, want := range []bool{false, false, false, true, true} {
-		if got := p.Busy(); got != want {
-			t.Errorf("with %d of 4 slots taken: %t", taken, got)
-		}
-		_, _ = p.Take("")
+	if p.Taken() != 0 || len(p.clients) != 0 {
+		t.Errorf("%d slots of %d clients are taken", p.Taken(), len(p.clients))
 	}
 }
 

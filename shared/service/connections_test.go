@@ -48,15 +48,35 @@ func (d *dialed) send(s string) {
 // status of the next answer, which has no body to be read; 0 when the connection is closed instead.
 func (d *dialed) status() int {
 	d.t.Helper()
+	status, _ := d.answer()
+	return status
+}
+
+// answer is like status, and reports whether the answer ends the connection.
+func (d *dialed) answer() (status int, last bool) {
+	d.t.Helper()
 	_ = d.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	resp, err := http.ReadResponse(d.in, nil) //nolint:bodyclose // it closes nothing
 	if err != nil {
 		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // as it came
 			d.t.Fatal("neither an answer nor an end")
 		}
-		return 0
+		return 0, true
 	}
-	return resp.StatusCode
+	return resp.StatusCode, resp.Close
+}
+
+func TestManyConnectionsEndWithTheirResponse(t *testing.T) {
+	settings := relaxed
+	settings.MaxUploads = 2
+	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
+	for n := 1; n <= keptConnections*settings.MaxUploads+1; n++ {
+		d := r.dial(t)
+		d.send("GET /quick HTTP/1.1\r\nHost: x\r\n\r\n")
+		if status, last := d.answer(); status != 200 || last != (n > keptConnections*settings.MaxUploads) {
+			t.Errorf("connection %d: %d, ends: %t", n, status, last)
+		}
+	}
 }
 
 func TestConnectionsBeyondTheTotalWait(t *testing.T) {
@@ -91,7 +111,7 @@ func TestConnectionsBeyondTheTotalWait(t *testing.T) {
 
 func TestConnectionsBeyondAShareAreClosed(t *testing.T) {
 	settings := relaxed
-	settings.MaxUploads, settings.ClientShare = 4, 0.125 // 32 connections, 4 from one address
+	settings.MaxUploads, settings.ClientShare = 8, 0.0625 // 64 connections, 4 from one address
 	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/quick": func(http.ResponseWriter, *http.Request) {}})
 	const quick = "GET /quick HTTP/1.1\r\nHost: x\r\n\r\n"
 	var open []*dialed

@@ -272,7 +272,7 @@ func methodLabel(m string) string {
 // windowBytes returns the number of bytes that a body must bring in each window.
 func (q *Requests) windowBytes() int64 {
 	rate := q.minRate
-	if q.uploads.Busy() {
+	if q.uploads.Taken() > q.uploads.Total()/2 {
 		rate = max(rate, busyRate)
 	}
 	return int64(float64(rate) * q.window.Seconds())

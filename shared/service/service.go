@@ -42,6 +42,10 @@ const (
 	// 60 s. Otherwise a proxy can send a request into a connection that is being closed.
 	behindProxies = 90 * time.Second
 
+	// keptConnections, times MAX_UPLOADS, is the number of open connections above which each response ends its connection. So idle
+	// ones do not keep clients waiting, and leave memory to uploads: each costs about 20 KiB.
+	keptConnections = 2
+
 	memoryRatio = 0.6 // of the container's memory limit, for the Go runtime
 
 	// The heaps are so small that the garbage collector would run hundreds of times
@@ -230,7 +234,7 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	last := func() bool { return draining.Load() || s.Connections.Busy() }
+	last := func() bool { return draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads }
 	workServer := s.server(headersEnd(lastAnswers(s.Handler, last)))
 	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
 	if len(s.Proxies) > 0 {
@@ -277,9 +281,8 @@ func (s Service) Run(ctx context.Context) error {
 	return err
 }
 
-// lastAnswers makes a response the last one of its connection if last returns true: while the service drains, and while most
-// connections are in use, so that idle ones do not keep clients waiting. The server's own way to end keep-alive would close idle
-// connections at once, while requests arrive on them.
+// lastAnswers makes a response the last one of its connection if last returns true. The server's own way to end keep-alive would
+// close idle connections at once, while requests arrive on them.
 func lastAnswers(h http.Handler, last func() bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if last() {

@@ -255,20 +255,15 @@ func TestWritesOverKeptConnectionsAreDefinite(t *testing.T) {
 			}()
 			return ours, nil
 		})
-		mustLinkTo(t, c)
+		if _, err := c.About(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 		t.Run(w.name, func(t *testing.T) {
 			checkOutcome(t, w.call(t.Context(), c, user(t, "x")), "signer_unavailable", "", w.may)
 			if dials != 2 {
 				t.Errorf("%d connections were tried; want 2", dials)
 			}
 		})
-	}
-}
-
-func mustLinkTo(t *testing.T, c *Client) {
-	t.Helper()
-	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -22,6 +22,10 @@ const (
 
 	// sendBuffer bounds the kernel's send buffer of a connection, in bytes. Linux would grow it to megabytes.
 	sendBuffer = 64 << 10
+
+	// maxShort is the largest number of calls for links and tickets at once. Others wait for their turn: each call costs about
+	// 40 KiB in both containers, and the signer looks up as many pictures at once.
+	maxShort = 128
 )
 
 // dialer opens connections to the signer. While the signer is restarted, the kernel refuses connections. Nothing has been sent
@@ -127,28 +131,32 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 // net/http repeats a call if a kept connection turns out to be closed. The signer must have sent no byte of a response, and no
 // byte of a body may have been read. DELETE and commit must not be sent twice: the second answer would hide that the first call
 // was carried out. They get a new connection each, where net/http repeats nothing.
-type transport struct{ kept, fresh *http.Transport }
+type transport struct{ kept, short, fresh *http.Transport }
 
 func newTransport() *transport {
 	kept := &http.Transport{
 		DialContext:            (&dialer{connect: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}).dial,
 		DisableCompression:     true,
-		MaxIdleConnsPerHost:    512,
+		MaxIdleConnsPerHost:    128,
 		IdleConnTimeout:        20 * time.Second, // below the signer's, which would otherwise close connections under calls
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxAnswer,
 		ReadBufferSize:         2 << 10,
 		WriteBufferSize:        8 << 10, // holds a header with a long token: net/http repeats no call whose header was sent in part
 	}
-	fresh := kept.Clone()
+	short, fresh := kept.Clone(), kept.Clone()
+	short.MaxConnsPerHost = maxShort
 	fresh.DisableKeepAlives = true
-	return &transport{kept, fresh}
+	return &transport{kept, short, fresh}
 }
 
 // RoundTrip implements [http.RoundTripper].
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Method == http.MethodDelete || req.URL.Path == commitPath {
+	switch {
+	case req.Method == http.MethodDelete || req.URL.Path == commitPath:
 		return t.fresh.RoundTrip(req)
+	case req.URL.Path == linkPath || req.URL.Path == ticketPath:
+		return t.short.RoundTrip(req)
 	}
 	return t.kept.RoundTrip(req)
 }

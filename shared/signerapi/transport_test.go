@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -64,6 +65,34 @@ func TestGetsShareConnectionsAndNeverAnswers(t *testing.T) {
 	// net/http dials for each call without an idle connection, even if the call then gets one that became idle.
 	if n := opened.Load(); n > at*each/10 {
 		t.Errorf("%d connections for %d calls", n, at*each)
+	}
+}
+
+func TestOtherCallsPassLinksThatWait(t *testing.T) {
+	var begun atomic.Int64
+	answer := make(chan struct{})
+	c, _, opened := counted(t, stub{link: func(User, LinkOptions) (Link, error) {
+		begun.Add(1)
+		<-answer
+		return Link{URL: "https://a/tom"}, nil
+	}})
+	var links sync.WaitGroup
+	for range maxShort + 8 {
+		links.Go(func() { mustLink(t, c, "tom") })
+	}
+	for begun.Load() < maxShort {
+		runtime.Gosched()
+	}
+	if err := c.Ready(t.Context()); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+	if n := begun.Load(); n != maxShort {
+		t.Errorf("%d links at once; want %d", n, maxShort)
+	}
+	close(answer)
+	links.Wait()
+	if n := opened.Load(); n != maxShort+1 {
+		t.Errorf("%d connections; want %d", n, maxShort+1)
 	}
 }
 
