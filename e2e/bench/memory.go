@@ -117,7 +117,7 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 	defer end(ctx, sys)
 	const rate, buffered = 24 << 10, 7 * mib / 2 // of the 4 MiB of a buffer, which must not become full
 	all := slices.Concat(
-		repeat(472, idleClient),
+		repeat(472, silentClient),
 		repeat(288, slowReader),
 		repeat(16, slowForm(4*mib, buffered, rate)),
 		repeat(16, slowForm(10*mib, mib, rate)),

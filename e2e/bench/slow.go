@@ -31,6 +31,9 @@ type client struct {
 // idleClient is a client with an idle connection.
 var idleClient = client{header: "GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n\r\n", idle: true}
 
+// silentClient is a client that sends a part of a header only, and connects again when the server has closed the connection.
+var silentClient = client{header: "GET /cat/probe HTTP/1.1\r\n", again: true}
+
 // slowReader is a client that reads no response.
 var slowReader = client{header: "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n", unread: true}
 
