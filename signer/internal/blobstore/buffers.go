@@ -53,20 +53,13 @@ func newBuffers() *buffers {
 	return b
 }
 
-// readAll reads r, which must end after at most limit bytes. It first reserves as many; release returns them when the content is
-// no longer used. Its memory grows with the bytes that have arrived.
-func (b *buffers) readAll(ctx context.Context, r io.Reader, limit int64) (content []byte, release func(), err error) {
-	if release, err = b.reserve(ctx, limit); err != nil {
-		return nil, nil, err
-	}
-	content, err = io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
+// readAll reads r, which must end after at most limit bytes. Its memory grows with the bytes that have arrived.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
 	if err == nil && int64(len(content)) > limit {
 		err = wrongLength(nil)
 	}
-	if err != nil {
-		release()
-	}
-	return content, release, err
+	return content, err
 }
 
 // reserve waits for n bytes of the budget, until release is called. The errors are those of take.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -52,10 +51,10 @@ func retries(most int32, try time.Duration) policy.RetryOptions {
 // operation is one call, its tries included, as the policies see it.
 type operation struct {
 	name    string
-	body    []byte         // the body of each try if it is in memory; nil for the SDK's
-	stream  *stream        // the body otherwise
+	stream  *stream        // the body of it if that is not in memory
 	unclear int            // tries that storage may have carried out without our knowing
-	refusal *http.Response // the last answer that was an error
+	answer  *http.Response // of the last try that had one
+	damaged bool           // storage received other bytes than were sent, by its CRC64
 
 	connected atomic.Bool // the last try got a connection
 }
@@ -98,7 +97,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 		op.stream.source, ctx = watch, streaming
 		options.TryTimeout = 0
 		options.ShouldRetry = func(resp *http.Response, err error) bool {
-			return !op.stream.progress().begun && (err != nil || runtime.HasStatusCode(resp, retried...))
+			return !op.stream.begun && (err != nil || runtime.HasStatusCode(resp, retried...))
 		}
 	}
 	ctx = policy.WithRetryOptions(ctx, options)
@@ -109,17 +108,14 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	var counted error // by the circuit breaker
 	defer func() { done(counted) }()
 	err = f(ctx)
-	if errors.Is(err, errBegun) && op.refusal != nil { // the SDK wanted to answer a challenge
-		err = runtime.NewResponseError(op.refusal)
-	}
 	switch {
-	case err == nil && op.stream != nil && !op.stream.progress().whole:
+	case err == nil && op.stream != nil && !op.stream.whole:
 		op.unclear++
 		counted = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
 	case err == nil:
-	case op.stream != nil && op.stream.progress().err != nil:
+	case op.stream != nil && op.stream.err != nil:
 		counted = errBody
-		return op.stream.progress().err
+		return op.stream.err
 	default:
 		counted = s.storageError(ctx, doing, err)
 	}
@@ -175,38 +171,29 @@ func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct
 // try, which it counts and gives a body of its own.
 func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
-	end := func() {}
+	if op.stream != nil && op.stream.begun { // the SDK answers a challenge
+		return op.answer, nil
+	}
+	var sends *view
 	if body := req.Raw().Body; body != nil && body != http.NoBody {
-		var v *view
-		switch {
-		case op.stream != nil:
-			v = viewOf(op.stream)
-		case op.body != nil:
-			v = viewOfBuffer(op.body)
-		default: // The SDK rewinds its body for the next try, while the transport may still read it for this one.
-			content, err := io.ReadAll(body)
-			if err != nil {
-				return nil, err
-			}
-			v = viewOfBuffer(content)
-		}
-		end = v.revoke
-		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
+		sends = viewOf(body, op.stream)
+		req.Raw().Body, req.Raw().GetBody = sends, nil // it is repeated here, not by the transport
 	}
 	op.connected.Store(false)
 	gotConn := func(httptrace.GotConnInfo) { op.connected.Store(true) }
 	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: gotConn})
 	start := time.Now()
 	resp, err := req.WithContext(trace).Next()
-	end() // before the look whether the body was sent: from here on no byte of it is handed out
+	if sends != nil {
+		sends.revoke() // before the look whether the body was sent: from here on no byte of it is handed out
+		op.damaged = err == nil && sends.differs(resp.Header.Get("X-Ms-Content-Crc64"))
+	}
 	code := "error"
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
-		if resp.StatusCode >= http.StatusBadRequest {
-			op.refusal = resp
-		}
+		op.answer = resp
 	}
-	sent := op.connected.Load() && (op.stream == nil || op.stream.progress().whole)
+	sent := op.connected.Load() && (op.stream == nil || op.stream.whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}

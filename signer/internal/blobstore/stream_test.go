@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"cats.example/shared/signerapi"
@@ -56,10 +57,9 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 }
 
 func TestRevokedViewReadsNothing(t *testing.T) {
-	buffer := viewOfBuffer([]byte("secret"))
-	blocked, unblock := io.Pipe()
-	pipe := viewOf(newStream(blocked, 100, true))
-	for name, v := range map[string]*view{"buffer": buffer, "stream": viewOf(newStream(strings.NewReader("secret"), 6, true))} {
+	for name, v := range map[string]*view{
+		"buffer": viewOf(strings.NewReader("secret"), nil), "stream": viewOf(nil, newStream(strings.NewReader("secret"), 6, true)),
+	} {
 		if n, err := v.Read(make([]byte, 3)); n != 3 || err != nil {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
@@ -69,19 +69,21 @@ func TestRevokedViewReadsNothing(t *testing.T) {
 		}
 	}
 	// A Read that waits for the client when the try ends hands out nothing.
-	read := make(chan error)
-	go func() {
-		_, err := pipe.Read(make([]byte, 3))
-		read <- err
-	}()
-	for !pipe.stream.progress().begun {
-		time.Sleep(time.Millisecond)
-	}
-	pipe.revoke()
-	_, _ = unblock.Write([]byte("cat"))
-	if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.progress().err != nil {
-		t.Errorf("read %v, noted %v", err, pipe.stream.progress().err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		blocked, unblock := io.Pipe()
+		pipe := viewOf(nil, newStream(blocked, 100, true))
+		read := make(chan error)
+		go func() {
+			_, err := pipe.Read(make([]byte, 3))
+			read <- err
+		}()
+		synctest.Wait()
+		pipe.revoke()
+		_, _ = unblock.Write([]byte("cat"))
+		if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.err != nil {
+			t.Errorf("read %v, noted %v", err, pipe.stream.err)
+		}
+	})
 }
 
 // hijacked returns the connection of a request, and a reader of it that begins with the bytes that the server has buffered.
