@@ -13,6 +13,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/sony/gobreaker/v2"
 
 	"cats.example/shared/service"
@@ -29,7 +30,10 @@ const (
 	writeTry     = 20 * time.Second
 )
 
-const maxRetries = 3 // after the first try of a call
+const (
+	maxRetries = 3 // after the first try of a call
+	tracerName = "cats.example/signer/internal/blobstore"
+)
 
 const (
 	tripAfter = 10              // calls that failed one after the other open the circuit
@@ -54,6 +58,7 @@ type operation struct {
 	stream  *stream        // the body of it if that is not in memory
 	unclear int            // tries that storage may have carried out without our knowing
 	answer  *http.Response // of the last try that had one
+	code    string         // of the error in that answer, if any
 	damaged bool           // storage received other bytes than were sent, by its CRC64
 
 	connected atomic.Bool // the last try got a connection
@@ -61,9 +66,9 @@ type operation struct {
 
 type operationKey struct{}
 
-// withOp names the operation that the calls under ctx are part of.
-func withOp(ctx context.Context, name string) context.Context {
-	return context.WithValue(ctx, operationKey{}, &operation{name: name})
+// under returns a context whose requests are tries of op.
+func (op *operation) under(ctx context.Context) context.Context {
+	return context.WithValue(ctx, operationKey{}, op)
 }
 
 func operationOf(ctx context.Context) *operation {
@@ -79,7 +84,7 @@ func operationOf(ctx context.Context) *operation {
 // no byte for [watchdog.Timeout], or does not answer within twice that. The transport's timeout for an answer is shorter, but
 // begins only once the last byte is written.
 func (s *Store) call(ctx context.Context, op *operation, doing string, f func(context.Context) error) error {
-	ctx = context.WithValue(ctx, operationKey{}, op)
+	ctx = op.under(ctx)
 	limit, try := writeTimeout, writeTry
 	if op.name == opHead || op.name == opContainer || op.name == opDelete {
 		limit, try = lookTimeout, lookTry
@@ -100,13 +105,16 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 			return !op.stream.begun && (err != nil || runtime.HasStatusCode(resp, retried...))
 		}
 	}
-	ctx = policy.WithRetryOptions(ctx, options)
 	done, err := s.circuit.Allow()
 	if err != nil {
 		return signerapi.ErrStorageUnavailable.Wrap(errShed)
 	}
+	ctx, end := runtime.StartSpan(policy.WithRetryOptions(ctx, options), op.name, s.tracer, nil)
 	var counted error // by the circuit breaker
-	defer func() { done(counted) }()
+	defer func() {
+		done(counted)
+		s.endSpan(ctx, op, end, counted)
+	}()
 	err = f(ctx)
 	switch {
 	case err == nil && op.stream != nil && !op.stream.whole:
@@ -167,9 +175,20 @@ func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct
 	})
 }
 
-// Do implements [policy.Policy]. It is behind the retries, so that it sees each
-// try, which it counts and gives a body of its own.
-func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
+// endSpan ends the span of op in ctx, which [runtime.StartSpan] has begun and named like op in the metrics. azblob starts none
+// itself (1.8.3), and without one around them azcore makes none of the tries either.
+func (s *Store) endSpan(ctx context.Context, op *operation, end func(error), err error) {
+	if err != nil && op.code != "" {
+		s.tracer.SpanFromContext(ctx).SetAttributes(tracing.Attribute{Key: "error.type", Value: op.code})
+	}
+	end(err)
+}
+
+// tries is a policy behind the retries. So it sees each try, which it counts and gives a body of its own.
+type tries struct{ *Store }
+
+// Do implements [policy.Policy].
+func (s tries) Do(req *policy.Request) (*http.Response, error) {
 	op := operationOf(req.Raw().Context())
 	if op.stream != nil && op.stream.begun { // the SDK answers a challenge
 		return op.answer, nil
@@ -192,13 +211,17 @@ func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
 		op.answer = resp
+		op.code = resp.Header.Get("X-Ms-Error-Code")
+		if op.name == opKey || op.name == opTrial {
+			s.compareClock(resp.Header.Get("Date"))
+		}
 	}
 	sent := op.connected.Load() && (op.stream == nil || op.stream.whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
-	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())
-	m.requests.WithLabelValues(op.name, code).Inc()
+	service.Observe(req.Raw().Context(), s.metrics.duration.WithLabelValues(op.name), time.Since(start).Seconds())
+	s.metrics.requests.WithLabelValues(op.name, code).Inc()
 	return resp, err
 }
 

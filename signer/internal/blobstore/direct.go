@@ -112,7 +112,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	}
 	now := s.now()
 	t := newTicket(now, size)
-	key, err := s.key.covering(t.end)
+	key, err := s.keyCovering(t.end)
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}

@@ -87,8 +87,6 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
-	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		return signerapi.ErrInternal.Wrap(fmt.Errorf("%w: %w", errNoContainer, err))
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):

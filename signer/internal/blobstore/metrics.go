@@ -22,7 +22,7 @@ const (
 	opList      = "list_blobs"
 )
 
-// metrics are those of the store. As a policy of the SDK's pipeline, behind the one of retries, they count each round trip.
+// metrics are those of the store.
 type metrics struct {
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec

@@ -81,7 +81,7 @@ func wrongLength(err error) error {
 }
 
 // Seek implements [io.Seeker] as far as the SDK needs it, which asks for the length and rewinds the body before each try.
-// Nothing reads the stream after it was rewound: see [metrics.Do].
+// Nothing reads the stream after it was rewound: see [tries.Do].
 func (s *stream) Seek(_ int64, whence int) (int64, error) {
 	if whence == io.SeekEnd {
 		return s.size, nil
