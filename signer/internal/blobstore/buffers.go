@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,21 +36,20 @@ const (
 var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
-// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
-// they are first needed, and kept until the budget is needed for something else.
+// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else.
 type buffers struct {
 	wait, window time.Duration // bufferWait and fillWindow
 
-	free, spare chan []byte         // nil for one that is not allocated
-	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not
+	used  chan struct{}       // one for each large buffer in use
+	idle  sync.Pool           // of large buffers, which the garbage collector frees
+	spare chan []byte         // the spare one, while it is not in use
+	heap  *semaphore.Weighted // bytes of heapTotal that are in use
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
-	for range bufferCount {
-		b.free <- nil
-	}
-	b.spare <- nil
+	b := &buffers{wait: bufferWait, window: fillWindow, used: make(chan struct{}, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
+	b.idle.New = func() any { return new([bufferBytes]byte) }
+	b.spare <- make([]byte, spareBytes)
 	return b
 }
 
@@ -64,46 +64,30 @@ func readAll(r io.Reader, limit int64) ([]byte, error) {
 
 // reserve waits for n bytes of the budget, until release is called. The errors are those of take.
 func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
-	if !b.heap.TryAcquire(n) {
-		b.dropIdle()
-		wait, cancel := context.WithTimeout(ctx, b.wait)
-		defer cancel()
-		if b.heap.Acquire(wait, n) != nil {
-			if ctx.Err() != nil {
-				return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
-			}
-			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
-		}
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
+	if b.heap.Acquire(wait, n) != nil {
+		return nil, noMemory(ctx)
 	}
 	return func() { b.heap.Release(n) }, nil
 }
 
-// dropIdle leaves the buffers that are not in use to the garbage collector.
-func (b *buffers) dropIdle() {
-	for range bufferCount {
-		select {
-		case buf := <-b.free:
-			if buf != nil {
-				b.heap.Release(bufferBytes)
-			}
-			b.free <- nil
-		default:
-			return
-		}
+// noMemory returns the error of an upload that got no memory in time, or whose ctx is done.
+func noMemory(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
+	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
 }
 
 // try returns a buffer of bufferBytes, or nil if none is free.
 func (b *buffers) try() []byte {
 	select {
-	case buf := <-b.free:
-		switch {
-		case buf != nil:
-			return buf
-		case b.heap.TryAcquire(bufferBytes):
-			return make([]byte, bufferBytes)
+	case b.used <- struct{}{}:
+		if b.heap.TryAcquire(bufferBytes) {
+			return b.idle.Get().(*[bufferBytes]byte)[:]
 		}
-		b.free <- nil
+		<-b.used
 	default:
 	}
 	return nil
@@ -111,25 +95,18 @@ func (b *buffers) try() []byte {
 
 // take waits for a buffer, which can be the spare one. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
 func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	timeout := time.NewTimer(b.wait)
-	defer timeout.Stop()
-	again := time.NewTicker(retryInterval)
-	defer again.Stop()
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
 	for {
 		if buf := b.try(); buf != nil {
 			return buf, nil
 		}
 		select {
 		case buf := <-b.spare:
-			if buf == nil {
-				buf = make([]byte, spareBytes)
-			}
 			return buf, nil
-		case <-again.C:
-		case <-timeout.C:
-			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
-		case <-ctx.Done():
-			return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		case <-time.After(retryInterval):
+		case <-wait.Done():
+			return nil, noMemory(ctx)
 		}
 	}
 }
@@ -140,11 +117,13 @@ func (b *buffers) give(buf []byte) {
 		b.spare <- buf
 		return
 	}
-	b.free <- buf
+	b.idle.Put((*[bufferBytes]byte)(buf))
+	b.heap.Release(bufferBytes)
+	<-b.used
 }
 
 // taken returns the number of buffers in use, with the spare one.
-func (b *buffers) taken() int { return bufferCount + 1 - len(b.free) - len(b.spare) }
+func (b *buffers) taken() int { return len(b.used) + 1 - len(b.spare) }
 
 // filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {
@@ -174,25 +153,23 @@ func (f filler) fill(buf []byte) (n int, err error) {
 	go func() {
 		tick := time.NewTicker(f.pool.window)
 		defer tick.Stop()
-		for before := int64(0); ; {
+		for {
 			select {
 			case <-done:
 				return
 			case <-tick.C:
 			}
-			now := filled.Load()
-			if f.pool.taken() > bufferCount/2 && float64(now-before) < minFill*f.pool.window.Seconds() {
+			if n := filled.Swap(0); f.pool.taken() > bufferCount/2 && float64(n) < minFill*f.pool.window.Seconds() {
 				_ = f.in.CloseWithError(errTooSlow)
 				return
 			}
-			before = now
 		}
 	}()
 	for n < len(buf) && err == nil {
 		var k int
 		k, err = f.body.Read(buf[n:])
 		n += k
-		filled.Store(int64(n))
+		filled.Add(int64(k))
 	}
 	return n, err
 }
