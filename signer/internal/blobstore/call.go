@@ -71,13 +71,6 @@ func (op *operation) under(ctx context.Context) context.Context {
 	return context.WithValue(ctx, operationKey{}, op)
 }
 
-func operationOf(ctx context.Context) *operation {
-	if op, ok := ctx.Value(operationKey{}).(*operation); ok {
-		return op
-	}
-	return &operation{}
-}
-
 // call makes one call to storage, with f, and returns what its error means. It makes none while the circuit breaker is open.
 //
 // A call that sends a stream has no timeout and does not end with ctx, but with the stream. It ends as well when storage accepts
@@ -130,12 +123,6 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	return counted
 }
 
-// retried are the statuses after which a request whose body was not read is sent again, as the SDK does.
-var retried = []int{
-	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
-	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
-}
-
 // errBody stands for an error of the client's body, which the circuit breaker does not count.
 var errBody = errors.New("the client's body failed")
 
@@ -161,7 +148,7 @@ func (s *Store) available(ctx context.Context, user signerapi.User) error {
 }
 
 // newCircuit returns what keeps calls from storage while it answers none.
-func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+func (s *Store) newCircuit() *gobreaker.TwoStepCircuitBreaker[struct{}] {
 	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Timeout:      openTime,
 		MaxRequests:  probes,
@@ -171,7 +158,13 @@ func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct
 			// The client gave up, or its body failed; storage is there, and says itself when to come back.
 			return errors.Is(err, errBody) || errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
 		},
-		OnStateChange: func(_ string, _, to gobreaker.State) { changed(to == gobreaker.StateOpen) },
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			s.metrics.circuit.Set(0)
+			if to == gobreaker.StateOpen {
+				s.metrics.circuit.Set(1)
+				s.log.Warn("storage does not answer: asking it nothing for a while", "for", openTime.String())
+			}
+		},
 	})
 }
 
@@ -189,8 +182,8 @@ type tries struct{ *Store }
 
 // Do implements [policy.Policy].
 func (s tries) Do(req *policy.Request) (*http.Response, error) {
-	op := operationOf(req.Raw().Context())
-	if op.stream != nil && op.stream.begun { // the SDK answers a challenge
+	op := req.Raw().Context().Value(operationKey{}).(*operation) // every request is of one
+	if op.stream != nil && op.stream.begun {                     // the SDK answers a challenge
 		return op.answer, nil
 	}
 	var sends *view
@@ -225,8 +218,12 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// uncertain are the statuses with which storage may have carried out a request that it has received.
-var uncertain = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout}
+var (
+	// uncertain are the statuses with which storage may have carried out a request that it has received.
+	uncertain = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout}
+	// retried are those after which a request whose body was not read is sent again, as the SDK does.
+	retried = append([]int{http.StatusTooManyRequests, http.StatusServiceUnavailable}, uncertain...)
+)
 
 func etag(e *azcore.ETag) string { return string(value(e)) }
 

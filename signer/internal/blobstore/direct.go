@@ -169,7 +169,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	c.key, c.mark = committedFrom, name
 	s.known.forget(user)
 	defer s.known.forget(user)
-	sent, err := s.head(ctx, c.staged.BlobClient())
+	sent, _, err := s.head(ctx, c.staged.BlobClient())
 	err = stagedError(err)
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):

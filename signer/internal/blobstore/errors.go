@@ -95,19 +95,20 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		return signerapi.ErrConflict.Wrap(err)
 	case s.rejectsName(resp):
 		return signerapi.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
-	}
-	switch resp.StatusCode {
-	case http.StatusConflict, http.StatusPreconditionFailed:
+	case resp.StatusCode == http.StatusConflict, resp.StatusCode == http.StatusPreconditionFailed:
 		return stateError(resp.StatusCode, resp.ErrorCode, conditional(resp)).Wrap(err)
-	case http.StatusUnauthorized:
+	case resp.StatusCode == http.StatusUnauthorized:
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
-	case http.StatusForbidden:
+	case resp.StatusCode == http.StatusForbidden:
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return signerapi.ErrThrottled.After(cmp.Or(retryAfter(resp.RawResponse), signerapi.ErrThrottled.RetryAfter)).Wrap(err)
-	}
-	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusRequestTimeout {
+	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable:
+		throttled := signerapi.ErrThrottled
+		if seconds, err := strconv.ParseUint(resp.RawResponse.Header.Get("Retry-After"), 10, 12); err == nil && seconds > 0 { // about an hour at most
+			throttled = throttled.After(time.Duration(seconds) * time.Second)
+		}
+		return throttled.Wrap(err)
+	case resp.StatusCode >= http.StatusInternalServerError, resp.StatusCode == http.StatusRequestTimeout:
 		return signerapi.ErrStorageUnavailable.Wrap(err)
 	}
 	return signerapi.ErrInternal.Wrap(err) // we asked for something wrong
@@ -220,13 +221,4 @@ func withoutURL(err error) error {
 		return err
 	}
 	return fmt.Errorf("no answer from %s: %w", host, err)
-}
-
-// retryAfter returns the Retry-After of a response, 0 if it has none that can be used.
-func retryAfter(resp *http.Response) time.Duration {
-	seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil || seconds < 0 || seconds > 3600 {
-		return 0
-	}
-	return time.Duration(seconds) * time.Second
 }

@@ -122,14 +122,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	}
 	s.container = s.account.NewContainerClient(opts.Container)
 	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
-	s.circuit = newCircuit(func(open bool) {
-		if open {
-			log.Warn("storage does not answer: asking it nothing for a while", "for", openTime.String())
-			s.metrics.circuit.Set(1)
-			return
-		}
-		s.metrics.circuit.Set(0)
-	})
+	s.circuit = s.newCircuit()
 	return s, nil
 }
 
@@ -168,20 +161,18 @@ func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.Li
 
 // look asks storage for the picture of user.
 func (s *Store) look(ctx context.Context, user signerapi.User) (signerapi.Info, error) {
-	return s.head(ctx, s.container.NewBlobClient(s.blobName(user)))
-}
-
-func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, err error) {
-	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := client.GetProperties(ctx, nil)
-		info = infoOf(p)
-		return err
-	})
+	info, _, err := s.head(ctx, s.container.NewBlobClient(s.blobName(user)))
 	return info, err
 }
 
-func infoOf(p blob.GetPropertiesResponse) signerapi.Info {
-	return signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, metadata map[string]*string, err error) {
+	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := client.GetProperties(ctx, nil)
+		info = signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+		metadata = p.Metadata
+		return err
+	})
+	return info, metadata, err
 }
 
 // Delete implements [signerapi.Signer].

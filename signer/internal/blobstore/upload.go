@@ -305,15 +305,10 @@ func unknownOutcome(err error, may, write string) error {
 
 // stored returns the stored picture, and whether its mark begins with that of up.
 func (up *upload) stored(ctx context.Context) (info signerapi.Info, ok bool, err error) {
-	err = up.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := up.client.GetProperties(ctx, nil)
-		ok = false
-		for name, value := range p.Metadata {
-			ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
-		}
-		info = infoOf(p)
-		return err
-	})
+	info, metadata, err := up.store.head(ctx, up.client.BlobClient())
+	for name, value := range metadata {
+		ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
+	}
 	if errors.Is(err, signerapi.ErrNotFound) {
 		err = nil
 	}
