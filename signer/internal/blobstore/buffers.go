@@ -1,11 +1,13 @@
 package blobstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"net"
+	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -57,7 +59,7 @@ func newBuffers() *buffers {
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
 	if err == nil && int64(len(content)) > limit {
-		err = wrongLength(nil)
+		err = errWrongLength
 	}
 	return content, err
 }
@@ -128,18 +130,20 @@ func (b *buffers) taken() int { return len(b.used) + 1 - len(b.spare) }
 // filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {
 	pool *buffers
-	body *io.PipeReader
-	in   *io.PipeWriter
+	body net.Conn   // an end of a pipe, because its Read has a deadline
+	end  chan error // of the body; nil is io.EOF
 }
 
 // filler returns a filler from body. Stop it before Put returns: its goroutine is then at most inside one Read of body.
 func (b *buffers) filler(body io.Reader) filler {
-	r, w := io.Pipe()
+	out, in := net.Pipe()
+	end := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(w, body)
-		_ = w.CloseWithError(err) // nil is io.EOF; a wrapped io.EOF is an error
+		_, err := io.Copy(in, body) // of an error that wraps io.EOF it returns the error
+		end <- err
+		_ = in.Close()
 	}()
-	return filler{b, r, w}
+	return filler{b, out, end}
 }
 
 func (f filler) stop() { _ = f.body.Close() }
@@ -147,40 +151,21 @@ func (f filler) stop() { _ = f.body.Close() }
 // fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
 // does not count as slow.
 func (f filler) fill(buf []byte) (n int, err error) {
-	var filled atomic.Int64
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		tick := time.NewTicker(f.pool.window)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-			}
-			if n := filled.Swap(0); f.pool.taken() > bufferCount/2 && float64(n) < minFill*f.pool.window.Seconds() {
-				_ = f.in.CloseWithError(errTooSlow)
-				return
-			}
-		}
-	}()
+	window, before := time.Now().Add(f.pool.window), 0
 	for n < len(buf) && err == nil {
+		_ = f.body.SetReadDeadline(window)
 		var k int
 		k, err = f.body.Read(buf[n:])
 		n += k
-		filled.Add(int64(k))
-	}
-	return n, err
-}
-
-// fill reads until buf is full, and then returns nil, or until r ends. Unlike [io.ReadFull] it returns the error of r as it is:
-// io.EOF, bare, is the end of the picture.
-func fill(r io.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) && err == nil {
-		var k int
-		k, err = r.Read(buf[n:])
-		n += k
+		switch {
+		case err == io.EOF: //nolint:errorlint // of the pipe
+			err = cmp.Or(<-f.end, io.EOF)
+		case errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(window):
+			if f.pool.taken() > bufferCount/2 && float64(n-before) < minFill*f.pool.window.Seconds() {
+				return n, errTooSlow
+			}
+			window, before, err = time.Now().Add(f.pool.window), n, nil
+		}
 	}
 	return n, err
 }

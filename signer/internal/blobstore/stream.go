@@ -13,7 +13,10 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-var errRevoked = errors.New("this try has ended")
+var (
+	errRevoked     = errors.New("this try has ended")
+	errWrongLength = signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+)
 
 // stream is the body of a request to storage that is read from the client while it is sent. At most one try reads it.
 type stream struct {
@@ -56,28 +59,22 @@ func (s *stream) Read(p []byte) (n int, err error) {
 	case s.at == s.size && (err == nil || err == io.EOF): // not errors.Is: a wrapped io.EOF is a broken body, not its end
 		return n, io.EOF
 	case err == io.EOF:
-		return 0, wrongLength(err)
+		return 0, errWrongLength
 	}
 	return n, err
 }
 
 // last reads the last byte and the end behind it into p.
 func (s *stream) last(p []byte) (int, error) {
-	var last [2]byte // with room to see that r is too long
-	n, err := fill(s.r, last[:])
-	if n != 1 || err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return 0, wrongLength(err)
+	last, err := readAll(s.r, 1)
+	if err == nil && len(last) == 0 {
+		err = errWrongLength
+	}
+	if err != nil {
+		return 0, err
 	}
 	s.at++
-	return copy(p, last[:1]), io.EOF
-}
-
-// wrongLength returns the error of a body that has another length than its size, unless err says more.
-func wrongLength(err error) error {
-	if err == nil || err == io.EOF { //nolint:errorlint // as above
-		return signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
-	}
-	return err
+	return copy(p, last), io.EOF
 }
 
 // Seek implements [io.Seeker] as far as the SDK needs it, which asks for the length and rewinds the body before each try.

@@ -130,7 +130,7 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 // put stores a picture that is in memory. The SDK can repeat that.
 func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, error) {
 	if int64(len(picture)) < up.opts.AtLeast || up.opts.AtMost > 0 && int64(len(picture)) > up.opts.AtMost {
-		return signerapi.Info{}, wrongLength(nil)
+		return signerapi.Info{}, errWrongLength
 	}
 	sum := md5.Sum(picture) //nolint:gosec // see the import
 	up.info.Size = int64(len(picture))
@@ -218,7 +218,7 @@ func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte, n
 		case err != nil && err != io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 			return signerapi.Info{}, err
 		case err == nil && up.opts.AtMost > 0: // the buffer is larger
-			return signerapi.Info{}, wrongLength(nil)
+			return signerapi.Info{}, errWrongLength
 		case err != nil && size == 0:
 			return up.put(ctx, buf[:n])
 		}
