@@ -60,8 +60,6 @@ type operation struct {
 	answer  *http.Response // of the last try that had one
 	code    string         // of the error in that answer, if any
 	damaged bool           // storage received other bytes than were sent, by its CRC64
-
-	connected atomic.Bool // the last try got a connection
 }
 
 type operationKey struct{}
@@ -191,8 +189,8 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 		sends = viewOf(body, op.stream)
 		req.Raw().Body, req.Raw().GetBody = sends, nil // it is repeated here, not by the transport
 	}
-	op.connected.Store(false)
-	gotConn := func(httptrace.GotConnInfo) { op.connected.Store(true) }
+	var connected atomic.Bool
+	gotConn := func(httptrace.GotConnInfo) { connected.Store(true) }
 	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: gotConn})
 	start := time.Now()
 	resp, err := req.WithContext(trace).Next()
@@ -209,7 +207,7 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 			s.compareClock(resp.Header.Get("Date"))
 		}
 	}
-	sent := op.connected.Load() && (op.stream == nil || op.stream.whole)
+	sent := connected.Load() && (op.stream == nil || op.stream.whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}

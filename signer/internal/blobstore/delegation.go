@@ -48,17 +48,14 @@ type delegation struct {
 
 // keyCovering returns the user delegation key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable.
 func (s *Store) keyCovering(end time.Time) (*delegationKey, error) {
-	k := s.key.key.Load()
-	switch {
-	case k != nil && !end.After(k.end):
+	if k := s.key.key.Load(); k != nil && !end.After(k.end) {
 		return k, nil
-	case k != nil && s.now().Before(k.end):
-		return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("the user delegation key ends at %v, before the link, and was not renewed", k.end.UTC()))
 	}
-	if err := s.key.lastErr.Load(); err != nil {
-		return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key: %w", *err))
+	err := errors.New("none was fetched yet")
+	if last := s.key.lastErr.Load(); last != nil {
+		err = *last
 	}
-	return nil, signerapi.ErrIdentityUnavailable.Wrap(errors.New("no user delegation key yet"))
+	return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key until %v: %w", end.UTC(), err))
 }
 
 // keepKey fetches a key and renews it until ctx is done. While the container does not exist, there is no key, so that the signer

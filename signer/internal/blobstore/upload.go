@@ -57,7 +57,7 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		return signerapi.Info{}, err
 	}
 	defer release()
-	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
+	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
 	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast <= smallBytes
