@@ -14,6 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
+	"github.com/minio/crc64nvme"
 	"github.com/sony/gobreaker/v2"
 
 	"cats.example/shared/service"
@@ -186,7 +187,7 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 	}
 	var sends *view
 	if body := req.Raw().Body; body != nil && body != http.NoBody {
-		sends = viewOf(body, op.stream)
+		sends = &view{body: body, stream: op.stream, crc: crc64nvme.New()}
 		req.Raw().Body, req.Raw().GetBody = sends, nil // it is repeated here, not by the transport
 	}
 	var connected atomic.Bool

@@ -8,8 +8,6 @@ import (
 	"io"
 	"sync"
 
-	"github.com/minio/crc64nvme"
-
 	"cats.example/shared/signerapi"
 )
 
@@ -24,19 +22,13 @@ type stream struct {
 	size   int64     // bytes of it that are sent
 	commit bool      // hold the last byte back until r has ended
 
-	source io.Reader // what views read: the stream itself, or a watchdog of it
+	source io.Reader // what views read: a watchdog of the stream
 	at     int64     // bytes returned by Read
 
 	// The view of a try writes these until it is revoked.
 	begun bool  // a try has begun to read, so no other may
 	whole bool  // all bytes were handed to the transport, so storage may have received them
 	err   error // of the picture, which ended the stream
-}
-
-func newStream(r io.Reader, size int64, commit bool) *stream {
-	s := &stream{r: r, size: size, commit: commit}
-	s.source = s
-	return s
 }
 
 // Read implements [io.Reader]. It returns io.EOF with the last byte.
@@ -97,11 +89,7 @@ type view struct {
 
 	mu      sync.Mutex // never held while the stream is read
 	revoked bool
-	crc     hash.Hash64 // of the bytes that were read
-}
-
-func viewOf(body io.Reader, s *stream) *view {
-	return &view{body: body, stream: s, crc: crc64nvme.New()} // the polynomial of x-ms-content-crc64
+	crc     hash.Hash64 // of the bytes that were read, as in x-ms-content-crc64
 }
 
 // Read implements [io.Reader].

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/minio/crc64nvme"
+
 	"cats.example/shared/signerapi"
 )
 
@@ -35,7 +37,7 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 		"wraps io.EOF early": {io.MultiReader(strings.NewReader("c"), iotest.ErrReader(fmt.Errorf("x: %w", io.EOF))), "c", io.EOF},
 	} {
 		for size := range 5 {
-			s := newStream(c.r, 3, true)
+			s := &stream{r: c.r, size: 3, commit: true}
 			var got []byte
 			var err error
 			for err == nil {
@@ -56,9 +58,16 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 	}
 }
 
+// viewOf returns a view of a stream of n bytes.
+func viewOf(r io.Reader, n int64) *view {
+	s := &stream{r: r, size: n, commit: true}
+	s.source = s
+	return &view{stream: s, crc: crc64nvme.New()}
+}
+
 func TestRevokedViewReadsNothing(t *testing.T) {
 	for name, v := range map[string]*view{
-		"buffer": viewOf(strings.NewReader("secret"), nil), "stream": viewOf(nil, newStream(strings.NewReader("secret"), 6, true)),
+		"buffer": {body: strings.NewReader("secret"), crc: crc64nvme.New()}, "stream": viewOf(strings.NewReader("secret"), 6),
 	} {
 		if n, err := v.Read(make([]byte, 3)); n != 3 || err != nil {
 			t.Errorf("%s: %d, %v", name, n, err)
@@ -71,7 +80,7 @@ func TestRevokedViewReadsNothing(t *testing.T) {
 	// A Read that waits for the client when the try ends hands out nothing.
 	synctest.Test(t, func(t *testing.T) {
 		blocked, unblock := io.Pipe()
-		pipe := viewOf(nil, newStream(blocked, 100, true))
+		pipe := viewOf(blocked, 100)
 		read := make(chan error)
 		go func() {
 			_, err := pipe.Read(make([]byte, 3))

@@ -134,8 +134,8 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 		}
 		for _, item := range page.Segment.BlobItems {
 			name, version := value(item.Name), ""
-			if item.Properties != nil {
-				version = quoted(etag(item.Properties.ETag))
+			if tag := etag(value(item.Properties).ETag); tag != "" {
+				version = `"` + strings.Trim(tag, `"`) + `"` // a listing has it without quotes
 			}
 			end, ok := endOf(name)
 			if done = ok && s.now().Before(end.Add(sweepLate)); done {
@@ -152,12 +152,4 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 		}
 	}
 	return deletes.Wait()
-}
-
-// quoted returns an ETag as it is in headers. A listing has it without quotes.
-func quoted(etag string) string {
-	if etag == "" || strings.HasPrefix(etag, `"`) {
-		return etag
-	}
-	return `"` + etag + `"`
 }

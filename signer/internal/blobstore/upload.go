@@ -104,7 +104,7 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		}
 		return up.put(ctx, content)
 	case opts.Size >= 0:
-		body := newStream(picture, opts.Size, true)
+		body := &stream{r: picture, size: opts.Size, commit: true}
 		return up.putBlob(ctx, &operation{name: opPut, stream: body}, body, opts.MD5)
 	case opts.AtMost > 0:
 		return up.bounded(ctx, picture)
@@ -167,7 +167,7 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 		sum = md5.New() //nolint:gosec // see the import
 		picture = io.TeeReader(picture, sum)
 	}
-	first := newStream(picture, up.opts.AtLeast, false)
+	first := &stream{r: picture, size: up.opts.AtLeast}
 	if err := up.stage(ctx, &operation{name: opBlock, stream: first}, first); err != nil {
 		return signerapi.Info{}, err
 	}
@@ -322,15 +322,14 @@ func (up *upload) headers() *blob.HTTPHeaders {
 func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
 
 func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
-	tag := func(value string) *azcore.ETag {
-		if value == "" {
-			return nil
-		}
-		return new(azcore.ETag(value))
+	modified := &blob.ModifiedAccessConditions{}
+	if c.IfMatch != "" {
+		modified.IfMatch = new(azcore.ETag(c.IfMatch))
 	}
-	return &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{
-		IfMatch: tag(c.IfMatch), IfNoneMatch: tag(c.IfNoneMatch),
-	}}
+	if c.IfNoneMatch != "" {
+		modified.IfNoneMatch = new(azcore.ETag(c.IfNoneMatch))
+	}
+	return &blob.AccessConditions{ModifiedAccessConditions: modified}
 }
 
 // deleteOptions returns the options of a deletion of the blob with its snapshots. A blob with snapshots would stay otherwise.
