@@ -40,8 +40,7 @@ var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while ma
 
 // buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else.
 type buffers struct {
-	wait, window time.Duration // bufferWait and fillWindow
-
+	wait  time.Duration       // bufferWait
 	used  chan struct{}       // one for each large buffer in use
 	idle  sync.Pool           // of large buffers, which the garbage collector frees
 	spare chan []byte         // the spare one, while it is not in use
@@ -49,7 +48,7 @@ type buffers struct {
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, used: make(chan struct{}, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
+	b := &buffers{wait: bufferWait, used: make(chan struct{}, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
 	b.idle.New = func() any { return new([bufferBytes]byte) }
 	b.spare <- make([]byte, spareBytes)
 	return b
@@ -151,7 +150,7 @@ func (f filler) stop() { _ = f.body.Close() }
 // fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
 // does not count as slow.
 func (f filler) fill(buf []byte) (n int, err error) {
-	window, before := time.Now().Add(f.pool.window), 0
+	window, before := time.Now().Add(fillWindow), 0
 	for n < len(buf) && err == nil {
 		_ = f.body.SetReadDeadline(window)
 		var k int
@@ -161,10 +160,10 @@ func (f filler) fill(buf []byte) (n int, err error) {
 		case err == io.EOF: //nolint:errorlint // of the pipe
 			err = cmp.Or(<-f.end, io.EOF)
 		case errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(window):
-			if f.pool.taken() > bufferCount/2 && float64(n-before) < minFill*f.pool.window.Seconds() {
+			if f.pool.taken() > bufferCount/2 && float64(n-before) < minFill*fillWindow.Seconds() {
 				return n, errTooSlow
 			}
-			window, before, err = time.Now().Add(f.pool.window), n, nil
+			window, before, err = time.Now().Add(fillWindow), n, nil
 		}
 	}
 	return n, err

@@ -36,8 +36,8 @@ type delegationKey struct {
 	start, end time.Time
 }
 
-// delegation holds the user delegation key. Requests only read it. keepKey replaces it well before its end, and watchKey drops it
-// if storage refuses a link of it.
+// delegation holds the user delegation key. Requests only read it. keepKey replaces it well before its end, and tryLink drops it
+// if storage refuses a link.
 type delegation struct {
 	key     atomic.Pointer[delegationKey]
 	lastErr atomic.Pointer[error] // of the last fetch or trial, for whoever asks why there is no key
@@ -59,7 +59,7 @@ func (s *Store) keyCovering(end time.Time) (*delegationKey, error) {
 }
 
 // keepKey fetches a key and renews it until ctx is done. While the container does not exist, there is no key, so that the signer
-// is not ready. After watchKey has dropped a key, the next one is used only when storage takes a link of it.
+// is not ready. After a key was dropped, the next one is used only when storage takes a link of it.
 func (s *Store) keepKey(ctx context.Context) {
 	dropped, checked := make(chan struct{}, 1), false
 	var watching sync.WaitGroup
@@ -76,11 +76,8 @@ func (s *Store) keepKey(ctx context.Context) {
 			checked = err == nil
 		}
 		if user := s.key.refused.Load(); err == nil && user != nil {
-			switch err = s.tryLink(ctx, k, *user); {
-			case err == nil:
+			if err = s.tryLink(ctx, k, *user); err == nil {
 				s.key.refused.CompareAndSwap(user, nil)
-			case errors.Is(err, errLinkRefused):
-				s.setKey(nil) // one that was stored while another one was tried
 			}
 		}
 		if err != nil {

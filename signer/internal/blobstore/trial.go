@@ -43,7 +43,7 @@ func (s *Store) gave(user signerapi.User) {
 }
 
 // watchKey tries links of the key until ctx is done: the first link that is given out, and then about one a minute while links
-// are given out. If storage refuses a link, watchKey drops the key and sends to dropped.
+// are given out. If storage refuses a link, watchKey sends to dropped.
 func (s *Store) watchKey(ctx context.Context, dropped chan<- struct{}) {
 	for {
 		select {
@@ -57,9 +57,6 @@ func (s *Store) watchKey(ctx context.Context, dropped chan<- struct{}) {
 			err := s.tryLink(ctx, k, user)
 			switch {
 			case errors.Is(err, errLinkRefused):
-				s.key.lastErr.Store(&err) // before the key goes, for whoever asks why
-				s.key.refused.Store(&user)
-				s.setKey(nil) // also if another one was stored meanwhile: no link of it was tried
 				s.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
 				select {
 				case dropped <- struct{}{}:
@@ -84,6 +81,7 @@ func jittered(d time.Duration) time.Duration {
 // tryLink asks storage, as a client would, for the picture of user by a link of k
 // and without a token. It returns nil when storage takes the link, whether the
 // picture is there or not, and errLinkRefused when it does not because of the key.
+// Then no links are signed until keepKey has another key.
 // Any other error says nothing about the key: no answer, one of a proxy, or one
 // about the network that this comes from, which need not be the clients'.
 func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.User) error {
@@ -115,6 +113,9 @@ func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.Us
 	case r.Code == string(bloberror.AuthenticationFailed):
 		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
 	}
-	outcome = trialRefused
-	return fmt.Errorf("%w: %w", errLinkRefused, r)
+	outcome, err = trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
+	s.key.lastErr.Store(&err) // before the key goes, for whoever asks why
+	s.key.refused.Store(&user)
+	s.setKey(nil) // also if another one than k is stored: no link of that was tried
+	return err
 }
