@@ -31,10 +31,7 @@ const (
 	writeTry     = 20 * time.Second
 )
 
-const (
-	maxRetries = 3 // after the first try of a call
-	tracerName = "cats.example/signer/internal/blobstore"
-)
+const maxRetries = 3 // after the first try of a call
 
 const (
 	tripAfter = 10              // calls that failed one after the other open the circuit

@@ -131,7 +131,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}
-	s.metrics.tickets.Inc()
+	s.metrics.signed.WithLabelValues("upload").Inc()
 	return given, nil
 }
 

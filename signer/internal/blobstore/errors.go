@@ -87,6 +87,8 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
+	case bloberror.HasCode(resp, bloberror.MD5Mismatch):
+		return signerapi.ErrDigestMismatch
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):
@@ -148,8 +150,6 @@ func copyError(err error) error {
 	switch {
 	case !ok:
 		return err
-	case bloberror.HasCode(err, bloberror.MD5Mismatch):
-		return signerapi.ErrDigestMismatch
 	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
 		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
 		return errChanged.Wrap(brief(err, contributorRole))

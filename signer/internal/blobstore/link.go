@@ -67,7 +67,7 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 		signed = &signedLink{url, inputs}
 	}
 	if download != "" {
-		s.metrics.downloads.Inc()
+		s.metrics.signed.WithLabelValues("download").Inc()
 	} else {
 		there.link.Store(signed)
 		s.metrics.views.Inc()

@@ -94,7 +94,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	s := &Store{
 		opts:    opts,
 		log:     log,
-		tracer:  opts.Tracing.NewTracer(tracerName, ""),
+		tracer:  opts.Tracing.NewTracer("cats.example/signer/internal/blobstore", ""),
 		buffers: pool,
 		accept:  watchdog.Timeout,
 		metrics: newMetrics(reg, pool),

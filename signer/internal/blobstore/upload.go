@@ -18,7 +18,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 
 	"cats.example/shared/signerapi"
@@ -146,9 +145,6 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 			AccessConditions:        accessConditions(up.opts.Conditions),
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
 		})
-		if up.opts.MD5 != nil && bloberror.HasCode(err, bloberror.MD5Mismatch) {
-			err = signerapi.ErrDigestMismatch
-		}
 		up.info.ETag, up.info.MD5 = etag(done.ETag), done.ContentMD5
 		return err
 	})
