@@ -257,7 +257,7 @@ func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
 			says       string // in the signer's log
 		}{
 			{"resets", reset, 503, "storage_unavailable", "5", 0, "connection reset"},
-			{"container-is-gone", refuse(404, "ContainerNotFound"), 500, "internal", "", 4, "the container does not exist"},
+			{"container-is-gone", refuse(404, "ContainerNotFound"), 500, "internal", "", 4, "create the container"},
 			{"answers-are-no-azure", refuse(404, ""), 500, "internal", "", 4, "404"},
 		} {
 			t.Run(c.name, func(t *testing.T) {

@@ -210,7 +210,7 @@ func newSlots() Slots {
 func withKey(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	t.Helper()
 	s, back, c := newStore(t, change)
-	k, err := s.key.fetch(t.Context())
+	k, err := s.fetchKey(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

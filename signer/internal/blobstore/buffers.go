@@ -1,10 +1,13 @@
 package blobstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
-	"sync/atomic"
+	"net"
+	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -35,82 +38,57 @@ const (
 var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
-// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
-// they are first needed, and kept until the budget is needed for something else.
+// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else.
 type buffers struct {
-	wait, window time.Duration // bufferWait and fillWindow
-
-	free, spare chan []byte         // nil for one that is not allocated
-	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not
+	wait  time.Duration       // bufferWait
+	used  chan struct{}       // one for each large buffer in use
+	idle  sync.Pool           // of large buffers, which the garbage collector frees
+	spare chan []byte         // the spare one, while it is not in use
+	heap  *semaphore.Weighted // bytes of heapTotal that are in use
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, window: fillWindow, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
-	for range bufferCount {
-		b.free <- nil
-	}
-	b.spare <- nil
+	b := &buffers{wait: bufferWait, used: make(chan struct{}, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
+	b.idle.New = func() any { return new([bufferBytes]byte) }
+	b.spare <- make([]byte, spareBytes)
 	return b
 }
 
-// readAll reads r, which must end after at most limit bytes. It first reserves as many; release returns them when the content is
-// no longer used. Its memory grows with the bytes that have arrived.
-func (b *buffers) readAll(ctx context.Context, r io.Reader, limit int64) (content []byte, release func(), err error) {
-	if release, err = b.reserve(ctx, limit); err != nil {
-		return nil, nil, err
-	}
-	content, err = io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
+// readAll reads r, which must end after at most limit bytes. Its memory grows with the bytes that have arrived.
+func readAll(r io.Reader, limit int64) ([]byte, error) {
+	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
 	if err == nil && int64(len(content)) > limit {
-		err = wrongLength(nil)
+		err = errWrongLength
 	}
-	if err != nil {
-		release()
-	}
-	return content, release, err
+	return content, err
 }
 
 // reserve waits for n bytes of the budget, until release is called. The errors are those of take.
 func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
-	if !b.heap.TryAcquire(n) {
-		b.dropIdle()
-		wait, cancel := context.WithTimeout(ctx, b.wait)
-		defer cancel()
-		if b.heap.Acquire(wait, n) != nil {
-			if ctx.Err() != nil {
-				return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
-			}
-			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
-		}
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
+	if b.heap.Acquire(wait, n) != nil {
+		return nil, noMemory(ctx)
 	}
 	return func() { b.heap.Release(n) }, nil
 }
 
-// dropIdle leaves the buffers that are not in use to the garbage collector.
-func (b *buffers) dropIdle() {
-	for range bufferCount {
-		select {
-		case buf := <-b.free:
-			if buf != nil {
-				b.heap.Release(bufferBytes)
-			}
-			b.free <- nil
-		default:
-			return
-		}
+// noMemory returns the error of an upload that got no memory in time, or whose ctx is done.
+func noMemory(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
+	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
 }
 
 // try returns a buffer of bufferBytes, or nil if none is free.
 func (b *buffers) try() []byte {
 	select {
-	case buf := <-b.free:
-		switch {
-		case buf != nil:
-			return buf
-		case b.heap.TryAcquire(bufferBytes):
-			return make([]byte, bufferBytes)
+	case b.used <- struct{}{}:
+		if b.heap.TryAcquire(bufferBytes) {
+			return b.idle.Get().(*[bufferBytes]byte)[:]
 		}
-		b.free <- nil
+		<-b.used
 	default:
 	}
 	return nil
@@ -118,25 +96,18 @@ func (b *buffers) try() []byte {
 
 // take waits for a buffer, which can be the spare one. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
 func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	timeout := time.NewTimer(b.wait)
-	defer timeout.Stop()
-	again := time.NewTicker(retryInterval)
-	defer again.Stop()
+	wait, cancel := context.WithTimeout(ctx, b.wait)
+	defer cancel()
 	for {
 		if buf := b.try(); buf != nil {
 			return buf, nil
 		}
 		select {
 		case buf := <-b.spare:
-			if buf == nil {
-				buf = make([]byte, spareBytes)
-			}
 			return buf, nil
-		case <-again.C:
-		case <-timeout.C:
-			return nil, signerapi.ErrOverloaded.Wrap(errors.New("no upload buffer became free"))
-		case <-ctx.Done():
-			return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		case <-time.After(retryInterval):
+		case <-wait.Done():
+			return nil, noMemory(ctx)
 		}
 	}
 }
@@ -147,27 +118,31 @@ func (b *buffers) give(buf []byte) {
 		b.spare <- buf
 		return
 	}
-	b.free <- buf
+	b.idle.Put((*[bufferBytes]byte)(buf))
+	b.heap.Release(bufferBytes)
+	<-b.used
 }
 
 // taken returns the number of buffers in use, with the spare one.
-func (b *buffers) taken() int { return bufferCount + 1 - len(b.free) - len(b.spare) }
+func (b *buffers) taken() int { return len(b.used) + 1 - len(b.spare) }
 
 // filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {
 	pool *buffers
-	body *io.PipeReader
-	in   *io.PipeWriter
+	body net.Conn   // an end of a pipe, because its Read has a deadline
+	end  chan error // of the body; nil is io.EOF
 }
 
 // filler returns a filler from body. Stop it before Put returns: its goroutine is then at most inside one Read of body.
 func (b *buffers) filler(body io.Reader) filler {
-	r, w := io.Pipe()
+	out, in := net.Pipe()
+	end := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(w, body)
-		_ = w.CloseWithError(err) // nil is io.EOF; a wrapped io.EOF is an error
+		_, err := io.Copy(in, body) // of an error that wraps io.EOF it returns the error
+		end <- err
+		_ = in.Close()
 	}()
-	return filler{b, r, w}
+	return filler{b, out, end}
 }
 
 func (f filler) stop() { _ = f.body.Close() }
@@ -175,42 +150,21 @@ func (f filler) stop() { _ = f.body.Close() }
 // fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
 // does not count as slow.
 func (f filler) fill(buf []byte) (n int, err error) {
-	var filled atomic.Int64
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		tick := time.NewTicker(f.pool.window)
-		defer tick.Stop()
-		for before := int64(0); ; {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-			}
-			now := filled.Load()
-			if f.pool.taken() > bufferCount/2 && float64(now-before) < minFill*f.pool.window.Seconds() {
-				_ = f.in.CloseWithError(errTooSlow)
-				return
-			}
-			before = now
-		}
-	}()
+	window, before := time.Now().Add(fillWindow), 0
 	for n < len(buf) && err == nil {
+		_ = f.body.SetReadDeadline(window)
 		var k int
 		k, err = f.body.Read(buf[n:])
 		n += k
-		filled.Store(int64(n))
-	}
-	return n, err
-}
-
-// fill reads until buf is full, and then returns nil, or until r ends. Unlike [io.ReadFull] it returns the error of r as it is:
-// io.EOF, bare, is the end of the picture.
-func fill(r io.Reader, buf []byte) (n int, err error) {
-	for n < len(buf) && err == nil {
-		var k int
-		k, err = r.Read(buf[n:])
-		n += k
+		switch {
+		case err == io.EOF: //nolint:errorlint // of the pipe
+			err = cmp.Or(<-f.end, io.EOF)
+		case errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(window):
+			if f.pool.taken() > bufferCount/2 && float64(n-before) < minFill*fillWindow.Seconds() {
+				return n, errTooSlow
+			}
+			window, before, err = time.Now().Add(fillWindow), n, nil
+		}
 	}
 	return n, err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -14,6 +13,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
+	"github.com/minio/crc64nvme"
 	"github.com/sony/gobreaker/v2"
 
 	"cats.example/shared/service"
@@ -52,26 +53,18 @@ func retries(most int32, try time.Duration) policy.RetryOptions {
 // operation is one call, its tries included, as the policies see it.
 type operation struct {
 	name    string
-	body    []byte         // the body of each try if it is in memory; nil for the SDK's
-	stream  *stream        // the body otherwise
+	stream  *stream        // the body of it if that is not in memory
 	unclear int            // tries that storage may have carried out without our knowing
-	refusal *http.Response // the last answer that was an error
-
-	connected atomic.Bool // the last try got a connection
+	answer  *http.Response // of the last try that had one
+	code    string         // of the error in that answer, if any
+	damaged bool           // storage received other bytes than were sent, by its CRC64
 }
 
 type operationKey struct{}
 
-// withOp names the operation that the calls under ctx are part of.
-func withOp(ctx context.Context, name string) context.Context {
-	return context.WithValue(ctx, operationKey{}, &operation{name: name})
-}
-
-func operationOf(ctx context.Context) *operation {
-	if op, ok := ctx.Value(operationKey{}).(*operation); ok {
-		return op
-	}
-	return &operation{}
+// under returns a context whose requests are tries of op.
+func (op *operation) under(ctx context.Context) context.Context {
+	return context.WithValue(ctx, operationKey{}, op)
 }
 
 // call makes one call to storage, with f, and returns what its error means. It makes none while the circuit breaker is open.
@@ -80,7 +73,7 @@ func operationOf(ctx context.Context) *operation {
 // no byte for [watchdog.Timeout], or does not answer within twice that. The transport's timeout for an answer is shorter, but
 // begins only once the last byte is written.
 func (s *Store) call(ctx context.Context, op *operation, doing string, f func(context.Context) error) error {
-	ctx = context.WithValue(ctx, operationKey{}, op)
+	ctx = op.under(ctx)
 	limit, try := writeTimeout, writeTry
 	if op.name == opHead || op.name == opContainer || op.name == opDelete {
 		limit, try = lookTimeout, lookTry
@@ -98,38 +91,32 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 		op.stream.source, ctx = watch, streaming
 		options.TryTimeout = 0
 		options.ShouldRetry = func(resp *http.Response, err error) bool {
-			return !op.stream.progress().begun && (err != nil || runtime.HasStatusCode(resp, retried...))
+			return !op.stream.begun && (err != nil || runtime.HasStatusCode(resp, retried...))
 		}
 	}
-	ctx = policy.WithRetryOptions(ctx, options)
 	done, err := s.circuit.Allow()
 	if err != nil {
 		return signerapi.ErrStorageUnavailable.Wrap(errShed)
 	}
+	ctx, end := runtime.StartSpan(policy.WithRetryOptions(ctx, options), op.name, s.tracer, nil)
 	var counted error // by the circuit breaker
-	defer func() { done(counted) }()
+	defer func() {
+		done(counted)
+		s.endSpan(ctx, op, end, counted)
+	}()
 	err = f(ctx)
-	if errors.Is(err, errBegun) && op.refusal != nil { // the SDK wanted to answer a challenge
-		err = runtime.NewResponseError(op.refusal)
-	}
 	switch {
-	case err == nil && op.stream != nil && !op.stream.progress().whole:
+	case err == nil && op.stream != nil && !op.stream.whole:
 		op.unclear++
 		counted = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
 	case err == nil:
-	case op.stream != nil && op.stream.progress().err != nil:
+	case op.stream != nil && op.stream.err != nil:
 		counted = errBody
-		return op.stream.progress().err
+		return op.stream.err
 	default:
 		counted = s.storageError(ctx, doing, err)
 	}
 	return counted
-}
-
-// retried are the statuses after which a request whose body was not read is sent again, as the SDK does.
-var retried = []int{
-	http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
-	http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,
 }
 
 // errBody stands for an error of the client's body, which the circuit breaker does not count.
@@ -157,7 +144,7 @@ func (s *Store) available(ctx context.Context, user signerapi.User) error {
 }
 
 // newCircuit returns what keeps calls from storage while it answers none.
-func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct{}] {
+func (s *Store) newCircuit() *gobreaker.TwoStepCircuitBreaker[struct{}] {
 	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Timeout:      openTime,
 		MaxRequests:  probes,
@@ -167,56 +154,72 @@ func newCircuit(changed func(open bool)) *gobreaker.TwoStepCircuitBreaker[struct
 			// The client gave up, or its body failed; storage is there, and says itself when to come back.
 			return errors.Is(err, errBody) || errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
 		},
-		OnStateChange: func(_ string, _, to gobreaker.State) { changed(to == gobreaker.StateOpen) },
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			s.metrics.circuit.Set(0)
+			if to == gobreaker.StateOpen {
+				s.metrics.circuit.Set(1)
+				s.log.Warn("storage does not answer: asking it nothing for a while", "for", openTime.String())
+			}
+		},
 	})
 }
 
-// Do implements [policy.Policy]. It is behind the retries, so that it sees each
-// try, which it counts and gives a body of its own.
-func (m *metrics) Do(req *policy.Request) (*http.Response, error) {
-	op := operationOf(req.Raw().Context())
-	end := func() {}
-	if body := req.Raw().Body; body != nil && body != http.NoBody {
-		var v *view
-		switch {
-		case op.stream != nil:
-			v = viewOf(op.stream)
-		case op.body != nil:
-			v = viewOfBuffer(op.body)
-		default: // The SDK rewinds its body for the next try, while the transport may still read it for this one.
-			content, err := io.ReadAll(body)
-			if err != nil {
-				return nil, err
-			}
-			v = viewOfBuffer(content)
-		}
-		end = v.revoke
-		req.Raw().Body, req.Raw().GetBody = v, nil // it is repeated here, not by the transport
+// endSpan ends the span of op in ctx, which [runtime.StartSpan] has begun and named like op in the metrics. azblob starts none
+// itself (1.8.3), and without one around them azcore makes none of the tries either.
+func (s *Store) endSpan(ctx context.Context, op *operation, end func(error), err error) {
+	if err != nil && op.code != "" {
+		s.tracer.SpanFromContext(ctx).SetAttributes(tracing.Attribute{Key: "error.type", Value: op.code})
 	}
-	op.connected.Store(false)
-	gotConn := func(httptrace.GotConnInfo) { op.connected.Store(true) }
+	end(err)
+}
+
+// tries is a policy behind the retries. So it sees each try, which it counts and gives a body of its own.
+type tries struct{ *Store }
+
+// Do implements [policy.Policy].
+func (s tries) Do(req *policy.Request) (*http.Response, error) {
+	op := req.Raw().Context().Value(operationKey{}).(*operation) // every request is of one
+	if op.stream != nil && op.stream.begun {                     // the SDK answers a challenge
+		return op.answer, nil
+	}
+	var sends *view
+	if body := req.Raw().Body; body != nil && body != http.NoBody {
+		sends = &view{body: body, stream: op.stream, crc: crc64nvme.New()}
+		req.Raw().Body, req.Raw().GetBody = sends, nil // it is repeated here, not by the transport
+	}
+	var connected atomic.Bool
+	gotConn := func(httptrace.GotConnInfo) { connected.Store(true) }
 	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: gotConn})
 	start := time.Now()
 	resp, err := req.WithContext(trace).Next()
-	end() // before the look whether the body was sent: from here on no byte of it is handed out
+	if sends != nil {
+		sends.revoke() // before the look whether the body was sent: from here on no byte of it is handed out
+		op.damaged = err == nil && sends.differs(resp.Header.Get("X-Ms-Content-Crc64"))
+	}
 	code := "error"
 	if err == nil {
 		code = strconv.Itoa(resp.StatusCode)
-		if resp.StatusCode >= http.StatusBadRequest {
-			op.refusal = resp
+		op.answer = resp
+		op.code = resp.Header.Get("X-Ms-Error-Code")
+		if op.name == opKey || op.name == opTrial {
+			s.compareClock(resp.Header.Get("Date"))
 		}
 	}
-	sent := op.connected.Load() && (op.stream == nil || op.stream.progress().whole)
+	sent := connected.Load() && (op.stream == nil || op.stream.whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
-	service.Observe(req.Raw().Context(), m.duration.WithLabelValues(op.name), time.Since(start).Seconds())
-	m.requests.WithLabelValues(op.name, code).Inc()
+	service.Observe(req.Raw().Context(), s.metrics.duration.WithLabelValues(op.name), time.Since(start).Seconds())
+	s.metrics.requests.WithLabelValues(op.name, code).Inc()
 	return resp, err
 }
 
-// uncertain are the statuses with which storage may have carried out a request that it has received.
-var uncertain = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout}
+var (
+	// uncertain are the statuses with which storage may have carried out a request that it has received.
+	uncertain = []int{http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout}
+	// retried are those after which a request whose body was not read is sent again, as the SDK does.
+	retried = append([]int{http.StatusTooManyRequests, http.StatusServiceUnavailable}, uncertain...)
+)
 
 func etag(e *azcore.ETag) string { return string(value(e)) }
 

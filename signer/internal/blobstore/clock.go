@@ -2,12 +2,8 @@ package blobstore
 
 import (
 	"fmt"
-	"log/slog"
 	"net/http"
-	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 // maxClockSkew is the difference between the clocks up to which they agree.
@@ -25,30 +21,22 @@ func ClockFault(ahead time.Duration) error {
 	return nil
 }
 
-// clock measures how far this machine's clock is ahead of storage's, which decides when a link begins and ends. It corrects
-// nothing: the times in a link would then depend on a header that was read minutes ago, and a wrong clock breaks more than
-// links.
-type clock struct {
-	log   *slog.Logger
-	ahead prometheus.Gauge
-	wrong atomic.Bool // at the last measurement
-}
-
-// compare measures the difference from date, the Date header of a response that storage sent now, and logs when the clock
-// becomes wrong or right.
-func (c *clock) compare(now time.Time, date string) {
+// compareClock measures how far this machine's clock is ahead of storage's, which decides when a link begins and ends. date is
+// the Date header of a response that storage sent now. compareClock logs when the clock becomes wrong or right. Nothing is
+// corrected: the times in a link would then depend on a header that was read minutes ago, and a wrong clock breaks more than links.
+func (s *Store) compareClock(date string) {
 	theirs, err := http.ParseTime(date)
 	if err != nil {
 		return
 	}
-	ahead := now.Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
-	c.ahead.Set(ahead.Seconds())
+	ahead := s.now().Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
+	s.metrics.clockAhead.Set(ahead.Seconds())
 	fault := ClockFault(ahead)
-	wasWrong := c.wrong.Swap(fault != nil)
+	wasWrong := s.clockWrong.Swap(fault != nil)
 	switch {
 	case fault != nil && !wasWrong:
-		c.log.Warn("the clock is wrong", "error", fault.Error())
+		s.log.Warn("the clock is wrong", "error", fault.Error())
 	case fault == nil && wasWrong:
-		c.log.Info("the clock agrees with storage's again")
+		s.log.Info("the clock agrees with storage's again")
 	}
 }

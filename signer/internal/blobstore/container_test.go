@@ -22,15 +22,15 @@ func refuseContainer(status int, code string) func(http.ResponseWriter, *http.Re
 func TestStoreIsNotReadyUntilTheContainerExists(t *testing.T) {
 	var log logBuffer
 	s, back, _ := newStore(t, nil)
-	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	s.log = slog.New(slog.NewJSONHandler(&log, nil))
 	back.fault = refuseContainer(404, "ContainerNotFound")
 	ctx, cancel := context.WithCancel(t.Context())
 	authenticated, done := make(chan struct{}), make(chan error, 1)
 	close(authenticated)
 	go func() { done <- s.Run(ctx, authenticated) }()
-	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "the container does not exist") })
+	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "ContainerNotFound") })
 	err := s.Ready(ctx)
-	for _, part := range []string{"does not exist", "--account-name acct --name cats", "STORAGE_CONTAINER"} {
+	for _, part := range []string{"create the container", "--account-name acct --name cats", "STORAGE_CONTAINER"} {
 		if err == nil || !strings.Contains(err.Error(), part) {
 			t.Errorf("Ready returned %v; want %q in it", err, part)
 		}
@@ -70,7 +70,7 @@ func TestStoreIsNotReadyWhileTheContainersCheckFails(t *testing.T) {
 func TestStoreIsReadyWithoutTheContainersProperties(t *testing.T) {
 	var log logBuffer
 	s, back, _ := newStore(t, nil)
-	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	s.log = slog.New(slog.NewJSONHandler(&log, nil))
 	back.fault = refuseContainer(403, "AuthorizationPermissionMismatch")
 	authenticated := make(chan struct{})
 	close(authenticated)

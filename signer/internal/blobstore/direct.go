@@ -112,7 +112,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	}
 	now := s.now()
 	t := newTicket(now, size)
-	key, err := s.key.covering(t.end)
+	key, err := s.keyCovering(t.end)
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}
@@ -131,7 +131,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 	if err != nil {
 		return signerapi.Ticket{}, err
 	}
-	s.metrics.tickets.Inc()
+	s.metrics.signed.WithLabelValues("upload").Inc()
 	return given, nil
 }
 
@@ -142,7 +142,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 // 256 MiB it first empties the picture that is stored.
 func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	t, err := parseTicket(id)
-	if err := errors.Join(err, opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check()); err != nil {
+	if err != nil {
 		return signerapi.Info{}, err
 	}
 	if s.now().After(t.end.Add(commitLate)) {
@@ -169,7 +169,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	c.key, c.mark = committedFrom, name
 	s.known.forget(user)
 	defer s.known.forget(user)
-	sent, err := s.head(ctx, c.staged.BlobClient())
+	sent, _, err := s.head(ctx, c.staged.BlobClient())
 	err = stagedError(err)
 	switch {
 	case errors.Is(err, signerapi.ErrNotFound):
@@ -200,7 +200,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	case err != nil:
 		return signerapi.Info{}, err
 	}
-	if failed := s.unstage(context.WithoutCancel(ctx), staged{name, sent.ETag}, outcome); failed != nil {
+	if failed := s.unstage(context.WithoutCancel(ctx), name, sent.ETag, outcome); failed != nil {
 		s.log.Warn("staged blob not deleted; the next sweep after its end deletes it", "error", failed.Error())
 	}
 	return info, err

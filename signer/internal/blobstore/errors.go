@@ -87,8 +87,8 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
-	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		return signerapi.ErrInternal.Wrap(fmt.Errorf("%w: %w", errNoContainer, err))
+	case bloberror.HasCode(resp, bloberror.MD5Mismatch):
+		return signerapi.ErrDigestMismatch
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):
@@ -97,19 +97,20 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 		return signerapi.ErrConflict.Wrap(err)
 	case s.rejectsName(resp):
 		return signerapi.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
-	}
-	switch resp.StatusCode {
-	case http.StatusConflict, http.StatusPreconditionFailed:
+	case resp.StatusCode == http.StatusConflict, resp.StatusCode == http.StatusPreconditionFailed:
 		return stateError(resp.StatusCode, resp.ErrorCode, conditional(resp)).Wrap(err)
-	case http.StatusUnauthorized:
+	case resp.StatusCode == http.StatusUnauthorized:
 		s.opts.Credential.Renew()
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
-	case http.StatusForbidden:
+	case resp.StatusCode == http.StatusForbidden:
 		return signerapi.ErrIdentityUnavailable.Wrap(err)
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return signerapi.ErrThrottled.After(cmp.Or(retryAfter(resp.RawResponse), signerapi.ErrThrottled.RetryAfter)).Wrap(err)
-	}
-	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode == http.StatusRequestTimeout {
+	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable:
+		throttled := signerapi.ErrThrottled
+		if seconds, err := strconv.ParseUint(resp.RawResponse.Header.Get("Retry-After"), 10, 12); err == nil && seconds > 0 { // about an hour at most
+			throttled = throttled.After(time.Duration(seconds) * time.Second)
+		}
+		return throttled.Wrap(err)
+	case resp.StatusCode >= http.StatusInternalServerError, resp.StatusCode == http.StatusRequestTimeout:
 		return signerapi.ErrStorageUnavailable.Wrap(err)
 	}
 	return signerapi.ErrInternal.Wrap(err) // we asked for something wrong
@@ -149,8 +150,6 @@ func copyError(err error) error {
 	switch {
 	case !ok:
 		return err
-	case bloberror.HasCode(err, bloberror.MD5Mismatch):
-		return signerapi.ErrDigestMismatch
 	case bloberror.HasCode(err, bloberror.SourceConditionNotMet),
 		bloberror.HasCode(err, bloberror.CannotVerifyCopySource) && (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusPreconditionFailed):
 		return errChanged.Wrap(brief(err, contributorRole))
@@ -222,13 +221,4 @@ func withoutURL(err error) error {
 		return err
 	}
 	return fmt.Errorf("no answer from %s: %w", host, err)
-}
-
-// retryAfter returns the Retry-After of a response, 0 if it has none that can be used.
-func retryAfter(resp *http.Response) time.Duration {
-	seconds, err := strconv.Atoi(resp.Header.Get("Retry-After"))
-	if err != nil || seconds < 0 || seconds > 3600 {
-		return 0
-	}
-	return time.Duration(seconds) * time.Second
 }

@@ -319,7 +319,7 @@ func TestStorageThatIsDownIsUnavailable(t *testing.T) {
 func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 	var log logBuffer
 	s, back, _ := newStore(t, nil)
-	s.key.log = slog.New(slog.NewJSONHandler(&log, nil))
+	s.log = slog.New(slog.NewJSONHandler(&log, nil))
 	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
 		refuse(w, 403, "AuthorizationPermissionMismatch")
 		return true
@@ -348,7 +348,7 @@ func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
 		refuse(w, 401, "InvalidAuthenticationInfo")
 		return true
 	}
-	if _, err := s.key.fetch(t.Context()); err == nil || creds.renewed != 1 {
+	if _, err := s.fetchKey(t.Context()); err == nil || creds.renewed != 1 {
 		t.Errorf("%v; the token was asked for anew %d times", err, creds.renewed)
 	}
 }

@@ -44,10 +44,7 @@ type existing struct {
 }
 
 func newKnown(ttl time.Duration, now func() time.Time, look func(context.Context, signerapi.User) (signerapi.Info, error)) *known {
-	there, err := lru.New[signerapi.User, *existing](knownUsers)
-	if err != nil {
-		panic(err) // the size is ours
-	}
+	there, _ := lru.New[signerapi.User, *existing](knownUsers) // it fails for a size below 1 alone
 	return &known{ttl: ttl, look: look, now: now, there: there, looks: semaphore.NewWeighted(maxLooks), asked: semaphore.NewWeighted(maxAsked), seed: maphash.MakeSeed()}
 }
 

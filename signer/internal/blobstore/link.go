@@ -53,7 +53,7 @@ type linkInputs struct {
 // link returns a link to the picture of user. It caches the last link that views the picture.
 func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, download string) (signerapi.Link, error) {
 	start, end := window(s.now(), ttl)
-	key, err := s.key.covering(end)
+	key, err := s.keyCovering(end)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
@@ -67,19 +67,19 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 		signed = &signedLink{url, inputs}
 	}
 	if download != "" {
-		s.metrics.downloads.Inc()
+		s.metrics.signed.WithLabelValues("download").Inc()
 	} else {
 		there.link.Store(signed)
 		s.metrics.views.Inc()
 	}
-	s.key.gave(user)
+	s.gave(user)
 	return signerapi.Link{Info: there.info, URL: signed.url, ExpiresAt: end}, nil
 }
 
 // readURL returns a signed URL that reads the blob name for ttl. base is that of [Store.signed].
 func (s *Store) readURL(base, name string, ttl time.Duration, contentType string) (signerapi.SignedURL, error) {
 	start, end := window(s.now(), ttl)
-	key, err := s.key.covering(end)
+	key, err := s.keyCovering(end)
 	if err != nil {
 		return "", err
 	}

@@ -22,13 +22,12 @@ const (
 	opList      = "list_blobs"
 )
 
-// metrics are those of the store. As a policy of the SDK's pipeline, behind the one of retries, they count each round trip.
+// metrics are those of the store.
 type metrics struct {
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
 	views      prometheus.Counter
-	downloads  prometheus.Counter
-	tickets    prometheus.Counter
+	signed     *prometheus.CounterVec // with the views
 	unstaged   *prometheus.CounterVec
 	keyExpiry  prometheus.Gauge
 	keyRefresh *prometheus.CounterVec
@@ -52,7 +51,7 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 		Name: p + "upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
 	}, func() float64 { return float64(b.taken()) })
 	signed := service.Counters(reg, p+"signed_urls_total",
-		"Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.", "kind")
+		"Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.", "kind", "view", "download", "upload")
 	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "storage_requests_total", Help: "Round trips to storage by operation and HTTP status; error means that no answer came.",
@@ -61,9 +60,8 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 			Name: p + "storage_request_duration_seconds", Help: "Duration of round trips to storage, up to the header of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"op"}),
-		views:     signed.WithLabelValues("view"),
-		downloads: signed.WithLabelValues("download"),
-		tickets:   signed.WithLabelValues("upload"),
+		views:  signed.WithLabelValues("view"),
+		signed: signed,
 		unstaged: service.Counters(reg, p+"staged_uploads_removed_total",
 			"Blobs that were sent straight to storage and removed, by what became of them.", "outcome", removedCommitted, removedRefused, removedAbandoned),
 		keyExpiry:  gauge("user_delegation_key_expiry_timestamp_seconds", "When the user delegation key at hand ends, in Unix time; 0 for none."),

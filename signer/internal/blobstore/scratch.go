@@ -28,7 +28,7 @@ const (
 // returns when it ends. It is for a store that does not Run. The error is, or
 // wraps, a *Refusal where storage answered.
 func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
-	k, err := s.key.fetch(impatient(ctx))
+	k, err := s.fetchKey(impatient(ctx, opKey))
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -58,7 +58,7 @@ func (c *Scratch) Name() string { return c.name }
 // a picture's, it ends with ctx. After an error that is not a *Refusal it may
 // have been stored all the same.
 func (c *Scratch) Put(ctx context.Context, content []byte) error {
-	_, err := c.client.Upload(impatient(withOp(ctx, opPut)), streaming.NopCloser(bytes.NewReader(content)), &blockblob.UploadOptions{
+	_, err := c.client.Upload(impatient(ctx, opPut), streaming.NopCloser(bytes.NewReader(content)), &blockblob.UploadOptions{
 		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: new(scratchType)},
 	})
 	return brief(err, contributorRole)
@@ -66,7 +66,7 @@ func (c *Scratch) Put(ctx context.Context, content []byte) error {
 
 // Delete removes the blob. That it was not there is no error.
 func (c *Scratch) Delete(ctx context.Context) error {
-	_, err := c.client.Delete(impatient(withOp(ctx, opDelete)), deleteOptions(signerapi.Conditions{}))
+	_, err := c.client.Delete(impatient(ctx, opDelete), deleteOptions(signerapi.Conditions{}))
 	if bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
@@ -85,14 +85,12 @@ func (c *Scratch) Copy(ctx context.Context) error {
 		return err
 	}
 	id := base64.StdEncoding.EncodeToString([]byte(c.name))
-	_, err = c.client.StageBlockFromURL(impatient(withOp(ctx, opCopy)), id, string(source), nil)
+	_, err = c.client.StageBlockFromURL(impatient(ctx, opCopy), id, string(source), nil)
 	return brief(err, contributorRole)
 }
 
-// impatient has the SDK try twice, each for less than half of what a person
+// impatient has the SDK try op twice, each for less than half of what a person
 // waits for, so that the error is the network's and not that time ran out.
-func impatient(ctx context.Context) context.Context {
-	return policy.WithRetryOptions(ctx, policy.RetryOptions{
-		MaxRetries: 1, TryTimeout: 6 * time.Second, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: time.Second,
-	})
+func impatient(ctx context.Context, op string) context.Context {
+	return policy.WithRetryOptions((&operation{name: op}).under(ctx), retries(1, 6*time.Second))
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -69,13 +70,16 @@ type Slots struct{ Uploads, Commits, Chunked *pool.Pool }
 type Store struct {
 	opts       Options
 	log        *slog.Logger
+	tracer     tracing.Tracer
+	account    *service.Client
 	container  *container.Client
 	buffers    *buffers
 	accept     time.Duration // in which storage must accept a byte of a stream; watchdog.Timeout
 	committing sync.Map      // names of what is being committed
 	known      *known
 	circuit    *gobreaker.TwoStepCircuitBreaker[struct{}]
-	key        *delegation
+	key        delegation
+	clockWrong atomic.Bool // when it was last compared
 	metrics    *metrics
 	retries    int32 // of a call, after its first try; -1 for none
 	now        func() time.Time
@@ -87,55 +91,38 @@ var _ signerapi.Signer = (*Store)(nil)
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, error) {
 	opts.LinkBase = cmp.Or(opts.LinkBase, opts.AccountURL)
 	pool := newBuffers()
-	m := newMetrics(reg, pool)
+	s := &Store{
+		opts:    opts,
+		log:     log,
+		tracer:  opts.Tracing.NewTracer("cats.example/signer/internal/blobstore", ""),
+		buffers: pool,
+		accept:  watchdog.Timeout,
+		metrics: newMetrics(reg, pool),
+		key:     delegation{given: make(chan signerapi.User, 1)},
+		retries: maxRetries,
+		now:     time.Now,
+	}
 	// The token goes in by azcore's own policy. The one that azblob adds for a
 	// credential follows the challenge in a 401, and shares what it learned there
 	// between requests without a lock (1.8.3).
 	bearer := runtime.NewBearerTokenPolicy(opts.Credential, []string{identity.Scope}, nil)
-	client := policy.ClientOptions{
-		Transport:        opts.Transport,
-		PerRetryPolicies: []policy.Policy{bearer, m},
-		Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
-		Retry:            retries(maxRetries, lookTry),
-	}
-	if tracer := opts.Tracing.NewTracer(tracerName, ""); tracer.Enabled() {
-		client.PerCallPolicies = []policy.Policy{spans{tracer}}
-	}
-	account, err := service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{
-		ClientOptions: client,
+	var err error
+	s.account, err = service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{
+		ClientOptions: policy.ClientOptions{
+			Transport:        opts.Transport,
+			PerRetryPolicies: []policy.Policy{bearer, tries{s}},
+			Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
+			Retry:            retries(maxRetries, lookTry),
+		},
 		// Storage can then refuse a stream, or close a stale connection, before the first byte of it was read.
 		ExpectContinueBehavior: service.ExpectContinueOptions{Mode: service.ExpectContinueModeOn, ContentLengthThreshold: smallBytes + 1},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making a client of %s: %w", opts.AccountURL, err)
 	}
-	longest := opts.LinkMaxTTL
-	if opts.MaxDirect > 0 {
-		longest = max(longest, ticketLife)
-	}
-	s := &Store{
-		opts:      opts,
-		log:       log,
-		container: account.NewContainerClient(opts.Container),
-		buffers:   pool,
-		accept:    watchdog.Timeout,
-		metrics:   m,
-		retries:   maxRetries,
-		now:       time.Now,
-	}
+	s.container = s.account.NewContainerClient(opts.Container)
 	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
-	s.circuit = newCircuit(func(open bool) {
-		if open {
-			log.Warn("storage does not answer: asking it nothing for a while", "for", openTime.String())
-			m.circuit.Set(1)
-			return
-		}
-		m.circuit.Set(0)
-	})
-	s.key = &delegation{
-		account: account, renew: opts.Credential.Renew, lifetime: keyLifetime(longest), log: log, metrics: m, now: s.now,
-		clock: clock{log: log, ahead: m.clockAhead}, given: make(chan signerapi.User, 1), trialEvery: trialEvery,
-	}
+	s.circuit = s.newCircuit()
 	return s, nil
 }
 
@@ -174,27 +161,22 @@ func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.Li
 
 // look asks storage for the picture of user.
 func (s *Store) look(ctx context.Context, user signerapi.User) (signerapi.Info, error) {
-	return s.head(ctx, s.container.NewBlobClient(s.blobName(user)))
-}
-
-func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, err error) {
-	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := client.GetProperties(ctx, nil)
-		info = infoOf(p)
-		return err
-	})
+	info, _, err := s.head(ctx, s.container.NewBlobClient(s.blobName(user)))
 	return info, err
 }
 
-func infoOf(p blob.GetPropertiesResponse) signerapi.Info {
-	return signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.Info, metadata map[string]*string, err error) {
+	err = s.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
+		p, err := client.GetProperties(ctx, nil)
+		info = signerapi.Info{ETag: etag(p.ETag), ContentType: value(p.ContentType), Size: value(p.ContentLength), MD5: p.ContentMD5}
+		metadata = p.Metadata
+		return err
+	})
+	return info, metadata, err
 }
 
 // Delete implements [signerapi.Signer].
 func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	if err := conditions.Check(); err != nil {
-		return err
-	}
 	s.known.forget(user)
 	defer s.known.forget(user)
 	op := &operation{name: opDelete}
@@ -213,7 +195,7 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 
 // Ready implements [signerapi.Signer]. It returns nil if the user delegation key can sign a URL of the default lifetime.
 func (s *Store) Ready(context.Context) error {
-	_, err := s.key.covering(s.now().Add(s.opts.LinkTTL))
+	_, err := s.keyCovering(s.now().Add(s.opts.LinkTTL))
 	return err
 }
 
@@ -227,7 +209,7 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	case <-authenticated:
 	}
 	var running sync.WaitGroup
-	running.Go(func() { s.key.run(ctx, s.checkContainer, s.tryLink) })
+	running.Go(func() { s.keepKey(ctx) })
 	if s.opts.MaxDirect > 0 {
 		running.Go(func() { s.sweep(ctx) })
 	}
@@ -235,7 +217,7 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	return nil
 }
 
-// checkContainer returns errNoContainer when storage says that it is not there.
+// checkContainer returns an error if the container does not exist.
 func (s *Store) checkContainer(ctx context.Context) error {
 	return s.call(ctx, &operation{name: opContainer}, "looking for the container", func(ctx context.Context) error {
 		_, err := s.container.GetProperties(ctx, nil)

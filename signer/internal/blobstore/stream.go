@@ -1,50 +1,34 @@
 package blobstore
 
 import (
-	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"hash"
 	"io"
 	"sync"
 
-	"github.com/minio/crc64nvme"
-
 	"cats.example/shared/signerapi"
 )
 
 var (
-	errBegun   = errors.New("the body has been read and cannot be sent again")
-	errRevoked = errors.New("this try has ended")
+	errRevoked     = errors.New("this try has ended")
+	errWrongLength = signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
 )
 
 // stream is the body of a request to storage that is read from the client while it is sent. At most one try reads it.
-//
-// The SDK asks for its length with Seek, which works until the first Read.
 type stream struct {
 	r      io.Reader // the picture
 	size   int64     // bytes of it that are sent
 	commit bool      // hold the last byte back until r has ended
 
-	source io.Reader // what views read: the stream itself, or a watchdog of it
+	source io.Reader // what views read: a watchdog of the stream
 	at     int64     // bytes returned by Read
 
-	mu   sync.Mutex // guards the fields below; never held while r is read
-	made progress
-	crc  hash.Hash64
-}
-
-// progress is how far a stream has come.
-type progress struct {
+	// The view of a try writes these until it is revoked.
 	begun bool  // a try has begun to read, so no other may
 	whole bool  // all bytes were handed to the transport, so storage may have received them
 	err   error // of the picture, which ended the stream
-}
-
-func newStream(r io.Reader, size int64, commit bool) *stream {
-	s := &stream{r: r, size: size, commit: commit, crc: crc64nvme.New()} // the polynomial of x-ms-content-crc64
-	s.source = s
-	return s
 }
 
 // Read implements [io.Reader]. It returns io.EOF with the last byte.
@@ -67,40 +51,28 @@ func (s *stream) Read(p []byte) (n int, err error) {
 	case s.at == s.size && (err == nil || err == io.EOF): // not errors.Is: a wrapped io.EOF is a broken body, not its end
 		return n, io.EOF
 	case err == io.EOF:
-		return 0, wrongLength(err)
+		return 0, errWrongLength
 	}
 	return n, err
 }
 
 // last reads the last byte and the end behind it into p.
 func (s *stream) last(p []byte) (int, error) {
-	var last [2]byte // with room to see that r is too long
-	n, err := fill(s.r, last[:])
-	if n != 1 || err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return 0, wrongLength(err)
+	last, err := readAll(s.r, 1)
+	if err == nil && len(last) == 0 {
+		err = errWrongLength
+	}
+	if err != nil {
+		return 0, err
 	}
 	s.at++
-	return copy(p, last[:1]), io.EOF
+	return copy(p, last), io.EOF
 }
 
-// wrongLength returns the error of a body that has another length than its size, unless err says more.
-func wrongLength(err error) error {
-	if err == nil || err == io.EOF { //nolint:errorlint // as above
-		return signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
-	}
-	return err
-}
-
-// Seek implements [io.Seeker] for the start and the end of a stream that was not read.
-func (s *stream) Seek(offset int64, whence int) (int64, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.made.begun:
-		return 0, errBegun
-	case offset != 0:
-		return 0, errors.ErrUnsupported
-	case whence == io.SeekEnd:
+// Seek implements [io.Seeker] as far as the SDK needs it, which asks for the length and rewinds the body before each try.
+// Nothing reads the stream after it was rewound: see [tries.Do].
+func (s *stream) Seek(_ int64, whence int) (int64, error) {
+	if whence == io.SeekEnd {
 		return s.size, nil
 	}
 	return 0, nil
@@ -109,60 +81,43 @@ func (s *stream) Seek(offset int64, whence int) (int64, error) {
 // Close implements [io.Closer].
 func (s *stream) Close() error { return nil }
 
-// matches reports whether crc is the CRC64 of the bytes that were read, as storage returns it; true if storage returned none.
-func (s *stream) matches(crc []byte) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(crc) != crc64nvme.Size || binary.LittleEndian.Uint64(crc) == s.crc.Sum64()
-}
-
-func (s *stream) progress() progress {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.made
-}
-
 // view is the body of one try. [http.Transport.RoundTrip] can return while its write loop still reads the body. Once revoke
-// has returned, a view reads nothing more of a buffer and hands out nothing more of a stream.
+// has returned, a view reads nothing more of a body in memory and hands out nothing more of a stream.
 type view struct {
-	stream *stream       // nil for a buffer
-	buffer *bytes.Reader // nil for a stream
+	body   io.Reader // in memory
+	stream *stream   // in its place, or nil
 
-	mu      *sync.Mutex // that of the stream
+	mu      sync.Mutex // never held while the stream is read
 	revoked bool
-}
-
-func viewOf(s *stream) *view { return &view{stream: s, mu: &s.mu} }
-
-func viewOfBuffer(content []byte) *view {
-	return &view{buffer: bytes.NewReader(content), mu: new(sync.Mutex)}
+	crc     hash.Hash64 // of the bytes that were read, as in x-ms-content-crc64
 }
 
 // Read implements [io.Reader].
-func (v *view) Read(p []byte) (int, error) {
+func (v *view) Read(p []byte) (n int, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.revoked {
 		return 0, errRevoked
 	}
 	if v.stream == nil {
-		return v.buffer.Read(p)
+		n, err = v.body.Read(p)
+		_, _ = v.crc.Write(p[:n])
+		return n, err
 	}
-	s := v.stream
-	s.made.begun = true
+	v.stream.begun = true
 	v.mu.Unlock()
-	n, err := s.source.Read(p)
+	n, err = v.stream.source.Read(p)
 	v.mu.Lock()
 	if v.revoked {
 		return 0, errRevoked
 	}
-	_, _ = s.crc.Write(p[:n])
+	_, _ = v.crc.Write(p[:n])
 	switch err { // not errors.Is: see above
 	case nil:
 	case io.EOF:
-		s.made.whole = true
+		v.stream.whole = true
 	default:
-		s.made.err = err
+		v.stream.err = err
 	}
 	return n, err
 }
@@ -178,4 +133,9 @@ func (v *view) revoke() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.revoked = true
+}
+
+// differs reports whether crc, in Base64, is the CRC64 of other bytes than those that were read. Storage may return none.
+func (v *view) differs(crc string) bool {
+	return crc != "" && crc != base64.StdEncoding.EncodeToString(binary.LittleEndian.AppendUint64(nil, v.crc.Sum64()))
 }

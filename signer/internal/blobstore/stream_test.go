@@ -12,7 +12,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
+
+	"github.com/minio/crc64nvme"
 
 	"cats.example/shared/signerapi"
 )
@@ -34,7 +37,7 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 		"wraps io.EOF early": {io.MultiReader(strings.NewReader("c"), iotest.ErrReader(fmt.Errorf("x: %w", io.EOF))), "c", io.EOF},
 	} {
 		for size := range 5 {
-			s := newStream(c.r, 3, true)
+			s := &stream{r: c.r, size: 3, commit: true}
 			var got []byte
 			var err error
 			for err == nil {
@@ -55,11 +58,17 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 	}
 }
 
+// viewOf returns a view of a stream of n bytes.
+func viewOf(r io.Reader, n int64) *view {
+	s := &stream{r: r, size: n, commit: true}
+	s.source = s
+	return &view{stream: s, crc: crc64nvme.New()}
+}
+
 func TestRevokedViewReadsNothing(t *testing.T) {
-	buffer := viewOfBuffer([]byte("secret"))
-	blocked, unblock := io.Pipe()
-	pipe := viewOf(newStream(blocked, 100, true))
-	for name, v := range map[string]*view{"buffer": buffer, "stream": viewOf(newStream(strings.NewReader("secret"), 6, true))} {
+	for name, v := range map[string]*view{
+		"buffer": {body: strings.NewReader("secret"), crc: crc64nvme.New()}, "stream": viewOf(strings.NewReader("secret"), 6),
+	} {
 		if n, err := v.Read(make([]byte, 3)); n != 3 || err != nil {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
@@ -69,19 +78,21 @@ func TestRevokedViewReadsNothing(t *testing.T) {
 		}
 	}
 	// A Read that waits for the client when the try ends hands out nothing.
-	read := make(chan error)
-	go func() {
-		_, err := pipe.Read(make([]byte, 3))
-		read <- err
-	}()
-	for !pipe.stream.progress().begun {
-		time.Sleep(time.Millisecond)
-	}
-	pipe.revoke()
-	_, _ = unblock.Write([]byte("cat"))
-	if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.progress().err != nil {
-		t.Errorf("read %v, noted %v", err, pipe.stream.progress().err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		blocked, unblock := io.Pipe()
+		pipe := viewOf(blocked, 100)
+		read := make(chan error)
+		go func() {
+			_, err := pipe.Read(make([]byte, 3))
+			read <- err
+		}()
+		synctest.Wait()
+		pipe.revoke()
+		_, _ = unblock.Write([]byte("cat"))
+		if err := <-read; !errors.Is(err, errRevoked) || pipe.stream.err != nil {
+			t.Errorf("read %v, noted %v", err, pipe.stream.err)
+		}
+	})
 }
 
 // hijacked returns the connection of a request, and a reader of it that begins with the bytes that the server has buffered.

@@ -31,16 +31,13 @@ const (
 	removedAbandoned = "abandoned"
 )
 
-// staged is one version of a staged blob. Blocks that were never committed have no ETag.
-type staged struct{ name, etag string }
-
-// unstage deletes a staged blob and counts it under outcome. A blob that was uploaded again since is another version: it stays,
-// and is not counted. A blob that is gone is no error.
-func (s *Store) unstage(ctx context.Context, b staged, outcome string) error {
-	client := s.container.NewBlockBlobClient(b.name)
+// unstage deletes a version of a staged blob and counts it under outcome. A blob that was uploaded again since is another version:
+// it stays, and is not counted. A blob that is gone is no error. Blocks that were never committed have no ETag.
+func (s *Store) unstage(ctx context.Context, name, etag, outcome string) error {
+	client := s.container.NewBlockBlobClient(name)
 	var err error = signerapi.ErrNotFound
-	if b.etag != "" {
-		err = s.deleteVersion(ctx, client, b.etag)
+	if etag != "" {
+		err = s.deleteVersion(ctx, client, etag)
 	}
 	if outcome == removedAbandoned && (errors.Is(err, signerapi.ErrNotFound) || errors.Is(err, signerapi.ErrPreconditionFailed)) {
 		err = s.deleteBlocks(ctx, client)
@@ -136,11 +133,11 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 			continue
 		}
 		for _, item := range page.Segment.BlobItems {
-			b := staged{name: value(item.Name)}
-			if item.Properties != nil {
-				b.etag = quoted(etag(item.Properties.ETag))
+			name, version := value(item.Name), ""
+			if tag := etag(value(item.Properties).ETag); tag != "" {
+				version = `"` + strings.Trim(tag, `"`) + `"` // a listing has it without quotes
 			}
-			end, ok := endOf(b.name)
+			end, ok := endOf(name)
 			if done = ok && s.now().Before(end.Add(sweepLate)); done {
 				break // the names are in the order of their expiry
 			}
@@ -149,18 +146,10 @@ func (s *Store) removeAbandoned(ctx context.Context) error {
 					if ctx.Err() != nil {
 						return nil
 					}
-					return s.unstage(ctx, b, removedAbandoned)
+					return s.unstage(ctx, name, version, removedAbandoned)
 				})
 			}
 		}
 	}
 	return deletes.Wait()
-}
-
-// quoted returns an ETag as it is in headers. A listing has it without quotes.
-func quoted(etag string) string {
-	if etag == "" || strings.HasPrefix(etag, `"`) {
-		return etag
-	}
-	return `"` + etag + `"`
 }

@@ -22,7 +22,7 @@ func NewTransport() *http.Client {
 		Transport: &http.Transport{
 			Proxy: http.ProxyFromEnvironment,
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				if host, port, err := net.SplitHostPort(address); err == nil && isLocalhost(host) {
+				if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".localhost") {
 					address = net.JoinHostPort("127.0.0.1", port)
 				}
 				return dialer.DialContext(ctx, network, address)
@@ -39,8 +39,4 @@ func NewTransport() *http.Client {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-}
-
-func isLocalhost(host string) bool {
-	return strings.HasSuffix(strings.ToLower(strings.TrimSuffix(host, ".")), ".localhost")
 }

@@ -35,43 +35,40 @@ const (
 
 // gave has a link like the one that user was given just now tried soon. It never
 // waits.
-func (d *delegation) gave(user signerapi.User) {
+func (s *Store) gave(user signerapi.User) {
 	select {
-	case d.given <- user:
+	case s.key.given <- user:
 	default: // there is one to try already
 	}
 }
 
-// watch tries links of the key until ctx is done: the first link that is given out, and then about one a minute while links are
-// given out. If storage refuses a link, watch drops the key and sends to dropped.
-func (d *delegation) watch(ctx context.Context, try tryLink, dropped chan<- struct{}) {
+// watchKey tries links of the key until ctx is done: the first link that is given out, and then about one a minute while links
+// are given out. If storage refuses a link, watchKey sends to dropped.
+func (s *Store) watchKey(ctx context.Context, dropped chan<- struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case user := <-d.given:
-			k := d.key.Load()
+		case user := <-s.key.given:
+			k := s.key.key.Load()
 			if k == nil {
 				continue
 			}
-			err := try(ctx, k, user)
+			err := s.tryLink(ctx, k, user)
 			switch {
 			case errors.Is(err, errLinkRefused):
-				d.lastErr.Store(&err) // before the key goes, for whoever asks why
-				d.refused.Store(&user)
-				d.drop() // also if another one was stored meanwhile: no link of it was tried
-				d.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
+				s.log.Error("the user delegation key is refused: dropped, and fetched anew", "error", err.Error())
 				select {
 				case dropped <- struct{}{}:
-				default: // run knows of an earlier one
+				default: // keepKey knows of an earlier one
 				}
 			case err != nil && ctx.Err() == nil:
-				d.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())
+				s.log.Warn("a link could not be tried, which says nothing about the key", "error", err.Error())
 			}
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(jittered(d.trialEvery)):
+		case <-time.After(jittered(trialEvery)):
 		}
 	}
 }
@@ -81,49 +78,44 @@ func jittered(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.75 + 0.5*rand.Float64())) //nolint:gosec // jitter needs no secrecy
 }
 
-// tryLink tries a link of a key to the picture of a user.
-type tryLink func(context.Context, *delegationKey, signerapi.User) error
-
 // tryLink asks storage, as a client would, for the picture of user by a link of k
 // and without a token. It returns nil when storage takes the link, whether the
 // picture is there or not, and errLinkRefused when it does not because of the key.
+// Then no links are signed until keepKey has another key.
 // Any other error says nothing about the key: no answer, one of a proxy, or one
 // about the network that this comes from, which need not be the clients'.
 func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.User) error {
-	outcome, err := s.tryOut(ctx, k, user)
-	s.metrics.trials.WithLabelValues(outcome).Inc()
-	return err
-}
-
-func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.User) (outcome string, err error) {
+	outcome := trialUnclear
+	defer func() { s.metrics.trials.WithLabelValues(outcome).Inc() }()
 	end := s.now().UTC().Add(trialLife).Truncate(time.Second)
 	if end.After(k.end) {
 		end = k.end
 	}
 	link, err := s.signed(k, s.opts.AccountURL, s.blobName(user), s.readOnly(k.start, end, opaque, ""))
 	if err != nil {
-		return trialUnclear, err
+		return err
 	}
 	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
-		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
+		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{tries{s}}, Retry: retries(-1, trialTimeout),
 	}})
 	if err != nil {
-		return trialUnclear, errors.New("the link is not a URL")
+		return errors.New("the link is not a URL")
 	}
-	var resp *http.Response
-	_, err = client.GetProperties(policy.WithCaptureResponse(withOp(ctx, opTrial), &resp), nil)
-	if resp != nil {
-		s.key.clock.compare(s.now(), resp.Header.Get("Date"))
-	}
+	_, err = client.GetProperties((&operation{name: opTrial}).under(ctx), nil)
 	err = brief(err, contributorRole)
 	r, answered := errors.AsType[*Refusal](err)
 	switch {
 	case err == nil, answered && r.Status == http.StatusNotFound:
-		return trialOK, nil
+		outcome = trialOK
+		return nil
 	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.Code == string(bloberror.AuthorizationFailure), r.Code == string(bloberror.AccountIsDisabled):
-		return trialUnclear, fmt.Errorf("trying a link: %w", err)
+		return fmt.Errorf("trying a link: %w", err)
 	case r.Code == string(bloberror.AuthenticationFailed):
 		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
 	}
-	return trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
+	outcome, err = trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
+	s.key.lastErr.Store(&err) // before the key goes, for whoever asks why
+	s.key.refused.Store(&user)
+	s.setKey(nil) // also if another one than k is stored: no link of that was tried
+	return err
 }

@@ -178,7 +178,7 @@ func TestALinkIsTriedOnceAMinuteWhileSomeAreGiven(t *testing.T) {
 		}
 		before := s.key.key.Load()
 		delete(s.back.blobs, "/cats/x/cat")
-		s.key.gave(user(t, "x"))
+		s.gave(user(t, "x"))
 		synctest.Wait()
 		if n := s.trials(); n != 1 || s.key.key.Load() != before {
 			t.Errorf("a picture that was deleted in the meantime: %d trials, the key was dropped: %v", n, s.key.key.Load() != before)
@@ -235,7 +235,7 @@ func TestNewKeyIsTriedAfterADrop(t *testing.T) {
 		s.way.mu.Lock()
 		s.way.onKey = func() {
 			s.refusing(func(url.Values) (int, string) { return http.StatusForbidden, "AuthorizationPermissionMismatch" })
-			s.key.gave(user(t, "x"))
+			s.gave(user(t, "x"))
 			time.Sleep(5 * time.Second)
 		}
 		s.way.mu.Unlock()
@@ -315,7 +315,7 @@ func TestWhatSaysNothingAboutTheKeyLeavesIt(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 			s.refusing(func(url.Values) (int, string) { return c.status, c.code })
 			s.way.set(c.lost, 0)
-			s.key.gave(user(t, "x"))
+			s.gave(user(t, "x"))
 			synctest.Wait()
 			if s.key.key.Load() != key {
 				t.Errorf("%d %s %v: the key was dropped", c.status, c.code, c.lost)

@@ -18,9 +18,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
-	"github.com/minio/crc64nvme"
 
 	"cats.example/shared/signerapi"
 )
@@ -58,10 +56,10 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		return signerapi.Info{}, err
 	}
 	defer release()
-	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), opts.Conditions.Check(), opts.Digests.Check(), s.available(ctx, user)); err != nil {
+	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
-	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast == 0
+	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast <= smallBytes
 	if opts.Conditions != (signerapi.Conditions{}) && !small {
 		if err := s.hold(ctx, user, opts.Conditions); err != nil { // storage would only say so at the end
 			return signerapi.Info{}, err
@@ -81,11 +79,32 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	up.key, up.mark = uploadID, up.id
 	// Storage gets this MD5 only once the picture was compared with it, or compares it itself.
 	up.info = signerapi.Info{ContentType: contentType, Size: opts.Size, MD5: opts.MD5}
+	memory := int64(streamBytes) // that the upload takes of the budget, unless it has a buffer
 	switch {
 	case small:
-		return up.small(ctx, picture, max(opts.Size, opts.AtMost))
+		memory = max(opts.Size, opts.AtMost)
+	case opts.Size < 0 && opts.AtMost == 0:
+		memory = smallBytes
+	case opts.Size < 0 && opts.AtMost < bufferBytes:
+		if buf := s.buffers.try(); buf != nil {
+			return up.buffered(ctx, picture, buf, 0)
+		}
+	}
+	free, err := s.buffers.reserve(ctx, memory)
+	if err != nil {
+		return signerapi.Info{}, err
+	}
+	defer free()
+	switch {
+	case small:
+		content, err := readAll(picture, memory)
+		if err != nil {
+			return signerapi.Info{}, err
+		}
+		return up.put(ctx, content)
 	case opts.Size >= 0:
-		return up.streamed(ctx, picture)
+		body := &stream{r: picture, size: opts.Size, commit: true}
+		return up.putBlob(ctx, &operation{name: opPut, stream: body}, body, opts.MD5)
 	case opts.AtMost > 0:
 		return up.bounded(ctx, picture)
 	}
@@ -107,47 +126,18 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
 
-// small stores a picture of at most limit bytes, which it reads into memory.
-func (up *upload) small(ctx context.Context, picture io.Reader, limit int64) (signerapi.Info, error) {
-	content, release, err := up.store.buffers.readAll(ctx, picture, limit)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	defer release()
-	return up.put(ctx, content)
-}
-
 // put stores a picture that is in memory. The SDK can repeat that.
 func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, error) {
 	if int64(len(picture)) < up.opts.AtLeast || up.opts.AtMost > 0 && int64(len(picture)) > up.opts.AtMost {
-		return signerapi.Info{}, wrongLength(nil)
+		return signerapi.Info{}, errWrongLength
 	}
 	sum := md5.Sum(picture) //nolint:gosec // see the import
 	up.info.Size = int64(len(picture))
-	info, _, err := up.putBlob(ctx, &operation{name: opPut, body: picture}, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
-	return info, err
+	return up.putBlob(ctx, &operation{name: opPut}, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
 }
 
-// streamed stores a picture of a known size with one Put Blob whose body is the picture.
-func (up *upload) streamed(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
-	release, err := up.store.buffers.reserve(ctx, streamBytes)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	defer release()
-	body := newStream(picture, up.opts.Size, true)
-	info, crc, err := up.putBlob(ctx, &operation{name: opPut, stream: body}, body, up.opts.MD5)
-	if err == nil && !body.matches(crc) {
-		up.store.metrics.damaged.Inc()
-		up.store.log.Error("storage has stored a picture that differs from the upload; the client was told to upload it again")
-		return signerapi.Info{}, signerapi.ErrDamaged
-	}
-	return info, err
-}
-
-// putBlob stores body with one Put Blob, and returns the CRC64 that storage computed. Storage verifies the MD5 if there is one.
-func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCloser, sum []byte) (signerapi.Info, []byte, error) {
-	var crc []byte
+// putBlob stores body, whose MD5 is sum, with one Put Blob. Storage verifies the MD5 if there is one.
+func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCloser, sum []byte) (signerapi.Info, error) {
 	info, err := up.write(ctx, op, "storing the picture", func(ctx context.Context) error {
 		done, err := up.client.Upload(ctx, body, &blockblob.UploadOptions{
 			HTTPHeaders:             up.headers(),
@@ -155,49 +145,34 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 			AccessConditions:        accessConditions(up.opts.Conditions),
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
 		})
-		if up.opts.MD5 != nil && bloberror.HasCode(err, bloberror.MD5Mismatch) {
-			err = signerapi.ErrDigestMismatch
-		}
-		up.info.ETag, up.info.MD5, crc = etag(done.ETag), done.ContentMD5, done.ContentCRC64
+		up.info.ETag, up.info.MD5 = etag(done.ETag), done.ContentMD5
 		return err
 	})
-	return info, crc, err
+	if err == nil && op.damaged {
+		up.store.metrics.damaged.Inc()
+		up.store.log.Error("storage has stored a picture that differs from the upload; the client was told to upload it again")
+		return signerapi.Info{}, signerapi.ErrDamaged
+	}
+	return info, err
 }
 
-// bounded stores the file of a form, of which only bounds of the size are known.
+// bounded stores the file of a form, of which only bounds of the size are known, in two blocks: the first is streamed.
 func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
-	if up.opts.AtMost < bufferBytes {
-		if buf := up.store.buffers.try(); buf != nil {
-			defer up.store.buffers.give(buf)
-			f := up.store.buffers.filler(picture)
-			defer f.stop()
-			n, err := f.fill(buf)
-			if err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-				return signerapi.Info{}, wrongLength(err)
-			}
-			return up.put(ctx, buf[:n])
-		}
-	}
-	if up.opts.AtLeast <= smallBytes {
-		return up.small(ctx, picture, up.opts.AtMost)
-	}
 	var sum hash.Hash
 	if up.opts.AtMost < bufferBytes {
 		sum = md5.New() //nolint:gosec // see the import
 		picture = io.TeeReader(picture, sum)
 	}
-	if err := up.stageStream(ctx, newStream(picture, up.opts.AtLeast, false)); err != nil {
+	first := &stream{r: picture, size: up.opts.AtLeast}
+	if err := up.stage(ctx, &operation{name: opBlock, stream: first}, first); err != nil {
 		return signerapi.Info{}, err
 	}
-	tail, release, err := up.store.buffers.readAll(ctx, picture, up.opts.AtMost-up.opts.AtLeast)
+	tail, err := readAll(picture, up.opts.AtMost-up.opts.AtLeast)
+	if err == nil && len(tail) > 0 {
+		err = up.stageBytes(ctx, tail)
+	}
 	if err != nil {
 		return signerapi.Info{}, err
-	}
-	defer release()
-	if len(tail) > 0 {
-		if err := up.stage(ctx, tail); err != nil {
-			return signerapi.Info{}, err
-		}
 	}
 	if sum != nil {
 		up.info.MD5 = sum.Sum(nil)
@@ -207,11 +182,6 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 
 // chunked stores a picture about whose size nothing is known.
 func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
-	release, err := up.store.buffers.reserve(ctx, smallBytes)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	defer release()
 	head, err := io.ReadAll(io.LimitReader(picture, smallBytes+1))
 	switch {
 	case err != nil:
@@ -228,21 +198,28 @@ func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if err != nil {
 		return signerapi.Info{}, err
 	}
+	return up.buffered(ctx, picture, buf, copy(buf, head))
+}
+
+// buffered stores the picture that begins with the first n bytes of buf, which it returns to the pool: with one Put Blob if it
+// fits, and else as blocks.
+func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte, n int) (signerapi.Info, error) {
 	defer up.store.buffers.give(buf)
 	f := up.store.buffers.filler(picture)
 	defer f.stop()
-	n := copy(buf, head)
 	for size := int64(0); ; n = 0 {
 		more, err := f.fill(buf[n:])
 		n += more
-		if err != nil && err != io.EOF { //nolint:errorlint // as above
+		switch {
+		case err != nil && err != io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 			return signerapi.Info{}, err
-		}
-		if err != nil && size == 0 {
+		case err == nil && up.opts.AtMost > 0: // the buffer is larger
+			return signerapi.Info{}, errWrongLength
+		case err != nil && size == 0:
 			return up.put(ctx, buf[:n])
 		}
 		if n > 0 {
-			if err := up.stage(ctx, buf[:n]); err != nil {
+			if err := up.stageBytes(ctx, buf[:n]); err != nil {
 				return signerapi.Info{}, err
 			}
 		}
@@ -259,32 +236,19 @@ func (up *upload) nextBlock() string {
 	return id
 }
 
-// stage stores the next block, which is in memory. The SDK can repeat that.
-func (up *upload) stage(ctx context.Context, block []byte) error {
-	crc, id := crc64nvme.Checksum(block), up.nextBlock()
-	return up.store.call(ctx, &operation{name: opBlock, body: block}, "staging a block", func(ctx context.Context) error {
-		_, err := up.client.StageBlock(ctx, id, streaming.NopCloser(bytes.NewReader(block)), &blockblob.StageBlockOptions{
-			TransactionalValidation: blob.TransferValidationTypeCRC64(crc),
-		})
-		return err
-	})
+// stageBytes stores the next block, which is in memory. The SDK can repeat that.
+func (up *upload) stageBytes(ctx context.Context, block []byte) error {
+	return up.stage(ctx, &operation{name: opBlock}, streaming.NopCloser(bytes.NewReader(block)))
 }
 
-// stageStream stores the next block, which is read from the client while it is sent.
-func (up *upload) stageStream(ctx context.Context, block *stream) error {
-	release, err := up.store.buffers.reserve(ctx, streamBytes)
-	if err != nil {
-		return err
-	}
-	defer release()
+// stage stores the next block.
+func (up *upload) stage(ctx context.Context, op *operation, block io.ReadSeekCloser) error {
 	id := up.nextBlock()
-	var crc []byte
-	err = up.store.call(ctx, &operation{name: opBlock, stream: block}, "staging a block", func(ctx context.Context) error {
-		done, err := up.client.StageBlock(ctx, id, block, nil)
-		crc = done.ContentCRC64
+	err := up.store.call(ctx, op, "staging a block", func(ctx context.Context) error {
+		_, err := up.client.StageBlock(ctx, id, block, nil)
 		return err
 	})
-	if err == nil && !block.matches(crc) {
+	if err == nil && op.damaged {
 		err = signerapi.ErrStorageUnavailable.Wrap(errors.New("staging a block: storage received other bytes than were sent"))
 	}
 	return err
@@ -337,15 +301,10 @@ func unknownOutcome(err error, may, write string) error {
 
 // stored returns the stored picture, and whether its mark begins with that of up.
 func (up *upload) stored(ctx context.Context) (info signerapi.Info, ok bool, err error) {
-	err = up.store.call(ctx, &operation{name: opHead}, "looking for the picture", func(ctx context.Context) error {
-		p, err := up.client.GetProperties(ctx, nil)
-		ok = false
-		for name, value := range p.Metadata {
-			ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
-		}
-		info = infoOf(p)
-		return err
-	})
+	info, metadata, err := up.store.head(ctx, up.client.BlobClient())
+	for name, value := range metadata {
+		ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
+	}
 	if errors.Is(err, signerapi.ErrNotFound) {
 		err = nil
 	}
@@ -359,15 +318,14 @@ func (up *upload) headers() *blob.HTTPHeaders {
 func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
 
 func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
-	tag := func(value string) *azcore.ETag {
-		if value == "" {
-			return nil
-		}
-		return new(azcore.ETag(value))
+	modified := &blob.ModifiedAccessConditions{}
+	if c.IfMatch != "" {
+		modified.IfMatch = new(azcore.ETag(c.IfMatch))
 	}
-	return &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{
-		IfMatch: tag(c.IfMatch), IfNoneMatch: tag(c.IfNoneMatch),
-	}}
+	if c.IfNoneMatch != "" {
+		modified.IfNoneMatch = new(azcore.ETag(c.IfNoneMatch))
+	}
+	return &blob.AccessConditions{ModifiedAccessConditions: modified}
 }
 
 // deleteOptions returns the options of a deletion of the blob with its snapshots. A blob with snapshots would stay otherwise.
