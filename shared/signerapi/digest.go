@@ -5,11 +5,9 @@ import (
 	"crypto/md5" //nolint:gosec // against faults of memory and network, not against people
 	"crypto/sha256"
 	"crypto/sha512"
-	"encoding/hex"
 	"fmt"
 	"hash"
 	"io"
-	"net/url"
 )
 
 // Digests are those that the sender of a body knows of it; the zero value knows
@@ -66,24 +64,4 @@ func (r *digestReader) Read(p []byte) (int, error) {
 		err = ErrDigestMismatch
 	}
 	return n, err
-}
-
-// addTo adds the digests to the arguments of a call.
-func (d Digests) addTo(query url.Values) {
-	for _, one := range d.all() {
-		if *one.want != nil {
-			query.Set(one.name, hex.EncodeToString(*one.want))
-		}
-	}
-}
-
-func digestsOf(query url.Values) (d Digests, err error) {
-	for _, one := range d.all() {
-		if s := query.Get(one.name); s != "" {
-			if *one.want, err = hex.DecodeString(s); err != nil {
-				return d, ErrInvalidArgument.With(one.name + ": not a digest in hexadecimal")
-			}
-		}
-	}
-	return d, d.Check()
 }

@@ -134,12 +134,12 @@ func (c Conditions) Hold(etag string) error {
 
 // conditionForm is * or an entity tag of RFC 9110 section 8.8.3 in ASCII, of at most 128 bytes, which is far more than those of
 // storage have.
-var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")?$`)
+var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
 // Check returns ErrInvalidArgument for conditions that cannot be asked.
 func (c Conditions) Check() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
-		if !conditionForm.MatchString(field[1]) {
+		if field[1] != "" && !conditionForm.MatchString(field[1]) {
 			return ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
