@@ -91,7 +91,8 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer watch.Stop()
 	args := argumentsFor(user)
 	args.PutOptions = opts
-	req := c.request(ctx, http.MethodPut, picturePath, args, watch)
+	req := c.request(ctx, http.MethodPut, picturePath, args)
+	req.Body = io.NopCloser(watch)
 	req.ContentLength = opts.Size // chunked where it is not known
 	req.Header.Set("Expect", "100-continue")
 	req.GetBody = func() (io.ReadCloser, error) { return req.Body, tracked.unread() }
@@ -148,10 +149,10 @@ func (c *Client) Ready(ctx context.Context) error {
 func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, args *arguments, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return c.do(c.request(ctx, method, path, args, nil), out)
+	return c.do(c.request(ctx, method, path, args), out)
 }
 
-func (c *Client) request(ctx context.Context, method, path string, args *arguments, body io.Reader) *http.Request {
+func (c *Client) request(ctx context.Context, method, path string, args *arguments) *http.Request {
 	req := &http.Request{
 		ProtoMajor: 1, ProtoMinor: 1, // net/http waits for 100 Continue only then
 		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: args.query()},
@@ -162,9 +163,6 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 	}
 	if client := ClientOf(ctx); client != "" {
 		req.Header.Set(clientHeader, client)
-	}
-	if body != nil {
-		req.Body = io.NopCloser(body)
 	}
 	c.about(ctx, req.Header)
 	return req.WithContext(ctx)
