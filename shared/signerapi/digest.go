@@ -2,9 +2,10 @@ package signerapi
 
 import (
 	"bytes"
-	"crypto/md5" //nolint:gosec // against faults of memory and network, not against people
-	"crypto/sha256"
-	"crypto/sha512"
+	"crypto"
+	_ "crypto/md5" //nolint:gosec // against faults of memory and network, not against people
+	_ "crypto/sha256"
+	_ "crypto/sha512"
 	"fmt"
 	"hash"
 	"io"
@@ -14,27 +15,20 @@ import (
 // none.
 type Digests struct{ MD5, SHA256, SHA512 []byte }
 
-// digest is one that is known, and how to find it.
 type digest struct {
-	name string
-	want *[]byte
-	new  func() hash.Hash
-	size int // in bytes
+	kind crypto.Hash
+	sum  []byte // nil if it is not known
 }
 
-func (d *Digests) all() []digest {
-	return []digest{
-		{"md5", &d.MD5, md5.New, md5.Size},
-		{"sha256", &d.SHA256, sha256.New, sha256.Size},
-		{"sha512", &d.SHA512, sha512.New, sha512.Size},
-	}
+func (d Digests) all() [3]digest {
+	return [3]digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
 }
 
 // Check returns ErrInvalidArgument when a digest is not as long as its kind is.
 func (d Digests) Check() error {
 	for _, one := range d.all() {
-		if *one.want != nil && len(*one.want) != one.size {
-			return ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %s has %d bytes", one.name, one.size))
+		if one.sum != nil && len(one.sum) != one.kind.Size() {
+			return ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
 		}
 	}
 	return nil
@@ -44,8 +38,8 @@ func (d Digests) Check() error {
 // was not the one that was announced.
 func (d Digests) Reader(body io.Reader) io.Reader {
 	for _, one := range d.all() {
-		if want := *one.want; want != nil {
-			body = &digestReader{body, one.new(), want}
+		if one.sum != nil {
+			body = &digestReader{body, one.kind.New(), one.sum}
 		}
 	}
 	return body
