@@ -142,16 +142,12 @@ func endpointAddresses(environ, known []string, procNet string) []string {
 // loopbackListeners returns the loopback addresses at which sockets in a table of the kernel listen (proc_net_tcp(5)), none if
 // it cannot be read.
 func loopbackListeners(table string) (addresses []string) {
-	f, err := os.Open(table) //nolint:gosec // /proc/net/tcp, or one of a test
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	text, _ := os.ReadFile(table) //nolint:gosec // /proc/net/tcp, or one of a test
+	for line := range strings.Lines(string(text)) {
 		var ip, remote []byte
 		var slot uint64
 		var port, remotePort, state uint16
-		_, err := fmt.Sscanf(lines.Text(), "%d: %x:%x %x:%x %x", &slot, &ip, &port, &remote, &remotePort, &state)
+		_, err := fmt.Sscanf(line, "%d: %x:%x %x:%x %x", &slot, &ip, &port, &remote, &remotePort, &state)
 		if err != nil || state != 0x0A || len(ip)%4 != 0 { // TCP_LISTEN
 			continue
 		}

@@ -38,24 +38,23 @@ type dialer struct {
 // dial retries refused connections until dialPatience after the first refusal of an outage. This time is one for all calls, so
 // that a call during a long outage fails at once. Only a successful dial ends an outage.
 func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		conn, err := d.connect(ctx, network, address)
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
-		}
-		if again := d.note(err); !again {
-			if err != nil {
-				return nil, err
-			}
-			closed, cancel := context.WithCancel(context.Background())
-			return &watchedConn{conn, closed.Done(), cancel}, nil
-		}
+	conn, err := d.connect(ctx, network, address)
+	for wait := 10 * time.Millisecond; d.note(err); wait = min(2*wait, 200*time.Millisecond) {
 		select {
 		case <-time.After(wait):
+			conn, err = d.connect(ctx, network, address)
 		case <-ctx.Done():
 			return nil, err
 		}
 	}
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
+	}
+	closed, cancel := context.WithCancel(context.Background())
+	return &watchedConn{conn, closed.Done(), cancel}, nil
 }
 
 // note records the result of a dial and reports whether dial tries again.

@@ -67,10 +67,7 @@ const forwardedFor = "X-Forwarded-For"
 
 // client returns who sent r, and whether that is not the peer.
 func (g *guard) client(r *http.Request) (client netip.Addr, forwarded bool) {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}, false // not of a network
-	}
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
 	client = clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
 	return client, client != peer.Addr().Unmap().WithZone("")
 }

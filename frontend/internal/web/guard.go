@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
 	"regexp"
@@ -119,26 +120,21 @@ func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Reg
 	return g
 }
 
-// The headers of every answer, in their canonical form, which are set without
-// looking for it. No page is to be made of an answer, or to frame one, and nobody is
-// to be told the address of a link. Windows of other origins get no reference to our page.
-var (
-	noSniff  = []string{"nosniff"}
-	noSource = []string{"default-src 'none'; frame-ancestors 'none'"}
-	noRefer  = []string{"no-referrer"}
-	noOpener = []string{"same-origin"}
-)
+// securityHeaders are those of every response. No page is to be made of one, or to frame one, and nobody is to be told the
+// address of a link. Windows of other origins get no reference to our page.
+var securityHeaders = http.Header{
+	"X-Content-Type-Options":     {"nosniff"},
+	"Content-Security-Policy":    {"default-src 'none'; frame-ancestors 'none'"},
+	"Referrer-Policy":            {"no-referrer"},
+	"Cross-Origin-Opener-Policy": {"same-origin"},
+}
 
 // outermost has h's answers say how browsers are to take them, refusals included.
 func (g *guard) outermost(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header := w.Header()
-		header["X-Content-Type-Options"] = noSniff
-		header["Content-Security-Policy"] = noSource
-		header["Referrer-Policy"] = noRefer
-		header["Cross-Origin-Opener-Policy"] = noOpener
+		maps.Copy(w.Header(), securityHeaders)
 		if ambiguous(r) {
-			header.Set("Connection", "close")
+			w.Header().Set("Connection", "close")
 		}
 		if g.cors != nil && !preflight(r) {
 			g.cors.HandlerFunc(w, r)
