@@ -250,12 +250,6 @@ type trackedBody struct {
 	e     error
 }
 
-var (
-	errLost       = errors.New("the connection was closed while the picture was sent")
-	errSentInPart = errors.New("the signer closed the connection while it received the picture")
-	errEnded      = errors.New("the upload has ended")
-)
-
 func (b *trackedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	b.begun = true
@@ -280,7 +274,7 @@ func (b *trackedBody) unread() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.begun {
-		return errSentInPart
+		return errors.New("the signer closed the connection while it received the picture")
 	}
 	return nil
 }
@@ -289,7 +283,7 @@ func (b *trackedBody) unread() error {
 func (b *trackedBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.e = errEnded
+	b.e = errors.New("the upload has ended")
 }
 
 // outcome returns the error of a Put with the body, of which err is the result. The error that ended the body is the cause of

@@ -221,17 +221,20 @@ type About struct {
 	Shared map[string]string `json:"shared_settings,omitempty"`
 }
 
-// SignedURL is a URL that carries a credential in its query string. It prints
-// and logs as a placeholder; string(u) is the URL itself, JSON carries it whole.
-type SignedURL string
+// Secret is a credential, or has one in it. It prints and logs as a placeholder; string(s) is the secret itself, JSON carries it
+// whole.
+type Secret string
 
-const redacted = "[signed URL]"
+const redacted = "[secret]"
 
-// String hides the credential from fmt.
-func (SignedURL) String() string { return redacted }
+// String hides the secret from fmt.
+func (Secret) String() string { return redacted }
 
-// GoString hides the credential from %#v.
-func (SignedURL) GoString() string { return redacted }
+// GoString hides the secret from %#v.
+func (Secret) GoString() string { return redacted }
 
-// LogValue hides the credential from slog.
-func (SignedURL) LogValue() slog.Value { return slog.StringValue(redacted) }
+// LogValue hides the secret from slog.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// SignedURL is a URL that carries a credential in its query string.
+type SignedURL = Secret

@@ -114,7 +114,7 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 				late = time.After(lostGrace)
 			}
 		case <-late:
-			return ErrSignerUnavailable.Wrap(lostError{errLost})
+			return ErrSignerUnavailable.Wrap(lostError{errors.New("the connection was closed while the picture was sent")})
 		}
 	}
 }
