@@ -127,9 +127,8 @@ func isTokenEndpoint(status int, server string, body []byte) bool {
 func endpointAddresses(environ, known []string, procNet string) []string {
 	addresses := []string{"127.0.0.1:8000", "[::1]:8000"}
 	if slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
-		for _, table := range []string{"tcp", "tcp6"} {
-			addresses = append(addresses, loopbackListeners(filepath.Join(procNet, table))...)
-		}
+		addresses = append(addresses, loopbackListeners(filepath.Join(procNet, "tcp"))...)
+		addresses = append(addresses, loopbackListeners(filepath.Join(procNet, "tcp6"))...)
 	}
 	addresses = slices.DeleteFunc(addresses, func(a string) bool {
 		_, port, _ := net.SplitHostPort(a)
@@ -154,9 +153,8 @@ func loopbackListeners(table string) (addresses []string) {
 		for word := range slices.Chunk(ip, 4) {
 			slices.Reverse(word) // words in the byte order of amd64 and arm64
 		}
-		addr, ok := netip.AddrFromSlice(ip)
+		addr, _ := netip.AddrFromSlice(ip) // invalid unless ip has 4 or 16 bytes
 		switch addr = addr.Unmap(); {
-		case !ok:
 		case addr.IsLoopback():
 			addresses = append(addresses, netip.AddrPortFrom(addr, port).String())
 		case addr.IsUnspecified(): // [::] has connections to 127.0.0.1, too

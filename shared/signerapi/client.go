@@ -161,9 +161,7 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 	if token := TokenOf(ctx); token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
-	if client := ClientOf(ctx); client != "" {
-		req.Header.Set(clientHeader, client)
-	}
+	req.Header.Set(clientHeader, ClientOf(ctx))
 	c.about(ctx, req.Header)
 	return req.WithContext(ctx)
 }

@@ -61,16 +61,13 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 func (d *dialer) note(err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch refused := errors.Is(err, syscall.ECONNREFUSED); {
-	case err == nil:
+	refused := errors.Is(err, syscall.ECONNREFUSED)
+	if err == nil {
 		d.outage = time.Time{}
-		return false
-	case refused && d.outage.IsZero():
+	} else if refused && d.outage.IsZero() {
 		d.outage = time.Now()
-		return true
-	default:
-		return refused && time.Since(d.outage) < dialPatience
 	}
+	return refused && time.Since(d.outage) < dialPatience
 }
 
 // watchedConn tells when it is closed, by this side or by [http.Transport] because the signer is gone.

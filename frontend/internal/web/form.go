@@ -171,17 +171,16 @@ func (f *form) next() (*multipart.Part, field, error) {
 	case err != nil:
 		return nil, field{}, f.failed(err)
 	case f.count > maxParts:
-		return nil, field{}, errTooManyParts
+		return nil, field{}, malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
 	}
 	field, err := fieldOf(http.Header(part.Header))
 	return part, field, err
 }
 
 var (
-	errTooManyParts = malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
-	errNoSpare      = errors.New("the fields besides the file are too long")
-	errAfterFile    = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
-	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
+	errNoSpare    = errors.New("the fields besides the file are too long")
+	errAfterFile  = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
+	errPartHeader = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
 )
 
 // fileReader is the content of the field "file".

@@ -38,12 +38,9 @@ func newPage(signer signerapi.Signer, options Options) *page {
 	return p
 }
 
-// originOf returns scheme, host and port of address, which is a URL.
+// originOf returns scheme, host and port of address, which is a URL by [access.Rules.Validate].
 func originOf(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return ""
-	}
+	u := must(url.Parse(address))
 	return u.Scheme + "://" + u.Host
 }
 
