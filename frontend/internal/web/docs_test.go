@@ -166,13 +166,13 @@ func TestTheDocumentHasTheErrors(t *testing.T) {
 
 func TestTheDocumentHasTheFilesOfThePages(t *testing.T) {
 	parameters := readDocument(t).Components.Parameters
-	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(newDocsParts())), "file": slices.Sorted(maps.Keys(newPageParts()))} {
+	for name, there := range map[string][]string{"asset": slices.Sorted(maps.Keys(docsParts)), "file": slices.Sorted(maps.Keys(pageParts))} {
 		if diff := cmp.Diff(there, slices.Sorted(slices.Values(parameters[name].Schema.Enum))); diff != "" {
 			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
 		}
 	}
 	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(must(written.ReadFile("docs/index.html")), -1) {
-		if _, ok := newDocsParts()[string(m[1])]; !ok {
+		if _, ok := docsParts[string(m[1])]; !ok {
 			t.Errorf("the page asks for %s, which is not there", m[1])
 		}
 	}

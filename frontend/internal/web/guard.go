@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -159,8 +160,9 @@ func preflight(r *http.Request) bool {
 // inner passes requests within the limits of their client to h. It rejects others before their bodies are read.
 func (g *guard) inner(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		addr, forwarded := g.client(r)
-		if forwarded {
+		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
+		addr := clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
+		if addr != peer.Addr().Unmap().WithZone("") {
 			service.NoteClient(r.Context(), addr)
 		}
 		client := limit.Address(addr)

@@ -76,13 +76,11 @@ func sources(list ...string) string {
 // parts are files by their names.
 type parts map[string]file
 
-// newPageParts returns the files of the page besides the page itself.
-func newPageParts() parts {
-	return parts{
-		"app.js":    newFile("text/javascript; charset=utf-8", pageFiles, "page/app.js"),
-		"style.css": newFile("text/css; charset=utf-8", pageFiles, "page/style.css"),
-		"icon.svg":  newFile("image/svg+xml", pageFiles, "page/icon.svg"),
-	}
+// pageParts are the files of the page besides the page itself.
+var pageParts = parts{
+	"app.js":    newFile("text/javascript; charset=utf-8", pageFiles, "page/app.js"),
+	"style.css": newFile("text/css; charset=utf-8", pageFiles, "page/style.css"),
+	"icon.svg":  newFile("image/svg+xml", pageFiles, "page/icon.svg"),
 }
 
 func (p parts) get(w http.ResponseWriter, r *http.Request) error {

@@ -53,10 +53,10 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(forUser(s.getPicture))}},
 		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(forUser(s.postUpload)))}},
 		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(g.slot(g.slots.Commits, forUser(s.postCommit))))}},
-		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
+		{"/page/{file}", resource{http.MethodGet: pageParts.get}},
 		{"/openapi.json", resource{http.MethodGet: newFile("application/json", written, "openapi.json").get}},
-		{"/docs", resource{http.MethodGet: getDocs()}},
-		{"/docs/{file}", resource{http.MethodGet: newDocsParts().get}},
+		{"/docs", resource{http.MethodGet: getDocs}},
+		{"/docs/{file}", resource{http.MethodGet: docsParts.get}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.serve)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(withoutSlash)))
