@@ -36,12 +36,12 @@ const (
 	clientHeader    = "Cats-Client" // the key of ClientOf
 )
 
-// How long a call may take. putTimeout begins at the end of the request body, which the watchdog bounds.
+// How long a call may take. writeTimeout is that of Commit, and of Put from the end of the
+// request body on, which the watchdog bounds.
 const (
-	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
-	commitTimeout = putTimeout
-	shortTimeout  = 15 * time.Second
-	readyTimeout  = 2 * time.Second
+	writeTimeout = 4 * time.Minute // above the signer's own limits for what it still has to store
+	shortTimeout = 15 * time.Second
+	readyTimeout = 2 * time.Second
 
 	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. It is longer than the signer's own
 	// for storage, so that the signer's answer arrives first.
@@ -87,7 +87,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
 	defer tracked.end()
-	watch := watchdog.New(tracked, acceptTimeout, putTimeout, cancel)
+	watch := watchdog.New(tracked, acceptTimeout, writeTimeout, cancel)
 	defer watch.Stop()
 	args := argumentsFor(user)
 	args.PutOptions = opts
@@ -130,7 +130,7 @@ func (c *Client) Ticket(ctx context.Context, user User, size int64) (ticket Tick
 func (c *Client) Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (info Info, err error) {
 	args := argumentsFor(user)
 	args.ticket, args.Conditions, args.MD5 = ticket, opts.Conditions, opts.MD5
-	err = c.call(ctx, commitTimeout, http.MethodPost, commitPath, args, &info)
+	err = c.call(ctx, writeTimeout, http.MethodPost, commitPath, args, &info)
 	return info, unknownIfLost(err, MayBeStored)
 }
 

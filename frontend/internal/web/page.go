@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/gorilla/mux"
 
@@ -17,9 +16,6 @@ import (
 
 //go:embed page
 var pageFiles embed.FS
-
-// originWait is for how long the page waits to be told where links lead.
-const originWait = time.Second
 
 // page is what people use of the API: one document, which asks the API by script.
 type page struct {
@@ -55,8 +51,6 @@ func (p *page) get(w http.ResponseWriter, r *http.Request) error {
 func (p *page) policy(ctx context.Context) string {
 	storage := p.storage.Load()
 	if storage == nil {
-		ctx, cancel := context.WithTimeout(ctx, originWait)
-		defer cancel()
 		storage = new(string)
 		if about, err := p.signer.About(ctx); err == nil {
 			storage = &about.LinkOrigin
