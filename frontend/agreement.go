@@ -19,7 +19,7 @@ type agreement struct {
 	log    *slog.Logger
 
 	mu     sync.Mutex
-	logged map[string]string // the signer's values of the settings that differ
+	logged map[string]string // the settings that differ, with the signer's values where it has them
 }
 
 // ready returns nil when the signer is ready and has the same shared settings. The error
@@ -39,18 +39,13 @@ func (a *agreement) ready(ctx context.Context) error {
 func (a *agreement) compare(signers map[string]string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	differing := map[string]string{}
-	for _, side := range []map[string]string{a.own, signers} {
-		for name := range side {
-			if a.own[name] != signers[name] {
-				differing[name] = signers[name]
-			}
-		}
-	}
+	differing := maps.Clone(a.own)
+	maps.Copy(differing, signers)
+	maps.DeleteFunc(differing, func(name, _ string) bool { return a.own[name] == signers[name] })
 	names := slices.Sorted(maps.Keys(differing))
 	if !maps.Equal(differing, a.logged) {
 		for _, name := range names {
-			a.log.Error("shared setting differs between the containers", "setting", name, "frontend", a.own[name], "signer", differing[name])
+			a.log.Error("shared setting differs between the containers", "setting", name, "frontend", a.own[name], "signer", signers[name])
 		}
 	}
 	a.logged = differing

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 
@@ -16,10 +17,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	search := func() []string {
 		return findEndpoints(context.WithoutCancel(ctx), endpointAddresses(environ, cfg.ports(), "/proc/net"), endpointTimeout)
 	}
-	if err := checkSplit(environ, tokenFiles, search()); err != nil {
-		return err
-	}
-	if err != nil {
+	if err := cmp.Or(checkSplit(environ, tokenFiles, search()), err); err != nil {
 		return err
 	}
 	signer, err := signerapi.NewClient(cfg.SignerURL, service.Propagate)

@@ -36,13 +36,12 @@ const (
 	clientHeader    = "Cats-Client" // the key of ClientOf
 )
 
-// How long a call may take. putTimeout begins at the end of the request body, which the watchdog bounds.
+// How long a call may take. writeTimeout is that of Commit, and of Put from the end of the
+// request body on, which the watchdog bounds.
 const (
-	putTimeout    = 4 * time.Minute // above the signer's own limits for what it still has to store
-	commitTimeout = 4 * time.Minute // like putTimeout
-	getTimeout    = 15 * time.Second
-	deleteTimeout = 15 * time.Second
-	readyTimeout  = 2 * time.Second
+	writeTimeout = 4 * time.Minute // above the signer's own limits for what it still has to store
+	shortTimeout = 15 * time.Second
+	readyTimeout = 2 * time.Second
 
 	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. It is longer than the signer's own
 	// for storage, so that the signer's answer arrives first.
@@ -88,167 +87,89 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
 	defer tracked.end()
-	watch := watchdog.New(tracked, acceptTimeout, putTimeout, cancel)
+	watch := watchdog.New(tracked, acceptTimeout, writeTimeout, cancel)
 	defer watch.Stop()
-	query := url.Values{}
-	if opts.Size >= 0 {
-		query.Set("size", strconv.FormatInt(opts.Size, 10))
-	}
-	if opts.AtMost > 0 {
-		query.Set("at_least", strconv.FormatInt(opts.AtLeast, 10))
-		query.Set("at_most", strconv.FormatInt(opts.AtMost, 10))
-	}
-	opts.Conditions.addTo(query)
-	opts.Digests.addTo(query)
-	req, err := c.request(ctx, http.MethodPut, picturePath, user, query, watch)
-	if err != nil {
-		return Info{}, err
-	}
+	args := argumentsFor(user)
+	args.PutOptions = opts
+	req := c.request(ctx, http.MethodPut, picturePath, args)
+	req.Body = io.NopCloser(watch)
 	req.ContentLength = opts.Size // chunked where it is not known
 	req.Header.Set("Expect", "100-continue")
 	req.GetBody = func() (io.ReadCloser, error) { return req.Body, tracked.unread() }
-	repeatable(req)
 	var info Info
-	if err := c.write(req, tracked, &info, MayBeStored); err != nil {
+	if err := tracked.outcome(untilLost(req, tracked, func(req *http.Request) error { return c.do(req, &info) })); err != nil {
 		return Info{}, err // not info, which the transport can still change
 	}
 	return info, nil
 }
 
 // Link implements [Signer].
-func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (Link, error) {
-	ctx, cancel := context.WithTimeout(ctx, getTimeout)
-	defer cancel()
-	query := url.Values{}
-	if opts.TTL != 0 {
-		if opts.TTL%time.Second != 0 {
-			return Link{}, ErrInvalidArgument.With("ttl: only whole seconds are possible")
-		}
-		query.Set("ttl_seconds", strconv.FormatInt(int64(opts.TTL/time.Second), 10))
-	}
-	if opts.Download != "" {
-		query.Set("download", opts.Download)
-	}
-	req, err := c.request(ctx, http.MethodGet, linkPath, user, query, nil)
-	if err != nil {
-		return Link{}, err
-	}
-	var link Link
-	return link, c.do(req, &link)
+func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (link Link, err error) {
+	args := argumentsFor(user)
+	args.LinkOptions = opts
+	err = c.call(ctx, shortTimeout, http.MethodGet, linkPath, args, &link)
+	return link, err
 }
 
 // Delete implements [Signer].
 func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
-	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
-	defer cancel()
-	query := url.Values{}
-	conditions.addTo(query)
-	req, err := c.request(ctx, http.MethodDelete, picturePath, user, query, nil)
-	if err != nil {
-		return err
-	}
-	return c.write(req, nil, nil, MayBeDeleted)
+	args := argumentsFor(user)
+	args.Conditions = conditions
+	return unknownIfLost(c.call(ctx, shortTimeout, http.MethodDelete, picturePath, args, nil), MayBeDeleted)
 }
 
 // Ticket implements [Signer].
-func (c *Client) Ticket(ctx context.Context, user User, size int64) (Ticket, error) {
-	ctx, cancel := context.WithTimeout(ctx, getTimeout)
-	defer cancel()
-	query := url.Values{"size": {strconv.FormatInt(size, 10)}}
-	req, err := c.request(ctx, http.MethodPost, ticketPath, user, query, nil)
-	if err != nil {
-		return Ticket{}, err
-	}
-	repeatable(req)
-	var ticket Ticket
-	return ticket, c.do(req, &ticket)
+func (c *Client) Ticket(ctx context.Context, user User, size int64) (ticket Ticket, err error) {
+	args := argumentsFor(user)
+	args.Size = size
+	err = c.call(ctx, shortTimeout, http.MethodPost, ticketPath, args, &ticket)
+	return ticket, err
 }
 
 // Commit implements [Signer].
-func (c *Client) Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error) {
-	if err := CheckTicket(ticket); err != nil {
-		return Info{}, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
-	query := url.Values{"ticket": {ticket}}
-	opts.addTo(query)
-	Digests{MD5: opts.MD5}.addTo(query)
-	req, err := c.request(ctx, http.MethodPost, commitPath, user, query, nil)
-	if err != nil {
-		return Info{}, err
-	}
-	var info Info
-	return info, c.write(req, nil, &info, MayBeStored)
+func (c *Client) Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (info Info, err error) {
+	args := argumentsFor(user)
+	args.ticket, args.Conditions, args.MD5 = ticket, opts.Conditions, opts.MD5
+	err = c.call(ctx, writeTimeout, http.MethodPost, commitPath, args, &info)
+	return info, unknownIfLost(err, MayBeStored)
 }
 
 // About implements [Signer].
-func (c *Client) About(ctx context.Context) (About, error) {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
-	defer cancel()
-	var about About
-	return about, c.do(c.newRequest(ctx, http.MethodGet, aboutPath, nil, nil), &about)
+func (c *Client) About(ctx context.Context) (about About, err error) {
+	err = c.call(ctx, readyTimeout, http.MethodGet, aboutPath, argumentsFor(User{}), &about)
+	return about, err
 }
 
 // Ready implements [Signer].
 func (c *Client) Ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	return c.call(ctx, readyTimeout, http.MethodGet, readyPath, argumentsFor(User{}), nil)
+}
+
+// call sends a call without a body, like do.
+func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, args *arguments, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return c.do(c.newRequest(ctx, http.MethodGet, readyPath, nil, nil), nil)
+	return c.do(c.request(ctx, method, path, args), out)
 }
 
-// addTo adds the conditions to the arguments of a call.
-func (c Conditions) addTo(query url.Values) {
-	if c.IfMatch != "" {
-		query.Set("if_match", c.IfMatch)
-	}
-	if c.IfNoneMatch != "" {
-		query.Set("if_none_match", c.IfNoneMatch)
-	}
-}
-
-func (c *Client) request(ctx context.Context, method, path string, user User, query url.Values, body io.Reader) (*http.Request, error) {
-	if user == (User{}) {
-		return nil, ErrInvalidUser
-	}
-	query.Set("user", user.String())
-	return c.newRequest(ctx, method, path, query, body), nil
-}
-
-func (c *Client) newRequest(ctx context.Context, method, path string, query url.Values, body io.Reader) *http.Request {
+func (c *Client) request(ctx context.Context, method, path string, args *arguments) *http.Request {
 	req := &http.Request{
 		ProtoMajor: 1, ProtoMinor: 1, // net/http waits for 100 Continue only then
-		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: query.Encode()},
+		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: args.query()},
 		Header: http.Header{contractHeader: {contractVersion}},
 	}
 	if token := TokenOf(ctx); token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
-	if client := ClientOf(ctx); client != "" {
-		req.Header.Set(clientHeader, client)
-	}
-	if body != nil {
-		req.Body = io.NopCloser(body)
-	}
+	req.Header.Set(clientHeader, ClientOf(ctx))
 	c.about(ctx, req.Header)
 	return req.WithContext(ctx)
 }
 
-// repeatable lets net/http repeat a PUT or POST that the signer has not carried out, as it does with a GET. A header field
-// without a value is not sent.
-func repeatable(req *http.Request) { req.Header["Idempotency-Key"] = nil }
-
-// write sends req, which changes the stored picture, like do. It alone decides whether the outcome of a failed write is
-// unknown: the signer may have received the whole request, and its answer is lost. The Detail of the error then ends with may.
-// body is the body of req, or nil.
-func (c *Client) write(req *http.Request, body *trackedBody, out any, may string) error {
-	err := untilLost(req, body, func(req *http.Request) error { return c.do(req, out) })
-	_, lost := errors.AsType[lostError](err)
-	broken, whole := body.state()
-	if broken != nil && (err == nil || AsError(err).Outcome == "") { // the cause of any other error
-		lost, err = lost || err == nil, broken
-	}
-	if lost && whole {
+// unknownIfLost returns err, the result of a write. If the signer may have received the write and its answer is lost, the
+// Outcome is unknown, and the Detail ends with may.
+func unknownIfLost(err error, may string) error {
+	if _, lost := errors.AsType[lostError](err); lost {
 		return AsError(err).Unknown(may)
 	}
 	return err
@@ -327,12 +248,6 @@ type trackedBody struct {
 	e     error
 }
 
-var (
-	errLost       = errors.New("the connection was closed while the picture was sent")
-	errSentInPart = errors.New("the signer closed the connection while it received the picture")
-	errEnded      = errors.New("the upload has ended")
-)
-
 func (b *trackedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	b.begun = true
@@ -357,7 +272,7 @@ func (b *trackedBody) unread() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.begun {
-		return errSentInPart
+		return errors.New("the signer closed the connection while it received the picture")
 	}
 	return nil
 }
@@ -366,15 +281,20 @@ func (b *trackedBody) unread() error {
 func (b *trackedBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.e = errEnded
+	b.e = errors.New("the upload has ended")
 }
 
-// state returns the error that ended the body, and whether all of it was read. A nil body is whole.
-func (b *trackedBody) state() (broken error, whole bool) {
-	if b == nil {
-		return nil, true
-	}
+// outcome returns the error of a Put with the body, of which err is the result. The error that ended the body is the cause of
+// any other error without an Outcome. Only a body that was read whole can be stored.
+func (b *trackedBody) outcome(err error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.e, b.whole
+	_, lost := errors.AsType[lostError](err)
+	if b.e != nil && (err == nil || AsError(err).Outcome == "") {
+		lost, err = lost || err == nil, b.e
+	}
+	if lost && b.whole {
+		return AsError(err).Unknown(MayBeStored)
+	}
+	return err
 }

@@ -2,41 +2,33 @@ package signerapi
 
 import (
 	"bytes"
-	"crypto/md5" //nolint:gosec // against faults of memory and network, not against people
-	"crypto/sha256"
-	"crypto/sha512"
-	"encoding/hex"
+	"crypto"
+	_ "crypto/md5" //nolint:gosec // against faults of memory and network, not against people
+	_ "crypto/sha256"
+	_ "crypto/sha512"
 	"fmt"
 	"hash"
 	"io"
-	"net/url"
 )
 
 // Digests are those that the sender of a body knows of it; the zero value knows
 // none.
 type Digests struct{ MD5, SHA256, SHA512 []byte }
 
-// digest is one that is known, and how to find it.
 type digest struct {
-	name string
-	want *[]byte
-	new  func() hash.Hash
-	size int // in bytes
+	kind crypto.Hash
+	sum  []byte // nil if it is not known
 }
 
-func (d *Digests) all() []digest {
-	return []digest{
-		{"md5", &d.MD5, md5.New, md5.Size},
-		{"sha256", &d.SHA256, sha256.New, sha256.Size},
-		{"sha512", &d.SHA512, sha512.New, sha512.Size},
-	}
+func (d Digests) all() [3]digest {
+	return [3]digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
 }
 
 // Check returns ErrInvalidArgument when a digest is not as long as its kind is.
 func (d Digests) Check() error {
 	for _, one := range d.all() {
-		if *one.want != nil && len(*one.want) != one.size {
-			return ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %s has %d bytes", one.name, one.size))
+		if one.sum != nil && len(one.sum) != one.kind.Size() {
+			return ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
 		}
 	}
 	return nil
@@ -46,8 +38,8 @@ func (d Digests) Check() error {
 // was not the one that was announced.
 func (d Digests) Reader(body io.Reader) io.Reader {
 	for _, one := range d.all() {
-		if want := *one.want; want != nil {
-			body = &digestReader{body, one.new(), want}
+		if one.sum != nil {
+			body = &digestReader{body, one.kind.New(), one.sum}
 		}
 	}
 	return body
@@ -66,24 +58,4 @@ func (r *digestReader) Read(p []byte) (int, error) {
 		err = ErrDigestMismatch
 	}
 	return n, err
-}
-
-// addTo adds the digests to the arguments of a call.
-func (d Digests) addTo(query url.Values) {
-	for _, one := range d.all() {
-		if *one.want != nil {
-			query.Set(one.name, hex.EncodeToString(*one.want))
-		}
-	}
-}
-
-func digestsOf(query url.Values) (d Digests, err error) {
-	for _, one := range d.all() {
-		if s := query.Get(one.name); s != "" {
-			if *one.want, err = hex.DecodeString(s); err != nil {
-				return d, ErrInvalidArgument.With(one.name + ": not a digest in hexadecimal")
-			}
-		}
-	}
-	return d, d.Check()
 }

@@ -105,33 +105,29 @@ func (e *Error) Is(target error) bool {
 }
 
 // With returns an error of the same code with another detail.
-func (e *Error) With(detail string) *Error {
-	c := *e
-	c.Detail = detail
-	return &c
+func (e Error) With(detail string) *Error {
+	e.Detail = detail
+	return &e
 }
 
 // Wrap returns an error of the same code and detail that has cause behind it.
-func (e *Error) Wrap(cause error) *Error {
-	c := *e
-	c.cause = cause
-	return &c
+func (e Error) Wrap(cause error) *Error {
+	e.cause = cause
+	return &e
 }
 
 // Unknown returns an error of the same code whose Outcome is unknown, with may at the end of its Detail: [MayBeStored] or
 // [MayBeDeleted].
-func (e *Error) Unknown(may string) *Error {
-	c := *e
-	c.Outcome = OutcomeUnknown
-	c.Detail += may
-	return &c
+func (e Error) Unknown(may string) *Error {
+	e.Outcome = OutcomeUnknown
+	e.Detail += may
+	return &e
 }
 
 // After returns an error of the same code that asks to wait for d.
-func (e *Error) After(d time.Duration) *Error {
-	c := *e
-	c.RetryAfter = d
-	return &c
+func (e Error) After(d time.Duration) *Error {
+	e.RetryAfter = d
+	return &e
 }
 
 // AsError returns the *Error that err is or wraps. If there is none, or it has no Status, AsError returns ErrInternal around

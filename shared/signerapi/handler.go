@@ -8,10 +8,8 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
-	"time"
 )
 
 // Settings are the settings of the signer that its side of the contract depends on.
@@ -33,10 +31,10 @@ type Settings struct {
 func NewHandler(s Signer, note func(context.Context, error), settings Settings, wrap func(route string, probe bool, h http.Handler) http.Handler) http.Handler {
 	h := handler{s, note, settings}
 	routes := map[string]http.Handler{
-		picturePath: wrap(picturePath, false, h.by(map[string]call{http.MethodPut: h.put, http.MethodDelete: h.delete})),
-		linkPath:    wrap(linkPath, false, h.by(map[string]call{http.MethodGet: h.link})),
-		ticketPath:  wrap(ticketPath, false, h.by(map[string]call{http.MethodPost: h.ticket})),
-		commitPath:  wrap(commitPath, false, h.by(map[string]call{http.MethodPost: h.commit})),
+		picturePath: wrap(picturePath, false, h.by(map[string]call{http.MethodPut: forUser(h.put), http.MethodDelete: forUser(h.delete)})),
+		linkPath:    wrap(linkPath, false, h.by(map[string]call{http.MethodGet: forUser(h.link)})),
+		ticketPath:  wrap(ticketPath, false, h.by(map[string]call{http.MethodPost: forUser(h.ticket)})),
+		commitPath:  wrap(commitPath, false, h.by(map[string]call{http.MethodPost: forUser(h.commit)})),
 		aboutPath:   wrap(aboutPath, true, h.by(map[string]call{http.MethodGet: h.about})),
 		readyPath:   wrap(readyPath, true, h.by(map[string]call{http.MethodGet: h.ready})),
 	}
@@ -70,14 +68,15 @@ func (h handler) by(calls map[string]call) http.Handler {
 			http.Error(w, "no such call", http.StatusMethodNotAllowed)
 			return
 		}
-		r = r.WithContext(WithClient(r.Context(), r.Header.Get(clientHeader)))
+		ctx := WithClient(r.Context(), r.Header.Get(clientHeader))
 		token, err := TokenIn(r.Header)
 		if token != "" {
-			r = r.WithContext(WithToken(r.Context(), token))
+			ctx = WithToken(ctx, token)
 			if h.settings.Anonymous {
 				err = ErrMisconfigured
 			}
 		}
+		r = r.WithContext(ctx)
 		var answer any
 		if err == nil {
 			answer, err = c(r)
@@ -94,64 +93,41 @@ func (h handler) by(calls map[string]call) http.Handler {
 	})
 }
 
-func (h handler) put(r *http.Request) (any, error) {
-	a := argumentsOf(r)
-	opts := PutOptions{Size: -1, Conditions: a.conditions(), Digests: a.digests()}
-	for name, size := range map[string]*int64{"size": &opts.Size, "at_least": &opts.AtLeast, "at_most": &opts.AtMost} {
-		if a.Get(name) != "" {
-			*size = a.size(name)
+// forUser returns a call that parses the arguments of a request for c.
+func forUser(c func(*http.Request, User, *arguments) (any, error)) call {
+	return func(r *http.Request) (any, error) {
+		user, args, err := parseArguments(r.URL.RawQuery)
+		if err != nil {
+			return nil, err
 		}
+		return c(r, user, args)
 	}
-	if a.err != nil {
-		return nil, a.err
-	}
-	return h.signer.Put(r.Context(), a.user, BodyReader{r.Body}, opts)
 }
 
-func (h handler) link(r *http.Request) (any, error) {
-	a := argumentsOf(r)
-	opts := LinkOptions{Download: a.Get("download")}
-	if s := a.Get("ttl_seconds"); s != "" {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil || n <= 0 || n > math.MaxInt64/int64(time.Second) {
-			a.fail(ErrInvalidArgument.With("ttl: not a number of seconds above zero"))
-		}
-		opts.TTL = time.Duration(n) * time.Second
-	}
-	a.fail(CheckDownloadName(opts.Download))
-	if a.err != nil {
-		return nil, a.err
-	}
-	return h.signer.Link(r.Context(), a.user, opts)
+func (h handler) put(r *http.Request, user User, args *arguments) (any, error) {
+	return h.signer.Put(r.Context(), user, BodyReader{r.Body}, args.PutOptions)
 }
 
-func (h handler) delete(r *http.Request) (any, error) {
-	a := argumentsOf(r)
-	conditions := a.conditions()
-	if a.err != nil {
-		return nil, a.err
-	}
-	return nil, h.signer.Delete(r.Context(), a.user, conditions)
+func (h handler) link(r *http.Request, user User, args *arguments) (any, error) {
+	return h.signer.Link(r.Context(), user, args.LinkOptions)
 }
 
-func (h handler) ticket(r *http.Request) (any, error) {
-	a := argumentsOf(r)
-	size := a.size("size")
-	if a.err != nil {
-		return nil, a.err
-	}
-	return h.signer.Ticket(r.Context(), a.user, size)
+func (h handler) delete(r *http.Request, user User, args *arguments) (any, error) {
+	return nil, h.signer.Delete(r.Context(), user, args.Conditions)
 }
 
-func (h handler) commit(r *http.Request) (any, error) {
-	a := argumentsOf(r)
-	id := a.Get("ticket")
-	a.fail(CheckTicket(id))
-	opts := CommitOptions{Conditions: a.conditions(), MD5: a.digests().MD5}
-	if a.err != nil {
-		return nil, a.err
+func (h handler) ticket(r *http.Request, user User, args *arguments) (any, error) {
+	if args.Size < 0 {
+		return nil, ErrInvalidArgument.With("size: want a number of bytes")
 	}
-	return h.signer.Commit(r.Context(), a.user, id, opts)
+	return h.signer.Ticket(r.Context(), user, args.Size)
+}
+
+func (h handler) commit(r *http.Request, user User, args *arguments) (any, error) {
+	if err := CheckTicket(args.ticket); err != nil {
+		return nil, err
+	}
+	return h.signer.Commit(r.Context(), user, args.ticket, CommitOptions{args.Conditions, args.MD5})
 }
 
 func (h handler) about(r *http.Request) (any, error) {
@@ -162,57 +138,6 @@ func (h handler) about(r *http.Request) (any, error) {
 
 func (h handler) ready(r *http.Request) (any, error) {
 	return nil, h.signer.Ready(r.Context())
-}
-
-// arguments are those of a call. Like a [bufio.Scanner], they keep the first error, which the caller checks at the end.
-type arguments struct {
-	url.Values
-	user User
-	err  error
-}
-
-// argumentsOf parses the query of r. An argument given twice is an error: two readers might not pick the same one.
-func argumentsOf(r *http.Request) *arguments {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	a := &arguments{Values: query}
-	if err != nil {
-		a.fail(ErrInvalidArgument.With("the query cannot be read"))
-	}
-	for _, values := range query {
-		if len(values) > 1 {
-			a.fail(ErrInvalidArgument.With("an argument is given twice"))
-		}
-	}
-	a.user, err = ParseUser(query.Get("user"))
-	a.fail(err)
-	return a
-}
-
-// fail keeps err unless there is an error already.
-func (a *arguments) fail(err error) {
-	if a.err == nil {
-		a.err = err
-	}
-}
-
-func (a *arguments) size(name string) int64 {
-	size, err := strconv.ParseInt(a.Get(name), 10, 64)
-	if err != nil || size < 0 {
-		a.fail(ErrInvalidArgument.With(name + ": not a number of bytes"))
-	}
-	return size
-}
-
-func (a *arguments) conditions() Conditions {
-	c := Conditions{IfMatch: a.Get("if_match"), IfNoneMatch: a.Get("if_none_match")}
-	a.fail(c.Check())
-	return c
-}
-
-func (a *arguments) digests() Digests {
-	d, err := digestsOf(a.Values)
-	a.fail(err)
-	return d
 }
 
 // Fail answers with err as it crosses the wire: its code, detail, outcome and

@@ -134,12 +134,12 @@ func (c Conditions) Hold(etag string) error {
 
 // conditionForm is * or an entity tag of RFC 9110 section 8.8.3 in ASCII, of at most 128 bytes, which is far more than those of
 // storage have.
-var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")?$`)
+var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
 // Check returns ErrInvalidArgument for conditions that cannot be asked.
 func (c Conditions) Check() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
-		if !conditionForm.MatchString(field[1]) {
+		if field[1] != "" && !conditionForm.MatchString(field[1]) {
 			return ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
@@ -221,17 +221,20 @@ type About struct {
 	Shared map[string]string `json:"shared_settings,omitempty"`
 }
 
-// SignedURL is a URL that carries a credential in its query string. It prints
-// and logs as a placeholder; string(u) is the URL itself, JSON carries it whole.
-type SignedURL string
+// Secret is a credential, or has one in it. It prints and logs as a placeholder; string(s) is the secret itself, JSON carries it
+// whole.
+type Secret string
 
-const redacted = "[signed URL]"
+const redacted = "[secret]"
 
-// String hides the credential from fmt.
-func (SignedURL) String() string { return redacted }
+// String hides the secret from fmt.
+func (Secret) String() string { return redacted }
 
-// GoString hides the credential from %#v.
-func (SignedURL) GoString() string { return redacted }
+// GoString hides the secret from %#v.
+func (Secret) GoString() string { return redacted }
 
-// LogValue hides the credential from slog.
-func (SignedURL) LogValue() slog.Value { return slog.StringValue(redacted) }
+// LogValue hides the secret from slog.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// SignedURL is a URL that carries a credential in its query string.
+type SignedURL = Secret

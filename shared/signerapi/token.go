@@ -2,25 +2,12 @@ package signerapi
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"strings"
 )
 
-// Token is the bearer token of a caller, as it came and not checked. It prints and
-// logs as a placeholder; string(t) is the token itself.
-type Token string
-
-const redactedToken = "[token]"
-
-// String hides the token from fmt.
-func (Token) String() string { return redactedToken }
-
-// GoString hides the token from %#v.
-func (Token) GoString() string { return redactedToken }
-
-// LogValue hides the token from slog.
-func (Token) LogValue() slog.Value { return slog.StringValue(redactedToken) }
+// Token is the bearer token of a caller, as it came and not checked.
+type Token = Secret
 
 // TokenIn returns the bearer token in a request's header, RFC 6750 section 2.1, and
 // "" where there is no Authorization field. One that holds anything else, and

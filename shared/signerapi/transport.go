@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -39,47 +38,43 @@ type dialer struct {
 // dial retries refused connections until dialPatience after the first refusal of an outage. This time is one for all calls, so
 // that a call during a long outage fails at once. Only a successful dial ends an outage.
 func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
-		conn, err := d.connect(ctx, network, address)
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
-		}
-		if again := d.note(err); !again {
-			if err != nil {
-				return nil, err
-			}
-			closed, cancel := context.WithCancel(context.Background())
-			return &watchedConn{conn, closed, cancel}, nil
-		}
+	conn, err := d.connect(ctx, network, address)
+	for wait := 10 * time.Millisecond; d.note(err); wait = min(2*wait, 200*time.Millisecond) {
 		select {
 		case <-time.After(wait):
+			conn, err = d.connect(ctx, network, address)
 		case <-ctx.Done():
 			return nil, err
 		}
 	}
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
+	}
+	closed, cancel := context.WithCancel(context.Background())
+	return &watchedConn{conn, closed.Done(), cancel}, nil
 }
 
 // note records the result of a dial and reports whether dial tries again.
 func (d *dialer) note(err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	switch refused := errors.Is(err, syscall.ECONNREFUSED); {
-	case err == nil:
+	refused := errors.Is(err, syscall.ECONNREFUSED)
+	if err == nil {
 		d.outage = time.Time{}
-		return false
-	case refused && d.outage.IsZero():
+	} else if refused && d.outage.IsZero() {
 		d.outage = time.Now()
-		return true
-	default:
-		return refused && time.Since(d.outage) < dialPatience
 	}
+	return refused && time.Since(d.outage) < dialPatience
 }
 
 // watchedConn tells when it is closed, by this side or by [http.Transport] because the signer is gone.
 type watchedConn struct {
 	net.Conn
-	closed context.Context //nolint:containedctx // done once the connection is closed
-	cancel context.CancelFunc
+	closed <-chan struct{}
+	cancel context.CancelFunc // closes closed
 }
 
 // Close implements [net.Conn].
@@ -88,48 +83,43 @@ func (c *watchedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// untilLost returns the error of send, which sends req with body; nil is no body. If the connection is closed while body is read, it waits only
-// lostGrace for it: [http.Transport] returns after the Read of the body, and the client may send nothing.
+// untilLost returns the error of send, which sends req with body. If the connection is closed while body is read, it waits only
+// lostGrace for it: [http.Transport] returns after the Read of the body, and the client may send nothing. The context of req
+// must be done after that.
 func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) error) error {
-	if body == nil {
-		return send(req)
-	}
-	lost := make(chan struct{}, 1)
-	var current atomic.Pointer[watchedConn]
-	stop := func() bool { return false }
+	ctx, conns, done := req.Context(), make(chan *watchedConn), make(chan error, 1)
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		stop()
 		if conn, ok := info.Conn.(*watchedConn); ok {
-			current.Store(conn)
-			stop = context.AfterFunc(conn.closed, func() {
-				if current.Load() == conn && body.unread() != nil { // otherwise the call is repeated
-					lost <- struct{}{}
-				}
-			})
+			select {
+			case conns <- conn:
+			case <-ctx.Done():
+			}
 		}
 	}}
-	done := make(chan error, 1)
-	go func() {
-		done <- send(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
-		stop()
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-lost:
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-time.After(lostGrace):
-		return ErrSignerUnavailable.Wrap(lostError{errLost})
+	go func() { done <- send(req.WithContext(httptrace.WithClientTrace(ctx, trace))) }()
+	var closed <-chan struct{}
+	var late <-chan time.Time
+	for {
+		select {
+		case err := <-done:
+			return err
+		case conn := <-conns:
+			closed = conn.closed
+		case <-closed:
+			closed = nil
+			if body.unread() != nil { // otherwise the call is repeated
+				late = time.After(lostGrace)
+			}
+		case <-late:
+			return ErrSignerUnavailable.Wrap(lostError{errors.New("the connection was closed while the picture was sent")})
+		}
 	}
 }
 
 // transport sends calls over HTTP/1.1.
 //
-// net/http repeats a call if a kept connection turns out to be closed. The signer must have sent no byte of a response, and no
-// byte of a body may have been read. DELETE and commit must not be sent twice: the second answer would hide that the first call
+// net/http repeats a call if a kept connection turns out to be closed, of PUT and POST only with an Idempotency-Key. The signer
+// must have sent no byte of a response, and no byte of a body may have been read. DELETE and commit must not be sent twice: the second answer would hide that the first call
 // was carried out. They get a new connection each, where net/http repeats nothing.
 type transport struct{ kept, short, fresh *http.Transport }
 
@@ -152,10 +142,11 @@ func newTransport() *transport {
 
 // RoundTrip implements [http.RoundTripper].
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	switch {
-	case req.Method == http.MethodDelete || req.URL.Path == commitPath:
+	if req.Method == http.MethodDelete || req.URL.Path == commitPath {
 		return t.fresh.RoundTrip(req)
-	case req.URL.Path == linkPath || req.URL.Path == ticketPath:
+	}
+	req.Header["Idempotency-Key"] = nil // a field without a value is not sent
+	if req.URL.Path == linkPath || req.URL.Path == ticketPath {
 		return t.short.RoundTrip(req)
 	}
 	return t.kept.RoundTrip(req)

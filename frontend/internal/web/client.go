@@ -2,7 +2,6 @@ package web
 
 import (
 	"fmt"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -33,15 +32,14 @@ func (a *AddressRanges) UnmarshalText(text []byte) error {
 // The result has no zone, and is never an IPv4-mapped IPv6 address.
 func clientOf(peer netip.Addr, forwarded []string, trusted AddressRanges) netip.Addr {
 	client := peer.Unmap().WithZone("")
-	for list := strings.Join(forwarded, ","); list != ""; { // several of the header are one list
+	hasClient := func(p netip.Prefix) bool { return p.Contains(client) }
+	list := strings.Join(forwarded, ",") // several of the header are one list
+	for list != "" && slices.ContainsFunc(trusted, hasClient) {
 		i := strings.LastIndexByte(list, ',')
 		last := strings.TrimSpace(list[i+1:])
 		list = list[:max(i, 0)]
 		if last == "" {
 			continue // an empty element is none
-		}
-		if !slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(client) }) {
-			return client
 		}
 		hop := hopOf(last)
 		if !hop.IsValid() {
@@ -64,13 +62,3 @@ func hopOf(s string) netip.Addr {
 
 // forwardedFor is the header in its canonical form.
 const forwardedFor = "X-Forwarded-For"
-
-// client returns who sent r, and whether that is not the peer.
-func (g *guard) client(r *http.Request) (client netip.Addr, forwarded bool) {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}, false // not of a network
-	}
-	client = clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
-	return client, client != peer.Addr().Unmap().WithZone("")
-}

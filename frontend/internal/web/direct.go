@@ -15,8 +15,8 @@ import (
 // SignIn are the settings of how the page has people sign in, where callers must be
 // known.
 type SignIn struct {
-	ClientID string `env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client as which the page has people sign in, a public one (authorization code with PKCE) whose redirect URI is that of the page; unless set, the page has no sign-in"`
-	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, what the page asks the issuer for, such as openid api://API/.default at Entra ID, API being the client id of the API's registration, so that its access token is for OIDC_AUDIENCE"`
+	ClientID string `json:"client_id" env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client as which the page has people sign in, a public one (authorization code with PKCE) whose redirect URI is that of the page; unless set, the page has no sign-in"`
+	Scope    string `json:"scope" env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, what the page asks the issuer for, such as openid api://API/.default at Entra ID, API being the client id of the API's registration, so that its access token is for OIDC_AUDIENCE"`
 }
 
 // about is the answer to GET /about: what clients can do here.
@@ -35,8 +35,7 @@ type about struct {
 type signIn struct {
 	Issuer    string `json:"issuer"`
 	Discovery string `json:"discovery_url"`
-	ClientID  string `json:"client_id"`
-	Scope     string `json:"scope"`
+	SignIn
 	UserClaim string `json:"user_claim"`
 }
 
@@ -55,7 +54,7 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 		answer.ReadAccess = o.Read
 	}
 	if o.On() && o.ClientID != "" {
-		answer.SignIn = &signIn{o.Issuer, o.DiscoveryURL(), o.ClientID, o.Scope, said.UserClaim}
+		answer.SignIn = &signIn{o.Issuer, o.DiscoveryURL(), o.SignIn, said.UserClaim}
 	}
 	signerapi.WriteJSON(w, http.StatusOK, "application/json", answer)
 	return nil

@@ -17,26 +17,18 @@ var written embed.FS
 // is made of, and ask this API. Swagger UI's own style has its pictures in it.
 const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// docs are the description of this API, and a page that shows it.
-type docs struct {
-	openapi, index file
-	assets         parts
-}
-
-func newDocs() docs {
-	return docs{
-		openapi: newFile("application/json", written, "openapi.json"),
-		index:   newFile("text/html; charset=utf-8", written, "docs/index.html"),
-		assets: parts{
-			"init.js":              newFile("text/javascript; charset=utf-8", written, "docs/init.js"),
-			"swagger-ui.css":       newFile("text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"),
-			"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"),
-			// Its first line says that this is beside it.
-			"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", written, "docs/swagger-ui-bundle.js.LICENSE.txt"),
-		},
+// docsIndex is a page that shows the description, and docsParts are the other files of the page.
+var (
+	docsIndex = newFile("text/html; charset=utf-8", written, "docs/index.html")
+	docsParts = parts{
+		"init.js":              newFile("text/javascript; charset=utf-8", written, "docs/init.js"),
+		"swagger-ui.css":       newFile("text/css; charset=utf-8", static.FS, "swagger-ui.css.gz"),
+		"swagger-ui-bundle.js": newFile("text/javascript; charset=utf-8", static.FS, "swagger-ui-bundle.js.gz"),
+		// Its first line says that this is beside it.
+		"swagger-ui-bundle.js.LICENSE.txt": newFile("text/plain; charset=utf-8", written, "docs/swagger-ui-bundle.js.LICENSE.txt"),
 	}
-}
+)
 
-func (d docs) getIndex(w http.ResponseWriter, r *http.Request) error {
-	return d.index.serve(w, r, docsPolicy)
+func getDocs(w http.ResponseWriter, r *http.Request) error {
+	return docsIndex.serve(w, r, docsPolicy)
 }

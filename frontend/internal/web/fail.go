@@ -20,17 +20,14 @@ var (
 	errPartialUpload = &signerapi.Error{Code: "partial_upload", Status: http.StatusBadRequest, Detail: "this API takes whole pictures only (RFC 9110 section 14.5); nothing was stored"}
 )
 
-// problem is an RFC 9457 problem document. Detail is always there: it is what
-// clients of the tutorial service read.
+// problem is an RFC 9457 problem document: the code, detail and outcome of an error, and these. Detail is always there: it is
+// what clients of the tutorial service read.
 type problem struct {
-	Type      string `json:"type"`
-	Title     string `json:"title"`
-	Status    int    `json:"status"`
-	Detail    string `json:"detail"`
-	Code      string `json:"code"`
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	signerapi.Error
 	RequestID string `json:"request_id,omitempty"`
-
-	Outcome signerapi.Outcome `json:"outcome,omitempty"`
 }
 
 // Refuse answers with err. An error without a status becomes a plain 500; only the log has its cause.
@@ -47,13 +44,6 @@ func Refuse(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		w.Header().Set("WWW-Authenticate", challenge)
 	}
-	signerapi.WriteJSON(w, e.Status, "application/problem+json", problem{
-		Type:      "about:blank",
-		Title:     http.StatusText(e.Status),
-		Status:    e.Status,
-		Detail:    e.Detail,
-		Code:      e.Code,
-		RequestID: service.RequestID(r.Context()),
-		Outcome:   e.Outcome,
-	})
+	signerapi.WriteJSON(w, e.Status, "application/problem+json",
+		problem{"about:blank", http.StatusText(e.Status), e.Status, *e, service.RequestID(r.Context())})
 }

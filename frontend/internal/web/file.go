@@ -41,7 +41,7 @@ func newFile(contentType string, from fs.FS, name string) file {
 	}
 }
 
-// must returns v. An error is one of a file that is a part of the binary.
+// must returns v. An error is one of a file that is a part of the binary, or of a setting that was checked.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

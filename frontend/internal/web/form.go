@@ -104,30 +104,45 @@ func (f *form) file() (io.Reader, textproto.MIMEHeader, error) {
 	if err := f.begin(); err != nil {
 		return nil, nil, err
 	}
+	part, field, err := f.find()
+	switch {
+	case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+		return nil, nil, f.missing(`the form has no field "file"`)
+	case errors.Is(err, errNoSpare):
+		return nil, nil, f.missing(`the form has no field "file" in its first 1 MiB`)
+	case err != nil:
+		return nil, nil, err
+	case !field.file:
+		return nil, nil, errFileIsText
+	}
+	if f.size >= 0 {
+		left := f.size - f.raw.given - f.closing() // The file begins up to readAhead bytes earlier.
+		f.atLeast, f.atMost = max(0, left-maxAfterFile-readAhead), left+readAhead
+	}
+	return &fileReader{form: f, part: part, named: field.named}, part.Header, nil
+}
+
+// find returns the next part with the name "file" and skips the parts before it. The error is io.EOF, bare, if there is none,
+// and errNoSpare if the others hold more than is spare.
+func (f *form) find() (*multipart.Part, field, error) {
 	for {
 		part, field, err := f.next()
-		switch {
-		case err == io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-			return nil, nil, f.missing(`the form has no field "file"`)
-		case err != nil:
-			return nil, nil, err
-		case field.name == "file" && !field.file:
-			return nil, nil, errFileIsText
-		case field.name == "file":
-			if f.size >= 0 {
-				left := f.size - f.raw.given - f.closing() // The file begins up to readAhead bytes earlier.
-				f.atLeast, f.atMost = max(0, left-maxAfterFile-readAhead), left+readAhead
-			}
-			return &fileReader{form: f, part: part, named: field.named}, part.Header, nil
+		if err != nil || field.name == "file" {
+			return part, field, err
 		}
 		if len(f.names) < maxNamed {
 			f.names = append(f.names, field.name)
 		}
-		if err := f.skip(part, field.name); err != nil {
-			return nil, nil, err
+		value, _ := io.ReadAll(io.LimitReader(part, 20)) // as much as a number needs; the next Read has the error, too
+		n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
+		if err != nil {
+			return nil, field, f.failed(err)
 		}
-		if f.spare < 0 {
-			return nil, nil, f.missing(`the form has no field "file" in its first 1 MiB`)
+		if err := checkChunks(field.name, string(value)); err != nil {
+			return nil, field, err
+		}
+		if f.spare -= int64(len(value)) + n; f.spare < 0 {
+			return nil, field, errNoSpare
 		}
 	}
 }
@@ -156,28 +171,17 @@ func (f *form) next() (*multipart.Part, field, error) {
 	case err != nil:
 		return nil, field{}, f.failed(err)
 	case f.count > maxParts:
-		return nil, field{}, errTooManyParts
+		return nil, field{}, malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
 	}
 	field, err := fieldOf(http.Header(part.Header))
 	return part, field, err
 }
 
 var (
-	errTooManyParts = malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
-	errAfterFile    = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
-	errPartHeader   = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
+	errNoSpare    = errors.New("the fields besides the file are too long")
+	errAfterFile  = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
+	errPartHeader = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
 )
-
-// skip reads a part other than the file, and no more than is spare.
-func (f *form) skip(part *multipart.Part, name string) error {
-	value, _ := io.ReadAll(io.LimitReader(part, 20)) // as much as a number needs; the next Read has the error, too
-	n, err := io.Copy(io.Discard, io.LimitReader(part, f.spare+1))
-	if err != nil {
-		return f.failed(err)
-	}
-	f.spare -= int64(len(value)) + n
-	return checkChunks(name, string(value))
-}
 
 // fileReader is the content of the field "file".
 type fileReader struct {
@@ -219,23 +223,13 @@ func (r *fileReader) Read(p []byte) (int, error) {
 func (r *fileReader) rest() error {
 	f := r.form
 	f.spare, f.raw.most = maxAfterFile, f.raw.given+maxAfterFile+readAhead+f.closing()
-	for {
-		part, field, err := f.next()
-		if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
-			break
-		}
-		if err == nil && field.name == "file" {
-			err = errTwoFiles
-		}
-		if err == nil {
-			err = f.skip(part, field.name)
-		}
-		if err == nil && f.spare < 0 {
-			err = errAfterFile
-		}
-		if err != nil {
-			return err
-		}
+	switch _, _, err := f.find(); {
+	case err == nil:
+		return errTwoFiles
+	case errors.Is(err, errNoSpare):
+		return errAfterFile
+	case err != io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken form, not its end
+		return err
 	}
 	// After the last boundary the body must end cleanly, or else the client did not send what it announced.
 	if _, err := io.Copy(io.Discard, f.raw); !errors.Is(err, errBodyEnd) {

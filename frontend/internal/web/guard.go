@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -119,26 +121,21 @@ func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Reg
 	return g
 }
 
-// The headers of every answer, in their canonical form, which are set without
-// looking for it. No page is to be made of an answer, or to frame one, and nobody is
-// to be told the address of a link. Windows of other origins get no reference to our page.
-var (
-	noSniff  = []string{"nosniff"}
-	noSource = []string{"default-src 'none'; frame-ancestors 'none'"}
-	noRefer  = []string{"no-referrer"}
-	noOpener = []string{"same-origin"}
-)
+// securityHeaders are those of every response. No page is to be made of one, or to frame one, and nobody is to be told the
+// address of a link. Windows of other origins get no reference to our page.
+var securityHeaders = http.Header{
+	"X-Content-Type-Options":     {"nosniff"},
+	"Content-Security-Policy":    {"default-src 'none'; frame-ancestors 'none'"},
+	"Referrer-Policy":            {"no-referrer"},
+	"Cross-Origin-Opener-Policy": {"same-origin"},
+}
 
 // outermost has h's answers say how browsers are to take them, refusals included.
 func (g *guard) outermost(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header := w.Header()
-		header["X-Content-Type-Options"] = noSniff
-		header["Content-Security-Policy"] = noSource
-		header["Referrer-Policy"] = noRefer
-		header["Cross-Origin-Opener-Policy"] = noOpener
+		maps.Copy(w.Header(), securityHeaders)
 		if ambiguous(r) {
-			header.Set("Connection", "close")
+			w.Header().Set("Connection", "close")
 		}
 		if g.cors != nil && !preflight(r) {
 			g.cors.HandlerFunc(w, r)
@@ -163,8 +160,9 @@ func preflight(r *http.Request) bool {
 // inner passes requests within the limits of their client to h. It rejects others before their bodies are read.
 func (g *guard) inner(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		addr, forwarded := g.client(r)
-		if forwarded {
+		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
+		addr := clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
+		if addr != peer.Addr().Unmap().WithZone("") {
 			service.NoteClient(r.Context(), addr)
 		}
 		client := limit.Address(addr)

@@ -18,18 +18,17 @@ type metrics struct {
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
-	const p = "cats_frontend_"
 	auto := promauto.With(reg)
 	m := &metrics{
 		calls: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: p + "signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
+			Name: "cats_frontend_signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
 		}, []string{"op", "outcome"}),
-		rejected: service.Counters(reg, p+"upload_rejected_total",
+		rejected: service.Counters(reg, "cats_frontend_upload_rejected_total",
 			"Uploads that were refused or not stored, by the code of the error.", "reason",
 			signerapi.ErrIncomplete.Code, signerapi.ErrStalled.Code, signerapi.ErrTooLarge.Code, signerapi.ErrUnsupportedMediaType.Code,
 			signerapi.ErrOverloaded.Code, signerapi.ErrDigestMismatch.Code, signerapi.ErrPreconditionFailed.Code),
 		stored: auto.NewCounter(prometheus.CounterOpts{
-			Name: p + "upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
+			Name: "cats_frontend_upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
 		}),
 	}
 	for _, op := range []string{"put", "link", "delete", "ticket", "commit", "about"} {

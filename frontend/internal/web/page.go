@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/gorilla/mux"
 
@@ -17,9 +16,6 @@ import (
 
 //go:embed page
 var pageFiles embed.FS
-
-// originWait is for how long the page waits to be told where links lead.
-const originWait = time.Second
 
 // page is what people use of the API: one document, which asks the API by script.
 type page struct {
@@ -38,12 +34,9 @@ func newPage(signer signerapi.Signer, options Options) *page {
 	return p
 }
 
-// originOf returns scheme, host and port of address, which is a URL.
+// originOf returns scheme, host and port of address, which is a URL by [access.Rules.Validate].
 func originOf(address string) string {
-	u, err := url.Parse(address)
-	if err != nil {
-		return ""
-	}
+	u := must(url.Parse(address))
 	return u.Scheme + "://" + u.Host
 }
 
@@ -58,8 +51,6 @@ func (p *page) get(w http.ResponseWriter, r *http.Request) error {
 func (p *page) policy(ctx context.Context) string {
 	storage := p.storage.Load()
 	if storage == nil {
-		ctx, cancel := context.WithTimeout(ctx, originWait)
-		defer cancel()
 		storage = new(string)
 		if about, err := p.signer.About(ctx); err == nil {
 			storage = &about.LinkOrigin
@@ -79,13 +70,11 @@ func sources(list ...string) string {
 // parts are files by their names.
 type parts map[string]file
 
-// newPageParts returns the files of the page besides the page itself.
-func newPageParts() parts {
-	return parts{
-		"app.js":    newFile("text/javascript; charset=utf-8", pageFiles, "page/app.js"),
-		"style.css": newFile("text/css; charset=utf-8", pageFiles, "page/style.css"),
-		"icon.svg":  newFile("image/svg+xml", pageFiles, "page/icon.svg"),
-	}
+// pageParts are the files of the page besides the page itself.
+var pageParts = parts{
+	"app.js":    newFile("text/javascript; charset=utf-8", pageFiles, "page/app.js"),
+	"style.css": newFile("text/css; charset=utf-8", pageFiles, "page/style.css"),
+	"icon.svg":  newFile("image/svg+xml", pageFiles, "page/icon.svg"),
 }
 
 func (p parts) get(w http.ResponseWriter, r *http.Request) error {

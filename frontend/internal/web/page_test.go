@@ -80,7 +80,7 @@ func TestThePagesFilesAreAskedForAgainAndSentOnce(t *testing.T) {
 		}
 		wantProblem(t, send(t, h, "POST", target, "", nil), 405, "method_not_allowed")
 	}
-	if csp := send(t, h, "GET", "/page/app.js", "", nil).Header().Get("Content-Security-Policy"); csp != noSource[0] {
+	if csp := send(t, h, "GET", "/page/app.js", "", nil).Header().Get("Content-Security-Policy"); csp != securityHeaders.Get("Content-Security-Policy") {
 		t.Errorf("the policy of a file is %s", csp)
 	}
 }

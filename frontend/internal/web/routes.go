@@ -34,7 +34,7 @@ func New(signer signerapi.Signer, options Options, requests *service.Requests, s
 
 // newRouter returns the routes. All of them are in openapi.json.
 func newRouter(signer signerapi.Signer, options Options, requests *service.Requests, g *guard, m *metrics) *mux.Router {
-	s, d := web{signer, options, m}, newDocs()
+	s := web{signer, options, m}
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
@@ -53,10 +53,10 @@ func newRouter(signer signerapi.Signer, options Options, requests *service.Reque
 		{"/cat/{user}/picture", resource{http.MethodGet: s.reader(forUser(s.getPicture))}},
 		{"/cat/{user}/upload", resource{http.MethodPost: m.upload(s.owner(forUser(s.postUpload)))}},
 		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.upload(s.owner(g.slot(g.slots.Commits, forUser(s.postCommit))))}},
-		{"/page/{file}", resource{http.MethodGet: newPageParts().get}},
-		{"/openapi.json", resource{http.MethodGet: d.openapi.get}},
-		{"/docs", resource{http.MethodGet: d.getIndex}},
-		{"/docs/{file}", resource{http.MethodGet: d.assets.get}},
+		{"/page/{file}", resource{http.MethodGet: pageParts.get}},
+		{"/openapi.json", resource{http.MethodGet: newFile("application/json", written, "openapi.json").get}},
+		{"/docs", resource{http.MethodGet: getDocs}},
+		{"/docs/{file}", resource{http.MethodGet: docsParts.get}},
 	} {
 		r.Handle(route.path, requests.Route(route.path, g.inner(route.serve)))
 		r.Handle(route.path+"/", requests.Route(route.path, g.inner(withoutSlash)))

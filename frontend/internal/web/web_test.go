@@ -211,8 +211,8 @@ func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code 
 	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
 		t.Fatalf("%d %q is no problem document: %v", rec.Code, rec.Body, err)
 	}
-	want := problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: p.Detail, Code: code, RequestID: rec.Header().Get("X-Request-Id"), Outcome: p.Outcome}
-	if diff := cmp.Diff(want, p); diff != "" || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
+	want := problem{"about:blank", http.StatusText(status), status, signerapi.Error{Code: code, Detail: p.Detail, Outcome: p.Outcome}, rec.Header().Get("X-Request-Id")}
+	if p != want || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
 		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
 	}
 	return p
