@@ -15,8 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -86,9 +84,6 @@ func Main(p Program) int {
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	LogVersion(log)
-	for _, name := range Removed(os.Environ()) {
-		log.Warn("this setting no longer exists; remove it", "setting", name)
-	}
 	limitMemory(log)
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
@@ -108,17 +103,6 @@ func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
 // LogVersion writes the first line of a process's log: its version and the revision of its source.
 func LogVersion(log *slog.Logger) {
 	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
-}
-
-// Removed returns the names of the settings in environ that earlier versions had and that no longer have an effect.
-func Removed(environ []string) (names []string) {
-	for _, variable := range environ {
-		name, value, _ := strings.Cut(variable, "=")
-		if value != "" && slices.Contains([]string{"UPLOAD_MEMORY", "UPLOAD_WAIT", "UPLOADS_PER_CLIENT"}, name) {
-			names = append(names, name)
-		}
-	}
-	return names
 }
 
 // limitMemory has the Go runtime keep within the container's limit, whose other
