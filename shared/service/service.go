@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -90,7 +91,7 @@ func Main(p Program) int {
 		return 0
 	}
 	for _, fault := range Faults(err) {
-		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
+		log.Error("stopped", "error", fault)
 	}
 	return 1
 }
@@ -147,19 +148,12 @@ func (p Program) arguments(ctx context.Context, args, environ []string, stdout, 
 	return 2
 }
 
-// Faults returns the errors that were joined, or err alone; none for nil.
-func Faults(err error) []error {
+// Faults returns the texts of the errors that were joined, each of which is a line; none for nil.
+func Faults(err error) []string {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		var all []error
-		for _, e := range joined.Unwrap() {
-			all = append(all, Faults(e)...)
-		}
-		return all
-	}
-	return []error{err}
+	return strings.Split(err.Error(), "\n")
 }
 
 // NewRegistry returns a registry of its own that holds the Go runtime's, the
