@@ -17,8 +17,7 @@ import (
 )
 
 var doctorCommand = service.Command{
-	Name:  "doctor",
-	About: "checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work",
+	Name: "doctor",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange, the user delegation key, a put and a
 link on a scratch blob, which it deletes again, with MAX_DIRECT_SIZE a copy of it,

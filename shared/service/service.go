@@ -59,15 +59,14 @@ type Program struct {
 	Settings any    // pointer to a zero settings struct, for --help
 	// Run runs it until ctx is done and returns nil after a clean stop.
 	Run func(ctx context.Context, environ []string, stderr io.Writer) error
-	// Commands are what it can do instead, when the first argument names one.
-	Commands []Command
+	// Command is what it can do instead, when the first argument names it.
+	Command Command
 }
 
 // Command is something else that a program's binary does, and then ends.
 type Command struct {
-	Name  string
-	About string // one line for the program's --help
-	Help  string // what the command's own --help says
+	Name string
+	Help string // what the command's own --help says
 	// Run does it and returns the exit code. ctx is done on SIGTERM and Interrupt.
 	Run func(ctx context.Context, environ []string, stdout io.Writer) int
 }
@@ -80,8 +79,8 @@ func Main(p Program) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	if len(os.Args) > 1 {
-		return p.arguments(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	if args := strings.Join(os.Args[1:], " "); args != "" {
+		return p.arguments(ctx, args, os.Environ(), os.Stdout, os.Stderr)
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	LogVersion(log)
@@ -122,30 +121,22 @@ func limitMemory(log *slog.Logger) {
 	}
 }
 
-func (p Program) arguments(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	help := func(args []string) bool { return len(args) == 1 && (args[0] == "--help" || args[0] == "-h") }
-	switch {
-	case help(args):
-		if Help(stdout, p.About, p.Settings, p.Commands...) != nil {
-			return 1
-		}
-		return 0
-	case len(args) == 1 && args[0] == "--version":
+// arguments does what args say, which are not empty, and returns the exit code.
+func (p Program) arguments(ctx context.Context, args string, environ []string, stdout, stderr io.Writer) int {
+	switch command := p.Command; args {
+	case "--help", "-h":
+		_ = Help(stdout, p.About, p.Settings)
+	case "--version":
 		fmt.Fprintln(stdout, version.Print("cats-api "+p.Name))
-		return 0
+	case command.Name:
+		return command.Run(ctx, environ, stdout)
+	case command.Name + " --help", command.Name + " -h":
+		fmt.Fprintln(stdout, command.Help)
+	default:
+		fmt.Fprintf(stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
+		return 2
 	}
-	for _, c := range p.Commands {
-		switch {
-		case args[0] != c.Name:
-		case len(args) == 1:
-			return c.Run(ctx, environ, stdout)
-		case help(args[1:]):
-			fmt.Fprintln(stdout, c.Help)
-			return 0
-		}
-	}
-	fmt.Fprintf(stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
-	return 2
+	return 0
 }
 
 // Faults returns the texts of the errors that were joined, each of which is a line; none for nil.

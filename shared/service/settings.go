@@ -164,15 +164,10 @@ func canonical(v reflect.Value) string {
 	return fmt.Sprint(v)
 }
 
-// Help writes what --help shows: about, the commands, then each setting with its
-// default.
-func Help(w io.Writer, about string, settings any, commands ...Command) error {
+// Help writes what --help shows: about, then each setting with its default.
+func Help(w io.Writer, about string, settings any) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", about)
-	for _, c := range commands {
-		fmt.Fprintf(&b, "Command %s: %s\n\n", c.Name, c.About)
-	}
-	b.WriteString("Flags: --help, --version. Settings, from the environment:\n")
+	fmt.Fprintf(&b, "%s\n\nFlags: --help, --version. Settings, from the environment:\n", about)
 	for _, s := range Describe(settings) {
 		fmt.Fprintf(&b, "\n  %s", s.Name)
 		switch {
