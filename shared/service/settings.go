@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strconv"
@@ -57,13 +58,11 @@ func Require(ok bool, format string, args ...any) error {
 // kustomize and docker read files of settings literally, so that quotes in them become part of the value.
 func Parse(settings any, environ []string) error {
 	environment := env.ToMap(environ)
-	for name, value := range environment {
-		if value == "" {
-			delete(environment, name)
-		}
-	}
+	maps.DeleteFunc(environment, func(_, value string) bool { return value == "" })
+	variables := map[string]string{} // by field
 	var faults []error
 	for _, s := range Describe(settings) {
+		variables[s.field] = s.Name
 		if value := environment[s.Name]; Quoted(value) && !s.quotedLater {
 			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value: remove the quotes", s.Name, value))
 			environment[s.Name] = strings.Trim(value, quotes) // reported once
@@ -77,11 +76,8 @@ func Parse(settings any, environ []string) error {
 	for _, fault := range all.Errors {
 		// The library names the field; people know the variable.
 		if parse, ok := errors.AsType[env.ParseError](fault); ok {
-			for _, s := range Describe(settings) {
-				if s.field == parse.Name {
-					fault = fmt.Errorf("%s is %q: %w", s.Name, environment[s.Name], parse.Err)
-				}
-			}
+			name := variables[parse.Name]
+			fault = fmt.Errorf("%s is %q: %w", name, environment[name], parse.Err)
 		}
 		faults = append(faults, fault)
 	}
