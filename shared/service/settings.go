@@ -134,7 +134,7 @@ func describe(settings reflect.Value) []Setting {
 }
 
 // Shared returns the values of the settings with the tag shared:"true", which must be the same in both containers, by name.
-// Equal values have equal strings: numbers are exact and lists are sorted.
+// Equal values have equal strings: numbers are exact and lists of strings are sorted.
 func Shared(settings any) map[string]string {
 	values := map[string]string{}
 	for _, s := range Describe(settings) {
@@ -146,15 +146,10 @@ func Shared(settings any) map[string]string {
 }
 
 func canonical(v reflect.Value) string {
-	switch {
-	case v.Kind() == reflect.Slice:
-		var list []string
-		for i := range v.Len() {
-			list = append(list, canonical(v.Index(i)))
-		}
-		slices.Sort(list)
-		return strings.Join(slices.Compact(list), ",")
-	case v.CanInt(): // sizes print rounded
+	if list, ok := reflect.TypeAssert[[]string](v); ok {
+		return strings.Join(slices.Compact(slices.Sorted(slices.Values(list))), ",")
+	}
+	if v.CanInt() { // sizes print rounded
 		return strconv.FormatInt(v.Int(), 10)
 	}
 	return fmt.Sprint(v)
