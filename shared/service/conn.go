@@ -26,8 +26,8 @@ var errHeaderLines = errors.New("the header has too many lines")
 // conn counts the lines of the headers that are read from a connection.
 type conn struct {
 	net.Conn
-	release func() // its slot; to be called once
-	closed  sync.Once
+	release func()        // its slot
+	request *http.Request // the current one, as net/http has it
 
 	mu       sync.Mutex
 	inHeader bool // the next bytes belong to a header
@@ -37,7 +37,7 @@ type conn struct {
 
 // Close implements [net.Conn].
 func (c *conn) Close() error {
-	c.closed.Do(c.release)
+	c.release()
 	return c.Conn.Close()
 }
 
@@ -104,21 +104,15 @@ func (h *headerLines) take(p []byte) bool {
 	return true
 }
 
-type exchangeKey struct{}
-
-// exchange is a request and its response as net/http has them.
-type exchange struct {
-	conn    *conn
-	request *http.Request
-}
+type connKey struct{}
 
 // headersEnd tells the connection of each request where its header ends, and where the next one begins.
 func headersEnd(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if e, ok := r.Context().Value(exchangeKey{}).(*exchange); ok {
-			e.conn.readsHeader(false)
-			defer e.conn.readsHeader(true)
-			e.request, r.Trailer = r, nil // unused, and one line announces thousands
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			c.readsHeader(false)
+			defer c.readsHeader(true)
+			c.request, r.Trailer = r, nil // unused, and one line announces thousands
 		}
 		h.ServeHTTP(w, r)
 	})
@@ -126,8 +120,5 @@ func headersEnd(h http.Handler) http.Handler {
 
 // withConn is the ConnContext of an [http.Server].
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	if c, ok := c.(*conn); ok {
-		return context.WithValue(ctx, exchangeKey{}, &exchange{conn: c})
-	}
-	return ctx
+	return context.WithValue(ctx, connKey{}, c)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -62,7 +63,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		release, err := l.slots.Take(l.client(c.RemoteAddr()))
 		if err == nil {
-			return &conn{Conn: c, release: release, inHeader: true}, nil
+			return &conn{Conn: c, release: sync.OnceFunc(release), inHeader: true}, nil
 		}
 		_ = c.Close()
 	}

@@ -166,8 +166,8 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		}
 		r = r.WithContext(ctx)
 		control := http.NewResponseController(w)
-		exchange, _ := r.Context().Value(exchangeKey{}).(*exchange)
-		body := &body{ReadCloser: r.Body, requests: q, exchange: exchange, control: control, chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
+		conn, _ := r.Context().Value(connKey{}).(*conn)
+		body := &body{ReadCloser: r.Body, requests: q, conn: conn, control: control, chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
 		body.whole.Store(body.done)
 		if !body.done {
 			_ = control.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
@@ -283,7 +283,7 @@ func (q *Requests) windowBytes() int64 {
 type body struct {
 	io.ReadCloser
 	requests *Requests
-	exchange *exchange // nil in a test without a connection
+	conn     *conn // nil in a test without a connection
 	control  *http.ResponseController
 	chunked  bool
 	n        atomic.Int64
@@ -321,8 +321,8 @@ func (b *body) Read(p []byte) (int, error) {
 	case err == io.EOF: // a wrapped io.EOF is a broken body, not its end
 		b.whole.Store(true)
 		b.with(true, func() {
-			if b.exchange != nil {
-				b.exchange.request.Trailer = nil // unused; a thousand may have followed the body
+			if b.conn != nil {
+				b.conn.request.Trailer = nil // unused; a thousand may have followed the body
 			}
 			_ = b.control.SetReadDeadline(time.Time{}) // net/http would take it for a client that has left, and cancel the request
 		})
@@ -371,7 +371,7 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 && status >= 200 {
 		a.status = status
-		if !a.body.whole.Load() || a.body.exchange != nil && !a.body.exchange.conn.fewBehind() {
+		if !a.body.whole.Load() || a.body.conn != nil && !a.body.conn.fewBehind() {
 			// The rest of the body must not be taken for a request. In full duplex, net/http keeps the connection where the framing
 			// is broken, or where less than 256 KiB of the body are missing.
 			a.Header().Set("Connection", "close")
