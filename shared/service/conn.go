@@ -74,7 +74,7 @@ func (c *conn) fewBehind() bool {
 	return c.behind <= maxHeaderLines
 }
 
-// headerLines counts the lines of a header up to the blank line at its end.
+// headerLines counts the lines of a header up to the blank line at its end. After a POST, net/http skips blank lines before it.
 type headerLines struct {
 	n     int
 	line  int  // bytes of the line that has begun
@@ -84,24 +84,25 @@ type headerLines struct {
 
 // take counts the lines in p, the next bytes, and reports whether there are at most maxHeaderLines.
 func (h *headerLines) take(p []byte) bool {
-	for !h.ended && len(p) > 0 {
-		end := bytes.IndexByte(p, '\n')
+	for line := range bytes.Lines(p) {
+		if h.ended {
+			break
+		}
 		if h.line == 0 {
-			h.cr = p[0] == '\r'
+			h.cr = line[0] == '\r'
 		}
-		if end < 0 {
-			h.line += len(p)
-			return true
+		h.line += len(line)
+		if line[len(line)-1] != '\n' {
+			break
 		}
-		h.line += end
-		empty := h.line == 0 || h.line == 1 && h.cr
-		h.ended = empty && h.n > 0
-		h.line, p = 0, p[end+1:]
-		if h.n++; h.n > maxHeaderLines && !h.ended {
-			return false
+		if h.line == 1 || h.line == 2 && h.cr {
+			h.ended = h.n > 0
+		} else {
+			h.n++
 		}
+		h.line = 0
 	}
-	return true
+	return h.n <= maxHeaderLines
 }
 
 type connKey struct{}

@@ -63,6 +63,22 @@ func TestAHeaderHasFewLines(t *testing.T) {
 	}
 }
 
+// After a POST, net/http skips blank lines before the next header.
+func TestBlankLinesDoNotEndAHeader(t *testing.T) {
+	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }})
+	for lines, want := range map[string]int{"": 200, shortLines(15 << 10): 400} {
+		d := r.dial(t)
+		d.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+		if s := d.status(); s != 200 {
+			t.Fatalf("the POST: %d", s)
+		}
+		go func() { _, _ = io.WriteString(d.conn, "\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n"+lines+"\r\n") }()
+		if s := d.status(); s != want && (want != 400 || s != 0) { // the 400 may be lost to the reset
+			t.Errorf("a header of %d bytes: %d; want %d", len(lines), s, want)
+		}
+	}
+}
+
 // Trailers are lines of a header behind the body, and one line of the header may
 // announce thousands. Nobody here asks for any.
 func TestTrailersAreNotKept(t *testing.T) {
