@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,11 +43,16 @@ const (
 	drainBytes   = 64 << 20
 	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s for a 100 Continue
 
+	// The longest request ID that is taken from a client, and how much of an error's text is logged, in bytes. Some libraries put
+	// what a stranger sent into their errors.
+	maxRequestID   = 128
+	maxLoggedError = 512
+
 	// smallRead is the smallest number of bytes that are read of a chunk at once, so the smallest that it must bring in a window.
 	smallRead = 512
 )
 
-var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
+var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // Requests gives each request an ID, a log line, metrics, a minimum upload rate, a deadline for its response, and a 500 in place
 // of a panic.
@@ -153,7 +157,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 	return q.traces.handler(route, q.strangers, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		rec := &record{requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
-		if !isRequestID(rec.requestID) {
+		if rec.requestID == "" || len(rec.requestID) > maxRequestID || !signerapi.IsToken68(rec.requestID) {
 			rec.requestID = rand.Text()
 		}
 		if rec.traceParent != "" && !traceParentForm.MatchString(rec.traceParent) {
@@ -232,7 +236,7 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 		attrs = append(attrs, slog.String("client", rec.client.String()))
 	}
 	if rec.traceParent != "" {
-		attrs = append(attrs, slog.String("trace_id", traceParentForm.FindStringSubmatch(rec.traceParent)[1]))
+		attrs = append(attrs, slog.String("trace_id", rec.traceParent[3:35]))
 	}
 	if rec.err != nil {
 		attrs = append(attrs, slog.String("error", bounded(rec.err.Error())))
@@ -244,21 +248,8 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 	}
 }
 
-// maxLoggedError is how much of an error's text is logged, in bytes. Some libraries put what a stranger sent into it.
-const maxLoggedError = 512
-
 // bounded cuts s to maxLoggedError bytes.
-func bounded(s string) string {
-	if len(s) <= maxLoggedError {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxLoggedError], "") + "…"
-}
-
-// isRequestID reports whether the log and response headers can contain id, which a client chose.
-func isRequestID(id string) bool {
-	return 0 < len(id) && len(id) <= 128 && signerapi.IsToken68(id)
-}
+func bounded(s string) string { return s[:min(len(s), maxLoggedError)] }
 
 // methodLabel keeps strangers' methods out of the labels.
 func methodLabel(m string) string {
