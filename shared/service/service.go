@@ -203,8 +203,13 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	last := func() bool { return draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads }
-	workServer := s.server(headersEnd(lastAnswers(s.Handler, last)))
+	workServer := s.server(headersEnd(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads {
+			// The server's own way to end keep-alive would close idle connections at once, while requests arrive on them.
+			w.Header().Set("Connection", "close")
+		}
+		s.Handler.ServeHTTP(w, r)
+	})))
 	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
 	if len(s.Proxies) > 0 {
 		workServer.IdleTimeout = behindProxies
@@ -248,17 +253,6 @@ func (s Service) Run(ctx context.Context) error {
 		s.Log.Info("stopped")
 	}
 	return err
-}
-
-// lastAnswers makes a response the last one of its connection if last returns true. The server's own way to end keep-alive would
-// close idle connections at once, while requests arrive on them.
-func lastAnswers(h http.Handler, last func() bool) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if last() {
-			w.Header().Set("Connection", "close")
-		}
-		h.ServeHTTP(w, r)
-	})
 }
 
 func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
