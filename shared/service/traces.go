@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,11 +93,8 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("creating the trace exporter: %w", err)
 	}
-	service := []attribute.KeyValue{semconv.ServiceName("cats-" + name)}
-	if version.Version != "" {
-		service = append(service, semconv.ServiceVersion(version.Version))
-	}
-	about, err := resource.New(ctx, resource.WithAttributes(service...), resource.WithTelemetrySDK(), resource.WithFromEnv())
+	service := resource.WithAttributes(semconv.ServiceName("cats-"+name), semconv.ServiceVersion(cmp.Or(version.Version, "dev")))
+	about, err := resource.New(ctx, service, resource.WithTelemetrySDK(), resource.WithFromEnv())
 	if err != nil { // what could be read of it is there
 		otel.Handle(err)
 	}
@@ -193,11 +191,10 @@ func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
 // Observe has h count seconds, with the trace that ctx is in as the example of it
 // where that trace is recorded.
 func Observe(ctx context.Context, h prometheus.Observer, seconds float64) {
-	if span := trace.SpanContextFromContext(ctx); span.IsSampled() {
-		if e, ok := h.(prometheus.ExemplarObserver); ok {
-			e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
-			return
-		}
+	span := trace.SpanContextFromContext(ctx)
+	if e, ok := h.(prometheus.ExemplarObserver); ok && span.IsSampled() {
+		e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
+		return
 	}
 	h.Observe(seconds)
 }
@@ -219,13 +216,9 @@ func (d discreet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan
 type discreetSpan struct{ sdktrace.ReadOnlySpan }
 
 func (s discreetSpan) Attributes() []attribute.KeyValue {
-	var said []attribute.KeyValue
-	for _, a := range s.ReadOnlySpan.Attributes() {
-		if spanAttributes[a.Key] || s.SpanKind() == trace.SpanKindClient && clientAttributes[a.Key] {
-			said = append(said, a)
-		}
-	}
-	return said
+	return slices.DeleteFunc(slices.Clone(s.ReadOnlySpan.Attributes()), func(a attribute.KeyValue) bool {
+		return !spanAttributes[a.Key] && (s.SpanKind() != trace.SpanKindClient || !clientAttributes[a.Key])
+	})
 }
 
 func (s discreetSpan) Events() []sdktrace.Event { return nil }
