@@ -13,10 +13,9 @@ const (
 	// maxHeaderLines is the largest number of lines in the header of a request. [http.Server] bounds only its bytes, and takes
 	// 100 bytes of memory for a line of 4.
 	maxHeaderLines = 128
-	// headerRead is the number of bytes that are read of a header at once. Bytes after the blank line belong to the next
-	// request and are not counted. Neither are the bytes that net/http reads into its buffer, of serverBuffer bytes, together
-	// with the end of a body: if they can be a header of too many lines, that request is the last of its connection.
-	headerRead   = 1 << 10
+	// bufferRead is the number of bytes that net/http reads at once into its buffer, of serverBuffer bytes. So much can belong
+	// to the next header when a header or a body ends, and is not counted. Larger reads are of a body alone.
+	bufferRead   = 1 << 10
 	serverBuffer = 4 << 10
 )
 
@@ -32,7 +31,6 @@ type conn struct {
 	mu       sync.Mutex
 	inHeader bool // the next bytes belong to a header
 	header   headerLines
-	behind   int // lines that net/http may have read together with the end of a body
 }
 
 // Close implements [net.Conn].
@@ -43,19 +41,14 @@ func (c *conn) Close() error {
 
 // Read implements [net.Conn].
 func (c *conn) Read(p []byte) (int, error) {
-	c.mu.Lock()
-	if c.inHeader {
-		p = p[:min(len(p), headerRead)]
+	if len(p) <= serverBuffer {
+		p = p[:min(len(p), bufferRead)]
 	}
-	c.mu.Unlock()
 	n, err := c.Conn.Read(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.inHeader && !c.header.take(p[:n]):
+	if c.inHeader && !c.header.take(p[:n]) {
 		return 0, errHeaderLines
-	case !c.inHeader && 1 < len(p) && len(p) <= serverBuffer: // with one byte, net/http looks whether the client is there
-		c.behind = bytes.Count(p[:n], []byte("\n"))
 	}
 	return n, err
 }
@@ -64,14 +57,7 @@ func (c *conn) Read(p []byte) (int, error) {
 func (c *conn) readsHeader(yes bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.inHeader, c.header, c.behind = yes, headerLines{}, 0
-}
-
-// fewBehind reports whether no header with too many lines can follow the body in net/http's buffer.
-func (c *conn) fewBehind() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.behind <= maxHeaderLines
+	c.inHeader, c.header = yes, headerLines{}
 }
 
 // headerLines counts the lines of a header up to the blank line at its end. After a POST, net/http skips blank lines before it.

@@ -41,10 +41,11 @@ func TestAHeaderHasFewLines(t *testing.T) {
 		"hundreds right behind another":   {quick + "\r\n" + quick + shortLines(3500), []int{200, 400, 0}},
 		"empty lines before them":         {"\r\n\n" + quick + shortLines(15<<10), []int{400, 0}},
 		"lines that are almost empty":     {quick + "\r\r\n" + shortLines(15<<10), []int{400, 0}},
-		"behind a body of nothing else":   {"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + pages + quick + "\r\n", []int{200, 0}},
+		"behind a body of nothing else":   {"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n" + pages + quick + "\r\n", []int{200, 200}},
 		"behind the end of a body":        {"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nx\nx" + quick + "\r\n", []int{200, 200}},
-		"behind chunks of nothing else":   {"PUT /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nbb8\r\n" + pages + "\r\n0\r\n\r\n" + quick + "\r\n", []int{200, 0}},
-		"thousands behind a body":         {"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 1100\r\n\r\n" + strings.Repeat("x", 1100) + quick + shortLines(3500), []int{200, 0}},
+		"behind chunks of nothing else":   {"PUT /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nbb8\r\n" + pages + "\r\n0\r\n\r\n" + quick + "\r\n", []int{200, 200}},
+		"thousands behind trailers":       {"PUT /quick HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n" + shortLines(3000) + "end:\r\n\r\n" + quick + shortLines(3500), []int{200, 400, 0}},
+		"thousands behind a body":         {"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 1100\r\n\r\n" + strings.Repeat("x", 1100) + quick + shortLines(3500), []int{200, 400, 0}},
 		"of a body and its header, small": {"PUT /quick HTTP/1.1\nHost: x\nContent-Length: 3000\n\n" + pages, []int{200}},
 	} {
 		d, began := r.dial(t), time.Now()

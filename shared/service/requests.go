@@ -362,7 +362,7 @@ func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 func (a *answer) WriteHeader(status int) {
 	if a.status == 0 && status >= 200 {
 		a.status = status
-		if !a.body.whole.Load() || a.body.conn != nil && !a.body.conn.fewBehind() {
+		if !a.body.whole.Load() {
 			// The rest of the body must not be taken for a request. In full duplex, net/http keeps the connection where the framing
 			// is broken, or where less than 256 KiB of the body are missing.
 			a.Header().Set("Connection", "close")
