@@ -62,8 +62,8 @@ func Parse(settings any, environ []string) error {
 	variables := map[string]string{} // by field
 	var faults []error
 	for _, s := range Describe(settings) {
-		variables[s.field] = s.Name
-		if value := environment[s.Name]; Quoted(value) && !s.quotedLater {
+		variables[s.field.Name] = s.Name
+		if value := environment[s.Name]; Quoted(value) && s.field.Tag.Get("quoted") != "later" {
 			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value: remove the quotes", s.Name, value))
 			environment[s.Name] = strings.Trim(value, quotes) // reported once
 		}
@@ -100,34 +100,28 @@ type Setting struct {
 	Required bool
 	Help     string
 
-	field       string // of the struct
-	value       reflect.Value
-	shared      bool // must be the same in both containers
-	quotedLater bool // a value in quotes is not an error of Parse
+	field reflect.StructField
+	value reflect.Value
 }
+
+// shared reports whether the setting must be the same in both containers.
+func (s Setting) shared() bool { return s.field.Tag.Get("shared") == "true" }
 
 // Describe lists the settings in settings, which is what [Parse] takes, in the order of the fields.
 func Describe(settings any) []Setting {
-	return describe(reflect.Indirect(reflect.ValueOf(settings)))
-}
-
-func describe(settings reflect.Value) []Setting {
 	var list []Setting
-	for f, v := range settings.Fields() {
+	for f, v := range reflect.Indirect(reflect.ValueOf(settings)).Fields() {
 		tag, ok := f.Tag.Lookup("env")
 		switch {
 		case ok:
 			name, options, _ := strings.Cut(tag, ",")
-			s := Setting{
-				Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"),
-				field: f.Name, value: v, shared: f.Tag.Get("shared") == "true", quotedLater: f.Tag.Get("quoted") == "later",
-			}
-			if s.shared {
+			s := Setting{Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"), field: f, value: v}
+			if s.shared() {
 				s.Help += "; the same in both containers"
 			}
 			list = append(list, s)
 		case f.Type.Kind() == reflect.Struct:
-			list = append(list, describe(v)...)
+			list = append(list, Describe(v.Interface())...)
 		}
 	}
 	return list
@@ -138,7 +132,7 @@ func describe(settings reflect.Value) []Setting {
 func Shared(settings any) map[string]string {
 	values := map[string]string{}
 	for _, s := range Describe(settings) {
-		if s.shared {
+		if s.shared() {
 			values[s.Name] = canonical(s.value)
 		}
 	}
