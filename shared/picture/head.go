@@ -42,7 +42,7 @@ func (h *head) Read(p []byte) (int, error) {
 	}
 	n, err := h.r.Read(p)
 	h.kept = append(h.kept, p[:n]...)
-	if err != io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+	if err != io.EOF { // a wrapped io.EOF is a broken body, not its end
 		h.err = err
 	}
 	return n, err

@@ -304,7 +304,7 @@ func TestADurationHasTheTraceThatIsRecordedAsItsExample(t *testing.T) {
 
 func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "x", Help: "x"})
-	ctx := context.WithValue(t.Context(), recordKey{}, &record{})
+	ctx := context.WithValue(t.Context(), exchangeKey{}, &exchange{})
 	if n := testing.AllocsPerRun(100, func() { Observe(ctx, h, 1) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
