@@ -109,11 +109,11 @@ func LogVersion(log *slog.Logger) {
 // part is for what the runtime does not count: the binary's pages, and what the
 // kernel holds for connections. GOMEMLIMIT goes before it.
 func limitMemory(log *slog.Logger) {
-	_, err := memlimit.Set(memlimit.WithProvider(memlimit.FromCgroup), memlimit.WithRatio(memoryRatio))
-	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	if err != nil && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
 		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 60 % of it", "error", err.Error())
 	}
-	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+	if limit < math.MaxInt64 {
 		log.Info("memory limit", "go_memory_limit_bytes", limit)
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
