@@ -55,7 +55,7 @@ func doctorOptions(environ []string) doctor.Options {
 	}
 	transport := blobstore.NewTransport()
 	return doctor.Options{
-		Faults:     service.Faults(errors.Join(err, c.identityFaults())),
+		Faults:     errors.Join(err, c.identityFaults()),
 		Pod:        pod(environ),
 		NoIdentity: c.credentialFault() != nil || c.identityFaults() != nil,
 		NoStorage:  c.storageFaults() != nil,

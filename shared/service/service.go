@@ -89,7 +89,7 @@ func Main(p Program) int {
 	if err == nil {
 		return 0
 	}
-	for _, fault := range Faults(err) {
+	for fault := range strings.SplitSeq(err.Error(), "\n") {
 		log.Error("stopped", "error", fault)
 	}
 	return 1
@@ -137,14 +137,6 @@ func (p Program) arguments(ctx context.Context, args string, environ []string, s
 		return 2
 	}
 	return 0
-}
-
-// Faults returns the texts of the errors that were joined, each of which is a line; none for nil.
-func Faults(err error) []string {
-	if err == nil {
-		return nil
-	}
-	return strings.Split(err.Error(), "\n")
 }
 
 // NewRegistry returns a registry of its own that holds the Go runtime's, the
