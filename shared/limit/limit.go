@@ -97,7 +97,7 @@ func (c *Clients) Request(client string) (State, error) {
 	state := State{max(0, int(left)), c.after(float64(c.settings.Burst) - left)}
 	if !allowed {
 		c.total.Inc()
-		return State{0, state.Full}, c.rejected.After(max(time.Second, c.after(1-left)))
+		return state, c.rejected.After(max(time.Second, c.after(1-left)))
 	}
 	return state, nil
 }

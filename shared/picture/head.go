@@ -3,12 +3,11 @@ package picture
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"image"
 	_ "image/gif"  // registers its format for image.DecodeConfig
 	_ "image/jpeg" // the same
-	"image/png"
+	_ "image/png"  // the same
 	"io"
 	"slices"
 	"strings"
@@ -110,15 +109,12 @@ func (l Limits) detect(first []byte) (string, bool) {
 // None of the decoders allocates memory by the announced dimensions.
 func dimensions(mediaType string, h *head) (width, height uint64) {
 	config, _, err := image.DecodeConfig(io.MultiReader(bytes.NewReader(h.kept), h))
-	first := h.kept
-	switch {
+	switch first := h.kept; {
 	case err == nil:
 		return uint64(config.Width), uint64(config.Height) //nolint:gosec // no decoder returns negative ones
 	case len(first) < 30:
-	case errors.Is(err, png.UnsupportedError("dimension overflow")), errors.Is(err, png.FormatError("non-positive dimension")):
-		if string(first[12:16]) == "IHDR" { // has dimensions that image/png does not return
-			return uint64(binary.BigEndian.Uint32(first[16:])), uint64(binary.BigEndian.Uint32(first[20:]))
-		}
+	case mediaType == "image/png" && string(first[12:16]) == "IHDR": // image/png rejects a width or height of 2^31 pixels
+		return uint64(binary.BigEndian.Uint32(first[16:])), uint64(binary.BigEndian.Uint32(first[20:]))
 	case mediaType == "image/webp" && string(first[12:20]) == "VP8X\x0a\x00\x00\x00": // webp rejects a canvas of 2^31 pixels
 		uint24 := func(b []byte) uint64 { return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 }
 		return uint24(first[24:]) + 1, uint24(first[27:]) + 1
