@@ -9,11 +9,11 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -86,12 +86,10 @@ func Parse(settings any, environ []string) error {
 
 const quotes = "\"'`“”„‘’"
 
+var quotedForm = regexp.MustCompile("(?s)^[" + quotes + "].*[" + quotes + "]$")
+
 // Quoted reports whether value begins and ends with a quotation mark.
-func Quoted(value string) bool {
-	first, _ := utf8.DecodeRuneInString(value)
-	last, size := utf8.DecodeLastRuneInString(value)
-	return size < len(value) && strings.ContainsRune(quotes, first) && strings.ContainsRune(quotes, last)
-}
+func Quoted(value string) bool { return quotedForm.MatchString(value) }
 
 // Setting describes one environment variable.
 type Setting struct {
