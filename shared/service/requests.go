@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/propagation"
 
 	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
@@ -170,7 +171,9 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 		w.Header().Set(requestIDHeader, x.requestID)
 		ctx := context.WithValue(r.Context(), exchangeKey{}, x)
 		if q.traces != nil {
-			x.traceParent = traceParent(ctx)
+			header := propagation.MapCarrier{}
+			propagator{}.Inject(ctx, header)
+			x.traceParent = header["traceparent"]
 		}
 		r = r.WithContext(ctx)
 		control := http.NewResponseController(w)

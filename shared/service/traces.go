@@ -57,9 +57,7 @@ var clientAttributes = map[attribute.Key]bool{semconv.ServerAddressKey: true, se
 
 // Traces sends the spans of a process to an OpenTelemetry collector. A nil *Traces
 // is a process without any.
-type Traces struct {
-	provider *sdktrace.TracerProvider
-}
+type Traces struct{ *sdktrace.TracerProvider }
 
 // NewTraces returns nil unless the standard variables in environ ask for traces:
 // OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, and neither OTEL_SDK_DISABLED is true nor
@@ -128,9 +126,6 @@ func (e settingErrors) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// Provider is for libraries that make spans of their own.
-func (t *Traces) Provider() trace.TracerProvider { return t.provider }
-
 // close sends the spans that are left, and makes no more. It takes no longer than limit.
 func (t *Traces) close(limit time.Duration) {
 	if t == nil {
@@ -138,7 +133,7 @@ func (t *Traces) close(limit time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := t.provider.Shutdown(ctx); err != nil {
+	if err := t.Shutdown(ctx); err != nil {
 		otel.Handle(err)
 	}
 }
@@ -151,13 +146,6 @@ func (p propagator) Extract(ctx context.Context, from propagation.TextMapCarrier
 	return p.TraceContext.Extract(ctx, propagation.MapCarrier{"traceparent": from.Get("traceparent")})
 }
 
-// traceParent returns the traceparent header of a call from ctx, "" outside of a trace.
-func traceParent(ctx context.Context) string {
-	header := propagation.MapCarrier{}
-	propagator{}.Inject(ctx, header)
-	return header["traceparent"]
-}
-
 // handler returns h with a span for each request. The span is part of the trace that the request names. If public is true,
 // it begins a trace of its own with a link to that one: a client must not decide which traces are sampled, or their IDs.
 // A nil t returns h itself.
@@ -165,7 +153,7 @@ func (t *Traces) handler(route string, public bool, h http.Handler) http.Handler
 	if t == nil {
 		return h
 	}
-	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return public }))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Pattern = route // otelhttp takes the span's name and http.route from it, and neither if it has no slash
@@ -183,7 +171,7 @@ func setErrorType(ctx context.Context, err error) {
 // Transport returns next with a span for each call in the trace of its context, which the request names in its header. Calls
 // outside of a trace have no span. The paths of the calls must be from a closed set: the names of the spans contain them.
 func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
-	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithFilter(func(r *http.Request) bool { return trace.SpanContextFromContext(r.Context()).IsValid() }),
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }

@@ -352,7 +352,7 @@ func TestNewTracesAppliesExporterVariables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
 	traces.close(time.Minute)
 	r := <-got
@@ -368,7 +368,7 @@ func TestNewTracesLogsLostSpansOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
 	traces.close(time.Minute)
 	otel.Handle(errors.New("another one"))
