@@ -81,6 +81,9 @@ type Requests struct {
 // busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
 func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *pool.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
 	prefix, auto := "cats_"+name+"_http_", promauto.With(reg)
+	counter := func(name, help string) prometheus.Counter {
+		return auto.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
+	}
 	return &Requests{
 		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinRate, uploads: uploads,
 		total: auto.NewCounterVec(prometheus.CounterOpts{
@@ -93,15 +96,9 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 		inFlight: auto.NewGauge(prometheus.GaugeOpts{
 			Name: prefix + "requests_in_flight", Help: "Requests being answered now.",
 		}),
-		received: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "received_bytes_total", Help: "Bytes of request bodies read.",
-		}),
-		sent: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "sent_bytes_total", Help: "Bytes of answers written, headers apart.",
-		}),
-		panics: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "panics_total", Help: "Handlers that panicked; each was one 500.",
-		}),
+		received: counter("received_bytes_total", "Bytes of request bodies read."),
+		sent:     counter("sent_bytes_total", "Bytes of answers written, headers apart."),
+		panics:   counter("panics_total", "Handlers that panicked; each was one 500."),
 	}
 }
 
