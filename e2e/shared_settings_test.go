@@ -147,29 +147,3 @@ func TestBothContainersHaveTheSameSharedSettings(t *testing.T) {
 		t.Errorf("frontend (-), signer (+) of %q:\n%s", names["signer"], diff)
 	}
 }
-
-func TestRemovedSettingsAreNamed(t *testing.T) {
-	own(t)
-	t.Parallel()
-	for _, c := range []struct {
-		env  []string
-		want []string
-	}{
-		{nil, nil},
-		{[]string{"UPLOAD_MEMORY=", "MY_UPLOAD_WAIT=30s"}, nil},
-		{[]string{"UPLOAD_MEMORY=24MiB"}, []string{"UPLOAD_MEMORY"}},
-		{[]string{"UPLOAD_WAIT=30s", "UPLOAD_MEMORY=24MiB"}, []string{"UPLOAD_WAIT", "UPLOAD_MEMORY"}},
-	} {
-		_, _, log := run(t, "signer", append(c.env, "OPS_ADDRESS=nowhere")) // it stops by itself
-		var got []string
-		for line := range strings.Lines(log) {
-			var warning struct{ Level, Msg, Setting string }
-			if json.Unmarshal([]byte(line), &warning) == nil && warning.Msg == "this setting no longer exists; remove it" && warning.Level == "WARN" {
-				got = append(got, warning.Setting)
-			}
-		}
-		if diff := cmp.Diff(c.want, got); diff != "" {
-			t.Errorf("%q: %s", c.env, diff)
-		}
-	}
-}

@@ -35,9 +35,6 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range service.Removed(environ) {
-		_, _ = fmt.Fprintf(out, "warning: the setting %s no longer exists; remove it\n", name)
-	}
 	root, err := stand.FindRoot()
 	if err != nil {
 		return err

@@ -26,7 +26,8 @@ import (
 
 const (
 	name  = "signer"
-	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + service.AboutTraces
+	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + service.AboutTraces +
+		"\n\nCommand doctor: checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work"
 )
 
 type config struct {

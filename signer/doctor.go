@@ -17,8 +17,7 @@ import (
 )
 
 var doctorCommand = service.Command{
-	Name:  "doctor",
-	About: "checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work",
+	Name: "doctor",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange, the user delegation key, a put and a
 link on a scratch blob, which it deletes again, with MAX_DIRECT_SIZE a copy of it,
@@ -56,7 +55,7 @@ func doctorOptions(environ []string) doctor.Options {
 	}
 	transport := blobstore.NewTransport()
 	return doctor.Options{
-		Faults:     service.Faults(errors.Join(err, c.identityFaults())),
+		Faults:     errors.Join(err, c.identityFaults()),
 		Pod:        pod(environ),
 		NoIdentity: c.credentialFault() != nil || c.identityFaults() != nil,
 		NoStorage:  c.storageFaults() != nil,

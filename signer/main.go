@@ -12,6 +12,6 @@ import (
 func main() {
 	os.Exit(service.Main(service.Program{
 		Name: name, About: about, Settings: &config{}, Run: run,
-		Commands: []service.Command{doctorCommand},
+		Command: doctorCommand,
 	}))
 }

@@ -59,7 +59,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	identityOptions := cfg.identityOptions(transport)
 	var spans tracing.Provider
 	if traces != nil {
-		spans = azotel.NewTracingProvider(traces.Provider(), nil)
+		spans = azotel.NewTracingProvider(traces, nil)
 	}
 	identityOptions.Tracing = spans
 

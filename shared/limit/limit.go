@@ -58,10 +58,7 @@ type Clients struct {
 // New returns a Clients that calls a client who, such as "address" or "caller", in its error, and whose metric is in reg, named
 // cats_NAME_rate_limited_total.
 func New(settings PerClient, reg prometheus.Registerer, name, who string) *Clients {
-	buckets, err := lru.New[string, *rate.Limiter](tableSize)
-	if err != nil {
-		panic(err) // the size is valid
-	}
+	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // an error is possible for negative sizes alone
 	return &Clients{
 		settings: settings, buckets: buckets,
 		rejected: signerapi.ErrRateLimited.With(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
@@ -100,7 +97,7 @@ func (c *Clients) Request(client string) (State, error) {
 	state := State{max(0, int(left)), c.after(float64(c.settings.Burst) - left)}
 	if !allowed {
 		c.total.Inc()
-		return State{0, state.Full}, c.rejected.After(max(time.Second, c.after(1-left)))
+		return state, c.rejected.After(max(time.Second, c.after(1-left)))
 	}
 	return state, nil
 }

@@ -3,12 +3,11 @@ package picture
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"image"
 	_ "image/gif"  // registers its format for image.DecodeConfig
 	_ "image/jpeg" // the same
-	"image/png"
+	_ "image/png"  // the same
 	"io"
 	"slices"
 	"strings"
@@ -26,44 +25,33 @@ const (
 	typeBytes = 3072
 )
 
-// head reads the first HeadBytes of r, as far as they are needed, and keeps them.
+// head keeps the bytes that are read of a picture, HeadBytes at most.
 type head struct {
 	r    io.Reader
 	kept []byte
-	err  error // of r: io.EOF, and nothing else, is its end
+	err  error // of r, which can also just end
 }
 
-// Read implements [io.Reader]. It returns io.EOF after HeadBytes.
+func newHead(r io.Reader) *head { return &head{r: io.LimitReader(r, HeadBytes)} }
+
+// Read implements [io.Reader].
 func (h *head) Read(p []byte) (int, error) {
-	switch room := HeadBytes - len(h.kept); {
-	case h.err != nil:
+	if h.err != nil {
 		return 0, h.err
-	case room == 0:
-		return 0, io.EOF
-	case len(p) > room:
-		p = p[:room]
 	}
 	n, err := h.r.Read(p)
-	h.kept, h.err = append(h.kept, p[:n]...), err
-	return n, err
-}
-
-// broken returns the error of r, unless r has only ended.
-func (h *head) broken() error {
-	if h.err == io.EOF { //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
-		return nil
+	h.kept = append(h.kept, p[:n]...)
+	if err != io.EOF { // a wrapped io.EOF is a broken body, not its end
+		h.err = err
 	}
-	return h.err
+	return n, err
 }
 
 // sniff returns the media type of the picture that h reads if it is an accepted one.
 func (l Limits) sniff(h *head) (mediaType string, err error) {
-	buf := make([]byte, 1<<10) // io.Discard would hold 8 KiB of each upload that waits for its slot
-	for len(h.kept) < typeBytes && h.err == nil {
-		_, _ = h.Read(buf[:min(len(buf), typeBytes-len(h.kept))]) // h keeps the error
-	}
-	if err := h.broken(); err != nil {
-		return "", err
+	_, _ = io.ReadFull(h, make([]byte, typeBytes)) // h keeps the bytes, and the error
+	if h.err != nil {
+		return "", h.err
 	}
 	if len(h.kept) == 0 {
 		return "", signerapi.ErrEmpty
@@ -82,8 +70,8 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 		return "", err
 	}
 	width, height := dimensions(mediaType, h)
-	if err := h.broken(); err != nil {
-		return "", err
+	if h.err != nil {
+		return "", h.err
 	}
 	if pixels := width * height; pixels > l.MaxPixels {
 		return "", signerapi.ErrTooLarge.With(
@@ -121,15 +109,12 @@ func (l Limits) detect(first []byte) (string, bool) {
 // None of the decoders allocates memory by the announced dimensions.
 func dimensions(mediaType string, h *head) (width, height uint64) {
 	config, _, err := image.DecodeConfig(io.MultiReader(bytes.NewReader(h.kept), h))
-	first := h.kept
-	switch {
+	switch first := h.kept; {
 	case err == nil:
 		return uint64(config.Width), uint64(config.Height) //nolint:gosec // no decoder returns negative ones
 	case len(first) < 30:
-	case errors.Is(err, png.UnsupportedError("dimension overflow")), errors.Is(err, png.FormatError("non-positive dimension")):
-		if string(first[12:16]) == "IHDR" { // has dimensions that image/png does not return
-			return uint64(binary.BigEndian.Uint32(first[16:])), uint64(binary.BigEndian.Uint32(first[20:]))
-		}
+	case mediaType == "image/png" && string(first[12:16]) == "IHDR": // image/png rejects a width or height of 2^31 pixels
+		return uint64(binary.BigEndian.Uint32(first[16:])), uint64(binary.BigEndian.Uint32(first[20:]))
 	case mediaType == "image/webp" && string(first[12:20]) == "VP8X\x0a\x00\x00\x00": // webp rejects a canvas of 2^31 pixels
 		uint24 := func(b []byte) uint64 { return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 }
 		return uint24(first[24:]) + 1, uint24(first[27:]) + 1

@@ -110,17 +110,18 @@ func (l Limits) open(body io.Reader, size int64, check func(*head) (string, erro
 	if err := l.CheckSize(size); err != nil {
 		return "", nil, err
 	}
-	h := &head{r: &limitedReader{r: body, limits: l, want: size}}
+	limited := &limitedReader{r: body, limits: l, want: size}
+	h := newHead(limited)
 	if mediaType, err = check(h); err != nil {
 		return "", nil, err
 	}
-	return mediaType, io.MultiReader(bytes.NewReader(h.kept), h.r), nil
+	return mediaType, io.MultiReader(bytes.NewReader(h.kept), limited), nil
 }
 
 // Inspect decides what a picture is that begins with first, exactly as Open does. It reads at most HeadBytes. Errors of first
 // come through unchanged.
 func (l Limits) Inspect(first io.Reader) (mediaType string, err error) {
-	return l.check(&head{r: first})
+	return l.check(newHead(first))
 }
 
 // limitedReader counts what it gives and fails at the limit.

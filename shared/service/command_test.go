@@ -9,13 +9,13 @@ import (
 )
 
 func TestACommandRunsInsteadOfTheProgram(t *testing.T) {
-	program := Program{Name: "example", About: "about it", Settings: &example{}, Commands: []Command{{
-		Name: "look", About: "looks around", Help: "how to look",
+	program := Program{Name: "example", About: "about it", Settings: &example{}, Command: Command{
+		Name: "look", Help: "how to look",
 		Run: func(_ context.Context, environ []string, stdout io.Writer) int {
 			fmt.Fprint(stdout, "looked at ", environ)
 			return 3
 		},
-	}}}
+	}}
 	for _, c := range []struct {
 		args           string
 		code           int
@@ -24,14 +24,14 @@ func TestACommandRunsInsteadOfTheProgram(t *testing.T) {
 		{"look", 3, "looked at [A=1]", ""},
 		{"look --help", 0, "how to look", ""},
 		{"look -h", 0, "how to look", ""},
-		{"--help", 0, "Command look: looks around", ""},
+		{"--help", 0, "about it", ""},
 		{"look closer", 2, "", "--help"},
 		{"look --help --help", 2, "", "--help"},
 		{"Look", 2, "", "--help"},
 		{"--version look", 2, "", "--help"},
 	} {
 		var stdout, stderr strings.Builder
-		code := program.arguments(t.Context(), strings.Fields(c.args), []string{"A=1"}, &stdout, &stderr)
+		code := program.arguments(t.Context(), c.args, []string{"A=1"}, &stdout, &stderr)
 		if code != c.code || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) ||
 			(c.stdout == "") != (stdout.Len() == 0) || (c.stderr == "") != (stderr.Len() == 0) {
 			t.Errorf("%s: %d, %q, %q; want %d, %q, %q", c.args, code, &stdout, &stderr, c.code, c.stdout, c.stderr)

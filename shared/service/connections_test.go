@@ -234,9 +234,9 @@ func TestResponseDeadlineFollowsItsSize(t *testing.T) {
 	for size, want := range map[string]time.Duration{"": 10 * time.Second, "0": 10 * time.Second, "16384": 11 * time.Second, "1638400": 110 * time.Second} {
 		d := &deadlines{ResponseWriter: httptest.NewRecorder()}
 		d.Header().Set("Content-Length", size)
-		a := &answer{ResponseWriter: d, body: &body{control: http.NewResponseController(d)}}
+		x := &exchange{ResponseWriter: d, body: &body{control: http.NewResponseController(d)}}
 		before := time.Now()
-		a.WriteHeader(http.StatusOK)
+		x.WriteHeader(http.StatusOK)
 		if after := time.Now(); d.write.Before(before.Add(want)) || d.write.After(after.Add(want)) {
 			t.Errorf("Content-Length %q: %v; want %v", size, d.write.Sub(before), want)
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -62,7 +63,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		}
 		release, err := l.slots.Take(l.client(c.RemoteAddr()))
 		if err == nil {
-			return &conn{Conn: c, release: release, inHeader: true}, nil
+			return &conn{Conn: c, release: sync.OnceFunc(release), inHeader: true}, nil
 		}
 		_ = c.Close()
 	}
@@ -70,10 +71,7 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // client returns the key under which connections from addr are counted, "" for a trusted proxy, which has many clients.
 func (l *listener) client(addr net.Addr) string {
-	tcp, ok := addr.(*net.TCPAddr)
-	if !ok {
-		return ""
-	}
+	tcp, _ := addr.(*net.TCPAddr) // always
 	ip := tcp.AddrPort().Addr().Unmap()
 	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return ""
@@ -83,16 +81,14 @@ func (l *listener) client(addr net.Addr) string {
 
 // socketOptions sets the options of a listening socket, which its connections inherit.
 func socketOptions(_, _ string, socket syscall.RawConn) error {
-	var errs []error
-	set := func(fd, level, option, value int) {
-		errs = append(errs, syscall.SetsockoptInt(fd, level, option, value))
-	}
+	var failed error
 	err := socket.Control(func(fd uintptr) {
-		set(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer)
-		set(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer)
+		failed = errors.Join(
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer),
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer))
 		if runtime.GOOS == "linux" {
-			set(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(answerTimeout.Milliseconds()))
+			failed = errors.Join(failed, syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(answerTimeout.Milliseconds())))
 		}
 	})
-	return errors.Join(append(errs, err)...)
+	return errors.Join(err, failed)
 }

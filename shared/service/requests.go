@@ -10,13 +10,13 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/propagation"
 
 	"cats.example/shared/pool"
 	"cats.example/shared/signerapi"
@@ -44,11 +44,16 @@ const (
 	drainBytes   = 64 << 20
 	askTimeout   = 500 * time.Millisecond // curl and our own client wait 1 s for a 100 Continue
 
+	// The longest request ID that is taken from a client, and how much of an error's text is logged, in bytes. Some libraries put
+	// what a stranger sent into their errors.
+	maxRequestID   = 128
+	maxLoggedError = 512
+
 	// smallRead is the smallest number of bytes that are read of a chunk at once, so the smallest that it must bring in a window.
 	smallRead = 512
 )
 
-var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
+var traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 // Requests gives each request an ID, a log line, metrics, a minimum upload rate, a deadline for its response, and a 500 in place
 // of a panic.
@@ -76,6 +81,9 @@ type Requests struct {
 // busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
 func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *pool.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
 	prefix, auto := "cats_"+name+"_http_", promauto.With(reg)
+	counter := func(name, help string) prometheus.Counter {
+		return auto.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
+	}
 	return &Requests{
 		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinRate, uploads: uploads,
 		total: auto.NewCounterVec(prometheus.CounterOpts{
@@ -88,15 +96,9 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 		inFlight: auto.NewGauge(prometheus.GaugeOpts{
 			Name: prefix + "requests_in_flight", Help: "Requests being answered now.",
 		}),
-		received: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "received_bytes_total", Help: "Bytes of request bodies read.",
-		}),
-		sent: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "sent_bytes_total", Help: "Bytes of answers written, headers apart.",
-		}),
-		panics: auto.NewCounter(prometheus.CounterOpts{
-			Name: prefix + "panics_total", Help: "Handlers that panicked; each was one 500.",
-		}),
+		received: counter("received_bytes_total", "Bytes of request bodies read."),
+		sent:     counter("sent_bytes_total", "Bytes of answers written, headers apart."),
+		panics:   counter("panics_total", "Handlers that panicked; each was one 500."),
 	}
 }
 
@@ -105,44 +107,48 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 // It must be called before Route.
 func (q *Requests) Trace(t *Traces, strangers bool) { q.traces, q.strangers = t, strangers }
 
-// record is what one request's log line is made of.
-type record struct {
+// exchange is a request and its response, as the log has them. It counts the bytes of the response and sets its write deadline.
+type exchange struct {
+	http.ResponseWriter
+	body        *body
 	requestID   string
 	traceParent string
 	client      netip.Addr // where it is not the peer
 	err         error
+	status      int
+	sent        int64
 }
 
-type recordKey struct{}
+type exchangeKey struct{}
 
-func recordOf(ctx context.Context) *record {
-	r, _ := ctx.Value(recordKey{}).(*record)
-	if r == nil {
-		return &record{}
+func exchangeOf(ctx context.Context) *exchange {
+	x, _ := ctx.Value(exchangeKey{}).(*exchange)
+	if x == nil {
+		return &exchange{}
 	}
-	return r
+	return x
 }
 
 // RequestID returns the id of the request that ctx belongs to, "" for none.
-func RequestID(ctx context.Context) string { return recordOf(ctx).requestID }
+func RequestID(ctx context.Context) string { return exchangeOf(ctx).requestID }
 
 // Note keeps err for the log line of the request that ctx belongs to. Only the
 // request's own goroutine may call it.
-func Note(ctx context.Context, err error) { recordOf(ctx).err = err }
+func Note(ctx context.Context, err error) { exchangeOf(ctx).err = err }
 
 // NoteClient keeps, for the log line of the request that ctx belongs to, who sent it
 // where that is not the peer. Only the request's own goroutine may call it.
-func NoteClient(ctx context.Context, client netip.Addr) { recordOf(ctx).client = client }
+func NoteClient(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
 
 // Propagate adds the id and the trace context of the request that ctx belongs to,
 // to the header of a request to the other container.
 func Propagate(ctx context.Context, h http.Header) {
-	rec := recordOf(ctx)
-	if rec.requestID != "" {
-		h.Set(requestIDHeader, rec.requestID)
+	x := exchangeOf(ctx)
+	if x.requestID != "" {
+		h.Set(requestIDHeader, x.requestID)
 	}
-	if rec.traceParent != "" {
-		h.Set(traceParentHeader, rec.traceParent)
+	if x.traceParent != "" {
+		h.Set(traceParentHeader, x.traceParent)
 	}
 }
 
@@ -152,28 +158,29 @@ func Propagate(ctx context.Context, h http.Header) {
 func (q *Requests) Route(route string, h http.Handler) http.Handler {
 	return q.traces.handler(route, q.strangers, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		rec := &record{requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
-		if !isRequestID(rec.requestID) {
-			rec.requestID = rand.Text()
+		x := &exchange{ResponseWriter: w, requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
+		if x.requestID == "" || len(x.requestID) > maxRequestID || !signerapi.IsToken68(x.requestID) {
+			x.requestID = rand.Text()
 		}
-		if rec.traceParent != "" && !traceParentForm.MatchString(rec.traceParent) {
-			rec.traceParent = ""
+		if x.traceParent != "" && !traceParentForm.MatchString(x.traceParent) {
+			x.traceParent = ""
 		}
-		w.Header().Set(requestIDHeader, rec.requestID)
-		ctx := context.WithValue(r.Context(), recordKey{}, rec)
+		w.Header().Set(requestIDHeader, x.requestID)
+		ctx := context.WithValue(r.Context(), exchangeKey{}, x)
 		if q.traces != nil {
-			rec.traceParent = traceParent(ctx)
+			header := propagation.MapCarrier{}
+			propagator{}.Inject(ctx, header)
+			x.traceParent = header["traceparent"]
 		}
 		r = r.WithContext(ctx)
 		control := http.NewResponseController(w)
-		exchange, _ := r.Context().Value(exchangeKey{}).(*exchange)
-		body := &body{ReadCloser: r.Body, requests: q, exchange: exchange, control: control, chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
-		body.whole.Store(body.done)
-		if !body.done {
+		conn, _ := r.Context().Value(connKey{}).(*conn)
+		x.body = &body{ReadCloser: r.Body, requests: q, conn: conn, control: control, chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
+		x.body.whole.Store(x.body.done)
+		if !x.body.done {
 			_ = control.EnableFullDuplex() // or net/http drains before it answers; not supported: a test's recorder
 		}
-		r.Body = body
-		answer := &answer{ResponseWriter: w, body: body}
+		r.Body = x.body
 
 		q.inFlight.Inc()
 		defer func() {
@@ -181,61 +188,60 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
-				q.log.ErrorContext(r.Context(), "panic", "request_id", rec.requestID, "panic", cut, "stack", string(debug.Stack()))
-				if answer.status == 0 {
-					q.refuse(answer, r, signerapi.ErrInternal)
+				q.log.ErrorContext(r.Context(), "panic", "request_id", x.requestID, "panic", cut, "stack", string(debug.Stack()))
+				if x.status == 0 {
+					q.refuse(x, r, signerapi.ErrInternal)
 					cut = nil
 				}
 			}
-			if answer.status == 0 && cut == nil {
-				answer.WriteHeader(http.StatusOK)
+			if x.status == 0 && cut == nil {
+				x.WriteHeader(http.StatusOK)
 			}
-			took := time.Since(start)
-			setErrorType(r.Context(), rec.err)
-			q.done(r, route, rec, answer, body.n.Load(), took)
+			setErrorType(r.Context(), x.err)
+			q.done(r, route, x, time.Since(start))
 			if cut != nil {
 				panic(http.ErrAbortHandler) // half an answer is out: cut the connection
 			}
 			// A client that waits to be asked for the body soon stops waiting.
-			waits := r.Header.Get("Expect") != "" && body.n.Load() == 0 && time.Since(start) < askTimeout
-			body.drain(waits)
+			waits := r.Header.Get("Expect") != "" && x.body.n.Load() == 0 && time.Since(start) < askTimeout
+			x.body.drain(waits)
 		}()
-		h.ServeHTTP(answer, r)
+		h.ServeHTTP(x, r)
 	}))
 }
 
-func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, received int64, took time.Duration) {
-	method := methodLabel(r.Method)
-	q.total.WithLabelValues(route, method, strconv.Itoa(a.status)).Inc()
+func (q *Requests) done(r *http.Request, route string, x *exchange, took time.Duration) {
+	method, received := methodLabel(r.Method), x.body.n.Load()
+	q.total.WithLabelValues(route, method, strconv.Itoa(x.status)).Inc()
 	Observe(r.Context(), q.duration.WithLabelValues(route, method), took.Seconds())
 	q.received.Add(float64(received))
-	q.sent.Add(float64(a.n))
+	q.sent.Add(float64(x.sent))
 
 	level := slog.LevelInfo
 	switch {
-	case a.status == http.StatusServiceUnavailable:
+	case x.status == http.StatusServiceUnavailable:
 		level = slog.LevelWarn // degraded and handled
-	case a.status >= http.StatusInternalServerError:
+	case x.status >= http.StatusInternalServerError:
 		level = slog.LevelError // someone must look
 	}
 	attrs := []slog.Attr{
-		slog.String("request_id", rec.requestID),
+		slog.String("request_id", x.requestID),
 		slog.String("route", route),
-		slog.String("method", methodLabel(r.Method)),
-		slog.Int("status", a.status),
+		slog.String("method", method),
+		slog.Int("status", x.status),
 		slog.Int64("duration_us", took.Microseconds()),
 		slog.Int64("received", received),
-		slog.Int64("sent", a.n),
+		slog.Int64("sent", x.sent),
 		slog.String("remote", r.RemoteAddr),
 	}
-	if rec.client.IsValid() {
-		attrs = append(attrs, slog.String("client", rec.client.String()))
+	if x.client.IsValid() {
+		attrs = append(attrs, slog.String("client", x.client.String()))
 	}
-	if rec.traceParent != "" {
-		attrs = append(attrs, slog.String("trace_id", traceParentForm.FindStringSubmatch(rec.traceParent)[1]))
+	if x.traceParent != "" {
+		attrs = append(attrs, slog.String("trace_id", x.traceParent[3:35]))
 	}
-	if rec.err != nil {
-		attrs = append(attrs, slog.String("error", bounded(rec.err.Error())))
+	if x.err != nil {
+		attrs = append(attrs, slog.String("error", bounded(x.err.Error())))
 	}
 	if h := q.log.Handler(); h.Enabled(r.Context(), level) {
 		line := slog.NewRecord(time.Now(), level, "request", 0) // the logger itself would look for where it was called
@@ -244,21 +250,8 @@ func (q *Requests) done(r *http.Request, route string, rec *record, a *answer, r
 	}
 }
 
-// maxLoggedError is how much of an error's text is logged, in bytes. Some libraries put what a stranger sent into it.
-const maxLoggedError = 512
-
 // bounded cuts s to maxLoggedError bytes.
-func bounded(s string) string {
-	if len(s) <= maxLoggedError {
-		return s
-	}
-	return strings.ToValidUTF8(s[:maxLoggedError], "") + "…"
-}
-
-// isRequestID reports whether the log and response headers can contain id, which a client chose.
-func isRequestID(id string) bool {
-	return 0 < len(id) && len(id) <= 128 && signerapi.IsToken68(id)
-}
+func bounded(s string) string { return s[:min(len(s), maxLoggedError)] }
 
 // methodLabel keeps strangers' methods out of the labels.
 func methodLabel(m string) string {
@@ -283,7 +276,7 @@ func (q *Requests) windowBytes() int64 {
 type body struct {
 	io.ReadCloser
 	requests *Requests
-	exchange *exchange // nil in a test without a connection
+	conn     *conn // nil in a test without a connection
 	control  *http.ResponseController
 	chunked  bool
 	n        atomic.Int64
@@ -321,8 +314,8 @@ func (b *body) Read(p []byte) (int, error) {
 	case err == io.EOF: // a wrapped io.EOF is a broken body, not its end
 		b.whole.Store(true)
 		b.with(true, func() {
-			if b.exchange != nil {
-				b.exchange.request.Trailer = nil // unused; a thousand may have followed the body
+			if b.conn != nil {
+				b.conn.request.Trailer = nil // unused; a thousand may have followed the body
 			}
 			_ = b.control.SetReadDeadline(time.Time{}) // net/http would take it for a client that has left, and cancel the request
 		})
@@ -357,36 +350,30 @@ func (b *body) drain(waits bool) {
 	}
 }
 
-// answer counts the bytes of a response and sets its write deadline.
-type answer struct {
-	http.ResponseWriter
-	body   *body
-	status int
-	n      int64
-}
-
 // Unwrap is for [http.ResponseController].
-func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-func (a *answer) WriteHeader(status int) {
-	if a.status == 0 && status >= 200 {
-		a.status = status
-		if !a.body.whole.Load() || a.body.exchange != nil && !a.body.exchange.conn.fewBehind() {
+// WriteHeader implements [http.ResponseWriter].
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 && status >= 200 {
+		x.status = status
+		if !x.body.whole.Load() {
 			// The rest of the body must not be taken for a request. In full duplex, net/http keeps the connection where the framing
 			// is broken, or where less than 256 KiB of the body are missing.
-			a.Header().Set("Connection", "close")
+			x.Header().Set("Connection", "close")
 		}
-		size, _ := strconv.ParseInt(a.Header().Get("Content-Length"), 10, 64) // 0 for a short response without one
-		_ = a.body.control.SetWriteDeadline(time.Now().Add(answerTimeout + time.Duration(size)*time.Second/answerRate))
+		size, _ := strconv.ParseInt(x.Header().Get("Content-Length"), 10, 64) // 0 for a short response without one
+		_ = x.body.control.SetWriteDeadline(time.Now().Add(answerTimeout + time.Duration(size)*time.Second/answerRate))
 	}
-	a.ResponseWriter.WriteHeader(status)
+	x.ResponseWriter.WriteHeader(status)
 }
 
-func (a *answer) Write(p []byte) (int, error) {
-	if a.status == 0 {
-		a.WriteHeader(http.StatusOK)
+// Write implements [http.ResponseWriter].
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
 	}
-	n, err := a.ResponseWriter.Write(p)
-	a.n += int64(n)
+	n, err := x.ResponseWriter.Write(p)
+	x.sent += int64(n)
 	return n, err
 }

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -60,15 +59,14 @@ type Program struct {
 	Settings any    // pointer to a zero settings struct, for --help
 	// Run runs it until ctx is done and returns nil after a clean stop.
 	Run func(ctx context.Context, environ []string, stderr io.Writer) error
-	// Commands are what it can do instead, when the first argument names one.
-	Commands []Command
+	// Command is what it can do instead, when the first argument names it.
+	Command Command
 }
 
 // Command is something else that a program's binary does, and then ends.
 type Command struct {
-	Name  string
-	About string // one line for the program's --help
-	Help  string // what the command's own --help says
+	Name string
+	Help string // what the command's own --help says
 	// Run does it and returns the exit code. ctx is done on SIGTERM and Interrupt.
 	Run func(ctx context.Context, environ []string, stdout io.Writer) int
 }
@@ -81,21 +79,18 @@ func Main(p Program) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	if len(os.Args) > 1 {
-		return p.arguments(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	if args := strings.Join(os.Args[1:], " "); args != "" {
+		return p.arguments(ctx, args, os.Environ(), os.Stdout, os.Stderr)
 	}
 	log := NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	LogVersion(log)
-	for _, name := range Removed(os.Environ()) {
-		log.Warn("this setting no longer exists; remove it", "setting", name)
-	}
 	limitMemory(log)
 	err := p.Run(ctx, os.Environ(), os.Stderr)
 	if err == nil {
 		return 0
 	}
-	for _, fault := range Faults(err) {
-		log.LogAttrs(ctx, slog.LevelError, "stopped", slog.String("error", fault.Error()))
+	for fault := range strings.SplitSeq(err.Error(), "\n") {
+		log.Error("stopped", "error", fault)
 	}
 	return 1
 }
@@ -110,26 +105,15 @@ func LogVersion(log *slog.Logger) {
 	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
 }
 
-// Removed returns the names of the settings in environ that earlier versions had and that no longer have an effect.
-func Removed(environ []string) (names []string) {
-	for _, variable := range environ {
-		name, value, _ := strings.Cut(variable, "=")
-		if value != "" && slices.Contains([]string{"UPLOAD_MEMORY", "UPLOAD_WAIT", "UPLOADS_PER_CLIENT"}, name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // limitMemory has the Go runtime keep within the container's limit, whose other
 // part is for what the runtime does not count: the binary's pages, and what the
 // kernel holds for connections. GOMEMLIMIT goes before it.
 func limitMemory(log *slog.Logger) {
-	_, err := memlimit.Set(memlimit.WithProvider(memlimit.FromCgroup), memlimit.WithRatio(memoryRatio))
-	if err != nil && !errors.Is(err, memlimit.ErrNoLimit) && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	if err != nil && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
 		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 60 % of it", "error", err.Error())
 	}
-	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+	if limit < math.MaxInt64 {
 		log.Info("memory limit", "go_memory_limit_bytes", limit)
 		if os.Getenv("GOGC") == "" {
 			debug.SetGCPercent(gcPercent)
@@ -137,45 +121,22 @@ func limitMemory(log *slog.Logger) {
 	}
 }
 
-func (p Program) arguments(ctx context.Context, args, environ []string, stdout, stderr io.Writer) int {
-	help := func(args []string) bool { return len(args) == 1 && (args[0] == "--help" || args[0] == "-h") }
-	switch {
-	case help(args):
-		if Help(stdout, p.About, p.Settings, p.Commands...) != nil {
-			return 1
-		}
-		return 0
-	case len(args) == 1 && args[0] == "--version":
+// arguments does what args say, which are not empty, and returns the exit code.
+func (p Program) arguments(ctx context.Context, args string, environ []string, stdout, stderr io.Writer) int {
+	switch command := p.Command; args {
+	case "--help", "-h":
+		_ = Help(stdout, p.About, p.Settings)
+	case "--version":
 		fmt.Fprintln(stdout, version.Print("cats-api "+p.Name))
-		return 0
+	case command.Name:
+		return command.Run(ctx, environ, stdout)
+	case command.Name + " --help", command.Name + " -h":
+		fmt.Fprintln(stdout, command.Help)
+	default:
+		fmt.Fprintf(stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
+		return 2
 	}
-	for _, c := range p.Commands {
-		switch {
-		case args[0] != c.Name:
-		case len(args) == 1:
-			return c.Run(ctx, environ, stdout)
-		case help(args[1:]):
-			fmt.Fprintln(stdout, c.Help)
-			return 0
-		}
-	}
-	fmt.Fprintf(stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
-	return 2
-}
-
-// Faults returns the errors that were joined, or err alone; none for nil.
-func Faults(err error) []error {
-	if err == nil {
-		return nil
-	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		var all []error
-		for _, e := range joined.Unwrap() {
-			all = append(all, Faults(e)...)
-		}
-		return all
-	}
-	return []error{err}
+	return 0
 }
 
 // NewRegistry returns a registry of its own that holds the Go runtime's, the
@@ -234,8 +195,13 @@ func (s Service) Run(ctx context.Context) error {
 	defer ops.Close()
 
 	var draining atomic.Bool
-	last := func() bool { return draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads }
-	workServer := s.server(headersEnd(lastAnswers(s.Handler, last)))
+	workServer := s.server(headersEnd(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads {
+			// The server's own way to end keep-alive would close idle connections at once, while requests arrive on them.
+			w.Header().Set("Connection", "close")
+		}
+		s.Handler.ServeHTTP(w, r)
+	})))
 	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
 	if len(s.Proxies) > 0 {
 		workServer.IdleTimeout = behindProxies
@@ -279,17 +245,6 @@ func (s Service) Run(ctx context.Context) error {
 		s.Log.Info("stopped")
 	}
 	return err
-}
-
-// lastAnswers makes a response the last one of its connection if last returns true. The server's own way to end keep-alive would
-// close idle connections at once, while requests arrive on them.
-func lastAnswers(h http.Handler, last func() bool) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if last() {
-			w.Header().Set("Connection", "close")
-		}
-		h.ServeHTTP(w, r)
-	})
 }
 
 func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/caarlos0/env/v11"
 )
@@ -57,14 +58,12 @@ func Require(ok bool, format string, args ...any) error {
 // kustomize and docker read files of settings literally, so that quotes in them become part of the value.
 func Parse(settings any, environ []string) error {
 	environment := env.ToMap(environ)
-	for name, value := range environment {
-		if value == "" {
-			delete(environment, name)
-		}
-	}
+	maps.DeleteFunc(environment, func(_, value string) bool { return value == "" })
+	variables := map[string]string{} // by field
 	var faults []error
 	for _, s := range Describe(settings) {
-		if value := environment[s.Name]; Quoted(value) && !s.quotedLater {
+		variables[s.field.Name] = s.Name
+		if value := environment[s.Name]; Quoted(value) && s.field.Tag.Get("quoted") != "later" {
 			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value: remove the quotes", s.Name, value))
 			environment[s.Name] = strings.Trim(value, quotes) // reported once
 		}
@@ -77,11 +76,8 @@ func Parse(settings any, environ []string) error {
 	for _, fault := range all.Errors {
 		// The library names the field; people know the variable.
 		if parse, ok := errors.AsType[env.ParseError](fault); ok {
-			for _, s := range Describe(settings) {
-				if s.field == parse.Name {
-					fault = fmt.Errorf("%s is %q: %w", s.Name, environment[s.Name], parse.Err)
-				}
-			}
+			name := variables[parse.Name]
+			fault = fmt.Errorf("%s is %q: %w", name, environment[name], parse.Err)
 		}
 		faults = append(faults, fault)
 	}
@@ -90,12 +86,10 @@ func Parse(settings any, environ []string) error {
 
 const quotes = "\"'`“”„‘’"
 
+var quotedForm = regexp.MustCompile("(?s)^[" + quotes + "].*[" + quotes + "]$")
+
 // Quoted reports whether value begins and ends with a quotation mark.
-func Quoted(value string) bool {
-	first, _ := utf8.DecodeRuneInString(value)
-	last, size := utf8.DecodeLastRuneInString(value)
-	return size < len(value) && strings.ContainsRune(quotes, first) && strings.ContainsRune(quotes, last)
-}
+func Quoted(value string) bool { return quotedForm.MatchString(value) }
 
 // Setting describes one environment variable.
 type Setting struct {
@@ -104,45 +98,39 @@ type Setting struct {
 	Required bool
 	Help     string
 
-	field       string // of the struct
-	value       reflect.Value
-	shared      bool // must be the same in both containers
-	quotedLater bool // a value in quotes is not an error of Parse
+	field reflect.StructField
+	value reflect.Value
 }
+
+// shared reports whether the setting must be the same in both containers.
+func (s Setting) shared() bool { return s.field.Tag.Get("shared") == "true" }
 
 // Describe lists the settings in settings, which is what [Parse] takes, in the order of the fields.
 func Describe(settings any) []Setting {
-	return describe(reflect.Indirect(reflect.ValueOf(settings)))
-}
-
-func describe(settings reflect.Value) []Setting {
 	var list []Setting
-	for f, v := range settings.Fields() {
+	for f, v := range reflect.Indirect(reflect.ValueOf(settings)).Fields() {
 		tag, ok := f.Tag.Lookup("env")
 		switch {
 		case ok:
 			name, options, _ := strings.Cut(tag, ",")
-			s := Setting{
-				Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"),
-				field: f.Name, value: v, shared: f.Tag.Get("shared") == "true", quotedLater: f.Tag.Get("quoted") == "later",
-			}
-			if s.shared {
+			s := Setting{Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"), field: f, value: v}
+			if s.shared() {
 				s.Help += "; the same in both containers"
 			}
 			list = append(list, s)
 		case f.Type.Kind() == reflect.Struct:
-			list = append(list, describe(v)...)
+			list = append(list, Describe(v.Interface())...)
 		}
 	}
 	return list
 }
 
 // Shared returns the values of the settings with the tag shared:"true", which must be the same in both containers, by name.
-// Equal values have equal strings: numbers are exact and lists are sorted.
+// Equal values have equal strings: numbers are exact and lists of strings are sorted.
 func Shared(settings any) map[string]string {
 	values := map[string]string{}
 	for _, s := range Describe(settings) {
-		if s.shared {
+		if s.shared() {
 			values[s.Name] = canonical(s.value)
 		}
 	}
@@ -150,29 +138,19 @@ func Shared(settings any) map[string]string {
 }
 
 func canonical(v reflect.Value) string {
-	switch {
-	case v.Kind() == reflect.Slice:
-		var list []string
-		for i := range v.Len() {
-			list = append(list, canonical(v.Index(i)))
-		}
-		slices.Sort(list)
-		return strings.Join(slices.Compact(list), ",")
-	case v.CanInt(): // sizes print rounded
+	if list, ok := reflect.TypeAssert[[]string](v); ok {
+		return strings.Join(slices.Compact(slices.Sorted(slices.Values(list))), ",")
+	}
+	if v.CanInt() { // sizes print rounded
 		return strconv.FormatInt(v.Int(), 10)
 	}
 	return fmt.Sprint(v)
 }
 
-// Help writes what --help shows: about, the commands, then each setting with its
-// default.
-func Help(w io.Writer, about string, settings any, commands ...Command) error {
+// Help writes what --help shows: about, then each setting with its default.
+func Help(w io.Writer, about string, settings any) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\n", about)
-	for _, c := range commands {
-		fmt.Fprintf(&b, "Command %s: %s\n\n", c.Name, c.About)
-	}
-	b.WriteString("Flags: --help, --version. Settings, from the environment:\n")
+	fmt.Fprintf(&b, "%s\n\nFlags: --help, --version. Settings, from the environment:\n", about)
 	for _, s := range Describe(settings) {
 		fmt.Fprintf(&b, "\n  %s", s.Name)
 		switch {

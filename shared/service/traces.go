@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,9 +57,7 @@ var clientAttributes = map[attribute.Key]bool{semconv.ServerAddressKey: true, se
 
 // Traces sends the spans of a process to an OpenTelemetry collector. A nil *Traces
 // is a process without any.
-type Traces struct {
-	provider *sdktrace.TracerProvider
-}
+type Traces struct{ *sdktrace.TracerProvider }
 
 // NewTraces returns nil unless the standard variables in environ ask for traces:
 // OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, and neither OTEL_SDK_DISABLED is true nor
@@ -92,11 +91,8 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("creating the trace exporter: %w", err)
 	}
-	service := []attribute.KeyValue{semconv.ServiceName("cats-" + name)}
-	if version.Version != "" {
-		service = append(service, semconv.ServiceVersion(version.Version))
-	}
-	about, err := resource.New(ctx, resource.WithAttributes(service...), resource.WithTelemetrySDK(), resource.WithFromEnv())
+	service := resource.WithAttributes(semconv.ServiceName("cats-"+name), semconv.ServiceVersion(cmp.Or(version.Version, "dev")))
+	about, err := resource.New(ctx, service, resource.WithTelemetrySDK(), resource.WithFromEnv())
 	if err != nil { // what could be read of it is there
 		otel.Handle(err)
 	}
@@ -130,9 +126,6 @@ func (e settingErrors) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// Provider is for libraries that make spans of their own.
-func (t *Traces) Provider() trace.TracerProvider { return t.provider }
-
 // close sends the spans that are left, and makes no more. It takes no longer than limit.
 func (t *Traces) close(limit time.Duration) {
 	if t == nil {
@@ -140,7 +133,7 @@ func (t *Traces) close(limit time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	if err := t.provider.Shutdown(ctx); err != nil {
+	if err := t.Shutdown(ctx); err != nil {
 		otel.Handle(err)
 	}
 }
@@ -153,13 +146,6 @@ func (p propagator) Extract(ctx context.Context, from propagation.TextMapCarrier
 	return p.TraceContext.Extract(ctx, propagation.MapCarrier{"traceparent": from.Get("traceparent")})
 }
 
-// traceParent returns the traceparent header of a call from ctx, "" outside of a trace.
-func traceParent(ctx context.Context) string {
-	header := propagation.MapCarrier{}
-	propagator{}.Inject(ctx, header)
-	return header["traceparent"]
-}
-
 // handler returns h with a span for each request. The span is part of the trace that the request names. If public is true,
 // it begins a trace of its own with a link to that one: a client must not decide which traces are sampled, or their IDs.
 // A nil t returns h itself.
@@ -167,7 +153,7 @@ func (t *Traces) handler(route string, public bool, h http.Handler) http.Handler
 	if t == nil {
 		return h
 	}
-	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return public }))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Pattern = route // otelhttp takes the span's name and http.route from it, and neither if it has no slash
@@ -185,7 +171,7 @@ func setErrorType(ctx context.Context, err error) {
 // Transport returns next with a span for each call in the trace of its context, which the request names in its header. Calls
 // outside of a trace have no span. The paths of the calls must be from a closed set: the names of the spans contain them.
 func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
-	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t.provider), otelhttp.WithPropagators(propagator{}),
+	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithFilter(func(r *http.Request) bool { return trace.SpanContextFromContext(r.Context()).IsValid() }),
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
@@ -193,11 +179,10 @@ func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
 // Observe has h count seconds, with the trace that ctx is in as the example of it
 // where that trace is recorded.
 func Observe(ctx context.Context, h prometheus.Observer, seconds float64) {
-	if span := trace.SpanContextFromContext(ctx); span.IsSampled() {
-		if e, ok := h.(prometheus.ExemplarObserver); ok {
-			e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
-			return
-		}
+	span := trace.SpanContextFromContext(ctx)
+	if e, ok := h.(prometheus.ExemplarObserver); ok && span.IsSampled() {
+		e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
+		return
 	}
 	h.Observe(seconds)
 }
@@ -219,13 +204,9 @@ func (d discreet) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan
 type discreetSpan struct{ sdktrace.ReadOnlySpan }
 
 func (s discreetSpan) Attributes() []attribute.KeyValue {
-	var said []attribute.KeyValue
-	for _, a := range s.ReadOnlySpan.Attributes() {
-		if spanAttributes[a.Key] || s.SpanKind() == trace.SpanKindClient && clientAttributes[a.Key] {
-			said = append(said, a)
-		}
-	}
-	return said
+	return slices.DeleteFunc(slices.Clone(s.ReadOnlySpan.Attributes()), func(a attribute.KeyValue) bool {
+		return !spanAttributes[a.Key] && (s.SpanKind() != trace.SpanKindClient || !clientAttributes[a.Key])
+	})
 }
 
 func (s discreetSpan) Events() []sdktrace.Event { return nil }

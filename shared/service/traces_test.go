@@ -304,7 +304,7 @@ func TestADurationHasTheTraceThatIsRecordedAsItsExample(t *testing.T) {
 
 func TestWithoutTracesADurationCostsNothingMore(t *testing.T) {
 	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "x", Help: "x"})
-	ctx := context.WithValue(t.Context(), recordKey{}, &record{})
+	ctx := context.WithValue(t.Context(), exchangeKey{}, &exchange{})
 	if n := testing.AllocsPerRun(100, func() { Observe(ctx, h, 1) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -352,7 +352,7 @@ func TestNewTracesAppliesExporterVariables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
 	traces.close(time.Minute)
 	r := <-got
@@ -368,7 +368,7 @@ func TestNewTracesLogsLostSpansOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, span := traces.Provider().Tracer("test").Start(t.Context(), "GET")
+	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
 	traces.close(time.Minute)
 	otel.Handle(errors.New("another one"))

@@ -44,8 +44,8 @@ var picture, _ = base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAA
 
 // Options are the signer's settings.
 type Options struct {
-	Pod    string  // its name; "" outside of Kubernetes
-	Faults []error // of the settings, each on a line of its own
+	Pod    string // its name; "" outside of Kubernetes
+	Faults error  // of the settings, each on a line of its own
 
 	NoIdentity bool // the settings are not sufficient to request a token
 	NoStorage  bool // the settings are not sufficient to reach storage
@@ -180,11 +180,12 @@ func (v *visit) subject() {
 }
 
 func (v *visit) settings() {
-	for _, fault := range v.Faults {
-		v.problem("settings", fault)
-	}
-	if len(v.Faults) == 0 {
+	if v.Faults == nil {
 		v.line(ok, "settings", "container %s of %s", v.Storage.Container, v.Storage.AccountURL)
+	} else {
+		for fault := range strings.SplitSeq(v.Faults.Error(), "\n") {
+			v.problem("settings", errors.New(fault))
+		}
 	}
 	if v.Anonymous {
 		v.more("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")

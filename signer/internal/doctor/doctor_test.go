@@ -381,7 +381,7 @@ func TestDefaultCredentialNeedsNoTokenFile(t *testing.T) {
 
 func TestWhatTheSettingsDoNotSayIsNotTried(t *testing.T) {
 	opts, _ := healthy(t)
-	opts.Faults, opts.NoStorage = []error{errors.New("A is wrong"), errors.New("B is")}, true
+	opts.Faults, opts.NoStorage = errors.New("A is wrong\nB is"), true
 	examine(t.Context(), t, opts, "fail settings, fail settings, ok token file, ok exchange, skip key, skip put, skip link, skip clock", "A is wrong", "the settings do not say where storage is")
 	opts, _ = healthy(t)
 	opts.NoIdentity, opts.Identity.TokenFile = true, ""
