@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -38,19 +37,20 @@ const (
 var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
-// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else.
+// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
+// they are first needed, and kept until the budget is needed for something else.
 type buffers struct {
-	wait  time.Duration       // bufferWait
-	used  chan struct{}       // one for each large buffer in use
-	idle  sync.Pool           // of large buffers, which the garbage collector frees
-	spare chan []byte         // the spare one, while it is not in use
-	heap  *semaphore.Weighted // bytes of heapTotal that are in use
+	wait        time.Duration       // bufferWait
+	free, spare chan []byte         // nil for one that is not allocated
+	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, used: make(chan struct{}, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
-	b.idle.New = func() any { return new([bufferBytes]byte) }
-	b.spare <- make([]byte, spareBytes)
+	b := &buffers{wait: bufferWait, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
+	for range bufferCount {
+		b.free <- nil
+	}
+	b.spare <- nil
 	return b
 }
 
@@ -65,10 +65,13 @@ func readAll(r io.Reader, limit int64) ([]byte, error) {
 
 // reserve waits for n bytes of the budget, until release is called. The errors are those of take.
 func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
-	wait, cancel := context.WithTimeout(ctx, b.wait)
-	defer cancel()
-	if b.heap.Acquire(wait, n) != nil {
-		return nil, noMemory(ctx)
+	if !b.heap.TryAcquire(n) {
+		b.dropIdle()
+		wait, cancel := context.WithTimeout(ctx, b.wait)
+		defer cancel()
+		if b.heap.Acquire(wait, n) != nil {
+			return nil, noMemory(ctx)
+		}
 	}
 	return func() { b.heap.Release(n) }, nil
 }
@@ -81,14 +84,32 @@ func noMemory(ctx context.Context) error {
 	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
 }
 
+// dropIdle leaves the buffers that are not in use to the garbage collector.
+func (b *buffers) dropIdle() {
+	for range bufferCount {
+		select {
+		case buf := <-b.free:
+			if buf != nil {
+				b.heap.Release(bufferBytes)
+			}
+			b.free <- nil
+		default:
+			return
+		}
+	}
+}
+
 // try returns a buffer of bufferBytes, or nil if none is free.
 func (b *buffers) try() []byte {
 	select {
-	case b.used <- struct{}{}:
-		if b.heap.TryAcquire(bufferBytes) {
-			return b.idle.Get().(*[bufferBytes]byte)[:]
+	case buf := <-b.free:
+		switch {
+		case buf != nil:
+			return buf
+		case b.heap.TryAcquire(bufferBytes):
+			return make([]byte, bufferBytes)
 		}
-		<-b.used
+		b.free <- nil
 	default:
 	}
 	return nil
@@ -104,6 +125,9 @@ func (b *buffers) take(ctx context.Context) ([]byte, error) {
 		}
 		select {
 		case buf := <-b.spare:
+			if buf == nil {
+				buf = make([]byte, spareBytes)
+			}
 			return buf, nil
 		case <-time.After(retryInterval):
 		case <-wait.Done():
@@ -118,13 +142,11 @@ func (b *buffers) give(buf []byte) {
 		b.spare <- buf
 		return
 	}
-	b.idle.Put((*[bufferBytes]byte)(buf))
-	b.heap.Release(bufferBytes)
-	<-b.used
+	b.free <- buf
 }
 
 // taken returns the number of buffers in use, with the spare one.
-func (b *buffers) taken() int { return len(b.used) + 1 - len(b.spare) }
+func (b *buffers) taken() int { return bufferCount + 1 - len(b.free) - len(b.spare) }
 
 // filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
 type filler struct {

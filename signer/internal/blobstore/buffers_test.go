@@ -174,8 +174,8 @@ func TestReserveWaits(t *testing.T) {
 	})
 }
 
-// Idle buffers take nothing of the budget; those in use do.
-func TestIdleBuffersTakeNoMemory(t *testing.T) {
+// Idle buffers are dropped when their memory is needed; those in use keep it.
+func TestReserveDropsIdleBuffers(t *testing.T) {
 	b := newBuffers()
 	b.wait = time.Millisecond
 	var taken [][]byte
