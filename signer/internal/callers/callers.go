@@ -16,6 +16,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
@@ -48,9 +50,10 @@ type Options struct {
 type Callers struct {
 	opts     Options
 	log      *slog.Logger
-	issuer   atomic.Pointer[issuer] // nil before the issuer has answered
+	keys     atomic.Pointer[keySet] // nil before the issuer has answered
 	failed   atomic.Pointer[error]  // why it has not
-	ignored  string                 // which keys are ignored, as logged last; of renew alone
+	fetches  singleflight.Group     // that tokens cause
+	limit    *rate.Limiter          // of fetches
 	clients  *limit.Clients         // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
 	now      func() time.Time
@@ -70,38 +73,24 @@ const (
 // New returns the callers that opts describe. It sends no request before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
-		opts: opts, log: log, now: time.Now, clients: limit.New(opts.PerClient, reg, "signer", "caller"),
+		opts: opts, log: log, now: time.Now, limit: rate.NewLimiter(rate.Every(keysEvery), keysBurst), clients: limit.New(opts.PerClient, reg, "signer", "caller"),
 		outcomes: service.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
 			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}
 }
 
-// Run fetches the issuer's configuration and keys, and renews them, until ctx is done. If that fails, the known keys stay in use.
+// Run fetches the issuer's configuration and keys, and renews them, until ctx is done.
 func (c *Callers) Run(ctx context.Context) error {
-	refresh.Keep(ctx, c.log.With("issuer", c.opts.Issuer), "fetching the issuer's keys failed; the known keys stay in use", nil, c.renew)
+	log := c.log.With("issuer", c.opts.Issuer)
+	refresh.Keep(ctx, log, "fetching the issuer's keys failed; the known keys stay in use", nil, func(ctx context.Context) (time.Duration, error) {
+		return renewEvery, c.Fetch(ctx)
+	})
 	return nil
-}
-
-// renew fetches the issuer's configuration and keys, and returns when to do so again.
-func (c *Callers) renew(ctx context.Context) (time.Duration, error) {
-	i, err := c.discover(ctx)
-	if err != nil {
-		c.failed.Store(&err)
-		return 0, err
-	}
-	if c.issuer.Swap(i) == nil {
-		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.Read))
-	}
-	if ignored := i.keys.Load().ignored; ignored != "" && ignored != c.ignored {
-		c.log.Warn("issuer keys ignored", "issuer", c.opts.Issuer, "reasons", ignored)
-		c.ignored = ignored
-	}
-	return renewEvery, nil
 }
 
 // Ready returns nil once tokens can be checked.
 func (c *Callers) Ready() error {
-	if c.issuer.Load() != nil {
+	if c.keys.Load() != nil {
 		return nil
 	}
 	if err := c.failed.Load(); err != nil {
@@ -123,17 +112,16 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 	if token == "" {
 		return caller{}, c.refuse(anonymous, signerapi.ErrUnauthenticated)
 	}
-	i := c.issuer.Load()
-	if i == nil {
-		return caller{}, c.refuse(unavailable, signerapi.AsError(c.Ready()))
+	if err := c.Ready(); err != nil {
+		return caller{}, c.refuse(unavailable, err)
 	}
-	claims, err := c.claims(ctx, i, string(token))
+	claims, err := c.claims(ctx, string(token))
 	switch {
 	case err == nil:
 	case errors.Is(err, jwt.ErrExpired):
 		return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(err))
-	case errors.Is(err, errNoKeys):
-		return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(err))
+	case errors.Is(err, signerapi.ErrIssuerUnavailable):
+		return caller{}, c.refuse(unavailable, err)
 	case errors.Is(err, signerapi.ErrRateLimited), errors.Is(err, signerapi.ErrOverloaded): // of the waiters
 		return caller{}, c.refuse(limited, err)
 	case ctx.Err() != nil: // while it waited for the issuer's keys

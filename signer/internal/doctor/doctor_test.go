@@ -276,7 +276,7 @@ func TestDoctorFetchesTheIssuersKeys(t *testing.T) {
 	for _, c := range []struct{ issuer, mark, says string }{
 		{"URL/issuer", "ok callers", "/issuer for the-api are verified, and their oid is the user"},
 		{"https://127.0.0.1:1", "fail callers", "fix: nothing answers on this port"},
-		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must be the issuer"},
+		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must be the iss of the tokens"},
 	} {
 		opts, back := healthy(t)
 		opts.Callers = callers.Options{Rules: access.Rules{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid", Client: opts.Transport}
