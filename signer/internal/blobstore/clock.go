@@ -25,6 +25,12 @@ func ClockFault(ahead time.Duration) error {
 	return nil
 }
 
+// aheadOf returns how far now is ahead of date, the Date header of a response that storage sent now.
+func aheadOf(now time.Time, date string) (time.Duration, error) {
+	theirs, err := http.ParseTime(date)
+	return now.Sub(theirs.Add(time.Second / 2)), err // the header has whole seconds, rounded down
+}
+
 // clock measures how far this machine's clock is ahead of storage's, which decides when a link begins and ends. It corrects
 // nothing: the times in a link would then depend on a header that was read minutes ago, and a wrong clock breaks more than
 // links.
@@ -37,11 +43,10 @@ type clock struct {
 // compare measures the difference from date, the Date header of a response that storage sent now, and logs when the clock
 // becomes wrong or right.
 func (c *clock) compare(now time.Time, date string) {
-	theirs, err := http.ParseTime(date)
+	ahead, err := aheadOf(now, date)
 	if err != nil {
 		return
 	}
-	ahead := now.Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
 	c.ahead.Set(ahead.Seconds())
 	fault := ClockFault(ahead)
 	wasWrong := c.wrong.Swap(fault != nil)

@@ -10,18 +10,19 @@ import (
 )
 
 func TestAScratchBlobIsNobodysPicture(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	s, back, _ := withKey(t, nil)
 	one, other := s.NewScratch(), s.NewScratch()
 	if one.Name() == other.Name() || !strings.HasPrefix(one.Name(), ScratchPrefix) || strings.Contains(one.Name(), "/") {
 		t.Errorf("the names are %q and %q", one.Name(), other.Name())
 	}
-	if err := one.Put(t.Context(), []byte("x")); err != nil || back.blobs["/cats/"+one.Name()] != "x" {
+	if err := one.Put(t.Context()); err != nil || back.blobs["/cats/"+one.Name()] != one.Name() {
 		t.Errorf("%v; storage has %v", err, back.blobs)
 	}
-	for _, base := range []string{s.opts.AccountURL, s.opts.LinkBase} {
-		if link, err := one.Link(base); err != nil || !strings.HasPrefix(string(link), base+"/cats/"+one.Name()+"?") {
-			t.Errorf("%v; the link is %q", err, string(link))
-		}
+	if err := one.Read(t.Context(), s.opts.AccountURL); err != nil {
+		t.Errorf("reading it: %v", err)
+	}
+	if err := one.Read(t.Context(), "https://cdn.invalid"); err == nil || !strings.Contains(err.Error(), "no answer from cdn.invalid") {
+		t.Errorf("reading it elsewhere: %v", err)
 	}
 	for range 2 { // that it is gone already is no error
 		if err := one.Delete(t.Context()); err != nil || len(back.blobs) > 0 {

@@ -104,11 +104,9 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 	if err != nil {
 		return trialUnclear, err
 	}
-	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
-		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
-	}})
+	client, err := s.anonymous(link)
 	if err != nil {
-		return trialUnclear, errors.New("the link is not a URL")
+		return trialUnclear, err
 	}
 	var resp *http.Response
 	_, err = client.GetProperties(policy.WithCaptureResponse(withOp(ctx, opTrial), &resp), nil)
@@ -122,8 +120,17 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 		return trialOK, nil
 	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.Code == string(bloberror.AuthorizationFailure), r.Code == string(bloberror.AccountIsDisabled):
 		return trialUnclear, fmt.Errorf("trying a link: %w", err)
-	case r.Code == string(bloberror.AuthenticationFailed):
-		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
 	}
 	return trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
+}
+
+// anonymous returns a client of the blob at link, without a token. A call is tried once.
+func (s *Store) anonymous(link signerapi.SignedURL) (*blob.Client, error) {
+	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
+		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
+	}})
+	if err != nil {
+		return nil, errors.New("the link is not a URL")
+	}
+	return client, nil
 }

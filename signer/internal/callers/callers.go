@@ -36,14 +36,36 @@ const (
 	renewEvery = time.Hour
 )
 
-// Options say whose tokens are taken and what they allow.
-type Options struct {
+// Settings say whose tokens are taken and what they allow.
+type Settings struct {
 	access.Rules
-	limit.PerClient            // of each caller
-	Audience        string     // that a token must be for
-	Claim           string     // whose value is the name of the user
-	Waiters         *pool.Pool // of requests that wait for the issuer's keys, by client
-	Client          *http.Client
+	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
+	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
+	Claim     string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
+
+	limit.PerClient // of each caller
+}
+
+// Validate reports the faults of the settings, joined.
+func (s Settings) Validate() error {
+	return errors.Join(
+		s.Rules.Validate(),
+		service.Require(!s.On() || s.Audience != "",
+			"OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do"),
+		service.Require(!s.On() || !s.Anonymous,
+			"OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off"),
+		service.Require(s.On() || s.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
+		service.Require(s.On() || s.Audience != "" || s.Anonymous,
+			"authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture"),
+		s.PerClient.Validate(),
+	)
+}
+
+// Options are the settings, which the caller has validated, and what the callers are verified with.
+type Options struct {
+	Settings
+	Waiters *pool.Pool // of requests that wait for the issuer's keys, by client
+	Client  *http.Client
 }
 
 // Callers knows the callers.
@@ -73,7 +95,9 @@ const (
 // New returns the callers that opts describe. It sends no request before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
-		opts: opts, log: log, now: time.Now, limit: rate.NewLimiter(rate.Every(keysEvery), keysBurst), clients: limit.New(opts.PerClient, reg, "signer", "caller"),
+		opts: opts, log: log, now: time.Now,
+		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
+		clients: limit.New(opts.PerClient, reg, "signer", "caller"),
 		outcomes: service.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
 			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}

@@ -72,7 +72,7 @@ func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
 
 func asking(p *provider, change func(*Options)) *Callers {
 	opts := Options{
-		Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub", Client: p.Client(),
+		Settings: Settings{Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub"}, Client: p.Client(),
 		Waiters: pool.NewSet("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
 	}
 	if change != nil {

@@ -39,20 +39,18 @@ func (r *report) write(line string) {
 }
 
 // line writes the one line of a check.
-func (r *report) line(mark, check, format string, args ...any) {
+func (r *report) line(mark, check, said string) {
 	switch mark {
 	case warn:
 		r.warned++
 	case fail:
 		r.failed++
 	}
-	r.write(fmt.Sprintf("%-4s  %-10s  ", mark, check) + fmt.Sprintf(format, args...))
+	r.write(fmt.Sprintf("%-4s  %-10s  %s", mark, check, said))
 }
 
 // more writes another line below that of the check.
-func (r *report) more(format string, args ...any) {
-	r.write(strings.Repeat(" ", 18) + fmt.Sprintf(format, args...))
-}
+func (r *report) more(said string) { r.write(strings.Repeat(" ", 18) + said) }
 
 // problem writes that a check failed, or warns, and below it what to do.
 func (r *report) problem(check string, err error) {
@@ -61,9 +59,9 @@ func (r *report) problem(check string, err error) {
 		mark = warn
 	}
 	said, fix, _ := strings.Cut(err.Error(), "; fix: ")
-	r.line(mark, check, "%s", said)
+	r.line(mark, check, said)
 	if fix = cmp.Or(fix, network(said)); fix != "" {
-		r.more("fix: %s", fix)
+		r.more("fix: " + fix)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -185,15 +184,16 @@ func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
 	answer := "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
 		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
 	for code := range fixes {
-		got := Explain(errors.New(strings.Replace(answer, "%s", code, 1)), "").Error()
+		got := explain(errors.New(strings.Replace(answer, "%s", code, 1)), "").Error()
 		if !strings.HasPrefix(got, "AADSTS"+code+": Something is wrong.") || !strings.Contains(got, "; fix: ") || strings.ContainsAny(got, "\n\"") {
 			t.Errorf("%s: %q", code, got)
 		}
 	}
-	if got := Explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
+	if got := explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
 		t.Errorf("%q", got)
 	}
-	if got := Explain(&fs.PathError{Op: "open", Path: "/t", Err: fs.ErrNotExist}, "").Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") {
+	_, err := Settings{TokenFile: "/t"}.FederatedToken()
+	if got := explain(err, "").Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") || !strings.Contains(got, "; fix: ") {
 		t.Errorf("%q", got)
 	}
 }
@@ -230,15 +230,16 @@ func TestAudienceIsThatOfTheCloud(t *testing.T) {
 }
 
 func TestTheTokenFileIsReadAnewEachTime(t *testing.T) {
+	const client = "11111111-1111-4111-8111-111111111111"
 	file := filepath.Join(t.TempDir(), "token")
-	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if _, err := tokens.fetch(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if _, err := tokens.fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("without a file: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file}}).credential(); err != nil {
+	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file}}).credential(); err != nil {
 		t.Errorf("with a file: %v", err)
 	}
 }
