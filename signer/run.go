@@ -109,13 +109,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Proxies:     loopback,                                   // the frontend has many clients
 		Handler:     calls,
 		OpsAddress:  cfg.OpsAddress,
-		Ready: func(ctx context.Context) error {
-			err := signer.Ready(ctx)
-			if cause := tokens.Ready(); err != nil && cause != nil {
-				return cause // no token is why there is no key
-			}
-			return err
-		},
+		Ready:       signer.Ready,
 		Background: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return tokens.Run(ctx) })

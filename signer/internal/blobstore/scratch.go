@@ -123,7 +123,5 @@ func (s *Store) ClockAhead(ctx context.Context) (time.Duration, error) {
 // impatient has the SDK try twice, each for less than half of what a person
 // waits for, so that the error is the network's and not that time ran out.
 func impatient(ctx context.Context) context.Context {
-	return policy.WithRetryOptions(ctx, policy.RetryOptions{
-		MaxRetries: 1, TryTimeout: 6 * time.Second, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: time.Second,
-	})
+	return policy.WithRetryOptions(ctx, retries(1, 6*time.Second))
 }

@@ -126,11 +126,7 @@ func (s *Store) tryOut(ctx context.Context, k *delegationKey, user signerapi.Use
 
 // anonymous returns a client of the blob at link, without a token. A call is tried once.
 func (s *Store) anonymous(link signerapi.SignedURL) (*blob.Client, error) {
-	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
+	return blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
 		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{s.metrics}, Retry: retries(-1, trialTimeout),
 	}})
-	if err != nil {
-		return nil, errors.New("the link is not a URL")
-	}
-	return client, nil
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -181,24 +182,21 @@ func nameIn(claims map[string]any, claim string) (signerapi.User, error) {
 	return name, nil
 }
 
+// kinds has the JSON types in words, by the Go type of a decoded value.
+var kinds = map[reflect.Kind]string{
+	reflect.Invalid: "null", reflect.String: "a string", reflect.Float64: "a number", reflect.Slice: "a list", reflect.Map: "an object",
+}
+
 // kind returns the JSON type of a claim, in words.
 func kind(claims map[string]any, claim string) string {
-	switch value, ok := claims[claim]; value := value.(type) {
-	case nil:
-		if !ok {
-			return "missing"
-		}
-		return "null"
-	case bool:
-		return fmt.Sprintf("the boolean %t", value)
-	case string:
-		return "a string"
-	case float64:
-		return "a number"
-	case []any:
-		return "a list"
+	value, ok := claims[claim]
+	if !ok {
+		return "missing"
 	}
-	return "an object"
+	if truth, ok := value.(bool); ok {
+		return fmt.Sprintf("the boolean %t", truth)
+	}
+	return kinds[reflect.ValueOf(value).Kind()]
 }
 
 func (c *Callers) refuse(outcome string, err error) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
+	"cats.example/shared/service"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
@@ -51,8 +52,8 @@ type visit struct {
 	tokens *identity.Tokens
 	store  *blobstore.Store
 
-	noFile, noAnswer string             // why checks cannot work that need the token file, or storage
-	blob             *blobstore.Scratch // nil as long as none can be in storage
+	noToken, noAnswer error              // why checks cannot work that need the federated token, or storage
+	blob              *blobstore.Scratch // nil as long as none can be in storage
 }
 
 // Run makes all checks, writes each to out when it ends, and returns true if none failed. It takes about a minute at most. It
@@ -60,55 +61,51 @@ type visit struct {
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
-	v := &visit{Options: opts, report: report{out: out}}
+	v := &visit{Options: opts, report: report{out: out, count: map[string]int{}}}
 	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	v.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, quiet, none)
-	noFileSet, noIdentity, noAccount := "", "", ""
-	if opts.Identity.Kind == identity.Default || opts.Identity.TokenFile == "" {
-		noFileSet = "CREDENTIAL=default looks for a login of its own, or AZURE_FEDERATED_TOKEN_FILE is not set"
-	}
-	if opts.Identity.Validate() != nil {
-		noIdentity = "the settings of the identity are not valid"
-	}
 	store, err := blobstore.New(blobstore.Options{Settings: opts.Storage, Credential: v.tokens, Transport: opts.Transport}, quiet, none)
-	if v.store = store; err != nil || opts.Storage.Validate() != nil {
-		noAccount = "the settings of storage are not valid"
-	}
+	v.store = store
+	noFile := service.Require(opts.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
+	noIdentity := service.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid")
+	noAccount := service.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
 
 	v.subject()
 	v.settings()
-	v.try(ctx, "token file", noFileSet, v.tokenFile)
-	noToken := v.try(ctx, "exchange", cmp.Or(noIdentity, v.noFile), v.exchange)
+	if opts.Identity.Kind != identity.Default {
+		v.try(ctx, "token file", noFile, v.tokenFile)
+	}
+	noToken := v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
 	noKey := v.try(ctx, "key", cmp.Or(noAccount, noToken), v.key)
 	noBlob := v.try(ctx, "put", cmp.Or(noAccount, noToken, v.noAnswer), v.put)
 	noLink := cmp.Or(noBlob, noKey)
 	v.try(ctx, "link", noLink, v.link)
-	if noLink == "" && opts.Storage.LinkBase != "" {
-		v.try(ctx, "link base", "", v.linkBase)
+	if noLink == nil && opts.Storage.LinkBase != "" {
+		v.try(ctx, "link base", nil, v.linkBase)
 	}
-	if noLink == "" && opts.Storage.MaxDirect > 0 {
-		v.try(ctx, "copy", "", v.copy)
+	if noLink == nil && opts.Storage.MaxDirect > 0 {
+		v.try(ctx, "copy", nil, v.copy)
 	}
 	if v.blob != nil {
-		v.try(context.WithoutCancel(ctx), "delete", "", v.delete)
+		v.try(context.WithoutCancel(ctx), "delete", nil, v.delete)
 	}
 	v.try(ctx, "clock", cmp.Or(noAccount, v.noAnswer), v.clock)
 	if opts.Callers.On() {
-		v.try(ctx, "callers", "", v.callers)
+		v.try(ctx, "callers", nil, v.callers)
 	}
 	return v.end()
 }
 
 // try makes a check, unless a reason is given or ctx is done, and writes its lines. run returns what works, or an error, which may
-// be a [warning], and adds lines below with [visit.note]. try returns "" if the check succeeded, otherwise why those cannot be
+// be a [warning], and adds lines below with [visit.note]. try returns nil if the check succeeded, otherwise why those cannot be
 // made that rely on it.
-func (v *visit) try(ctx context.Context, name, unless string, run func(context.Context) (string, error)) (failed string) {
+func (v *visit) try(ctx context.Context, name string, unless error, run func(context.Context) (string, error)) (failed error) {
 	if ctx.Err() != nil {
-		v.interrupted, unless = true, "it was interrupted, or the time was up"
+		unless = errors.New("it was interrupted, or the time was up")
 	}
-	failed = name + " did not succeed"
-	if unless != "" {
-		v.line(skip, name, "not tried, because "+unless)
+	failed = errors.New(name + " did not succeed")
+	if unless != nil {
+		v.line(skip, name, "not tried, because "+unless.Error())
 		return failed
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
@@ -117,7 +114,7 @@ func (v *visit) try(ctx context.Context, name, unless string, run func(context.C
 	works, err := run(ctx)
 	if err == nil {
 		v.line(ok, name, works)
-		failed = ""
+		failed = nil
 	} else {
 		v.problem(name, err)
 	}
@@ -165,7 +162,7 @@ func (v *visit) exchange(ctx context.Context) (string, error) {
 func (v *visit) key(ctx context.Context) (string, error) {
 	end, err := v.store.FetchKey(ctx)
 	if _, answered := errors.AsType[*blobstore.Refusal](err); err != nil && !answered {
-		v.noAnswer = "storage does not answer"
+		v.noAnswer = errors.New("storage does not answer")
 	}
 	v.noteRole(err, "Storage Blob Delegator", "")
 	return fmt.Sprintf("a user delegation key, for %v", left(end)), err

@@ -360,8 +360,8 @@ func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
 		opts.Identity.AuthorityHost = c.host
 		writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
 		var out strings.Builder
-		v := &visit{Options: opts, report: report{out: &out}}
-		v.try(t.Context(), "token file", "", v.tokenFile)
+		v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}}
+		v.try(t.Context(), "token file", nil, v.tokenFile)
 		if !strings.HasPrefix(out.String(), c.mark) || !strings.Contains(out.String(), c.says) {
 			t.Errorf("%s at %s: %s; want %s and %s", c.audience, c.host, &out, c.mark, c.says)
 		}
@@ -373,8 +373,8 @@ func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 	t.Setenv("AZURE_KUBERNETES_TOKEN_PROXY", "https://proxy.example")
 	writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":["api://AKSIdentityBinding"],"exp":%d}`, time.Now().Unix()+60)))
 	var out strings.Builder
-	v := &visit{Options: opts, report: report{out: &out}}
-	v.try(t.Context(), "token file", "", v.tokenFile)
+	v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}}
+	v.try(t.Context(), "token file", nil, v.tokenFile)
 	if !strings.HasPrefix(out.String(), "ok ") || !strings.Contains(out.String(), "no federated credential has to match it") {
 		t.Error(out.String())
 	}
@@ -385,7 +385,7 @@ func TestDefaultCredentialNeedsNoTokenFile(t *testing.T) {
 	opts.Identity.Kind, opts.Identity.TokenFile = identity.Default, ""
 	t.Setenv("AZURE_TOKEN_CREDENTIALS", "AzureCLICredential")
 	t.Setenv("PATH", t.TempDir())
-	examine(t.Context(), t, opts, "ok settings, skip token file, fail exchange, skip key, skip put, skip link, ok clock", "AzureCLICredential: executable not found")
+	examine(t.Context(), t, opts, "ok settings, fail exchange, skip key, skip put, skip link, ok clock", "AzureCLICredential: executable not found")
 }
 
 func TestWhatTheSettingsDoNotSayIsNotTried(t *testing.T) {
@@ -415,7 +415,7 @@ func TestAnInterruptAmidThePutStillDeletes(t *testing.T) {
 
 func TestNoSecretOfAnErrorIsWritten(t *testing.T) {
 	var out strings.Builder
-	r := &report{out: &out}
+	r := &report{out: &out, count: map[string]int{}}
 	r.problem("link", errors.New(`at https://a.example.com/b?se=1&sig=c2VjcmV0%3D and ?Sig%3Dc2VjcmV0 with eyJhbGciOiJub25lIn0.e30.c2VjcmV0`))
 	if s := out.String(); strings.Contains(s, "c2VjcmV0") || strings.Count(s, "[secret]") != 3 {
 		t.Error(s)

@@ -20,9 +20,8 @@ const (
 
 // report writes the results of the checks.
 type report struct {
-	out            io.Writer
-	warned, failed int
-	interrupted    bool // at least one check was skipped for it
+	out   io.Writer
+	count map[string]int // of the checks, by mark
 }
 
 // secret matches a token and the signature of a link. No error should hold one; the report removes them nevertheless.
@@ -40,12 +39,7 @@ func (r *report) write(line string) {
 
 // line writes the one line of a check.
 func (r *report) line(mark, check, said string) {
-	switch mark {
-	case warn:
-		r.warned++
-	case fail:
-		r.failed++
-	}
+	r.count[mark]++
 	r.write(fmt.Sprintf("%-4s  %-10s  %s", mark, check, said))
 }
 
@@ -69,34 +63,29 @@ func (r *report) problem(check string, err error) {
 func (r *report) end() bool {
 	r.write("")
 	switch {
-	case r.failed > 0:
-		r.write(fmt.Sprintf("failed: %d; the first of them is often why the others did", r.failed))
-	case r.interrupted:
+	case r.count[fail] > 0:
+		r.write(fmt.Sprintf("failed: %d; the first of them is often why the others did", r.count[fail]))
+	case r.count[skip] > 0:
 		r.write("not all was tried")
-	case r.warned > 0:
-		r.write(fmt.Sprintf("all works; warnings: %d", r.warned))
+	case r.count[warn] > 0:
+		r.write(fmt.Sprintf("all works; warnings: %d", r.count[warn]))
 	default:
 		r.write("all works")
 	}
-	return r.failed == 0 && !r.interrupted
+	return r.count[fail]+r.count[skip] == 0
 }
 
 // network returns what to do about an error of the network with the text said, "" for other errors. It matches the text,
 // because the SDK's error of a failed token exchange wraps no other error.
 func network(said string) string {
-	for _, n := range []struct {
-		parts []string
-		fix   string
-	}{
-		{[]string{"proxyconnect", "Proxy Authentication"}, "the proxy of HTTPS_PROXY does not let this through; NO_PROXY names what goes past it"},
-		{[]string{"no such host", "server misbehaving", "lookup "}, "the name does not resolve: is it spelt right, does the cluster's DNS answer, is a private endpoint's DNS zone linked to the cluster's network"},
-		{[]string{"x509:", "tls:"}, "the certificate is not trusted: a proxy that opens TLS needs its CA in SSL_CERT_FILE; a private endpoint must be reached by the account's own name"},
-		{[]string{"connection refused", "timeout", "deadline exceeded", "unreachable", "no route to host", "connection reset", "EOF"}, "nothing answers on this port: look at the NetworkPolicy's egress, the firewall and routes of the cluster's subnet, and HTTPS_PROXY"},
+	for _, n := range []struct{ form, fix string }{
+		{"proxyconnect|Proxy Authentication", "the proxy of HTTPS_PROXY does not let this through; NO_PROXY names what goes past it"},
+		{"no such host|server misbehaving|lookup ", "the name does not resolve: is it spelt right, does the cluster's DNS answer, is a private endpoint's DNS zone linked to the cluster's network"},
+		{"x509:|tls:", "the certificate is not trusted: a proxy that opens TLS needs its CA in SSL_CERT_FILE; a private endpoint must be reached by the account's own name"},
+		{"connection refused|timeout|deadline exceeded|unreachable|no route to host|connection reset|EOF", "nothing answers on this port: look at the NetworkPolicy's egress, the firewall and routes of the cluster's subnet, and HTTPS_PROXY"},
 	} {
-		for _, part := range n.parts {
-			if strings.Contains(said, part) {
-				return n.fix
-			}
+		if regexp.MustCompile(n.form).MatchString(said) {
+			return n.fix
 		}
 	}
 	return ""

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -20,7 +21,7 @@ func (v *visit) tokenFile(context.Context) (string, error) {
 	path, audience := v.Identity.TokenFile, v.Identity.Audience()
 	content, err := v.Identity.FederatedToken()
 	if err != nil {
-		v.noFile = "there is no federated token"
+		v.noToken = errors.New("there is no federated token")
 		return "", err
 	}
 	var claims jwt.Claims

@@ -119,12 +119,6 @@ func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.A
 	return azcore.AccessToken{}, signerapi.ErrIdentityUnavailable.Wrap(t.err)
 }
 
-// Ready returns nil when there is a valid token, and why not otherwise.
-func (t *Tokens) Ready() error {
-	_, err := t.GetToken(context.Background(), policy.TokenRequestOptions{})
-	return err
-}
-
 // First is closed once there has been a token.
 func (t *Tokens) First() <-chan struct{} { return t.first }
 
