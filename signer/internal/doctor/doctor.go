@@ -48,7 +48,8 @@ type warning struct{ error }
 type visit struct {
 	Options
 	report
-	notes  []string // of the check that runs
+	failed map[string]error // why checks cannot work that rely on one that failed or was skipped, by its name
+	notes  []string         // of the check that runs
 	tokens *identity.Tokens
 	store  *blobstore.Store
 
@@ -61,7 +62,7 @@ type visit struct {
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
-	v := &visit{Options: opts, report: report{out: out, count: map[string]int{}}}
+	v := &visit{Options: opts, report: report{out: out, count: map[string]int{}}, failed: map[string]error{}}
 	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	v.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, quiet, none)
 	store, err := blobstore.New(blobstore.Options{Settings: opts.Storage, Credential: v.tokens, Transport: opts.Transport}, quiet, none)
@@ -75,10 +76,10 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	if opts.Identity.Kind != identity.Default {
 		v.try(ctx, "token file", noFile, v.tokenFile)
 	}
-	noToken := v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
-	noKey := v.try(ctx, "key", cmp.Or(noAccount, noToken), v.key)
-	noBlob := v.try(ctx, "put", cmp.Or(noAccount, noToken, v.noAnswer), v.put)
-	noLink := cmp.Or(noBlob, noKey)
+	v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
+	v.try(ctx, "key", cmp.Or(noAccount, v.failed["exchange"]), v.key)
+	v.try(ctx, "put", cmp.Or(noAccount, v.failed["exchange"], v.noAnswer), v.put)
+	noLink := cmp.Or(v.failed["put"], v.failed["key"])
 	v.try(ctx, "link", noLink, v.link)
 	if noLink == nil && opts.Storage.LinkBase != "" {
 		v.try(ctx, "link base", nil, v.linkBase)
@@ -97,16 +98,15 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 }
 
 // try makes a check, unless a reason is given or ctx is done, and writes its lines. run returns what works, or an error, which may
-// be a [warning], and adds lines below with [visit.note]. try returns nil if the check succeeded, otherwise why those cannot be
-// made that rely on it.
-func (v *visit) try(ctx context.Context, name string, unless error, run func(context.Context) (string, error)) (failed error) {
+// be a [warning], and adds lines below with [visit.note].
+func (v *visit) try(ctx context.Context, name string, unless error, run func(context.Context) (string, error)) {
 	if ctx.Err() != nil {
 		unless = errors.New("it was interrupted, or the time was up")
 	}
-	failed = errors.New(name + " did not succeed")
+	v.failed[name] = errors.New(name + " did not succeed")
 	if unless != nil {
 		v.line(skip, name, "not tried, because "+unless.Error())
-		return failed
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
@@ -114,14 +114,13 @@ func (v *visit) try(ctx context.Context, name string, unless error, run func(con
 	works, err := run(ctx)
 	if err == nil {
 		v.line(ok, name, works)
-		failed = nil
+		delete(v.failed, name)
 	} else {
 		v.problem(name, err)
 	}
 	for _, n := range v.notes {
 		v.more(n)
 	}
-	return failed
 }
 
 // note adds a line below that of the check that runs.

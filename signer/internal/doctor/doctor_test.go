@@ -360,7 +360,7 @@ func TestTokenFileIsComparedWithTheCloudsAudience(t *testing.T) {
 		opts.Identity.AuthorityHost = c.host
 		writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":[%q],"exp":%d}`, c.audience, time.Now().Unix()+60)))
 		var out strings.Builder
-		v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}}
+		v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}, failed: map[string]error{}}
 		v.try(t.Context(), "token file", nil, v.tokenFile)
 		if !strings.HasPrefix(out.String(), c.mark) || !strings.Contains(out.String(), c.says) {
 			t.Errorf("%s at %s: %s; want %s and %s", c.audience, c.host, &out, c.mark, c.says)
@@ -373,7 +373,7 @@ func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 	t.Setenv("AZURE_KUBERNETES_TOKEN_PROXY", "https://proxy.example")
 	writeToken(t, opts.Identity.TokenFile, token(fmt.Sprintf(`{"aud":["api://AKSIdentityBinding"],"exp":%d}`, time.Now().Unix()+60)))
 	var out strings.Builder
-	v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}}
+	v := &visit{Options: opts, report: report{out: &out, count: map[string]int{}}, failed: map[string]error{}}
 	v.try(t.Context(), "token file", nil, v.tokenFile)
 	if !strings.HasPrefix(out.String(), "ok ") || !strings.Contains(out.String(), "no federated credential has to match it") {
 		t.Error(out.String())
