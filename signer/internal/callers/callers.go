@@ -79,7 +79,6 @@ type Callers struct {
 	limit    *rate.Limiter          // of fetches
 	clients  *limit.Clients         // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
-	now      func() time.Time
 }
 
 // Outcomes of asking who calls, as the metric has them.
@@ -96,7 +95,7 @@ const (
 // New returns the callers that opts describe. It sends no request before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
-		opts: opts, log: log, now: time.Now,
+		opts: opts, log: log,
 		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
 		clients: limit.New(opts.PerClient, reg, "signer", "caller"),
 		outcomes: service.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
@@ -204,32 +203,20 @@ func (c *Callers) refuse(outcome string, err error) error {
 	return err
 }
 
-// owner returns the caller, who is the one whose picture it is.
-func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error) {
+// permitted returns the caller, if rule lets them use the picture of user. Where rule is Anyone, it asks for no token. A rule that
+// is not known is Own.
+func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule access.Reading) (caller, error) {
+	if rule == access.Anyone {
+		return caller{}, nil
+	}
 	who, err := c.of(ctx)
 	if err != nil {
 		return caller{}, err
 	}
-	if who.name != user || who.noName != nil {
+	if rule != access.SignedIn && (who.name != user || who.noName != nil) {
 		reason := cmp.Or(who.noName, fmt.Errorf("the claim %s of the token names another user", c.opts.Claim))
 		return caller{}, c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").Wrap(reason))
 	}
 	c.outcomes.WithLabelValues(known).Inc()
 	return who, nil
-}
-
-// reads returns nil when the caller may have a link to the picture of user.
-func (c *Callers) reads(ctx context.Context, user signerapi.User) error {
-	switch c.opts.Read {
-	case access.Anyone:
-		return nil
-	case access.SignedIn:
-		_, err := c.of(ctx)
-		if err == nil {
-			c.outcomes.WithLabelValues(known).Inc()
-		}
-		return err
-	}
-	_, err := c.owner(ctx, user)
-	return err
 }
