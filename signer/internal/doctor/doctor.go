@@ -184,8 +184,7 @@ func (v *visit) put(ctx context.Context) (string, error) {
 // delete removes the scratch blob, which may be in storage although the upload failed.
 func (v *visit) delete(ctx context.Context) (string, error) {
 	if err := v.blob.Delete(ctx); err != nil {
-		v.note("delete it by hand: %s in the container %s", v.blob.Name(), v.Storage.Container)
-		return "", fmt.Errorf("the scratch blob may be left behind: %w", err)
+		return "", fmt.Errorf("the scratch blob may be left behind, delete it by hand: %s in the container %s: %w", v.blob.Name(), v.Storage.Container, err)
 	}
 	return "the scratch blob is gone", nil
 }

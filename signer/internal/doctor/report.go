@@ -7,7 +7,6 @@ import (
 	"io"
 	"regexp"
 	"strings"
-	"unicode"
 )
 
 // Marks of a check.
@@ -27,14 +26,11 @@ type report struct {
 // secret matches a token and the signature of a link. No error should hold one; the report removes them nevertheless.
 var secret = regexp.MustCompile(`eyJ[\w.-]+|(?i)sig(=|%3D)[^&\s"]+`)
 
+// control matches a character with which a claim or a response could begin a line of the report.
+var control = regexp.MustCompile(`\p{Cc}`)
+
 func (r *report) write(line string) {
-	line = strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
-			return ' ' // a claim or an answer must not begin a line
-		}
-		return c
-	}, line)
-	fmt.Fprintln(r.out, secret.ReplaceAllString(line, "[secret]"))
+	fmt.Fprintln(r.out, secret.ReplaceAllString(control.ReplaceAllString(line, " "), "[secret]"))
 }
 
 // line writes the one line of a check.
@@ -67,10 +63,8 @@ func (r *report) end() bool {
 		r.write(fmt.Sprintf("failed: %d; the first of them is often why the others did", r.count[fail]))
 	case r.count[skip] > 0:
 		r.write("not all was tried")
-	case r.count[warn] > 0:
-		r.write(fmt.Sprintf("all works; warnings: %d", r.count[warn]))
 	default:
-		r.write("all works")
+		r.write(fmt.Sprintf("all works; warnings: %d", r.count[warn]))
 	}
 	return r.count[fail]+r.count[skip] == 0
 }
