@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -65,10 +66,11 @@ func (c *Scratch) Put(ctx context.Context) error {
 // Delete removes the blob. That it was not there is no error.
 func (c *Scratch) Delete(ctx context.Context) error {
 	_, err := c.client.Delete(impatient(withOp(ctx, opDelete)), deleteOptions(signerapi.Conditions{}))
-	if bloberror.HasCode(err, bloberror.BlobNotFound) {
+	if err == nil || bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
-	return brief(err, contributorRole)
+	return fmt.Errorf("the scratch blob may be left behind, delete it by hand: %s in the container %s: %w",
+		c.name, c.store.opts.Container, brief(err, contributorRole))
 }
 
 // Read returns an error unless a signed URL, as of a picture, returns the blob, as to a client without a token. base is the

@@ -29,14 +29,11 @@ var fixes = map[string]string{
 
 const federated = "compare issuer, subject and audience of the identity's federated credential with the pod's; a new one takes minutes to be known"
 
-// explained is an error of one line that says what to fix.
-type explained struct{ error }
-
 // explain turns an error of the token exchange into one line: what Entra ID said, and what to do about it. The SDK's own text
 // repeats the whole answer over many lines. audience is the one that the cloud expects.
 func explain(err error, audience string) error {
-	if _, ok := errors.AsType[explained](err); ok {
-		return err
+	if err == nil {
+		return nil
 	}
 	m := aadsts.FindStringSubmatch(err.Error())
 	if m == nil {

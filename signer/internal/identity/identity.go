@@ -39,12 +39,11 @@ type Options struct {
 // Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
 // the token that [Tokens.Run] keeps fresh, or an error when there is none.
 type Tokens struct {
-	fetch    func(context.Context) (azcore.AccessToken, error)
-	audience string // for explain
-	log      *slog.Logger
-	first    chan struct{} // closed once there has been a token
-	once     sync.Once     // closes first
-	renew    chan struct{}
+	fetch func(context.Context) (azcore.AccessToken, error) // an error of one line, with what to fix
+	log   *slog.Logger
+	first chan struct{} // closed once there has been a token
+	once  sync.Once     // closes first
+	renew chan struct{}
 
 	acquired *prometheus.CounterVec
 	worked   prometheus.Gauge
@@ -64,9 +63,9 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 			if err != nil {
 				return azcore.AccessToken{}, err
 			}
-			return cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+			token, err := cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+			return token, explain(err, opts.Audience())
 		},
-		audience: opts.Audience(),
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
@@ -80,7 +79,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 
 func (o Options) credential() (azcore.TokenCredential, error) {
 	if err := o.Validate(); err != nil {
-		return nil, explained{errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))}
+		return nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	client := azcore.ClientOptions{
 		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // the public cloud if it is empty
@@ -161,8 +160,8 @@ func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	defer t.mu.Unlock()
 	if err != nil {
 		t.acquired.WithLabelValues("error").Inc()
-		t.err = explain(err, t.audience)
-		return azcore.AccessToken{}, t.err
+		t.err = err
+		return azcore.AccessToken{}, err
 	}
 	t.acquired.WithLabelValues("ok").Inc()
 	t.worked.SetToCurrentTime()

@@ -104,7 +104,7 @@ func (s Settings) FederatedToken() (string, error) {
 		err = fmt.Errorf("%s is empty", s.TokenFile)
 	}
 	if err != nil {
-		err = explained{fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)}
+		err = fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
 	}
 	return string(token), err
 }
