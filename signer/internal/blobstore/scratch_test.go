@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"cats.example/shared/signerapi"
 )
@@ -43,6 +44,32 @@ func TestFetchKeyMakesTheStoreReady(t *testing.T) {
 	_, err := s.FetchKey(t.Context())
 	if r, ok := errors.AsType[*Refusal](err); !ok || r.Status != 403 || !strings.Contains(r.Fix, "Storage Blob Delegator") {
 		t.Errorf("refused: %v", err)
+	}
+}
+
+func TestReadyNamesAMissingTokenOnlyWithoutAKey(t *testing.T) {
+	s, _, credential := newStore(t, nil)
+	credential.err = errors.New("AADSTS700213")
+	if err := s.Ready(t.Context()); !errors.Is(err, credential.err) {
+		t.Errorf("with neither: %v", err)
+	}
+	s, _, credential = withKey(t, nil)
+	credential.err = errors.New("AADSTS700213")
+	if err := s.Ready(t.Context()); err != nil {
+		t.Errorf("with a key: %v", err)
+	}
+}
+
+func TestClockAheadNeedsNoToken(t *testing.T) {
+	s, back, credential := newStore(t, nil)
+	credential.err = errors.New("no token")
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Date", s.now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+		refuse(w, 403, "AuthorizationFailure")
+		return true
+	}
+	if ahead, err := s.ClockAhead(t.Context()); err != nil || ahead.Round(time.Minute) != time.Hour {
+		t.Errorf("%v, %v; want an hour", ahead, err)
 	}
 }
 
