@@ -154,12 +154,12 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 		{
 			"wrong audience", wrong(func(f *issuer.Federated) { f.Audience = "api://other" }), nil,
 			strings.Replace(refused, "ok token file", "warn token file", 1),
-			[]string{"AADSTS700212:", "audience  api://other (want api://AzureADTokenExchange)"},
+			[]string{"AADSTS700212:", "audience  api://other\n", "another audience than api://AzureADTokenExchange,"},
 		},
 		{
 			"expired", wrong(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }), nil,
 			strings.Replace(refused, "ok token file", "fail token file", 1),
-			[]string{"AADSTS700024:", "token expired ", "kubelet"},
+			[]string{"AADSTS700024:", "token is expired (exp)", "kubelet"},
 		},
 		{
 			"garbage", func(t *testing.T, path string) { writeToken(t, path, "a cat walked over the keyboard") }, nil,
@@ -206,7 +206,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 			"some settings", nil,
 			[]string{"LINK_TTL=soon", "AZURE_TENANT_ID="},
 			"fail settings, fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{`LINK_TTL is "soon"`, "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings do not say which identity"},
+			[]string{`LINK_TTL is "soon"`, "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings of the identity are not valid"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

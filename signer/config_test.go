@@ -143,7 +143,7 @@ func TestIdentityIsValidatedAtStart(t *testing.T) {
 			t.Errorf("%s: %v; the signer must start, or nobody can run the doctor in its container", c.setting, err)
 			continue
 		}
-		fault := settings.identityOptions(nil).Fault
+		fault := settings.Identity.Validate()
 		if c.want == "" {
 			if fault != nil {
 				t.Errorf("%s: %v", c.setting, fault)
@@ -154,7 +154,7 @@ func TestIdentityIsValidatedAtStart(t *testing.T) {
 			t.Errorf("%s: %v; want %q and a fix in it", c.setting, fault, c.want)
 		}
 	}
-	if settings, err := parse([]string{good[0], good[4], "CREDENTIAL=default", `AZURE_TENANT_ID="x"`}); err != nil || settings.identityOptions(nil).Fault == nil {
+	if settings, err := parse([]string{good[0], good[4], "CREDENTIAL=default", `AZURE_TENANT_ID="x"`}); err != nil || settings.Identity.Validate() == nil {
 		t.Errorf("a tenant in quotes with CREDENTIAL=default: %v", err)
 	}
 }

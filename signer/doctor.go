@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -50,29 +47,14 @@ func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
 // not get a token.
 func doctorOptions(environ []string) doctor.Options {
 	c, err := parse(environ)
-	if c.linkFaults() != nil { // the other checks need some values
+	if c.Storage.Validate() != nil { // storage can be checked with other links
 		c.Storage.LinkTTL, c.Storage.LinkMaxTTL, c.Storage.LinkBase = time.Hour, 24*time.Hour, ""
 	}
-	transport := blobstore.NewTransport()
 	return doctor.Options{
-		Faults:     errors.Join(err, c.identityFaults()),
-		Pod:        pod(environ),
-		NoIdentity: c.credentialFault() != nil || c.identityFaults() != nil,
-		NoStorage:  c.storageFaults() != nil,
-		Identity:   c.identityOptions(transport),
-		Storage:    c.storageOptions(transport, nil),
-		TokenProxy: slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "AZURE_KUBERNETES_TOKEN_PROXY=") }),
-		Callers:    c.callerOptions(transport),
-		Anonymous:  c.Anonymous,
-		Transport:  transport,
+		Faults:    errors.Join(err, c.Identity.Validate()),
+		Identity:  c.Identity,
+		Storage:   c.Storage,
+		Callers:   c.Callers,
+		Transport: blobstore.NewTransport(),
 	}
-}
-
-// pod returns the name of the pod, which is the host name of its containers, or "" outside of Kubernetes.
-func pod(environ []string) string {
-	if !slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
-		return ""
-	}
-	name, _ := os.Hostname() // "" where it cannot be read
-	return name
 }

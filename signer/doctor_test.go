@@ -23,7 +23,7 @@ func TestDoctorUsesTheValidSettings(t *testing.T) {
 		{append([]string{"LOG_LEVEL=loud", "API_ADDRESS=:1", "STORAGE_CONTAINER=A"}, good...), []string{"LOG_LEVEL"}, false, true, ""},
 	} {
 		got := doctorOptions(c.environ)
-		if got.NoIdentity != c.noIdentity || got.NoStorage != c.noStorage || got.Storage.LinkBase != c.linkBase || (got.Faults == nil) != (c.faults == nil) {
+		if (got.Identity.Validate() != nil) != c.noIdentity || (got.Storage.Validate() != nil) != c.noStorage || got.Storage.LinkBase != c.linkBase || (got.Faults == nil) != (c.faults == nil) {
 			t.Errorf("%q: %+v", c.environ, got)
 			continue
 		}

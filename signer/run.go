@@ -56,43 +56,39 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	identityOptions := cfg.identityOptions(transport)
 	var spans tracing.Provider
 	if traces != nil {
 		spans = azotel.NewTracingProvider(traces, nil)
 	}
-	identityOptions.Tracing = spans
 
-	tokens := identity.New(identityOptions, log, reg)
-	storageOptions := cfg.storageOptions(transport, tokens)
-	storageOptions.Tracing = spans
+	tokens := identity.New(identity.Options{Settings: cfg.Identity, Transport: transport, Tracing: spans}, log, reg)
 	pools := pool.NewSet(name, cfg.ClientShare, reg)
-	storageOptions.Slots = blobstore.Slots{
+	slots := blobstore.Slots{
 		// An upload that has ended at the frontend can still be in progress here.
 		Uploads: pools.New("uploads", cfg.MaxUploads*3/2), Commits: pools.New("commits", maxCommits), Chunked: pools.New("chunked uploads", maxChunked),
 	}
-	store, err := blobstore.New(storageOptions, log, reg)
+	store, err := blobstore.New(blobstore.Options{
+		Settings: cfg.Storage, Limits: cfg.Limits, Credential: tokens, Transport: transport, Tracing: spans, Slots: slots,
+	}, log, reg)
 	if err != nil {
 		return err
 	}
-	callerOptions := cfg.callerOptions(transport)
-	callerOptions.Waiters = pools.New("unverified tokens", maxWaiters)
-	known := callers.New(callerOptions, log, reg)
+	known := callers.New(callers.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
 	var signer signerapi.Signer = store
-	if cfg.On() {
+	if cfg.Callers.On() {
 		signer = known.Guard(store)
 	}
-	cfg.Tell(log)
+	cfg.Callers.Tell(log)
 
 	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	requests := service.NewRequests(name, reg, log, settings, storageOptions.Slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
+	requests := service.NewRequests(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})
 	requests.Trace(traces, false)
 	until := time.Now().Add(settleTime)
-	contract := signerapi.Settings{Anonymous: !cfg.On(), Shared: service.Shared(cfg)}
+	contract := signerapi.Settings{Anonymous: !cfg.Callers.On(), Shared: service.Shared(cfg)}
 	calls := signerapi.NewHandler(signer, service.Note, contract, func(route string, probe bool, h http.Handler) http.Handler {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
 		h = service.RequireHost(service.LocalHost, h)
@@ -113,18 +109,12 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		Proxies:     loopback,                                   // the frontend has many clients
 		Handler:     calls,
 		OpsAddress:  cfg.OpsAddress,
-		Ready: func(ctx context.Context) error {
-			err := signer.Ready(ctx)
-			if cause := tokens.Ready(); err != nil && cause != nil {
-				return cause // no token is why there is no key
-			}
-			return err
-		},
+		Ready:       signer.Ready,
 		Background: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return tokens.Run(ctx) })
 			g.Go(func() error { return store.Run(ctx, tokens.First()) })
-			if cfg.On() {
+			if cfg.Callers.On() {
 				g.Go(func() error { return known.Run(ctx) })
 			}
 			return g.Wait()

@@ -21,15 +21,20 @@ func ClockFault(ahead time.Duration) error {
 	return nil
 }
 
+// aheadOf returns how far now is ahead of date, the Date header of a response that storage sent now.
+func aheadOf(now time.Time, date string) (time.Duration, error) {
+	theirs, err := http.ParseTime(date)
+	return now.Sub(theirs.Add(time.Second / 2)), err // the header has whole seconds, rounded down
+}
+
 // compareClock measures how far this machine's clock is ahead of storage's, which decides when a link begins and ends. date is
 // the Date header of a response that storage sent now. compareClock logs when the clock becomes wrong or right. Nothing is
 // corrected: the times in a link would then depend on a header that was read minutes ago, and a wrong clock breaks more than links.
 func (s *Store) compareClock(date string) {
-	theirs, err := http.ParseTime(date)
+	ahead, err := aheadOf(s.now(), date)
 	if err != nil {
 		return
 	}
-	ahead := s.now().Sub(theirs.Add(time.Second / 2)) // the header has whole seconds, rounded down
 	s.metrics.clockAhead.Set(ahead.Seconds())
 	fault := ClockFault(ahead)
 	wasWrong := s.clockWrong.Swap(fault != nil)

@@ -59,6 +59,8 @@ func fix(resp *azcore.ResponseError, role string) string {
 		container, _, _ := strings.Cut(strings.TrimPrefix(at.Path, "/"), "/")
 		account, _, _ := strings.Cut(at.Hostname(), ".")
 		return fmt.Sprintf("create the container (az storage container create --auth-mode login --account-name %s --name %s) or set STORAGE_CONTAINER", account, container)
+	case bloberror.HasCode(resp, bloberror.AuthenticationFailed): // to a signed URL
+		return "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
 	case resp.StatusCode == http.StatusUnauthorized:
 		return "storage does not take the identity's token: AZURE_TENANT_ID must be the tenant of the storage account"
 	case resp.StatusCode == http.StatusForbidden:

@@ -240,7 +240,7 @@ func TestErrorsHoldNoURLs(t *testing.T) {
 			for call, err := range map[string]error{
 				"put": put, "large put": large, "link": link, "commit": commit, "delete": s.Delete(ctx, davyd, signerapi.Conditions{}), "sweep": s.removeAbandoned(ctx),
 				"container": s.checkContainer(ctx), "key": fetch, "trial": s.tryLink(ctx, key, davyd),
-				"scratch put": scratch.Put(ctx, []byte("cat")), "scratch copy": scratch.Copy(ctx), "scratch delete": scratch.Delete(ctx),
+				"scratch put": scratch.Put(ctx), "scratch read": scratch.Read(ctx, s.opts.AccountURL), "scratch copy": scratch.Copy(ctx), "scratch delete": scratch.Delete(ctx),
 			} {
 				if err == nil {
 					t.Errorf("%s: no error", call)

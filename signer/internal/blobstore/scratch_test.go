@@ -5,23 +5,25 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"cats.example/shared/signerapi"
 )
 
 func TestAScratchBlobIsNobodysPicture(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	s, back, _ := withKey(t, nil)
 	one, other := s.NewScratch(), s.NewScratch()
 	if one.Name() == other.Name() || !strings.HasPrefix(one.Name(), ScratchPrefix) || strings.Contains(one.Name(), "/") {
 		t.Errorf("the names are %q and %q", one.Name(), other.Name())
 	}
-	if err := one.Put(t.Context(), []byte("x")); err != nil || back.blobs["/cats/"+one.Name()] != "x" {
+	if err := one.Put(t.Context()); err != nil || back.blobs["/cats/"+one.Name()] != one.Name() {
 		t.Errorf("%v; storage has %v", err, back.blobs)
 	}
-	for _, base := range []string{s.opts.AccountURL, s.opts.LinkBase} {
-		if link, err := one.Link(base); err != nil || !strings.HasPrefix(string(link), base+"/cats/"+one.Name()+"?") {
-			t.Errorf("%v; the link is %q", err, string(link))
-		}
+	if err := one.Read(t.Context(), s.opts.AccountURL); err != nil {
+		t.Errorf("reading it: %v", err)
+	}
+	if err := one.Read(t.Context(), "https://cdn.invalid"); err == nil || !strings.Contains(err.Error(), "no answer from cdn.invalid") {
+		t.Errorf("reading it elsewhere: %v", err)
 	}
 	for range 2 { // that it is gone already is no error
 		if err := one.Delete(t.Context()); err != nil || len(back.blobs) > 0 {
@@ -42,6 +44,32 @@ func TestFetchKeyMakesTheStoreReady(t *testing.T) {
 	_, err := s.FetchKey(t.Context())
 	if r, ok := errors.AsType[*Refusal](err); !ok || r.Status != 403 || !strings.Contains(r.Fix, "Storage Blob Delegator") {
 		t.Errorf("refused: %v", err)
+	}
+}
+
+func TestReadyNamesAMissingTokenOnlyWithoutAKey(t *testing.T) {
+	s, _, credential := newStore(t, nil)
+	credential.err = errors.New("AADSTS700213")
+	if err := s.Ready(t.Context()); !errors.Is(err, credential.err) {
+		t.Errorf("with neither: %v", err)
+	}
+	s, _, credential = withKey(t, nil)
+	credential.err = errors.New("AADSTS700213")
+	if err := s.Ready(t.Context()); err != nil {
+		t.Errorf("with a key: %v", err)
+	}
+}
+
+func TestClockAheadNeedsNoToken(t *testing.T) {
+	s, back, credential := newStore(t, nil)
+	credential.err = errors.New("no token")
+	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Date", s.now().Add(-time.Hour).UTC().Format(http.TimeFormat))
+		refuse(w, 403, "AuthorizationFailure")
+		return true
+	}
+	if ahead, err := s.ClockAhead(t.Context()); err != nil || ahead.Round(time.Minute) != time.Hour {
+		t.Errorf("%v, %v; want an hour", ahead, err)
 	}
 }
 

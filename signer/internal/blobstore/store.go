@@ -194,8 +194,11 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 }
 
 // Ready implements [signerapi.Signer]. It returns nil if the user delegation key can sign a URL of the default lifetime.
-func (s *Store) Ready(context.Context) error {
+func (s *Store) Ready(ctx context.Context) error {
 	_, err := s.keyCovering(s.now().Add(s.opts.LinkTTL))
+	if _, cause := s.opts.Credential.GetToken(ctx, policy.TokenRequestOptions{}); err != nil && cause != nil {
+		return cause // no token is why there is no key
+	}
 	return err
 }
 

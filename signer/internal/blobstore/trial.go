@@ -95,11 +95,9 @@ func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.Us
 	if err != nil {
 		return err
 	}
-	client, err := blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
-		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{tries{s}}, Retry: retries(-1, trialTimeout),
-	}})
+	client, err := s.anonymous(link)
 	if err != nil {
-		return errors.New("the link is not a URL")
+		return err
 	}
 	_, err = client.GetProperties((&operation{name: opTrial}).under(ctx), nil)
 	err = brief(err, contributorRole)
@@ -110,12 +108,17 @@ func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.Us
 		return nil
 	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.Code == string(bloberror.AuthorizationFailure), r.Code == string(bloberror.AccountIsDisabled):
 		return fmt.Errorf("trying a link: %w", err)
-	case r.Code == string(bloberror.AuthenticationFailed):
-		r.Fix = "nothing, if the keys were revoked on purpose: links of a new key follow; otherwise look at the clocks (cats_signer_clock_skew_seconds)"
 	}
 	outcome, err = trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
 	s.key.lastErr.Store(&err) // before the key goes, for whoever asks why
 	s.key.refused.Store(&user)
 	s.setKey(nil) // also if another one than k is stored: no link of that was tried
 	return err
+}
+
+// anonymous returns a client of the blob at link, without a token. A call is tried once.
+func (s *Store) anonymous(link signerapi.SignedURL) (*blob.Client, error) {
+	return blob.NewClientWithNoCredential(string(link), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
+		Transport: s.opts.Transport, PerRetryPolicies: []policy.Policy{tries{s}}, Retry: retries(-1, trialTimeout),
+	}})
 }

@@ -11,11 +11,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"cats.example/shared/access"
 	"cats.example/shared/limit"
@@ -34,26 +37,48 @@ const (
 	renewEvery = time.Hour
 )
 
-// Options say whose tokens are taken and what they allow.
-type Options struct {
+// Settings say whose tokens are taken and what they allow.
+type Settings struct {
 	access.Rules
-	limit.PerClient            // of each caller
-	Audience        string     // that a token must be for
-	Claim           string     // whose value is the name of the user
-	Waiters         *pool.Pool // of requests that wait for the issuer's keys, by client
-	Client          *http.Client
+	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
+	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
+	Claim     string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
+
+	limit.PerClient // of each caller
+}
+
+// Validate reports the faults of the settings, joined.
+func (s Settings) Validate() error {
+	return errors.Join(
+		s.Rules.Validate(),
+		service.Require(!s.On() || s.Audience != "",
+			"OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do"),
+		service.Require(!s.On() || !s.Anonymous,
+			"OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off"),
+		service.Require(s.On() || s.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
+		service.Require(s.On() || s.Audience != "" || s.Anonymous,
+			"authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture"),
+		s.PerClient.Validate(),
+	)
+}
+
+// Options are the settings, which the caller has validated, and what the callers are verified with.
+type Options struct {
+	Settings
+	Waiters *pool.Pool // of requests that wait for the issuer's keys, by client
+	Client  *http.Client
 }
 
 // Callers knows the callers.
 type Callers struct {
 	opts     Options
 	log      *slog.Logger
-	issuer   atomic.Pointer[issuer] // nil before the issuer has answered
+	keys     atomic.Pointer[keySet] // nil before the issuer has answered
 	failed   atomic.Pointer[error]  // why it has not
-	ignored  string                 // which keys are ignored, as logged last; of renew alone
+	fetches  singleflight.Group     // that tokens cause
+	limit    *rate.Limiter          // of fetches
 	clients  *limit.Clients         // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
-	now      func() time.Time
 }
 
 // Outcomes of asking who calls, as the metric has them.
@@ -70,38 +95,26 @@ const (
 // New returns the callers that opts describe. It sends no request before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
-		opts: opts, log: log, now: time.Now, clients: limit.New(opts.PerClient, reg, "signer", "caller"),
+		opts: opts, log: log,
+		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
+		clients: limit.New(opts.PerClient, reg, "signer", "caller"),
 		outcomes: service.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
 			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}
 }
 
-// Run fetches the issuer's configuration and keys, and renews them, until ctx is done. If that fails, the known keys stay in use.
+// Run fetches the issuer's configuration and keys, and renews them, until ctx is done.
 func (c *Callers) Run(ctx context.Context) error {
-	refresh.Keep(ctx, c.log.With("issuer", c.opts.Issuer), "fetching the issuer's keys failed; the known keys stay in use", nil, c.renew)
+	log := c.log.With("issuer", c.opts.Issuer)
+	refresh.Keep(ctx, log, "fetching the issuer's keys failed; the known keys stay in use", nil, func(ctx context.Context) (time.Duration, error) {
+		return renewEvery, c.Fetch(ctx)
+	})
 	return nil
-}
-
-// renew fetches the issuer's configuration and keys, and returns when to do so again.
-func (c *Callers) renew(ctx context.Context) (time.Duration, error) {
-	i, err := c.discover(ctx)
-	if err != nil {
-		c.failed.Store(&err)
-		return 0, err
-	}
-	if c.issuer.Swap(i) == nil {
-		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.Read))
-	}
-	if ignored := i.keys.Load().ignored; ignored != "" && ignored != c.ignored {
-		c.log.Warn("issuer keys ignored", "issuer", c.opts.Issuer, "reasons", ignored)
-		c.ignored = ignored
-	}
-	return renewEvery, nil
 }
 
 // Ready returns nil once tokens can be checked.
 func (c *Callers) Ready() error {
-	if c.issuer.Load() != nil {
+	if c.keys.Load() != nil {
 		return nil
 	}
 	if err := c.failed.Load(); err != nil {
@@ -123,17 +136,16 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 	if token == "" {
 		return caller{}, c.refuse(anonymous, signerapi.ErrUnauthenticated)
 	}
-	i := c.issuer.Load()
-	if i == nil {
-		return caller{}, c.refuse(unavailable, signerapi.AsError(c.Ready()))
+	if err := c.Ready(); err != nil {
+		return caller{}, c.refuse(unavailable, err)
 	}
-	claims, err := c.claims(ctx, i, string(token))
+	claims, err := c.claims(ctx, string(token))
 	switch {
 	case err == nil:
 	case errors.Is(err, jwt.ErrExpired):
 		return caller{}, c.refuse(expired, signerapi.ErrUnauthenticated.With("the token has expired").Wrap(err))
-	case errors.Is(err, errNoKeys):
-		return caller{}, c.refuse(unavailable, signerapi.ErrIssuerUnavailable.Wrap(err))
+	case errors.Is(err, signerapi.ErrIssuerUnavailable):
+		return caller{}, c.refuse(unavailable, err)
 	case errors.Is(err, signerapi.ErrRateLimited), errors.Is(err, signerapi.ErrOverloaded): // of the waiters
 		return caller{}, c.refuse(limited, err)
 	case ctx.Err() != nil: // while it waited for the issuer's keys
@@ -169,24 +181,21 @@ func nameIn(claims map[string]any, claim string) (signerapi.User, error) {
 	return name, nil
 }
 
+// kinds has the JSON types in words, by the Go type of a decoded value.
+var kinds = map[reflect.Kind]string{
+	reflect.Invalid: "null", reflect.String: "a string", reflect.Float64: "a number", reflect.Slice: "a list", reflect.Map: "an object",
+}
+
 // kind returns the JSON type of a claim, in words.
 func kind(claims map[string]any, claim string) string {
-	switch value, ok := claims[claim]; value := value.(type) {
-	case nil:
-		if !ok {
-			return "missing"
-		}
-		return "null"
-	case bool:
-		return fmt.Sprintf("the boolean %t", value)
-	case string:
-		return "a string"
-	case float64:
-		return "a number"
-	case []any:
-		return "a list"
+	value, ok := claims[claim]
+	if !ok {
+		return "missing"
 	}
-	return "an object"
+	if truth, ok := value.(bool); ok {
+		return fmt.Sprintf("the boolean %t", truth)
+	}
+	return kinds[reflect.ValueOf(value).Kind()]
 }
 
 func (c *Callers) refuse(outcome string, err error) error {
@@ -194,32 +203,20 @@ func (c *Callers) refuse(outcome string, err error) error {
 	return err
 }
 
-// owner returns the caller, who is the one whose picture it is.
-func (c *Callers) owner(ctx context.Context, user signerapi.User) (caller, error) {
+// permitted returns the caller, if rule lets them use the picture of user. Where rule is Anyone, it asks for no token. A rule that
+// is not known is Own.
+func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule access.Reading) (caller, error) {
+	if rule == access.Anyone {
+		return caller{}, nil
+	}
 	who, err := c.of(ctx)
 	if err != nil {
 		return caller{}, err
 	}
-	if who.name != user || who.noName != nil {
+	if rule != access.SignedIn && (who.name != user || who.noName != nil) {
 		reason := cmp.Or(who.noName, fmt.Errorf("the claim %s of the token names another user", c.opts.Claim))
 		return caller{}, c.refuse(forbidden, signerapi.ErrForbidden.With("the token is not that of the one whose picture this is").Wrap(reason))
 	}
 	c.outcomes.WithLabelValues(known).Inc()
 	return who, nil
-}
-
-// reads returns nil when the caller may have a link to the picture of user.
-func (c *Callers) reads(ctx context.Context, user signerapi.User) error {
-	switch c.opts.Read {
-	case access.Anyone:
-		return nil
-	case access.SignedIn:
-		_, err := c.of(ctx)
-		if err == nil {
-			c.outcomes.WithLabelValues(known).Inc()
-		}
-		return err
-	}
-	_, err := c.owner(ctx, user)
-	return err
 }

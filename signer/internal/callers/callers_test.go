@@ -64,7 +64,7 @@ func (*counting) Ready(context.Context) error { return nil }
 func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
 	t.Helper()
 	c := asking(p, change)
-	if _, err := c.renew(t.Context()); err != nil {
+	if err := c.Fetch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -72,7 +72,7 @@ func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
 
 func asking(p *provider, change func(*Options)) *Callers {
 	opts := Options{
-		Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub", Client: p.Client(),
+		Settings: Settings{Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub"}, Client: p.Client(),
 		Waiters: pool.NewSet("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
 	}
 	if change != nil {
@@ -203,7 +203,7 @@ func TestKeysRotate(t *testing.T) {
 		t.Errorf("with both keys: %v", err)
 	}
 	p.publish(young)
-	if _, err := c.renew(t.Context()); err != nil { // as Run does every hour
+	if err := c.Fetch(t.Context()); err != nil { // as Run does every hour
 		t.Fatal(err)
 	}
 	if err := may(old); !errors.Is(err, signerapi.ErrUnauthenticated) {
@@ -283,17 +283,17 @@ func TestAnIssuerThatCannotBeRightIsRefused(t *testing.T) {
 		"nobody there":                  func(o *Options) { o.Issuer += "/elsewhere" },
 		"a certificate of nobody's":     func(o *Options) { o.Client = &http.Client{Transport: &http.Transport{}} },
 	} {
-		if err := asking(p, change).Check(t.Context()); err == nil {
+		if err := asking(p, change).Fetch(t.Context()); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
-	if err := asking(p, nil).Check(t.Context()); err != nil {
+	if err := asking(p, nil).Fetch(t.Context()); err != nil {
 		t.Errorf("the right one: %v", err)
 	}
 	plain := httptest.NewServer(p.Config.Handler)
 	defer plain.Close()
 	p.keysAt = plain.URL + "/keys"
-	if err := asking(p, nil).Check(t.Context()); err == nil {
+	if err := asking(p, nil).Fetch(t.Context()); err == nil {
 		t.Error("keys that anybody on the way can change were taken")
 	}
 }

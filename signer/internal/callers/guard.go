@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 
+	"cats.example/shared/access"
 	"cats.example/shared/signerapi"
 )
 
@@ -20,7 +21,7 @@ type guard struct {
 var _ signerapi.Signer = guard{}
 
 func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	who, err := g.callers.owner(ctx, user)
+	who, err := g.callers.permitted(ctx, user, access.Own)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -28,28 +29,28 @@ func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opt
 }
 
 func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	if err := g.callers.reads(ctx, user); err != nil {
+	if _, err := g.callers.permitted(ctx, user, g.callers.opts.Read); err != nil {
 		return signerapi.Link{}, err
 	}
 	return g.signer.Link(ctx, user, opts)
 }
 
 func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
-	if _, err := g.callers.owner(ctx, user); err != nil {
+	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
 		return err
 	}
 	return g.signer.Delete(ctx, user, conditions)
 }
 
 func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
-	if _, err := g.callers.owner(ctx, user); err != nil {
+	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
 		return signerapi.Ticket{}, err
 	}
 	return g.signer.Ticket(ctx, user, size)
 }
 
 func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	who, err := g.callers.owner(ctx, user)
+	who, err := g.callers.permitted(ctx, user, access.Own)
 	if err != nil {
 		return signerapi.Info{}, err
 	}

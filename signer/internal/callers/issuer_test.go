@@ -106,7 +106,7 @@ func TestUnusableKeysOfTheIssuerAreIgnored(t *testing.T) {
 			c := asking(p, nil)
 			c.log = slog.New(slog.NewJSONHandler(&log, nil))
 			for range 2 { // as Run does every hour
-				if _, err := c.renew(t.Context()); err != nil {
+				if err := c.Fetch(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -141,7 +141,7 @@ func TestKeysForEncryptionAreIgnoredSilently(t *testing.T) {
 	var log bytes.Buffer
 	c := asking(p, nil)
 	c.log = slog.New(slog.NewJSONHandler(&log, nil))
-	if _, err := c.renew(t.Context()); err != nil || strings.Contains(log.String(), "ignored") {
+	if err := c.Fetch(t.Context()); err != nil || strings.Contains(log.String(), "ignored") {
 		t.Errorf("%v; logged: %s", err, &log)
 	}
 }
@@ -173,7 +173,7 @@ func TestAChangedIgnoredKeyIsLoggedAgain(t *testing.T) {
 	} {
 		p.set = fmt.Sprintf(`{"keys":[%s,%s]}`, step.bad, k.jwk(t))
 		log.Reset()
-		if _, err := c.renew(t.Context()); err != nil {
+		if err := c.Fetch(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if n := strings.Count(log.String(), "issuer keys ignored"); n != step.lines || log.Len() > 500+(maxIgnored+200)*n {
@@ -199,8 +199,8 @@ func TestKeySetNeedsAUsableKey(t *testing.T) {
 		`{"keys":[` + k.jwk(t) + strings.Repeat(" ", maxAnswer) + `]}`: "larger than 1048576 bytes",
 	} {
 		p.set = set
-		err := asking(p, nil).Check(t.Context())
-		if !errors.Is(err, errNoKeys) || !strings.Contains(err.Error(), want) || len(err.Error()) > 600 {
+		err := asking(p, nil).Fetch(t.Context())
+		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 600 {
 			t.Errorf("%.60s: %v; want %s", set, err, want)
 		}
 	}
@@ -232,7 +232,7 @@ func TestTheConfigurationMayBeElsewhere(t *testing.T) {
 	} {
 		rules := access.Rules{Issuer: p.issuer, Discovery: at, Read: access.Own}
 		c := asking(p, func(o *Options) { o.Rules = rules })
-		_, err := c.renew(t.Context())
+		err := c.Fetch(t.Context())
 		if want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%s: %v; want %s", at, err, want)
@@ -261,7 +261,7 @@ func TestTheConfigurationMayBeElsewhere(t *testing.T) {
 		before := p.issuer
 		p.issuer = said
 		p.mu.Unlock()
-		if err := c.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_DISCOVERY_URL") || len(err.Error()) > 1000 {
+		if err := c.Fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_DISCOVERY_URL") || len(err.Error()) > 1000 {
 			t.Errorf("a configuration of the issuer %.50q: %v", said, err)
 		}
 		p.issuer = before
@@ -296,12 +296,12 @@ func TestErrorsOfTheIssuerAreShort(t *testing.T) {
 		_, _ = w.Write(bytes.Repeat([]byte("x"), maxAnswer))
 		return true
 	}
-	if err := asking(p, nil).Check(t.Context()); err == nil || len(err.Error()) > 600 {
+	if err := asking(p, nil).Fetch(t.Context()); err == nil || len(err.Error()) > 600 {
 		t.Errorf("a long answer in place of the keys: %.700v", err)
 	}
 	p.handle = nil
 	p.keysAt = "http://" + long
-	if err := asking(p, nil).Check(t.Context()); err == nil || len(err.Error()) > 600 {
+	if err := asking(p, nil).Fetch(t.Context()); err == nil || len(err.Error()) > 600 {
 		t.Errorf("a long jwks_uri: %.700v", err)
 	}
 }

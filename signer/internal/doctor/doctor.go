@@ -5,69 +5,40 @@ package doctor
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
-	"cats.example/shared/pool"
-	"cats.example/shared/signerapi"
+	"cats.example/shared/service"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
-// The time limits of the checks, and of all together except the upload, which an interrupt does not end, and the deletion.
+// The time limits of a check, and of all together except the deletion, and the upload, which an interrupt does not end.
 const (
-	exchangeLimit = 15 * time.Second
-	storageLimit  = 13 * time.Second // two tries
-	linkLimit     = 8 * time.Second
-	deleteLimit   = 8 * time.Second
-	clockLimit    = 6 * time.Second
-	issuerLimit   = 6 * time.Second
-	totalLimit    = 50 * time.Second
+	checkLimit = 13 * time.Second // two tries
+	totalLimit = 50 * time.Second
 )
 
 // clockBehind is how far the clock may be behind storage's before the check fails: short links would end at once.
 const clockBehind = 5 * time.Minute
 
-// picture is the content of the scratch blob: a PNG of one pixel.
-var picture, _ = base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=")
-
 // Options are the signer's settings.
 type Options struct {
-	Pod    string // its name; "" outside of Kubernetes
-	Faults error  // of the settings, each on a line of its own
-
-	NoIdentity bool // the settings are not sufficient to request a token
-	NoStorage  bool // the settings are not sufficient to reach storage
-
-	Identity   identity.Options
-	Storage    blobstore.Options // without Credential
-	TokenProxy bool              // AKS identity bindings exchange the tokens, which have another audience then
-	Callers    callers.Options   // no Issuer if authentication is off
-	Anonymous  bool              // ANONYMOUS_ACCESS=true
-	Transport  *http.Client      // without any credential
-}
-
-// check is one line of the report, with more lines below it.
-type check struct {
-	name  string
-	limit time.Duration
-	// unless is why the check cannot work; "" to try it.
-	unless string
-	// run returns what works, or an error, which may be a [warning]. It adds lines below with [visit.note].
-	run func(context.Context) (string, error)
-	// lack is what other checks lack after this one failed or was skipped.
-	lack string
+	Faults    error // of the settings, each on a line of its own
+	Identity  identity.Settings
+	Storage   blobstore.Settings
+	Callers   callers.Settings
+	Transport *http.Client // without any credential
 }
 
 // warning is an error with which the signer works.
@@ -77,88 +48,79 @@ type warning struct{ error }
 type visit struct {
 	Options
 	report
-	notes  []string // of the check that runs
+	failed map[string]error // why checks cannot work that rely on one that failed or was skipped, by its name
+	notes  []string         // of the check that runs
 	tokens *identity.Tokens
 	store  *blobstore.Store
 
-	noFile, noAnswer string             // why checks cannot work that need the token file, or storage
-	blob             *blobstore.Scratch // nil as long as none can be in storage
+	noToken, noAnswer error              // why checks cannot work that need the federated token, or storage
+	blob              *blobstore.Scratch // nil as long as none can be in storage
 }
 
 // Run makes all checks, writes each to out when it ends, and returns true if none failed. It takes about a minute at most. It
 // deletes the blob that it stores, also if ctx is canceled.
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
-	ctx, cancel := context.WithTimeoutCause(ctx, totalLimit, errors.New("the time was up"))
+	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
-	v := &visit{Options: opts, report: report{out: out}}
+	v := &visit{Options: opts, report: report{out: out, count: map[string]int{}}, failed: map[string]error{}}
 	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	v.tokens = identity.New(opts.Identity, quiet, none)
-	noIdentity, noAccount := "", ""
-	if opts.NoIdentity {
-		noIdentity = "the settings do not say which identity"
-	}
-	opts.Storage.Credential = v.tokens
-	if opts.NoStorage {
-		noAccount = "the settings do not say where storage is"
-	} else if store, err := blobstore.New(opts.Storage, quiet, none); err != nil {
-		noAccount = err.Error()
-	} else {
-		v.store = store
-	}
+	v.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, quiet, none)
+	store, err := blobstore.New(blobstore.Options{Settings: opts.Storage, Credential: v.tokens, Transport: opts.Transport}, quiet, none)
+	v.store = store
+	noFile := service.Require(opts.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
+	noIdentity := service.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid")
+	noAccount := service.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
 
 	v.subject()
 	v.settings()
-	v.try(ctx, check{name: "token file", unless: v.noTokenFile(), run: v.tokenFile})
-	noToken := v.try(ctx, check{name: "exchange", limit: exchangeLimit, unless: cmp.Or(noIdentity, v.noFile), run: v.exchange, lack: "there is no token"})
-	noKey := v.try(ctx, check{name: "key", limit: storageLimit, unless: cmp.Or(noAccount, noToken), run: v.key, lack: "there is no user delegation key"})
-	noBlob := v.try(ctx, check{name: "put", unless: cmp.Or(noAccount, noToken, v.noAnswer), run: v.put, lack: "there is no scratch blob"})
-	v.try(ctx, check{name: "link", limit: linkLimit, unless: cmp.Or(noBlob, noKey), run: v.link})
-	if base := v.Storage.LinkBase; cmp.Or(noBlob, noKey) == "" && base != "" && base != v.Storage.AccountURL {
-		v.try(ctx, check{name: "link base", limit: linkLimit, run: v.linkBase})
+	if opts.Identity.Kind != identity.Default {
+		v.try(ctx, "token file", noFile, v.tokenFile)
 	}
-	if noBlob == "" && v.Storage.MaxDirect > 0 {
-		v.try(ctx, check{name: "copy", limit: storageLimit, unless: noKey, run: v.copy})
+	v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
+	v.try(ctx, "key", cmp.Or(noAccount, v.failed["exchange"]), v.key)
+	v.try(ctx, "put", cmp.Or(noAccount, v.failed["exchange"], v.noAnswer), v.put)
+	noLink := cmp.Or(v.failed["put"], v.failed["key"])
+	v.try(ctx, "link", noLink, v.link)
+	if noLink == nil && opts.Storage.LinkBase != "" {
+		v.try(ctx, "link base", nil, v.linkBase)
+	}
+	if noLink == nil && opts.Storage.MaxDirect > 0 {
+		v.try(ctx, "copy", nil, v.copy)
 	}
 	if v.blob != nil {
-		v.try(context.WithoutCancel(ctx), check{name: "delete", limit: deleteLimit, run: v.delete})
+		v.try(context.WithoutCancel(ctx), "delete", nil, v.delete)
 	}
-	v.try(ctx, check{name: "clock", limit: clockLimit, unless: cmp.Or(noAccount, v.noAnswer), run: v.clock})
-	if v.Callers.On() {
-		v.try(ctx, check{name: "callers", limit: issuerLimit, run: v.callers})
+	v.try(ctx, "clock", cmp.Or(noAccount, v.noAnswer), v.clock)
+	if opts.Callers.On() {
+		v.try(ctx, "callers", nil, v.callers)
 	}
 	return v.end()
 }
 
-// try makes a check, unless ctx is done, and writes its lines. It returns "" if the check succeeded, c.lack otherwise.
-func (v *visit) try(ctx context.Context, c check) (lack string) {
+// try makes a check, unless a reason is given or ctx is done, and writes its lines. run returns what works, or an error, which may
+// be a [warning], and adds lines below with [visit.note].
+func (v *visit) try(ctx context.Context, name string, unless error, run func(context.Context) (string, error)) {
 	if ctx.Err() != nil {
-		v.interrupted = true
-		c.unless = context.Cause(ctx).Error()
-		if errors.Is(context.Cause(ctx), context.Canceled) {
-			c.unless = "it was interrupted"
-		}
+		unless = errors.New("it was interrupted, or the time was up")
 	}
-	if c.unless != "" {
-		v.line(skip, c.name, "not tried, because %s", c.unless)
-		return c.lack
+	v.failed[name] = errors.New(name + " did not succeed")
+	if unless != nil {
+		v.line(skip, name, "not tried, because "+unless.Error())
+		return
 	}
-	if c.limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.limit)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, checkLimit)
+	defer cancel()
 	v.notes = nil
-	works, err := c.run(ctx)
+	works, err := run(ctx)
 	if err == nil {
-		v.line(ok, c.name, "%s", works)
+		v.line(ok, name, works)
+		delete(v.failed, name)
 	} else {
-		v.problem(c.name, err)
-		lack = c.lack
+		v.problem(name, err)
 	}
 	for _, n := range v.notes {
-		v.more("%s", n)
+		v.more(n)
 	}
-	return lack
 }
 
 // note adds a line below that of the check that runs.
@@ -168,57 +130,51 @@ func (v *visit) note(format string, args ...any) {
 
 // subject writes the pod, its version and its identity. During a rollout, pods with different ones run.
 func (v *visit) subject() {
-	for _, line := range [][2]string{
-		{"pod", cmp.Or(v.Pod, "none: not in Kubernetes")},
-		{"version", fmt.Sprintf("%s (revision %s)", cmp.Or(version.Version, "unknown"), cmp.Or(version.Revision, "unknown"))},
-		{"client ID", cmp.Or(v.Identity.ClientID, "not set")},
-		{"tenant", cmp.Or(v.Identity.TenantID, "not set")},
-	} {
-		v.write(fmt.Sprintf("%-10s  %s", line[0], line[1]))
+	pod := "none: not in Kubernetes"
+	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
+		pod, _ = os.Hostname()
 	}
+	v.write("pod         " + pod)
+	v.write(fmt.Sprintf("version     %s (revision %s)", cmp.Or(version.Version, "unknown"), cmp.Or(version.Revision, "unknown")))
+	v.write("client ID   " + cmp.Or(v.Identity.ClientID, "not set"))
+	v.write("tenant      " + cmp.Or(v.Identity.TenantID, "not set"))
 	v.write("")
 }
 
 func (v *visit) settings() {
 	if v.Faults == nil {
-		v.line(ok, "settings", "container %s of %s", v.Storage.Container, v.Storage.AccountURL)
+		v.line(ok, "settings", fmt.Sprintf("container %s of %s", v.Storage.Container, v.Storage.AccountURL))
 	} else {
 		for fault := range strings.SplitSeq(v.Faults.Error(), "\n") {
 			v.problem("settings", errors.New(fault))
 		}
 	}
-	if v.Anonymous {
+	if v.Callers.Anonymous {
 		v.more("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
 	}
 }
 
 func (v *visit) exchange(ctx context.Context) (string, error) {
 	token, err := v.tokens.Fetch(ctx)
-	if err != nil {
-		return "", cmp.Or(errors.Unwrap(err), err) // without the code that is for the frontend
-	}
-	return fmt.Sprintf("a token for Blob Storage, for %v", left(token.ExpiresOn)), nil
+	return fmt.Sprintf("a token for Blob Storage, for %v", left(token.ExpiresOn)), err
 }
 
 func (v *visit) key(ctx context.Context) (string, error) {
 	end, err := v.store.FetchKey(ctx)
-	if err != nil {
-		if _, answered := errors.AsType[*blobstore.Refusal](err); !answered {
-			v.noAnswer = "storage does not answer"
-		}
-		v.noteRole(err, "Storage Blob Delegator", "")
-		return "", err
+	if _, answered := errors.AsType[*blobstore.Refusal](err); err != nil && !answered {
+		v.noAnswer = errors.New("storage does not answer")
 	}
-	return fmt.Sprintf("a user delegation key, for %v", left(end)), nil
+	v.noteRole(err, "Storage Blob Delegator", "")
+	return fmt.Sprintf("a user delegation key, for %v", left(end)), err
 }
 
 // put stores the scratch blob. ctx does not end it: the deletion could reach storage before the upload.
 func (v *visit) put(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
 	defer cancel()
 	v.blob = v.store.NewScratch()
 	stored := "stored the scratch blob " + v.blob.Name()
-	err := v.blob.Put(ctx, picture)
+	err := v.blob.Put(ctx)
 	if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Status < http.StatusInternalServerError {
 		v.blob = nil
 	}
@@ -228,27 +184,15 @@ func (v *visit) put(ctx context.Context) (string, error) {
 
 // delete removes the scratch blob, which may be in storage although the upload failed.
 func (v *visit) delete(ctx context.Context) (string, error) {
-	if err := v.blob.Delete(ctx); err != nil {
-		v.note("delete it by hand: %s in the container %s", v.blob.Name(), v.Storage.Container)
-		return "", fmt.Errorf("the scratch blob may be left behind: %w", err)
-	}
-	return "the scratch blob is gone", nil
+	return "the scratch blob is gone", v.blob.Delete(ctx)
 }
 
 func (v *visit) link(ctx context.Context) (string, error) {
-	account, err := v.blob.Link(v.Storage.AccountURL)
-	if err == nil {
-		err = v.get(ctx, account)
-	}
-	return "a signed link gives the same bytes, without any credential", err
+	return "a signed link gives the same bytes, without any credential", v.blob.Read(ctx, v.Storage.AccountURL)
 }
 
 func (v *visit) linkBase(ctx context.Context) (string, error) {
-	base, err := v.blob.Link(v.Storage.LinkBase)
-	if err == nil {
-		err = v.get(ctx, base)
-	}
-	if err != nil {
+	if err := v.blob.Read(ctx, v.Storage.LinkBase); err != nil {
 		said, _, _ := strings.Cut(err.Error(), "; fix: ")
 		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", v.Storage.LinkBase, said)}
 	}
@@ -260,58 +204,11 @@ func (v *visit) copy(ctx context.Context) (string, error) {
 	return "storage copies within the account, as the commit of a direct upload does", v.blob.Copy(ctx)
 }
 
-// get returns an error unless link returns the content of the scratch blob. The error does not hold the link.
-func (v *visit) get(ctx context.Context, link signerapi.SignedURL) error {
-	resp, err := v.ask(ctx, http.MethodGet, string(link))
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(len(picture))+1))
-	code := resp.Header.Get("X-Ms-Error-Code")
-	switch {
-	case resp.StatusCode != http.StatusOK && code == "AuthorizationFailure":
-		return fmt.Errorf("a signed link gets %d %s; fix: the account's network rules let the identity in, but not a reader: links work only from networks that they allow", resp.StatusCode, code)
-	case resp.StatusCode == http.StatusForbidden:
-		return fmt.Errorf("a signed link gets %d %s; fix: look at the clock below; the identity must be allowed to read the container, and a new role takes minutes to be known", resp.StatusCode, code)
-	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("a signed link gets %d %s", resp.StatusCode, code)
-	case err != nil:
-		return fmt.Errorf("reading the answer: %w", err)
-	case string(body) != string(picture):
-		return errors.New("a signed link gives other bytes than were stored; fix: something between here and storage answers in its place")
-	}
-	return nil
-}
-
-// ask sends a request whose only credential is the signature in the URL, if any. The error does not hold the URL.
-func (v *visit) ask(ctx context.Context, method, link string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, link, nil)
-	if err != nil {
-		return nil, errors.New("the link is not a URL")
-	}
-	resp, err := v.Transport.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("no answer from %s: %w", req.URL.Host, errors.Unwrap(err))
-	}
-	return resp, nil
-}
-
 func (v *visit) clock(ctx context.Context) (string, error) {
-	sent := time.Now()
-	// Storage may reject this request: its response has a date nevertheless.
-	resp, err := v.ask(ctx, http.MethodHead, v.Storage.AccountURL+"/"+v.Storage.Container+"?restype=container")
+	ahead, err := v.store.ClockAhead(ctx)
 	if err != nil {
 		return "", err
 	}
-	_ = resp.Body.Close()
-	took := time.Since(sent)
-	date, err := http.ParseTime(resp.Header.Get("Date"))
-	if err != nil {
-		return "", warning{errors.New("storage's answer has no date to compare with")}
-	}
-	date = date.Add(time.Second / 2) // the header has whole seconds, rounded down
-	ahead := sent.Add(took / 2).Sub(date)
 	err = blobstore.ClockFault(ahead)
 	if err != nil && ahead <= blobstore.LinkSkew && ahead >= -clockBehind {
 		err = warning{err}
@@ -321,13 +218,9 @@ func (v *visit) clock(ctx context.Context) (string, error) {
 
 // callers fetches the configuration and the keys of the issuer of callers' tokens.
 func (v *visit) callers(ctx context.Context) (string, error) {
-	reg := prometheus.NewRegistry()
-	v.Callers.Waiters = pool.NewSet("doctor", 0, reg).New("waiters", 1)
-	if err := callers.New(v.Callers, slog.New(slog.DiscardHandler), reg).Check(ctx); err != nil {
-		fix := cmp.Or(network(err.Error()), "OIDC_ISSUER must be the issuer as its tokens have it in iss, and its configuration, at OIDC_DISCOVERY_URL if that is set, be reachable from here over https")
-		return "", fmt.Errorf("tokens of %s cannot be verified: %w; fix: %s", v.Callers.Issuer, err, fix)
-	}
-	return fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim), nil
+	c := callers.New(callers.Options{Settings: v.Callers, Client: v.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	works := fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)
+	return works, c.Fetch(ctx)
 }
 
 // noteRole adds the command that assigns role, if err says that the identity lacks it. The scope of the role is the storage
@@ -337,8 +230,7 @@ func (v *visit) noteRole(err error, role, scope string) {
 	if !answered || r.Code != "AuthorizationPermissionMismatch" || v.Identity.ClientID == "" {
 		return
 	}
-	host, _ := url.Parse(v.Storage.AccountURL)
-	account, _, _ := strings.Cut(host.Hostname(), ".")
+	account, _, _ := strings.Cut(strings.TrimPrefix(v.Storage.AccountURL, "https://"), ".")
 	v.note(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
 		v.Identity.ClientID, role, account, scope)
 }

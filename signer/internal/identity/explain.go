@@ -3,7 +3,6 @@ package identity
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"regexp"
 	"strings"
 )
@@ -30,15 +29,11 @@ var fixes = map[string]string{
 
 const federated = "compare issuer, subject and audience of the identity's federated credential with the pod's; a new one takes minutes to be known"
 
-// Explain turns an error of the token exchange into one line: what Entra ID or
-// the file system said, and what to do about it. The SDK's own text repeats the
-// whole answer over many lines. audience is the one that the cloud expects.
-func Explain(err error, audience string) error {
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
-	}
-	if fault, ok := errors.AsType[settingsError](err); ok {
-		return errors.New(strings.ReplaceAll(fault.Error(), "\n", "; "))
+// explain turns an error of the token exchange into one line: what Entra ID said, and what to do about it. The SDK's own text
+// repeats the whole answer over many lines. audience is the one that the cloud expects.
+func explain(err error, audience string) error {
+	if err == nil {
+		return nil
 	}
 	m := aadsts.FindStringSubmatch(err.Error())
 	if m == nil {

@@ -4,14 +4,9 @@
 package identity
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
-	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -29,83 +24,33 @@ import (
 	"cats.example/signer/internal/refresh"
 )
 
-// Kinds of credential.
-const (
-	WorkloadIdentity = "workload-identity"
-	Default          = "default"
-)
-
 // Scope is what Blob Storage takes tokens for.
 const Scope = "https://storage.azure.com/.default"
 
 const fetchTimeout = 30 * time.Second // one token exchange, its retries included
 
-// Settings are the settings of the identity. The token file is read for each token exchange: the kubelet rotates it.
-type Settings struct {
-	Kind                     string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
-	ClientID                 string `env:"AZURE_CLIENT_ID" quoted:"later" help:"client ID of the identity, a GUID; the workload identity webhook sets it"`
-	TenantID                 string `env:"AZURE_TENANT_ID" quoted:"later" help:"tenant of the identity, a GUID or a domain; the webhook sets it"`
-	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"file of the federated token; the webhook sets it"`
-	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"the Entra ID endpoint, https; the webhook sets it"`
-	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
-}
-
-// Options are the settings and what the identity works with.
+// Options are the settings and what the identity works with. With settings that are not valid, each exchange fails.
 type Options struct {
 	Settings
-	// Fault, unless nil, is why no token can be requested with the settings. Each exchange fails with it.
-	Fault     error
 	Transport policy.Transporter
 	Tracing   tracing.Provider // the zero one for no spans
-}
-
-// settingsError is the error of an exchange that was not tried because of [Options.Fault].
-type settingsError struct{ error }
-
-// audiences has the audiences of federated tokens in national clouds, by Entra ID's host.
-// Source: https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
-var audiences = map[string]string{
-	"login.microsoftonline.us":         publicAudience + "USGov",
-	"login.partner.microsoftonline.cn": publicAudience + "China",
-	"login.chinacloudapi.cn":           publicAudience + "China",
-}
-
-const publicAudience = "api://AzureADTokenExchange"
-
-// Audience returns the audience that federated tokens have in the cloud of AuthorityHost.
-func (s Settings) Audience() string {
-	u, err := url.Parse(s.AuthorityHost)
-	if err != nil {
-		return publicAudience
-	}
-	return cmp.Or(audiences[strings.ToLower(u.Hostname())], publicAudience)
-}
-
-// FederatedToken returns the content of the token file.
-func (s Settings) FederatedToken() (string, error) {
-	token, err := os.ReadFile(s.TokenFile)
-	if err == nil && len(bytes.TrimSpace(token)) == 0 {
-		err = &fs.PathError{Op: "read", Path: s.TokenFile, Err: errors.New("the file is empty")}
-	}
-	return string(token), err
 }
 
 // Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
 // the token that [Tokens.Run] keeps fresh, or an error when there is none.
 type Tokens struct {
-	fetch    func(context.Context) (azcore.AccessToken, error)
-	audience string // for [Explain]
-	log      *slog.Logger
-	first    chan struct{} // closed once there has been a token
-	once     sync.Once     // closes first
-	renew    chan struct{}
+	fetch func(context.Context) (azcore.AccessToken, error) // an error of one line, with what to fix
+	log   *slog.Logger
+	first chan struct{} // closed once there has been a token
+	once  sync.Once     // closes first
+	renew chan struct{}
 
 	acquired *prometheus.CounterVec
 	worked   prometheus.Gauge
 
 	mu    sync.Mutex
 	token azcore.AccessToken
-	err   error // of the last fetch
+	err   error // why there is no valid token
 }
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
@@ -118,9 +63,9 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 			if err != nil {
 				return azcore.AccessToken{}, err
 			}
-			return cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+			token, err := cred.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{Scope}})
+			return token, explain(err, opts.Audience())
 		},
-		audience: opts.Audience(),
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
@@ -128,13 +73,13 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
 		}),
-		err: signerapi.ErrIdentityUnavailable.Wrap(errors.New("no token has been asked for yet")),
+		err: errors.New("no token has been asked for yet"),
 	}
 }
 
 func (o Options) credential() (azcore.TokenCredential, error) {
-	if o.Fault != nil {
-		return nil, settingsError{o.Fault}
+	if err := o.Validate(); err != nil {
+		return nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	client := azcore.ClientOptions{
 		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // the public cloud if it is empty
@@ -170,13 +115,7 @@ func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.A
 	if time.Now().Before(t.token.ExpiresOn) {
 		return t.token, nil
 	}
-	return azcore.AccessToken{}, t.err
-}
-
-// Ready returns nil when there is a valid token, and why not otherwise.
-func (t *Tokens) Ready() error {
-	_, err := t.GetToken(context.Background(), policy.TokenRequestOptions{})
-	return err
+	return azcore.AccessToken{}, signerapi.ErrIdentityUnavailable.Wrap(t.err)
 }
 
 // First is closed once there has been a token.
@@ -211,7 +150,7 @@ func (t *Tokens) Run(ctx context.Context) error {
 }
 
 // Fetch gets a token once, has GetToken return it, and returns it. Run does so
-// by itself. The error is ErrIdentityUnavailable around what [Explain] says.
+// by itself. The error is one line, with what to fix.
 func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
@@ -221,13 +160,13 @@ func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	defer t.mu.Unlock()
 	if err != nil {
 		t.acquired.WithLabelValues("error").Inc()
-		t.err = signerapi.ErrIdentityUnavailable.Wrap(Explain(err, t.audience))
-		return azcore.AccessToken{}, t.err
+		t.err = err
+		return azcore.AccessToken{}, err
 	}
 	t.acquired.WithLabelValues("ok").Inc()
 	t.worked.SetToCurrentTime()
 	t.token = token
-	t.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
+	t.err = errors.New("the token has expired and was not renewed")
 	t.once.Do(func() { close(t.first) })
 	return token, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -54,6 +55,11 @@ func (e *entra) fetch(context.Context) (azcore.AccessToken, error) {
 	return azcore.AccessToken{Token: time.Now().String(), ExpiresOn: time.Now().Add(e.life)}, nil
 }
 
+func ready(tokens *Tokens) error {
+	_, err := tokens.GetToken(context.Background(), policy.TokenRequestOptions{})
+	return err
+}
+
 // inBubble runs Tokens over e on a fake clock while body runs.
 func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buffer)) {
 	t.Helper()
@@ -99,23 +105,23 @@ func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
 		e.failWith(errors.New("down"))
 		time.Sleep(59 * time.Minute)
-		if err := tokens.Ready(); err != nil {
+		if err := ready(tokens); err != nil {
 			t.Errorf("before its end: %v", err)
 		}
 		time.Sleep(2 * time.Minute)
-		if err := tokens.Ready(); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
+		if err := ready(tokens); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
 			t.Errorf("after its end: %v", err)
 		}
 		e.failWith(nil)
 		time.Sleep(refresh.LastRetry * 2)
-		if err := tokens.Ready(); err != nil {
+		if err := ready(tokens); err != nil {
 			t.Errorf("after Entra came back: %v", err)
 		}
 	})
 }
 
 func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
-	e := &entra{life: time.Hour, err: errors.New("AADSTS700213: no matching record")}
+	e := &entra{life: time.Hour, err: explain(errors.New("AADSTS700213: no matching record"), "")}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, log *bytes.Buffer) {
 		select {
 		case <-tokens.First():
@@ -185,15 +191,16 @@ func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
 	answer := "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
 		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
 	for code := range fixes {
-		got := Explain(errors.New(strings.Replace(answer, "%s", code, 1)), "").Error()
+		got := explain(errors.New(strings.Replace(answer, "%s", code, 1)), "").Error()
 		if !strings.HasPrefix(got, "AADSTS"+code+": Something is wrong.") || !strings.Contains(got, "; fix: ") || strings.ContainsAny(got, "\n\"") {
 			t.Errorf("%s: %q", code, got)
 		}
 	}
-	if got := Explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
+	if got := explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
 		t.Errorf("%q", got)
 	}
-	if got := Explain(&fs.PathError{Op: "open", Path: "/t", Err: fs.ErrNotExist}, "").Error(); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") {
+	_, err := Settings{TokenFile: "/t"}.FederatedToken()
+	if got := fmt.Sprint(err); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") || !strings.Contains(got, "; fix: ") {
 		t.Errorf("%q", got)
 	}
 }
@@ -210,35 +217,28 @@ func TestAudienceIsThatOfTheCloud(t *testing.T) {
 		"https://login.private.example/":            "api://AzureADTokenExchange",
 		"https://%zz":                               "api://AzureADTokenExchange",
 	} {
-		file := filepath.Join(t.TempDir(), "token")
-		if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		opts := Options{Settings: Settings{AuthorityHost: host, Kind: WorkloadIdentity, TokenFile: file}}
-		if got := opts.Audience(); got != want {
+		got := Settings{AuthorityHost: host}.Audience()
+		if got != want {
 			t.Errorf("%q: %s; want %s", host, got, want)
 		}
-		tokens := New(opts, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		tokens.fetch = func(context.Context) (azcore.AccessToken, error) {
-			return azcore.AccessToken{}, errors.New("invalid_client: AADSTS700212: No matching federated identity record found for presented assertion audience 'api://other'")
-		}
-		_, err := tokens.Fetch(t.Context())
-		if err == nil || !strings.Contains(err.Error(), want+",") || !strings.Contains(err.Error(), "'api://other'") {
+		err := explain(errors.New("invalid_client: AADSTS700212: No matching federated identity record found for presented assertion audience 'api://other'"), got)
+		if !strings.Contains(err.Error(), want+",") || !strings.Contains(err.Error(), "'api://other'") {
 			t.Errorf("%q: the advice is %v; want %s in it", host, err, want)
 		}
 	}
 }
 
 func TestTheTokenFileIsReadAnewEachTime(t *testing.T) {
+	const client = "11111111-1111-4111-8111-111111111111"
 	file := filepath.Join(t.TempDir(), "token")
-	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if _, err := tokens.fetch(t.Context()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a file: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: "c", TenantID: "t", TokenFile: file}}).credential(); err != nil {
+	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file}}).credential(); err != nil {
 		t.Errorf("with a file: %v", err)
 	}
 }
