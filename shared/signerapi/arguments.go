@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -80,13 +81,14 @@ func parseArguments(query string) (User, *arguments, error) {
 	if err != nil {
 		return User{}, nil, ErrInvalidArgument.With("the query cannot be read")
 	}
-	for _, arg := range a.all() {
-		given := values[arg.name]
-		if len(given) == 0 || len(given) == 1 && given[0] == "" {
+	all := a.all()
+	for name, given := range values {
+		i := slices.IndexFunc(all[:], func(arg argument) bool { return arg.name == name })
+		if i < 0 || len(given) == 1 && given[0] == "" {
 			continue
 		}
 		value, valid := given[0], len(given) == 1
-		switch v := arg.to.(type) {
+		switch v := all[i].to.(type) {
 		case *string:
 			*v = value
 		case *[]byte:
@@ -101,7 +103,7 @@ func parseArguments(query string) (User, *arguments, error) {
 			*v = time.Duration(seconds) * time.Second
 		}
 		if err != nil || !valid {
-			return User{}, nil, ErrInvalidArgument.With(arg.name + ": given twice, or not valid")
+			return User{}, nil, ErrInvalidArgument.With(name + ": given twice, or not valid")
 		}
 	}
 	user, err := ParseUser(a.user)
