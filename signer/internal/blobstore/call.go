@@ -58,6 +58,8 @@ type operation struct {
 	answer  *http.Response // of the last try that had one
 	code    string         // of the error in that answer, if any
 	damaged bool           // storage received other bytes than were sent, by its CRC64
+
+	connected atomic.Bool // the last try got a connection
 }
 
 type operationKey struct{}
@@ -187,8 +189,8 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 		sends = &view{body: body, stream: op.stream, crc: crc64nvme.New()}
 		req.Raw().Body, req.Raw().GetBody = sends, nil // it is repeated here, not by the transport
 	}
-	var connected atomic.Bool
-	gotConn := func(httptrace.GotConnInfo) { connected.Store(true) }
+	op.connected.Store(false)
+	gotConn := func(httptrace.GotConnInfo) { op.connected.Store(true) }
 	trace := httptrace.WithClientTrace(req.Raw().Context(), &httptrace.ClientTrace{GotConn: gotConn})
 	start := time.Now()
 	resp, err := req.WithContext(trace).Next()
@@ -205,7 +207,7 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 			s.compareClock(resp.Header.Get("Date"))
 		}
 	}
-	sent := connected.Load() && (op.stream == nil || op.stream.whole)
+	sent := op.connected.Load() && (op.stream == nil || op.stream.whole)
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
