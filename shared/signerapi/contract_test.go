@@ -69,15 +69,14 @@ func clientOf(t *testing.T, base string) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := c.transport.(*transport)
-	t.Cleanup(func() { tr.kept.CloseIdleConnections(); tr.short.CloseIdleConnections() })
+	t.Cleanup(c.transport.(*transport).kept.CloseIdleConnections)
 	return c
 }
 
 // dialWith makes c open connections with dial.
 func dialWith(c *Client, dial func(context.Context, string, string) (net.Conn, error)) {
 	t := c.transport.(*transport)
-	t.kept.DialContext, t.short.DialContext, t.fresh.DialContext = dial, dial, dial
+	t.kept.DialContext, t.fresh.DialContext = dial, dial
 }
 
 func user(t testing.TB, name string) User {

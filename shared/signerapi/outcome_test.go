@@ -255,9 +255,7 @@ func TestWritesOverKeptConnectionsAreDefinite(t *testing.T) {
 			}()
 			return ours, nil
 		})
-		if _, err := c.About(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		keepConnection(t, c)
 		t.Run(w.name, func(t *testing.T) {
 			checkOutcome(t, w.call(t.Context(), c, user(t, "x")), "signer_unavailable", "", w.may)
 			if dials != 2 {

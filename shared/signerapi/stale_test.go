@@ -161,13 +161,11 @@ var everyCall = map[string]struct {
 	}},
 }
 
-// keepConnections opens a connection of each kind that is kept.
-func keepConnections(t *testing.T, c *Client) {
+// keepConnection opens a connection that is kept.
+func keepConnection(t *testing.T, c *Client) {
 	t.Helper()
-	for _, name := range []string{"link", "about"} {
-		if err := everyCall[name].do(t.Context(), c, user(t, "x"), 0); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := c.About(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -248,7 +246,7 @@ func TestClosedConnectionsAndEveryCall(t *testing.T) {
 				t.Parallel()
 				s := new(staleSigner)
 				client := clientOf(t, "http://"+s.listen(t, "127.0.0.1:0").Addr().String())
-				keepConnections(t, client)
+				keepConnection(t, client)
 				s.begin(c.fault)
 				if c.idle {
 					s.drop(c.reset)
@@ -308,7 +306,7 @@ func TestEveryCallWaitsForRestartedSigner(t *testing.T) {
 				return conn, err
 			}}
 			dialWith(client, d.dial)
-			keepConnections(t, client)
+			keepConnection(t, client)
 			_ = l.Close()
 			s.begin(nil)
 			s.drop(false)
@@ -331,7 +329,7 @@ func TestPausedSignerExecutesEveryCallOnce(t *testing.T) {
 					go s.serve(theirs)
 					return ours, nil
 				})
-				keepConnections(t, client)
+				keepConnection(t, client)
 				s.begin(func(net.Conn, *http.Request) bool {
 					time.Sleep(1500 * time.Millisecond) // longer than the client waits for 100 Continue
 					return true

@@ -119,9 +119,12 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 // transport sends calls over HTTP/1.1.
 //
 // net/http repeats a call if a kept connection turns out to be closed, of PUT and POST only with an Idempotency-Key. The signer
-// must have sent no byte of a response, and no byte of a body may have been read. DELETE and commit must not be sent twice: the second answer would hide that the first call
-// was carried out. They get a new connection each, where net/http repeats nothing.
-type transport struct{ kept, short, fresh *http.Transport }
+// must have sent no byte of a response, and no byte of a body may have been read. DELETE and commit must not be sent twice: the
+// second answer would hide that the first call was carried out. They get a new connection each, where net/http repeats nothing.
+type transport struct {
+	kept, fresh *http.Transport
+	short       chan struct{} // one for each call for a link or a ticket
+}
 
 func newTransport() *transport {
 	kept := &http.Transport{
@@ -134,10 +137,9 @@ func newTransport() *transport {
 		ReadBufferSize:         2 << 10,
 		WriteBufferSize:        8 << 10, // holds a header with a long token: net/http repeats no call whose header was sent in part
 	}
-	short, fresh := kept.Clone(), kept.Clone()
-	short.MaxConnsPerHost = maxShort
+	fresh := kept.Clone()
 	fresh.DisableKeepAlives = true
-	return &transport{kept, short, fresh}
+	return &transport{kept, fresh, make(chan struct{}, maxShort)}
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -147,7 +149,12 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	req.Header["Idempotency-Key"] = nil // a field without a value is not sent
 	if req.URL.Path == linkPath || req.URL.Path == ticketPath {
-		return t.short.RoundTrip(req)
+		select {
+		case t.short <- struct{}{}:
+			defer func() { <-t.short }()
+		case <-req.Context().Done():
+			return nil, context.Cause(req.Context())
+		}
 	}
 	return t.kept.RoundTrip(req)
 }
