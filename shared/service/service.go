@@ -42,7 +42,7 @@ const (
 	behindProxies = 90 * time.Second
 
 	// keptConnections, times MAX_UPLOADS, is the number of open connections above which each response ends its connection. So idle
-	// ones do not keep clients waiting, and leave memory to uploads: each costs about 20 KiB.
+	// ones do not keep clients waiting, and leave memory to uploads: each costs about 17 KiB.
 	keptConnections = 2
 
 	memoryRatio = 0.6 // of the container's memory limit, for the Go runtime
