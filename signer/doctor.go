@@ -49,6 +49,7 @@ func doctorOptions(environ []string) doctor.Options {
 	c, err := parse(environ)
 	if c.Storage.Validate() != nil { // storage can be checked with other links
 		c.Storage.LinkTTL, c.Storage.LinkMaxTTL, c.Storage.LinkBase = time.Hour, 24*time.Hour, ""
+		c.Storage.MaxDirect, c.Storage.KnownTTL = 0, 0
 	}
 	return doctor.Options{
 		Faults:    errors.Join(err, c.Identity.Validate()),

@@ -58,7 +58,7 @@ type Clients struct {
 // New returns a Clients that calls a client who, such as "address" or "caller", in its error, and whose metric is in reg, named
 // cats_NAME_rate_limited_total.
 func New(settings PerClient, reg prometheus.Registerer, name, who string) *Clients {
-	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // an error is possible for negative sizes alone
+	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // it fails for a size below 1 alone
 	return &Clients{
 		settings: settings, buckets: buckets,
 		rejected: signerapi.ErrRateLimited.With(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",

@@ -43,6 +43,11 @@ const (
 	shortTimeout = 15 * time.Second
 	readyTimeout = 2 * time.Second
 
+	// maxTurns is the largest number of calls for URLs in progress: each costs about 40 KiB in both containers, and the signer
+	// looks up as many pictures at once. Others wait for turnTimeout.
+	maxTurns    = 128
+	turnTimeout = 2 * time.Second
+
 	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. It is longer than the signer's own
 	// for storage, so that the signer's answer arrives first.
 	acceptTimeout = 2 * watchdog.Timeout
@@ -57,6 +62,7 @@ const maxAnswer = 64 << 10
 type Client struct {
 	host      string
 	transport http.RoundTripper
+	turns     chan struct{} // one for each call for a URL
 	about     func(context.Context, http.Header)
 }
 
@@ -70,7 +76,7 @@ func NewClient(base string, about func(context.Context, http.Header)) (*Client, 
 	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
-	return &Client{u.Host, newTransport(), about}, nil
+	return &Client{u.Host, newTransport(), make(chan struct{}, maxTurns), about}, nil
 }
 
 // Wrap has all calls go through what wrap makes of the client's transport. It must be
@@ -145,10 +151,33 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, readyTimeout, http.MethodGet, readyPath, argumentsFor(User{}), nil)
 }
 
+// turn waits until fewer than maxTurns calls for URLs are in progress, and takes one of their places.
+func (c *Client) turn(ctx context.Context) error {
+	select {
+	case c.turns <- struct{}{}: // without a timer, which costs an allocation
+		return nil
+	default:
+	}
+	select {
+	case c.turns <- struct{}{}:
+		return nil
+	case <-time.After(turnTimeout):
+		return ErrOverloaded.Wrap(fmt.Errorf("%d calls for URLs are in progress", maxTurns))
+	case <-ctx.Done():
+		return unreachable(ctx, ctx.Err())
+	}
+}
+
 // call sends a call without a body, like do.
 func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, args *arguments, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if path == linkPath || path == ticketPath {
+		if err := c.turn(ctx); err != nil {
+			return err
+		}
+		defer func() { <-c.turns }()
+	}
 	return c.do(c.request(ctx, method, path, args), out)
 }
 

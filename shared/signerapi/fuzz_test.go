@@ -58,7 +58,7 @@ func FuzzContract(f *testing.F) {
 			rec := httptest.NewRecorder()
 			h.ServeHTTP(rec, arrived)
 			return rec.Result(), nil
-		}), func(context.Context, http.Header) {}}
+		}), make(chan struct{}, 1), func(context.Context, http.Header) {}}
 
 		conditions, link := Conditions{ifMatch, ifNoneMatch}, LinkOptions{time.Duration(seconds) * time.Second, download}
 		want := seen{User: who}

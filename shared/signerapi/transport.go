@@ -21,10 +21,6 @@ const (
 
 	// sendBuffer bounds the kernel's send buffer of a connection, in bytes. Linux would grow it to megabytes.
 	sendBuffer = 64 << 10
-
-	// maxShort is the largest number of calls for links and tickets at once. Others wait for their turn: each call costs about
-	// 40 KiB in both containers, and the signer looks up as many pictures at once.
-	maxShort = 128
 )
 
 // dialer opens connections to the signer. While the signer is restarted, the kernel refuses connections. Nothing has been sent
@@ -121,10 +117,7 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 // net/http repeats a call if a kept connection turns out to be closed, of PUT and POST only with an Idempotency-Key. The signer
 // must have sent no byte of a response, and no byte of a body may have been read. DELETE and commit must not be sent twice: the
 // second answer would hide that the first call was carried out. They get a new connection each, where net/http repeats nothing.
-type transport struct {
-	kept, fresh *http.Transport
-	short       chan struct{} // one for each call for a link or a ticket
-}
+type transport struct{ kept, fresh *http.Transport }
 
 func newTransport() *transport {
 	kept := &http.Transport{
@@ -139,7 +132,7 @@ func newTransport() *transport {
 	}
 	fresh := kept.Clone()
 	fresh.DisableKeepAlives = true
-	return &transport{kept, fresh, make(chan struct{}, maxShort)}
+	return &transport{kept, fresh}
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -148,13 +141,5 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.fresh.RoundTrip(req)
 	}
 	req.Header["Idempotency-Key"] = nil // a field without a value is not sent
-	if req.URL.Path == linkPath || req.URL.Path == ticketPath {
-		select {
-		case t.short <- struct{}{}:
-			defer func() { <-t.short }()
-		case <-req.Context().Done():
-			return nil, context.Cause(req.Context())
-		}
-	}
 	return t.kept.RoundTrip(req)
 }

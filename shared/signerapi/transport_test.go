@@ -77,18 +77,27 @@ func TestOtherCallsPassLinksThatWait(t *testing.T) {
 		return Link{URL: "https://a/tom"}, nil
 	}})
 	var links sync.WaitGroup
-	for range maxShort + 8 {
+	for range maxTurns {
 		links.Go(func() { mustLink(t, c, "tom") })
 	}
-	for begun.Load() < maxShort {
+	for begun.Load() < maxTurns {
 		runtime.Gosched()
+	}
+	if _, err := c.Link(t.Context(), user(t, "tom"), LinkOptions{}); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("one more link: %v; want ErrOverloaded", err)
+	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := c.Link(left, user(t, "tom"), LinkOptions{}); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("a link for a client that has left: %v; want ErrIncomplete", err)
 	}
 	if err := c.Ready(t.Context()); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
-	if n := begun.Load(); n != maxShort {
-		t.Errorf("%d links at once; want %d", n, maxShort)
+	if n := begun.Load(); n != maxTurns {
+		t.Errorf("%d links at once; want %d", n, maxTurns)
 	}
+	links.Go(func() { mustLink(t, c, "tom") })
 	close(answer)
 	links.Wait()
 }

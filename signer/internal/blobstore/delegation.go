@@ -51,11 +51,11 @@ func (s *Store) keyCovering(end time.Time) (*delegationKey, error) {
 	if k := s.key.key.Load(); k != nil && !end.After(k.end) {
 		return k, nil
 	}
-	err := errors.New("none was fetched yet")
+	err := errors.New("none was fetched")
 	if last := s.key.lastErr.Load(); last != nil {
 		err = *last
 	}
-	return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key until %v: %w", end.UTC(), err))
+	return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key that is valid until %v: %w", end.UTC(), err))
 }
 
 // keepKey fetches a key and renews it until ctx is done. While the container does not exist, there is no key, so that the signer

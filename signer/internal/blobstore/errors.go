@@ -89,6 +89,8 @@ func (s *Store) storageError(ctx context.Context, doing string, err error) error
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
 		return signerapi.ErrNotFound
+	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
+		return signerapi.ErrInternal.Wrap(err)
 	case bloberror.HasCode(resp, bloberror.MD5Mismatch):
 		return signerapi.ErrDigestMismatch.Wrap(err)
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *

@@ -12,8 +12,10 @@ import (
 )
 
 var (
-	errRevoked     = errors.New("this try has ended")
-	errWrongLength = signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+	errRevoked = errors.New("this try has ended")
+	// errReceivedOther is returned before a picture is stored.
+	errReceivedOther = signerapi.ErrStorageUnavailable.Wrap(errors.New("storage received other bytes than were sent"))
+	errWrongLength   = signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
 )
 
 // stream is the body of a request to storage that is read from the client while it is sent. At most one try reads it.

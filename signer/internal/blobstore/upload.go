@@ -18,7 +18,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
+	"github.com/minio/crc64nvme"
 
 	"cats.example/shared/signerapi"
 )
@@ -146,6 +148,9 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
 		})
 		up.info.ETag, up.info.MD5 = etag(done.ETag), done.ContentMD5
+		if op.stream == nil && bloberror.HasCode(err, bloberror.MD5Mismatch) { // the signer computed the MD5 itself
+			err = errReceivedOther
+		}
 		return err
 	})
 	if err == nil && op.damaged {
@@ -164,7 +169,7 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 		picture = io.TeeReader(picture, sum)
 	}
 	first := &stream{r: picture, size: up.opts.AtLeast}
-	if err := up.stage(ctx, &operation{name: opBlock, stream: first}, first); err != nil {
+	if err := up.stage(ctx, &operation{name: opBlock, stream: first}, first, nil); err != nil {
 		return signerapi.Info{}, err
 	}
 	tail, err := readAll(picture, up.opts.AtMost-up.opts.AtLeast)
@@ -238,18 +243,19 @@ func (up *upload) nextBlock() string {
 
 // stageBytes stores the next block, which is in memory. The SDK can repeat that.
 func (up *upload) stageBytes(ctx context.Context, block []byte) error {
-	return up.stage(ctx, &operation{name: opBlock}, streaming.NopCloser(bytes.NewReader(block)))
+	crc := blob.TransferValidationTypeCRC64(crc64nvme.Checksum(block))
+	return up.stage(ctx, &operation{name: opBlock}, streaming.NopCloser(bytes.NewReader(block)), &blockblob.StageBlockOptions{TransactionalValidation: crc})
 }
 
 // stage stores the next block.
-func (up *upload) stage(ctx context.Context, op *operation, block io.ReadSeekCloser) error {
+func (up *upload) stage(ctx context.Context, op *operation, block io.ReadSeekCloser, options *blockblob.StageBlockOptions) error {
 	id := up.nextBlock()
 	err := up.store.call(ctx, op, "staging a block", func(ctx context.Context) error {
-		_, err := up.client.StageBlock(ctx, id, block, nil)
+		_, err := up.client.StageBlock(ctx, id, block, options)
 		return err
 	})
 	if err == nil && op.damaged {
-		err = signerapi.ErrStorageUnavailable.Wrap(errors.New("staging a block: storage received other bytes than were sent"))
+		err = errReceivedOther
 	}
 	return err
 }

@@ -121,8 +121,12 @@ func (c *Callers) get(ctx context.Context, url string, v any) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered with HTTP status %d; fix: %s", url, resp.StatusCode, fixIssuer)
+	if status := resp.StatusCode; status != http.StatusOK {
+		err := fmt.Errorf("%s answered with HTTP status %d", url, status)
+		if status < http.StatusInternalServerError && status != http.StatusTooManyRequests {
+			err = fmt.Errorf("%w; fix: %s", err, fixIssuer)
+		}
+		return err
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(v); err != nil {
 		return fmt.Errorf("%s is not a JSON document of the expected form, or larger than %d bytes: %w", url, maxAnswer, err)
