@@ -16,9 +16,7 @@ const (
 	slowRate   = 4 << 10 // bytes a second of one slow client
 	settleTime = 2 * time.Second
 
-	// answeredBar is the share of GETs that must be answered, in percent, while all
-	// connections are in use. The frontend then closes a connection for each new one,
-	// and a request that is sent at that moment gets no response.
+	// answeredBar is the share of GETs that must be answered with 200, in percent.
 	answeredBar = 99
 )
 

@@ -47,7 +47,7 @@ func (a *arguments) all() [12]argument {
 	}
 }
 
-// query returns the arguments as a query, without those that are not set.
+// query returns the arguments that are set as a query.
 func (a *arguments) query() string {
 	var query []string
 	for _, arg := range a.all() {

@@ -121,8 +121,8 @@ func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Reg
 	return g
 }
 
-// securityHeaders are those of every response. No page is to be made of one, or to frame one, and nobody is to be told the
-// address of a link. Windows of other origins get no reference to our page.
+// securityHeaders are those of every response. A browser makes no page of a response, shows none in a frame, and sends no
+// address of ours as a referrer. Windows of other origins get no reference to our page.
 var securityHeaders = http.Header{
 	"X-Content-Type-Options":     {"nosniff"},
 	"Content-Security-Policy":    {"default-src 'none'; frame-ancestors 'none'"},

@@ -57,7 +57,7 @@ func (s *Store) NewScratch() *Scratch {
 func (c *Scratch) Name() string { return c.name }
 
 // Put stores the blob, whose content is its name. Unlike a picture's, the upload ends with ctx. After an error that is not a
-// *Refusal the blob may have been stored all the same.
+// *Refusal, storage may have stored the blob.
 func (c *Scratch) Put(ctx context.Context) error {
 	_, err := c.client.Upload(impatient(ctx, opPut), streaming.NopCloser(strings.NewReader(c.name)), nil)
 	return brief(err, contributorRole)
@@ -122,8 +122,8 @@ func (s *Store) ClockAhead(ctx context.Context) (time.Duration, error) {
 	return aheadOf(s.now(), resp.Header.Get("Date"))
 }
 
-// impatient has the SDK try op twice, each for less than half of what a person
-// waits for, so that the error is the network's and not that time ran out.
+// impatient has the SDK try op twice. Each try takes less than half of the time of a
+// check. So the error tells what the network did, and not that the time was up.
 func impatient(ctx context.Context, op string) context.Context {
 	return policy.WithRetryOptions((&operation{name: op}).under(ctx), retries(1, 6*time.Second))
 }

@@ -137,7 +137,7 @@ func (v *view) revoke() {
 	v.revoked = true
 }
 
-// differs reports whether crc, in Base64, is the CRC64 of other bytes than those that were read. Storage may return none.
+// differs reports whether crc, in Base64, differs from the CRC64 of the bytes that were read. Storage may return none.
 func (v *view) differs(crc string) bool {
 	return crc != "" && crc != base64.StdEncoding.EncodeToString(binary.LittleEndian.AppendUint64(nil, v.crc.Sum64()))
 }

@@ -110,7 +110,7 @@ func (s *Store) tryLink(ctx context.Context, k *delegationKey, user signerapi.Us
 		return fmt.Errorf("trying a link: %w", err)
 	}
 	outcome, err = trialRefused, fmt.Errorf("%w: %w", errLinkRefused, r)
-	s.key.lastErr.Store(&err) // before the key goes, for whoever asks why
+	s.key.lastErr.Store(&err) // before there is no key, so that readiness tells why
 	s.key.refused.Store(&user)
 	s.setKey(nil) // also if another one than k is stored: no link of that was tried
 	return err
