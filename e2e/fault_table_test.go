@@ -38,6 +38,7 @@ var faultRows = []string{
 	"the token issuer is down",
 	"the token issuer is slow: two seconds more",
 	"the token issuer's certificate is not to be trusted",
+	"the token issuer never answers a signer that starts",
 	"the federated token has expired",
 	"the federated token is missing",
 	"our clock is 10 minutes ahead",

@@ -145,6 +145,21 @@ func TestFaultsOfTheIssuer(t *testing.T) {
 	} {
 		runOut(t, sys, f)
 	}
+	incident{
+		name: "the token issuer never answers a signer that starts", sys: sys, restarts: true,
+		begin: func() {
+			if err := sys.Signer.Stop(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w.poison(`{"type":"timeout","attributes":{"timeout":0}}`)
+			again(t, sys.Signer)
+		},
+		says:  []string{"signer_unavailable", "the first token is being fetched"},
+		first: "not ready; who asks all the same during its first token exchange: ",
+		told:  10 * time.Second, within: 20 * time.Second,
+		meanwhile: func() { notReady(t, sys) },
+		end:       w.heal,
+	}.run(t)
 }
 
 // runOut runs an incident that keeps the signer from new tokens: the clients see

@@ -337,7 +337,7 @@ func (s *soak) check(when string) {
 // logs looks for what nobody was told.
 func (s *soak) logs() {
 	s.t.Helper()
-	for _, p := range []*stand.Process{s.sys.Frontend, s.sys.Signer} {
+	for _, p := range []*stand.Process{s.sys.Signer, s.sys.Frontend} { // the signer logs the causes
 		noFaults(s.t, p.Log.Path(), s.fault)
 	}
 }

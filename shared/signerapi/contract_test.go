@@ -290,7 +290,7 @@ func TestASignerThatDiesIsUnavailable(t *testing.T) {
 }
 
 func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
-	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `{"code":"signer_unavailable"}`, `[]`, strings.Repeat("x", 1000)} {
+	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `[]`, strings.Repeat("x", 1000)} {
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusTeapot)
 			_, _ = io.WriteString(w, answer)

@@ -74,10 +74,9 @@ var (
 	ErrDamaged              = onWire(Error{Code: "damaged", Status: http.StatusBadGateway, Detail: "storage has stored other bytes than were sent; upload the picture again", Outcome: OutcomeStored})
 	ErrIdentityUnavailable  = onWire(Error{Code: "identity_unavailable", Status: http.StatusBadGateway, Detail: "the service's identity is not accepted at the moment; its operator can find the cause in the signer's log"})
 	ErrInternal             = onWire(Error{Code: "internal", Status: http.StatusInternalServerError, Detail: "something went wrong here"})
-
-	// ErrSignerUnavailable is the client's own: the signer could not be reached,
-	// or went away before it had answered. It never crosses the wire.
-	ErrSignerUnavailable = &Error{Code: "signer_unavailable", Status: http.StatusServiceUnavailable, Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second}
+	// ErrSignerUnavailable: the signer could not be reached, went away before it had answered, or has no token or key yet because
+	// it has just started.
+	ErrSignerUnavailable = onWire(Error{Code: "signer_unavailable", Status: http.StatusServiceUnavailable, Detail: "the service is not ready; try again in a moment", RetryAfter: 2 * time.Second})
 )
 
 // What Unknown adds to the Detail of an error of Put or Commit, and of Delete.

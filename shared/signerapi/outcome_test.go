@@ -79,22 +79,21 @@ func checkOutcome(t *testing.T, err error, code string, want Outcome, may string
 
 func TestLostAnswersOfWritesAreUnknown(t *testing.T) {
 	for name, c := range map[string]struct{ answer, code string }{
-		"no answer":                   {"", "signer_unavailable"},
-		"half a status line":          {"HTTP/1.1 20", "signer_unavailable"},
-		"half a header":               {"HTTP/1.1 200 OK\r\nContent-Le", "signer_unavailable"},
-		"half an answer":              {"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{", "signer_unavailable"},
-		"half a refusal":              {"HTTP/1.1 503 X\r\nContent-Length: 60\r\n\r\n" + `{"code":"overloaded",`, "signer_unavailable"},
-		"no HTTP":                     {"SSH-2.0-OpenSSH_9.2\r\n", "signer_unavailable"},
-		"larger than any answer":      {answerOf(200, "{"+strings.Repeat(" ", maxAnswer)+"}"), "internal"},
-		"a page":                      {answerOf(200, "<html>"), "internal"},
-		"half of the JSON":            {answerOf(200, `{"etag":`), "internal"},
-		"JSON of another type":        {answerOf(200, `["etag"]`), "internal"},
-		"a page of a proxy":           {answerOf(502, "<html>"), "internal"},
-		"a refusal of a stranger":     {answerOf(403, "no"), "internal"},
-		"a redirect":                  {answerOf(307, ""), "internal"},
-		"a code that is not a code":   {answerOf(404, `{"code":"made_up","detail":"x"}`), "internal"},
-		"a code of the client itself": {answerOf(503, `{"code":"signer_unavailable","detail":"x"}`), "internal"},
-		"an outcome without a code":   {answerOf(503, `{"outcome":"stored"}`), "internal"},
+		"no answer":                 {"", "signer_unavailable"},
+		"half a status line":        {"HTTP/1.1 20", "signer_unavailable"},
+		"half a header":             {"HTTP/1.1 200 OK\r\nContent-Le", "signer_unavailable"},
+		"half an answer":            {"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{", "signer_unavailable"},
+		"half a refusal":            {"HTTP/1.1 503 X\r\nContent-Length: 60\r\n\r\n" + `{"code":"overloaded",`, "signer_unavailable"},
+		"no HTTP":                   {"SSH-2.0-OpenSSH_9.2\r\n", "signer_unavailable"},
+		"larger than any answer":    {answerOf(200, "{"+strings.Repeat(" ", maxAnswer)+"}"), "internal"},
+		"a page":                    {answerOf(200, "<html>"), "internal"},
+		"half of the JSON":          {answerOf(200, `{"etag":`), "internal"},
+		"JSON of another type":      {answerOf(200, `["etag"]`), "internal"},
+		"a page of a proxy":         {answerOf(502, "<html>"), "internal"},
+		"a refusal of a stranger":   {answerOf(403, "no"), "internal"},
+		"a redirect":                {answerOf(307, ""), "internal"},
+		"a code that is not a code": {answerOf(404, `{"code":"made_up","detail":"x"}`), "internal"},
+		"an outcome without a code": {answerOf(503, `{"outcome":"stored"}`), "internal"},
 	} {
 		for _, w := range writes {
 			t.Run(w.name+", "+name, func(t *testing.T) {

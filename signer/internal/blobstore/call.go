@@ -116,7 +116,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 		counted = errBody
 		return op.stream.err
 	default:
-		counted = s.storageError(ctx, doing, err)
+		counted = s.storageError(ctx, doing, contributorRole, err)
 	}
 	return counted
 }

@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
@@ -36,26 +35,31 @@ type delegationKey struct {
 	start, end time.Time
 }
 
+// errFetching is why there is no key while none was refused.
+var errFetching error = signerapi.ErrSignerUnavailable.Wrap(errors.New("it is being fetched"))
+
 // delegation holds the user delegation key. Requests only read it. keepKey replaces it well before its end, and tryLink drops it
 // if storage refuses a link.
 type delegation struct {
 	key     atomic.Pointer[delegationKey]
-	lastErr atomic.Pointer[error] // of the last fetch or trial, for whoever asks why there is no key
+	lastErr atomic.Pointer[error] // why there is no key, if there is none
 
 	given   chan signerapi.User            // whose link could be tried, at most one
 	refused atomic.Pointer[signerapi.User] // to whose picture storage refused a link; nil once it takes one of a new key
 }
 
-// keyCovering returns the user delegation key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable.
+// keyCovering returns the user delegation key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable, or one
+// with status 503 if storage did not answer or the first key is still being fetched.
 func (s *Store) keyCovering(end time.Time) (*delegationKey, error) {
 	if k := s.key.key.Load(); k != nil && !end.After(k.end) {
 		return k, nil
 	}
-	err := errors.New("none was fetched")
-	if last := s.key.lastErr.Load(); last != nil {
-		err = *last
+	err := *s.key.lastErr.Load()
+	e := signerapi.AsError(err)
+	if e.Status != http.StatusServiceUnavailable {
+		e = signerapi.ErrIdentityUnavailable
 	}
-	return nil, signerapi.ErrIdentityUnavailable.Wrap(fmt.Errorf("no user delegation key that is valid until %v: %w", end.UTC(), err))
+	return nil, e.Wrap(fmt.Errorf("no user delegation key that is valid until %v: %w", end.UTC(), err))
 }
 
 // keepKey fetches a key and renews it until ctx is done. While the container does not exist, there is no key, so that the signer
@@ -84,6 +88,7 @@ func (s *Store) keepKey(ctx context.Context) {
 			s.key.lastErr.Store(&err)
 			return 0, err
 		}
+		s.key.lastErr.Store(&errFetching)
 		s.setKey(k)
 		wait := refresh.BeforeHalf(k.end.Sub(s.now()))
 		s.log.Info("user delegation key obtained", "expires_at", k.end.UTC(), "renew_in", wait.Round(time.Second).String())
@@ -119,10 +124,7 @@ func (s *Store) fetchKey(ctx context.Context) (_ *delegationKey, err error) {
 	}, nil)
 	if err != nil {
 		s.metrics.keyRefresh.WithLabelValues("error").Inc()
-		if resp, ok := errors.AsType[*azcore.ResponseError](err); ok && resp.StatusCode == http.StatusUnauthorized {
-			s.opts.Credential.Renew()
-		}
-		return nil, explainKey(fmt.Errorf("getting a user delegation key: %w", err))
+		return nil, s.storageError(ctx, "getting a user delegation key", delegatorRole, err)
 	}
 	s.metrics.keyRefresh.WithLabelValues("ok").Inc()
 	return k, nil

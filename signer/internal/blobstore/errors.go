@@ -69,14 +69,14 @@ func fix(resp *azcore.ResponseError, role string) string {
 	return ""
 }
 
-// storageError is the only place that says what an error of storage means to a
-// caller. ctx is that of the call to storage, doing what we were about.
-func (s *Store) storageError(ctx context.Context, doing string, err error) error {
+// storageError returns the signerapi.Error that err, of a call to storage, means to a caller. ctx is the context of the call, doing
+// is what the call was for, and role is the role that it needs.
+func (s *Store) storageError(ctx context.Context, doing, role string, err error) error {
 	if e, ok := errors.AsType[*signerapi.Error](err); ok { // the identity's, out of the SDK's pipeline
 		return e
 	}
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
-	err = fmt.Errorf("%s: %w", doing, brief(err, contributorRole))
+	err = fmt.Errorf("%s: %w", doing, brief(err, role))
 	if !ok {
 		if cause := context.Cause(ctx); errors.Is(cause, watchdog.ErrExpired) {
 			return signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, cause))
@@ -182,14 +182,6 @@ func (s *Store) rejectsName(resp *azcore.ResponseError) bool {
 		return false
 	}
 	return resp.ErrorCode == "" || bloberror.HasCode(resp, bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
-}
-
-// explainKey adds what to do when storage refuses to give a key.
-func explainKey(err error) error {
-	if e, ok := errors.AsType[*signerapi.Error](err); ok && e.Unwrap() != nil {
-		return e.Unwrap()
-	}
-	return brief(err, delegatorRole)
 }
 
 // brief keeps of an SDK error what a log line needs: a *Refusal if storage answered, otherwise the error without its URLs. No

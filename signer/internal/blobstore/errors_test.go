@@ -342,6 +342,50 @@ func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 	}
 }
 
+func TestErrorWithoutAKeySaysWhy(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer func(http.ResponseWriter) // to the request for a key; nil if there was none
+		want   *signerapi.Error
+	}{
+		"not yet asked":     {nil, signerapi.ErrSignerUnavailable},
+		"storage is broken": {func(w http.ResponseWriter) { refuse(w, 500, "InternalError") }, signerapi.ErrStorageUnavailable},
+		"storage throttles": {func(w http.ResponseWriter) { refuse(w, 429, "TooManyRequests") }, signerapi.ErrThrottled},
+		"token refused":     {func(w http.ResponseWriter) { refuse(w, 401, "InvalidAuthenticationInfo") }, signerapi.ErrIdentityUnavailable},
+		"no role":           {func(w http.ResponseWriter) { refuse(w, 403, "AuthorizationPermissionMismatch") }, signerapi.ErrIdentityUnavailable},
+		"another refusal":   {func(w http.ResponseWriter) { refuse(w, 400, "InvalidXmlDocument") }, signerapi.ErrIdentityUnavailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, back, _ := newStore(t, nil)
+			s.retries = -1
+			back.blobs["/cats/x/cat"] = "cat"
+			back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Query().Get("comp") != "userdelegationkey" {
+					return false
+				}
+				c.answer(w)
+				return true
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			authenticated, done := make(chan struct{}), make(chan error, 1)
+			go func() { done <- s.Run(ctx, authenticated) }()
+			if c.answer != nil {
+				close(authenticated)
+				eventually(t, "the outcome", func() bool { return !errors.Is(s.Ready(ctx), signerapi.ErrSignerUnavailable) })
+			}
+			if _, err := s.Link(ctx, user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, c.want) {
+				t.Errorf("Link: %v; want %v", err, c.want.Code)
+			}
+			if err := s.Ready(ctx); !errors.Is(err, c.want) {
+				t.Errorf("Ready: %v; want %v", err, c.want.Code)
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run returned %v", err)
+			}
+		})
+	}
+}
+
 func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
 	s, back, creds := newStore(t, nil)
 	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {

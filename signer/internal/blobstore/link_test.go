@@ -205,7 +205,7 @@ func TestALinkNeverOutlivesItsKey(t *testing.T) {
 	s, back, _ := withKey(t, nil)
 	back.blobs["/cats/x/cat"] = "cat"
 	s.key.key.Load().end = time.Now().Add(30 * time.Minute)
-	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrSignerUnavailable) {
 		t.Errorf("an hour from a key with half of it: %v", err)
 	}
 	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: 20 * time.Minute}); err != nil {

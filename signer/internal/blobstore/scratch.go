@@ -32,7 +32,7 @@ const (
 func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
 	k, err := s.fetchKey(impatient(ctx, opKey))
 	if err != nil {
-		return time.Time{}, err
+		return time.Time{}, errors.Unwrap(err)
 	}
 	s.key.key.Store(k)
 	return k.end, nil

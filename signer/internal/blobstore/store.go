@@ -123,6 +123,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 	s.container = s.account.NewContainerClient(opts.Container)
 	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
 	s.circuit = s.newCircuit()
+	s.key.lastErr.Store(&errFetching)
 	return s, nil
 }
 

@@ -50,7 +50,7 @@ type Tokens struct {
 
 	mu    sync.Mutex
 	token azcore.AccessToken
-	err   error // why there is no valid token
+	err   error // why there is no valid token, a signerapi.Error
 }
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
@@ -73,7 +73,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
 		}),
-		err: errors.New("no token has been asked for yet"),
+		err: signerapi.ErrSignerUnavailable.Wrap(errors.New("the first token is being fetched")),
 	}
 }
 
@@ -108,14 +108,15 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 	})
 }
 
-// GetToken returns the token at hand. The error is ErrIdentityUnavailable.
+// GetToken returns the token at hand. The error is ErrIdentityUnavailable, or ErrSignerUnavailable until the first exchange has
+// ended.
 func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if time.Now().Before(t.token.ExpiresOn) {
 		return t.token, nil
 	}
-	return azcore.AccessToken{}, signerapi.ErrIdentityUnavailable.Wrap(t.err)
+	return azcore.AccessToken{}, t.err
 }
 
 // First is closed once there has been a token.
@@ -160,13 +161,13 @@ func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	defer t.mu.Unlock()
 	if err != nil {
 		t.acquired.WithLabelValues("error").Inc()
-		t.err = err
+		t.err = signerapi.ErrIdentityUnavailable.Wrap(err)
 		return azcore.AccessToken{}, err
 	}
 	t.acquired.WithLabelValues("ok").Inc()
 	t.worked.SetToCurrentTime()
 	t.token = token
-	t.err = errors.New("the token has expired and was not renewed")
+	t.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
 	t.once.Do(func() { close(t.first) })
 	return token, nil
 }

@@ -120,6 +120,33 @@ func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
 	})
 }
 
+func TestErrorBeforeTheFirstTokenSaysWhy(t *testing.T) {
+	e := &entra{life: time.Hour, err: errors.New("down")}
+	synctest.Test(t, func(t *testing.T) {
+		tokens, answer := New(Options{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), make(chan struct{})
+		tokens.fetch = func(ctx context.Context) (azcore.AccessToken, error) {
+			<-answer
+			return e.fetch(ctx)
+		}
+		ended := make(chan error)
+		go func() {
+			_, err := tokens.Fetch(t.Context())
+			ended <- err
+		}()
+		synctest.Wait()
+		if err := ready(tokens); !errors.Is(err, signerapi.ErrSignerUnavailable) {
+			t.Errorf("during the first exchange: %v", err)
+		}
+		close(answer)
+		if err := <-ended; err == nil {
+			t.Error("the exchange did not fail")
+		}
+		if err := ready(tokens); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+			t.Errorf("after the first exchange has failed: %v", err)
+		}
+	})
+}
+
 func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
 	e := &entra{life: time.Hour, err: explain(errors.New("AADSTS700213: no matching record"), "")}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, log *bytes.Buffer) {
