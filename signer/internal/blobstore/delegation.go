@@ -35,7 +35,7 @@ type delegationKey struct {
 	start, end time.Time
 }
 
-// errFetching is why there is no key while none was refused.
+// errFetching is the reason for no key as long as no request for one and no trial has failed.
 var errFetching error = signerapi.ErrSignerUnavailable.Wrap(errors.New("it is being fetched"))
 
 // delegation holds the user delegation key. Requests only read it. keepKey replaces it well before its end, and tryLink drops it
