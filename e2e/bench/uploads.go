@@ -210,7 +210,8 @@ func (b *bench) images(ctx context.Context) (results []result, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", tool, err)
 		}
-		size, err := units.FromHumanSize(strings.TrimSpace(string(said))) // such as 12.8 MB
+		line, _, _ := strings.Cut(string(said), "\n") // buildah has one for each tag of the image
+		size, err := units.FromHumanSize(line)        // such as 12.8 MB
 		if err != nil {
 			return nil, fmt.Errorf("the size of %s: %w", image, err)
 		}
