@@ -187,9 +187,12 @@ func client() *http.Client {
 	return st.Client()
 }
 
-// try sends one request; the body may be nil.
+// try sends one request on a connection of its own, which it closes; the body may be nil. Above two times MAX_UPLOADS open
+// connections, the frontend ends those that a test wants to keep.
 func try(ctx context.Context, method, url, contentType string, body io.Reader) (answer, error) {
-	return tryWith(ctx, client(), method, url, contentType, body)
+	c := client()
+	defer c.CloseIdleConnections()
+	return tryWith(ctx, c, method, url, contentType, body)
 }
 
 // tryWith is try by a client of the test's own.
