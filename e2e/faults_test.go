@@ -155,7 +155,7 @@ func TestFaultsOfTheIssuer(t *testing.T) {
 			again(t, sys.Signer)
 		},
 		says:  []string{"signer_unavailable", "the first token is being fetched"},
-		first: "not ready; who asks all the same during its first token exchange: ",
+		first: "not ready; requests during its first token exchange: ",
 		told:  10 * time.Second, within: 20 * time.Second,
 		meanwhile: func() { notReady(t, sys) },
 		end:       w.heal,

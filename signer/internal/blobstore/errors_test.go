@@ -386,6 +386,20 @@ func TestErrorWithoutAKeySaysWhy(t *testing.T) {
 	}
 }
 
+func TestEveryRefusalOfAKeyIsAnError(t *testing.T) {
+	for code, status := range map[string]int{"BlobNotFound": 404, "BlobAlreadyExists": 409, "ConditionNotMet": 412, "InternalError": 500} {
+		s, back, _ := newStore(t, nil)
+		s.retries = -1
+		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
+			refuse(w, status, code)
+			return true
+		}
+		if _, err := s.FetchKey(t.Context()); err == nil {
+			t.Errorf("%d %s: no error", status, code)
+		}
+	}
+}
+
 func TestATokenRefusedForTheKeyIsFetchedAnew(t *testing.T) {
 	s, back, creds := newStore(t, nil)
 	back.fault = func(w http.ResponseWriter, _ *http.Request) bool {

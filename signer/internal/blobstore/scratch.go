@@ -1,6 +1,7 @@
 package blobstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -32,7 +33,7 @@ const (
 func (s *Store) FetchKey(ctx context.Context) (end time.Time, err error) {
 	k, err := s.fetchKey(impatient(ctx, opKey))
 	if err != nil {
-		return time.Time{}, errors.Unwrap(err)
+		return time.Time{}, cmp.Or(errors.Unwrap(err), err)
 	}
 	s.key.key.Store(k)
 	return k.end, nil

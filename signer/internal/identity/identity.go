@@ -108,7 +108,7 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 	})
 }
 
-// GetToken returns the token at hand. The error is ErrIdentityUnavailable, or ErrSignerUnavailable until the first exchange has
+// GetToken returns the current token. The error is ErrIdentityUnavailable, or ErrSignerUnavailable until the first exchange has
 // ended.
 func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	t.mu.Lock()
