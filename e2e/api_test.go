@@ -15,7 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // form returns content as the field "file" of a form.
@@ -37,7 +37,7 @@ func form(t *testing.T, content []byte) (contentType string, body []byte) {
 }
 
 // link asks for a link to the picture of user, with a query such as "?ttl=1m".
-func link(t *testing.T, sys *stand.System, user, query string) (picture string, expires time.Time) {
+func link(t *testing.T, sys *stack.System, user, query string) (picture string, expires time.Time) {
 	t.Helper()
 	a := do(t, http.MethodGet, sys.URL+"/cat/"+user+query, "", nil).want(t, http.StatusOK)
 	picture, _ = a.field(t, "picture_url").(string)
@@ -50,7 +50,7 @@ func link(t *testing.T, sys *stand.System, user, query string) (picture string, 
 }
 
 // names lists the blobs of the system's container.
-func names(t *testing.T, sys *stand.System) []string {
+func names(t *testing.T, sys *stack.System) []string {
 	t.Helper()
 	blobs, err := sys.Blobs(t.Context())
 	if err != nil {
@@ -191,7 +191,7 @@ func TestALinkExpires(t *testing.T) {
 
 func TestALinkIsTheSameForAWhileAndAsLongAsIsAsked(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_MAX_TTL": "2h"}})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"LINK_MAX_TTL": "2h"}})
 	put(t, sys, "x", cat)
 	first, _ := link(t, sys, "x", "?ttl=2h") // stands still for ten minutes
 	second, _ := link(t, sys, "x", "?ttl=2h")

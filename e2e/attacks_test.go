@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // The tests in this file hold an attack from some source addresses while a victim at another address sends requests. They do not
@@ -35,7 +35,7 @@ func putRequest(user string, size int, header string) string {
 }
 
 func TestSlowReadersLeaveVictimServed(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	c := newCrowd(t, sys)
 	read := func(i int) {
@@ -73,7 +73,7 @@ func TestSlowReadersLeaveVictimServed(t *testing.T) {
 }
 
 func TestIdleConnectionsLeaveVictimServed(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	c := newCrowd(t, sys)
 	const addresses, each = 20, 55 // the frontend has 1,024 slots
@@ -87,7 +87,7 @@ func TestIdleConnectionsLeaveVictimServed(t *testing.T) {
 }
 
 func TestSlowUploadsLeaveVictimServed(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	c := newCrowd(t, sys)
 	const addresses, each = 4, 32
 	for i := range addresses * each {
@@ -108,7 +108,7 @@ func TestSlowUploadsLeaveVictimServed(t *testing.T) {
 
 func TestEndlessCommitsLeaveVictimServed(t *testing.T) {
 	storage := newAccount(t)
-	sys := startShared(t, stand.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_SIZE": "1GiB"}})
+	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_SIZE": "1GiB"}})
 	released := make(chan struct{})
 	t.Cleanup(func() { close(released) })
 	endless := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -193,7 +193,7 @@ func unknownKey(i int) string {
 }
 
 func TestUnreadResponsesHoldLittleKernelMemory(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	c := newCrowd(t, sys)
 	const addresses, each = 2, 20
@@ -214,7 +214,7 @@ func TestUnreadResponsesHoldLittleKernelMemory(t *testing.T) {
 }
 
 // unsent returns how many bytes the frontend's public port has sent that no client has acknowledged.
-func unsent(t *testing.T, sys *stand.System) (n int64) {
+func unsent(t *testing.T, sys *stack.System) (n int64) {
 	t.Helper()
 	_, port, _ := strings.Cut(strings.TrimPrefix(sys.URL, "http://"), ":")
 	number, err := strconv.Atoi(port)
@@ -245,7 +245,7 @@ func unsent(t *testing.T, sys *stand.System) (n int64) {
 // A response has 10 seconds and its size at 16 KiB/s. The kernel must not keep it for longer.
 func TestUnreadResponseIsDropped(t *testing.T) {
 	t.Parallel()
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	c := newCrowd(t, sys)
 	for _, requests := range []string{
@@ -274,7 +274,7 @@ func TestUnreadResponseIsDropped(t *testing.T) {
 }
 
 func TestPlainBundlesLeaveVictimServed(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	one := clientFrom(t, "127.0.0.3")
 	plain := func() { askBy(t, one, "GET", sys.URL+bundle, "", "Accept-Encoding", "identity").want(t, 200) }
@@ -302,7 +302,7 @@ func TestPlainBundlesLeaveVictimServed(t *testing.T) {
 }
 
 func TestSlowChunkedUploadsLeaveVictimServed(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	c := newCrowd(t, sys)
 	first := picture(128<<10, 'b')
 	var refused [600]atomic.Int64

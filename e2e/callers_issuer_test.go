@@ -6,7 +6,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // Keys that no verifier can use, of many kinds.
@@ -40,7 +40,7 @@ func TestIssuerAndDiscoveryMayDiffer(t *testing.T) {
 	t.Parallel()
 	const issuer, path = "https://tenant.ciam.example/TENANT/v2.0", "/contoso/POLICY/v2.0"
 	p := startProvider(t, "0", "ISSUER="+issuer, "PATH_OF_CONFIGURATION="+path)
-	with := func(discovery string) stand.SystemOptions {
+	with := func(discovery string) stack.SystemOptions {
 		return withCallers(issuer, map[string]string{"OIDC_CLIENT_ID": "page", "OIDC_DISCOVERY_URL": discovery})
 	}
 	sys := start(t, with(p.issuer+path+"/.well-known/openid-configuration?p=policy"))

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"cats.example/local/issuer"
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 const catsAudience = "https://cats.example"
@@ -35,7 +35,7 @@ type provider struct {
 func startProvider(t *testing.T, port string, more ...string) *provider {
 	t.Helper()
 	needStand(t)
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,18 +96,18 @@ func as(t *testing.T, token, method, url string, body []byte, header ...string) 
 }
 
 // withCallers are the options of a system that knows its callers.
-func withCallers(issuer string, more map[string]string) stand.SystemOptions {
+func withCallers(issuer string, more map[string]string) stack.SystemOptions {
 	both := map[string]string{"OIDC_ISSUER": issuer}
 	maps.Copy(both, more)
 	signer := maps.Clone(both)
 	signer["OIDC_AUDIENCE"] = catsAudience
-	return stand.SystemOptions{FrontendEnv: both, SignerEnv: signer}
+	return stack.SystemOptions{FrontendEnv: both, SignerEnv: signer}
 }
 
 // hidesNames fails where one of names is a word of a log, at any level.
-func hidesNames(t *testing.T, sys *stand.System, names ...string) {
+func hidesNames(t *testing.T, sys *stack.System, names ...string) {
 	t.Helper()
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		b, err := os.ReadFile(log.Path())
 		if err != nil {
 			t.Fatal(err)
@@ -283,13 +283,13 @@ func TestAnyoneReadsWhereThatIsTheRuleAndTheIssuerMayComeLater(t *testing.T) {
 	p := startProvider(t, "0")                  // elsewhere, which is another issuer
 	sys.Signer.SetEnv("OIDC_ISSUER", p.issuer)
 	sys.Frontend.SetEnv("OIDC_ISSUER", p.issuer)
-	for _, process := range []*stand.Process{sys.Frontend, sys.Signer} {
+	for _, process := range []*stack.Process{sys.Frontend, sys.Signer} {
 		if err := process.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	p.stop()
-	for _, process := range []*stand.Process{sys.Signer, sys.Frontend} {
+	for _, process := range []*stack.Process{sys.Signer, sys.Frontend} {
 		if err := process.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -305,8 +305,8 @@ func TestAnyoneReadsWhereThatIsTheRuleAndTheIssuerMayComeLater(t *testing.T) {
 
 func TestItIsToldLoudlyThatCallersAreNotKnown(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	sys := start(t, stack.SystemOptions{})
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		logged(t, p.Log, 0, `"level":"WARN"`, "callers are not known", "OIDC_ISSUER")
 	}
 	put(t, sys, "anybody", cat)

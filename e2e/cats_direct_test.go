@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
@@ -57,7 +57,7 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 		arrived[r.URL.Query().Get("blockid")]++
 	})
 	small := map[string]string{"MAX_PICTURE_SIZE": "1MiB"}
-	sys := direct(t, stand.SystemOptions{FrontendEnv: small, SignerEnv: over(small, map[string]string{"LINK_BASE_URL": links})})
+	sys := direct(t, stack.SystemOptions{FrontendEnv: small, SignerEnv: over(small, map[string]string{"LINK_BASE_URL": links})})
 	// storage has requests stop or fail from here on, and forget what has arrived.
 	storage := func(stop int, fail bool) {
 		mu.Lock()

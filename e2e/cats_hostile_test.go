@@ -18,7 +18,7 @@ import (
 	"github.com/creack/pty"
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // recorder is a server that keeps the method, host and Authorization of each request.
@@ -164,7 +164,7 @@ func TestCatsEscapesTextOfStorage(t *testing.T) {
 
 func TestCatsWritesNoPictureToATerminal(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	s := newShell(t, sys.URL)
 	for _, to := range []string{"-", "/dev/stdout", "/dev/tty"} {

@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // says is an answer in place of the service.
@@ -45,7 +45,7 @@ func amid(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
 
 func TestTheCommandTellsTheOutcome(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "10MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "10MiB"}})
+	sys := direct(t, stack.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "10MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "10MiB"}})
 	const unknown = `,"outcome":"unknown"`
 	page := "<html>"
 	put, create, pipe, commit, rm := []string{"put", "USER", "cat.png"}, []string{"put", "USER", "cat.png", "--create"}, []string{"put", "USER", "-"}, []string{"put", "USER", "large.png"}, []string{"rm", "USER"}

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // interrupts sends Ctrl-C to a command once ready is closed, and returns what it said.
@@ -25,7 +25,7 @@ func (s *shell) interrupts(ready <-chan struct{}, stdin io.Reader, args ...strin
 func TestCtrlCLeavesTheOldPicture(t *testing.T) {
 	t.Parallel()
 	under := make(chan struct{})
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	s := newShell(t, faulty(t, sys.URL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		if r.Method == http.MethodPut {
@@ -46,7 +46,7 @@ func TestCtrlCLeavesTheOldPicture(t *testing.T) {
 // A read of a pipe, and a write to one, cannot be broken off, and do not keep the command.
 func TestCtrlCEndsACommandWhosePipeIsIdle(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	s := newShell(t, sys.URL)
 	r, w, err := os.Pipe()
@@ -92,7 +92,7 @@ func TestCtrlCEndsACommandWhosePipeIsIdle(t *testing.T) {
 // What ignores a signal from the start, as nohup has it, goes on.
 func TestTheCommandGoesOnWhenASignalIsIgnored(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	s := newShell(t, sys.URL)
 	r, w, err := os.Pipe()
 	if err != nil {

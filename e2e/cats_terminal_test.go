@@ -9,12 +9,12 @@ import (
 
 	"github.com/creack/pty"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestProgressIsForTerminals(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	s := newShell(t, sys.URL)
 	s.write("cat.png", picture(4<<20, 'a'))
 	for _, c := range []struct {

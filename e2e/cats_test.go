@@ -21,7 +21,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // shell runs the command cats, each test in a folder of its own.
@@ -158,7 +158,7 @@ func (s *shell) kept() []string {
 
 func TestTheCommandStoresFetchesLinksAndDeletes(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	s := newShell(t, sys.URL)
 	s.write("cat.png", cat)
 	s.cats("put", "Мурчик 2", "cat.png").want(t, 0)
@@ -230,7 +230,7 @@ func TestTheCommandStoresFetchesLinksAndDeletes(t *testing.T) {
 
 func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	s := newShell(t, sys.URL, "CATS_TOKEN=secret-token")
 	s.write("cat.png", cat)
 	s.write("text", []byte("no picture"))
@@ -306,7 +306,7 @@ func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 
 func TestTheCommandTriesAgainOnlyWhereThatIsSafe(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	later := func(code, after string) fault {
 		return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 			w.Header().Set("Retry-After", after)
@@ -375,7 +375,7 @@ func TestWhatTheCommandFetchesIsWhatIsStored(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	})
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_BASE_URL": links}})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"LINK_BASE_URL": links}})
 	put(t, sys, "mia", cat)
 	s := newShell(t, sys.URL)
 	if got := s.cats("get", "mia", "-", "--quiet").want(t, 0); got.out != string(cat) {

@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestConditionsAreKept(t *testing.T) {
@@ -122,7 +122,7 @@ func TestDigestsAreChecked(t *testing.T) {
 // and a missing one is never remembered.
 func TestWhatIsKnownIsNeverStaleHere(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"EXISTENCE_TTL": "10m"}})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"EXISTENCE_TTL": "10m"}})
 	url := sys.URL + "/cat/known"
 	for i := range uint64(5) {
 		do(t, "GET", url, "", nil).problem(t, 404, "not_found")

@@ -23,7 +23,7 @@ import (
 	"github.com/pb33f/libopenapi-validator/responses"
 	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // contract is openapi.json, and which of its answers have been seen.
@@ -39,7 +39,7 @@ type contract struct {
 
 func readContract(t *testing.T) *contract {
 	t.Helper()
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func (k apiCall) with(header ...string) apiCall {
 	return k
 }
 
-func (k apiCall) request(t *testing.T, sys *stand.System) *http.Request {
+func (k apiCall) request(t *testing.T, sys *stack.System) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), k.method, sys.URL+k.target, bytes.NewReader(k.body))
 	if err != nil {
@@ -231,7 +231,7 @@ func (k apiCall) request(t *testing.T, sys *stand.System) *http.Request {
 }
 
 // ask sends a call and checks it and its answer, whose status it wants.
-func (c *contract) ask(t *testing.T, sys *stand.System, status int, k apiCall) answer {
+func (c *contract) ask(t *testing.T, sys *stack.System, status int, k apiCall) answer {
 	t.Helper()
 	req := k.request(t, sys)
 	resp, err := client().Do(req)
@@ -247,7 +247,7 @@ func (c *contract) ask(t *testing.T, sys *stand.System, status int, k apiCall) a
 	return c.answered(t, sys, status, k, answer{resp, body})
 }
 
-func (c *contract) answered(t *testing.T, sys *stand.System, status int, k apiCall, a answer) answer {
+func (c *contract) answered(t *testing.T, sys *stack.System, status int, k apiCall, a answer) answer {
 	t.Helper()
 	short := func(s string) string { return s[:min(len(s), 400)] }
 	what := fmt.Sprintf("%s %s: %d %s", k.method, short(k.target), a.StatusCode, short(string(a.body)))
@@ -261,7 +261,7 @@ func (c *contract) answered(t *testing.T, sys *stand.System, status int, k apiCa
 }
 
 // half sends all of a call but its last byte, and then, if it ends, nothing more.
-func (c *contract) half(t *testing.T, sys *stand.System, status int, ends bool, k apiCall) {
+func (c *contract) half(t *testing.T, sys *stack.System, status int, ends bool, k apiCall) {
 	t.Helper()
 	conn := dial(t, sys)
 	req := k.request(t, sys)

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // The pools of the frontend and the share of one client, with the default settings.
@@ -32,7 +32,7 @@ const (
 )
 
 // startShared returns a system with the default shares.
-func startShared(t *testing.T, opts stand.SystemOptions) *stand.System {
+func startShared(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
 	shares := map[string]string{"CLIENT_SHARE": defaultShare}
 	opts.FrontendEnv, opts.SignerEnv = over(shares, opts.FrontendEnv), over(shares, opts.SignerEnv)
@@ -69,7 +69,7 @@ func slowReader(address string) *net.Dialer {
 
 // crowd is the connections of an attack.
 type crowd struct {
-	sys *stand.System
+	sys *stack.System
 
 	sending sync.WaitGroup
 	stop    chan struct{}
@@ -79,7 +79,7 @@ type crowd struct {
 }
 
 // newCrowd returns a crowd whose connections are closed at the latest when the test ends.
-func newCrowd(t *testing.T, sys *stand.System) *crowd {
+func newCrowd(t *testing.T, sys *stack.System) *crowd {
 	t.Helper()
 	c := &crowd{sys: sys, stop: make(chan struct{})}
 	t.Cleanup(c.end)

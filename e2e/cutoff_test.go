@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // sending is one way to send a picture, and how the signer forwards it to storage.
@@ -55,7 +55,7 @@ type cutoff struct {
 	// and sends the rest.
 	share  float64
 	leave  func(*net.TCPConn)
-	killed *stand.Process
+	killed *stack.Process
 	// fault replaces storage's answers to the requests that at selects; nil for none.
 	fault fault
 	at    func(*http.Request) bool
@@ -167,7 +167,7 @@ func contradictions(s sending) []cutoff {
 
 // cutter runs cutoffs of one sending in a system of its own.
 type cutter struct {
-	sys     *stand.System
+	sys     *stack.System
 	storage *account
 
 	mu   sync.Mutex
@@ -177,7 +177,7 @@ type cutter struct {
 func newCutter(t *testing.T) *cutter {
 	t.Helper()
 	c := &cutter{storage: newAccount(t), open: map[string][]net.Conn{}}
-	c.sys = start(t, stand.SystemOptions{StorageURL: c.storage.URL})
+	c.sys = start(t, stack.SystemOptions{StorageURL: c.storage.URL})
 	return c
 }
 

@@ -11,12 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestWhatWasSentIsCheckedBeforeItIsThePicture(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PIXELS": "200000"}, FrontendEnv: map[string]string{"MAX_PIXELS": "200000"}})
+	sys := direct(t, stack.SystemOptions{SignerEnv: map[string]string{"MAX_PIXELS": "200000"}, FrontendEnv: map[string]string{"MAX_PIXELS": "200000"}})
 	put(t, sys, "mia", cat) // 451 x 300
 	bomb := append(pngOf(16384, 16384), make([]byte, 1000)...)
 	etag := do(t, "GET", sys.URL+"/cat/mia", "", nil).Header.Get("ETag")
@@ -58,7 +58,7 @@ func TestWhatWasSentIsCheckedBeforeItIsThePicture(t *testing.T) {
 // A rejection that another argument can change leaves the staged blob for the next commit.
 func TestCommitCanBeCorrected(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	etag := do(t, "PUT", sys.URL+"/cat/mia", "", pixel(t, "image/gif")).want(t, 200).Header.Get("ETag")
 	commit := func(k ticket, query, condition string) answer {
 		t.Helper()
@@ -90,7 +90,7 @@ func TestCommitCanBeCorrected(t *testing.T) {
 func TestCommitKeepsLaterVersions(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	const size = 65 << 20
 	for what, c := range map[string]struct {
 		first  io.Reader
@@ -119,7 +119,7 @@ func TestCommitKeepsLaterVersions(t *testing.T) {
 
 func TestACommitKeepsItsConditions(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	commit := func(header, value string) answer {
 		t.Helper()
 		k := ticketFor(t, sys, "mia", int64(len(cat)))
@@ -142,7 +142,7 @@ func TestACommitKeepsItsConditions(t *testing.T) {
 func TestACommitThatFailsChangesNothing(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	put(t, sys, "mia", cat)
 	etag := do(t, "GET", sys.URL+"/cat/mia", "", nil).Header.Get("ETag")
 	content := append(bytes.Clone(cat), "another one"...)
@@ -217,7 +217,7 @@ func TestACommitThatFailsChangesNothing(t *testing.T) {
 func TestACommitCanBeAskedForAgain(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	of := func(more string) []byte { return append(bytes.Clone(cat), more...) }
 	commit := func(k ticket, header ...string) answer {
 		t.Helper()

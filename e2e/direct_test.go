@@ -19,11 +19,11 @@ import (
 	"github.com/docker/go-units"
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // direct is a system that gives tickets.
-func direct(t *testing.T, opts stand.SystemOptions) *stand.System {
+func direct(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
 	opts.SignerEnv = over(map[string]string{"MAX_DIRECT_SIZE": "5GiB"}, opts.SignerEnv)
 	return start(t, opts)
@@ -37,7 +37,7 @@ type ticket struct {
 	BlockSize int64     `json:"block_size"`
 }
 
-func ticketFor(t *testing.T, sys *stand.System, user string, size int64) (got ticket) {
+func ticketFor(t *testing.T, sys *stack.System, user string, size int64) (got ticket) {
 	t.Helper()
 	a := do(t, "POST", fmt.Sprintf("%s/cat/%s/upload?size=%d", sys.URL, user, size), "", nil).want(t, 201)
 	if err := json.Unmarshal(a.body, &got); err != nil {
@@ -92,7 +92,7 @@ func (k ticket) sendBlocks(t *testing.T, content io.Reader, first, size int64) {
 }
 
 // commit asks for what was sent to be the picture of user.
-func (k ticket) commit(t *testing.T, sys *stand.System, user, query string) answer {
+func (k ticket) commit(t *testing.T, sys *stack.System, user, query string) answer {
 	t.Helper()
 	return do(t, "POST", sys.URL+"/cat/"+user+"/upload/"+k.ID+"/commit"+query, "", nil)
 }
@@ -113,7 +113,7 @@ func md5Of(b []byte) string {
 
 func TestAPictureGoesStraightToStorage(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", append(bytes.Clone(cat), "the old one"...))
 	before := sum(t, sys.SignerOps, "cats_signer_http_received_bytes_total")
 	k := ticketFor(t, sys, "mia", int64(len(cat)))
@@ -149,7 +149,7 @@ func TestAPictureGoesStraightToStorage(t *testing.T) {
 // 130 MiB, which storage copies in three blocks, or what CATS_DIRECT_SIZE says, such as 2GiB.
 func TestALargePictureMovesNothingInThePods(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	size := int64(130 << 20)
 	if s := os.Getenv("CATS_DIRECT_SIZE"); s != "" {
@@ -232,7 +232,7 @@ func same(got, want io.Reader) error {
 // What storage refuses to the holder of a ticket, and the signer for one.
 func TestATicketAllowsOneUploadAndNothingElse(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	size := int64(len(cat))
 	blob := http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}
@@ -294,7 +294,7 @@ func TestATicketAllowsOneUploadAndNothingElse(t *testing.T) {
 // never became one, and a blob that somebody has leased, under the right to write.
 func TestAbandonedUploadsAreRemoved(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	pictures := []string{"cats-api", "cats-api-upload-1-x", "mia"}
 	for _, user := range pictures {
 		put(t, sys, user, cat)
@@ -349,7 +349,7 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 
 func TestWithoutASizeForItThereAreNoTickets(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	do(t, "POST", sys.URL+"/cat/mia/upload?size=1", "", nil).problem(t, 413, "too_large")
 	if a := do(t, "GET", sys.URL+"/about", "", nil).want(t, 200); a.field(t, "max_direct_size") != float64(0) || a.field(t, "max_picture_size") != float64(32<<20) {
 		t.Errorf("/about is %s", a.body)

@@ -3,13 +3,13 @@ package e2e
 import (
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // Under a policy that allows nothing inline and no other origin.
 func TestTheDocumentIsReadAndTriedInABrowser(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "Davyd", cat) // as the document's example of a name has it
 	b := browse(t, sys.URL+"/docs")
 	b.holds(`document.querySelectorAll(".opblock").length > 20`)

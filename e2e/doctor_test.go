@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"cats.example/local/issuer"
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // secure serves h as the stand's servers are, until the test ends, and returns
@@ -33,11 +33,11 @@ func secure(t *testing.T, h http.Handler) string {
 
 // patient is what the doctor sees: an environment in which all is well, in the
 // container of sys, with an Entra ID of its own.
-func patient(t *testing.T, sys *stand.System) (env []string, tokenFile string) {
+func patient(t *testing.T, sys *stack.System) (env []string, tokenFile string) {
 	t.Helper()
 	entra, err := issuer.New(issuer.Config{
-		Tenant: stand.TenantID, ClientID: stand.ClientID, ObjectID: "00000000-0000-4000-8000-0000000000d0",
-		Issuer: st.Cluster.URL(), Subject: stand.Subject, Client: st.Client(),
+		Tenant: stack.TenantID, ClientID: stack.ClientID, ObjectID: "00000000-0000-4000-8000-0000000000d0",
+		Issuer: st.Cluster.URL(), Subject: stack.Subject, Client: st.Client(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -45,8 +45,8 @@ func patient(t *testing.T, sys *stand.System) (env []string, tokenFile string) {
 	tokenFile = filepath.Join(t.TempDir(), "token")
 	writeToken(t, tokenFile, federated(t, nil))
 	return []string{
-		"AZURE_CLIENT_ID=" + stand.ClientID,
-		"AZURE_TENANT_ID=" + stand.TenantID,
+		"AZURE_CLIENT_ID=" + stack.ClientID,
+		"AZURE_TENANT_ID=" + stack.TenantID,
 		"AZURE_FEDERATED_TOKEN_FILE=" + tokenFile,
 		"AZURE_AUTHORITY_HOST=" + secure(t, entra) + "/",
 		"AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
@@ -83,7 +83,7 @@ func examine(t *testing.T, env []string, code int, marks string) (report string)
 
 // leavesNothing wants that there are only pictures in the container, whose names
 // have a slash, when the test with all its parts is over.
-func leavesNothing(t *testing.T, sys *stand.System) {
+func leavesNothing(t *testing.T, sys *stack.System) {
 	t.Cleanup(func() {
 		blobs, err := st.Storage.Blobs(context.WithoutCancel(t.Context()), sys.Container)
 		if err != nil {
@@ -109,13 +109,13 @@ func holds(t *testing.T, report string, parts ...string) {
 
 func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	leavesNothing(t, sys)
 	put(t, sys, "u", cat)
 	env, _ := patient(t, sys)
 	report := examine(t, append(env, "MAX_DIRECT_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
-	holds(t, report, stand.Subject, st.Cluster.URL(), issuer.Audience, "all works", "authentication is off")
-	if !regexp.MustCompile(`\Apod +none.*\nversion +.*\(revision .*\)\nclient ID +` + stand.ClientID + `\ntenant +` + stand.TenantID + `\n\n`).MatchString(report) {
+	holds(t, report, stack.Subject, st.Cluster.URL(), issuer.Audience, "all works", "authentication is off")
+	if !regexp.MustCompile(`\Apod +none.*\nversion +.*\(revision .*\)\nclient ID +` + stack.ClientID + `\ntenant +` + stack.TenantID + `\n\n`).MatchString(report) {
 		t.Errorf("the report begins with\n%s", report)
 	}
 	report = examine(t, append(env, "KUBERNETES_SERVICE_HOST=10.0.0.1", "AZURE_CLIENT_ID="), 1,
@@ -132,7 +132,7 @@ func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
 
 func TestTheDoctorSaysWhatToDo(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	leavesNothing(t, sys)
 	const refused = "ok settings, ok token file, fail exchange, skip key, skip put, skip link, ok clock"
 	for _, c := range []struct {
@@ -228,7 +228,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 // terminal do, while it has a blob in the container.
 func TestADoctorThatIsSentAwayDeletesItsBlob(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	leavesNothing(t, sys)
 	for name, sendAway := range map[string]func(p *os.Process, stdout io.Closer){
 		"interrupt": func(p *os.Process, _ io.Closer) { _ = p.Signal(os.Interrupt) },

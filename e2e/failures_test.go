@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // largeSize is above what the signer stores in one piece, and makes two blocks.
@@ -30,7 +30,7 @@ func picture(n int, fill byte) []byte {
 }
 
 // challenge is what storage adds to a 401.
-const challenge = "Bearer authorization_uri=https://login.microsoftonline.com/" + stand.TenantID + "/oauth2/authorize resource_id=https://storage.azure.com"
+const challenge = "Bearer authorization_uri=https://login.microsoftonline.com/" + stack.TenantID + "/oauth2/authorize resource_id=https://storage.azure.com"
 
 // fault answers in place of storage; healthy is storage itself.
 type fault func(w http.ResponseWriter, r *http.Request, healthy http.Handler)
@@ -80,7 +80,7 @@ func (a *account) up(t *testing.T, address string) {
 		t.Fatal(err)
 	}
 	a.address = l.Addr().String()
-	a.URL = fmt.Sprintf("https://%s.blob.localhost:%d", stand.Account, l.Addr().(*net.TCPAddr).Port)
+	a.URL = fmt.Sprintf("https://%s.blob.localhost:%d", stack.Account, l.Addr().(*net.TCPAddr).Port)
 	a.server = &http.Server{Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	go func() { _ = a.server.Serve(l) }() // until it is closed
 }
@@ -216,7 +216,7 @@ func (a answer) problem(t *testing.T, status int, code string) {
 
 // attempt sends a GET, a small PUT and a large one for user, at the same time, and
 // returns the answers.
-func attempt(t *testing.T, sys *stand.System, user string, small, large []byte) (got [3]answer) {
+func attempt(t *testing.T, sys *stack.System, user string, small, large []byte) (got [3]answer) {
 	t.Helper()
 	var wg sync.WaitGroup
 	for i, body := range [][]byte{nil, small, large} {
@@ -242,7 +242,7 @@ func attempt(t *testing.T, sys *stand.System, user string, small, large []byte) 
 func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 	small, large := picture(100<<10, 's'), picture(largeSize, 'l')
 
@@ -305,7 +305,7 @@ func TestAFailureOfStorageIsToldAndChangesNoPicture(t *testing.T) {
 func TestAPassingFailureOfStorageIsNotSeenByClients(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	for name, f := range map[string]fault{
 		"slow":        slow,
 		"throttled":   once(refuse(503, "ServerBusy", "Retry-After", "1")),
@@ -346,7 +346,7 @@ func TestAPassingFailureOfStorageIsNotSeenByClients(t *testing.T) {
 
 func TestTheSignerHasALimitOfItsOwn(t *testing.T) {
 	t.Parallel()
-	sys := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "5MiB"}})
+	sys := startDiffering(t, stack.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "5MiB"}})
 	put(t, sys, "u", cat)
 	a, err := try(t.Context(), http.MethodPut, sys.URL+"/cat/u", "", io.MultiReader(bytes.NewReader(picture(largeSize, 'l')))) // of no known length
 	if err != nil {
@@ -361,7 +361,7 @@ func TestTheSignerHasALimitOfItsOwn(t *testing.T) {
 func TestATokenThatStorageRefusesIsReplaced(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	put(t, sys, "u", cat)
 	var revoked atomic.Value
 	refused := refuse(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge)

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 var update = flag.Bool("update", false, "write docs/faults.md from what the faults were seen to do")
@@ -60,7 +60,7 @@ var (
 
 // faultTable reads the rows of docs/faults.md, and the text around them.
 func faultTable() (rows map[string]faultRow, path, before, after string, err error) {
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		return nil, "", "", "", err
 	}

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cats.example/local/issuer"
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // lowestFree is the number that the next file descriptor of a process gets.
@@ -70,7 +70,7 @@ func TestFaultsOfFileDescriptors(t *testing.T) {
 	needStand(t)
 	t.Parallel()
 	w := newWay(t, st.Storage.URL)
-	sys := start(t, stand.SystemOptions{StorageURL: w.url(st.Storage.URL)})
+	sys := start(t, stack.SystemOptions{StorageURL: w.url(st.Storage.URL)})
 	kept := st.Client()
 	kept.Transport.(*http.Transport).IdleConnTimeout = time.Minute
 	var more func()
@@ -137,7 +137,7 @@ func TestAStandWhoseLogsHaveNoRoomSaysSo(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(log), 0o700), os.Symlink("/dev/full", log)); err != nil {
 		t.Fatal(err)
 	}
-	opts := stand.SystemOptions{Dir: dir, Container: "e2e-full-disk", Frontend: filepath.Join(binDir, "frontend"), Signer: filepath.Join(binDir, "signer")}
+	opts := stack.SystemOptions{Dir: dir, Container: "e2e-full-disk", Frontend: filepath.Join(binDir, "frontend"), Signer: filepath.Join(binDir, "signer")}
 	_, err := st.StartSystem(t.Context(), opts)
 	says := []string{"starting signer", "writing the log of signer", "no space left on device"}
 	for _, part := range says {
@@ -170,7 +170,7 @@ func rotate(dir string) int {
 	if err != nil {
 		return fatal(err)
 	}
-	token, err := issuer.NewTokenFile(filepath.Join(dir, "token"), cluster, issuer.Federated{Subject: stand.Subject, Audience: issuer.Audience, Lifetime: 2 * time.Second})
+	token, err := issuer.NewTokenFile(filepath.Join(dir, "token"), cluster, issuer.Federated{Subject: stack.Subject, Audience: issuer.Audience, Lifetime: 2 * time.Second})
 	if err != nil {
 		return fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestFaultsOfTheWayToStorage(t *testing.T) {
@@ -22,7 +22,7 @@ func TestFaultsOfTheWayToStorage(t *testing.T) {
 	t.Parallel()
 	w := newWay(t, st.Storage.URL)
 	w.down()
-	sys := start(t, stand.SystemOptions{StorageURL: w.url(st.Storage.URL), NotReady: true})
+	sys := start(t, stack.SystemOptions{StorageURL: w.url(st.Storage.URL), NotReady: true})
 	const down = "storage is down when the signer starts"
 	says := []string{"connection refused", "retry_in"}
 	line := cell(t, logged(t, sys.Signer.Log, 0, append([]string{`"level":"ERROR"`}, says...)...), says)
@@ -76,7 +76,7 @@ func TestFaultsOfTheWayToStorageThatTakeLong(t *testing.T) {
 	needStand(t)
 	t.Parallel()
 	w := newWay(t, st.Storage.URL)
-	sys := start(t, stand.SystemOptions{StorageURL: w.url(st.Storage.URL)})
+	sys := start(t, stack.SystemOptions{StorageURL: w.url(st.Storage.URL)})
 	other := impostor(t)
 	incident{
 		name: "storage's certificate is not to be trusted", sys: sys,
@@ -108,7 +108,7 @@ func TestFaultsOfTheWayToStorageThatTakeLong(t *testing.T) {
 
 func TestFaultsOfTheIssuer(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 6 * time.Second}) // renewed after about half of it
+	sys := start(t, stack.SystemOptions{AccessTokenLifetime: 6 * time.Second}) // renewed after about half of it
 	authority := ""
 	for _, v := range sys.Signer.Environ() {
 		if u, ok := strings.CutPrefix(v, "AZURE_AUTHORITY_HOST="); ok {
@@ -164,7 +164,7 @@ func TestFaultsOfTheIssuer(t *testing.T) {
 
 // runOut runs an incident that keeps the signer from new tokens: the clients see
 // nothing of it until the one at hand has expired.
-func runOut(t *testing.T, sys *stand.System, f incident) {
+func runOut(t *testing.T, sys *stack.System, f incident) {
 	t.Helper()
 	begin, mark := f.begin, int64(0)
 	f.sys, f.told, f.within = sys, 5*time.Second, 20*time.Second
@@ -189,7 +189,7 @@ func runOut(t *testing.T, sys *stand.System, f incident) {
 
 func TestFaultsOfTheFederatedToken(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 6 * time.Second})
+	sys := start(t, stack.SystemOptions{AccessTokenLifetime: 6 * time.Second})
 	right := func() {
 		if err := sys.Token.Reset(); err != nil {
 			t.Error(err)
@@ -216,7 +216,7 @@ func TestFaultsOfTheFederatedToken(t *testing.T) {
 func TestFaultsOfKeysAndRoles(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"LINK_BASE_URL": storage.URL}})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"LINK_BASE_URL": storage.URL}})
 	var began time.Time
 	// refuseLinks has storage refuse links that are refused by which.
 	refuseLinks := func(code string, which func(url.Values) bool) {
@@ -299,7 +299,7 @@ func TestFaultsOfKeysAndRoles(t *testing.T) {
 func TestFaultsOfStoragesAnswers(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	issued := sys.Issuer.Issued()
 	t.Run("faults", func(t *testing.T) {
 		for _, c := range []struct {
@@ -356,11 +356,11 @@ func TestFaultsOfStoragesAnswers(t *testing.T) {
 func TestFaultsOfTheClock(t *testing.T) {
 	needStand(t)
 	t.Parallel()
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	world, err := stand.New(t.Context(), stand.Options{Root: root, Dir: t.TempDir(), Clock: true})
+	world, err := stack.New(t.Context(), stack.Options{Root: root, Dir: t.TempDir(), Clock: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestFaultsOfTheClock(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	sys, err := world.StartSystem(t.Context(), stand.SystemOptions{
+	sys, err := world.StartSystem(t.Context(), stack.SystemOptions{
 		Container: "clocks", Frontend: filepath.Join(binDir, "frontend"), Signer: filepath.Join(binDir, "signer"),
 		SignerEnv: map[string]string{"EXISTENCE_TTL": "0s"},
 	})

@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // small returns one of the small pictures of a cat.
@@ -56,7 +56,7 @@ func pngOf(width, height uint32) []byte {
 
 func TestPicturesOfCamerasAreAccepted(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	avif, heic, sequence, jpeg := small(t, "small.avif"), small(t, "small.heic"), small(t, "small-sequence.avif"), small(t, "small.jpg")
 	late := func(n int) []byte { return slices.Concat(jpeg[:2], segments(n), jpeg[2:]) }
 	for what, c := range map[string]struct {

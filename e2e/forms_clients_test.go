@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // formAnswer is what POST must answer to a form; status 200 means that the form's picture is stored.
@@ -19,7 +19,7 @@ type formAnswer struct {
 }
 
 // wantForms posts each form, with a length and in chunks, over a stored picture, which only a 200 may replace.
-func wantForms(t *testing.T, sys *stand.System, content []byte, forms map[string]formAnswer) {
+func wantForms(t *testing.T, sys *stack.System, content []byte, forms map[string]formAnswer) {
 	t.Helper()
 	old := random(7000, 9)
 	put(t, sys, "x", old)
@@ -53,7 +53,7 @@ func wantForms(t *testing.T, sys *stand.System, content []byte, forms map[string
 
 func TestLargeFormNamesTheFieldFound(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
 	large := strings.Repeat("x", 5<<20)
 	for name, code := range map[string]string{"image": "missing_file", "photo": "missing_file", "file[]": "missing_file", "file": "too_large"} {
 		body := field(fmt.Sprintf(`name=%q; filename="cat.png"`, name), large) + lastBoundary

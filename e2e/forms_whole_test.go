@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // uploadsWith returns the header and the body of a PUT and of a form, each with a header of its own.
@@ -134,7 +134,7 @@ func TestUploadRejectsContentCodings(t *testing.T) {
 }
 
 // wantUnread checks that uploads with a header are rejected before their body is read.
-func wantUnread(t *testing.T, sys *stand.System, header string, status int) {
+func wantUnread(t *testing.T, sys *stack.System, header string, status int) {
 	t.Helper()
 	for _, u := range uploadsWith(header)[:2] {
 		conn := dial(t, sys)

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // unsignedToken returns a bearer token without a signature, of which Azurite verifies the claims only.
@@ -33,7 +33,7 @@ func hmacSHA256(key []byte, lines ...string) []byte {
 // delegationSAS signs a query that lists, reads, writes and deletes in container with a user delegation key of oid and tid.
 func delegationSAS(container, oid, tid, start, end, keyVersion string, key []byte) string {
 	const permissions, version = "racwdl", "2020-12-06"
-	sig := hmacSHA256(key, permissions, "", end, "/blob/"+stand.Account+"/"+container,
+	sig := hmacSHA256(key, permissions, "", end, "/blob/"+stack.Account+"/"+container,
 		oid, tid, start, end, "b", keyVersion, "", "", "", "", "", version, "c", "", "", "", "", "", "", "")
 	return url.Values{
 		"sp": {permissions}, "se": {end}, "sv": {version}, "sr": {"c"}, "skoid": {oid}, "sktid": {tid}, "skt": {start}, "ske": {end},
@@ -43,7 +43,7 @@ func delegationSAS(container, oid, tid, start, end, keyVersion string, key []byt
 
 func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	picture, _ := link(t, sys, "mia", "")
 	u, err := url.Parse(picture)
@@ -99,7 +99,7 @@ func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 		{"PUT", blob, "comp=block&blockid=AAAA", "x"},
 		{"DELETE", blob, "", ""},
 	}
-	credentials := []string{"", bearer, "bearer" + bearer[6:], "SharedKey " + stand.Account + ":" + sig, "SharedKeyLite " + stand.Account + ":" + sig, "Basic bWlhOm1pYQ=="}
+	credentials := []string{"", bearer, "bearer" + bearer[6:], "SharedKey " + stack.Account + ":" + sig, "SharedKeyLite " + stack.Account + ":" + sig, "Basic bWlhOm1pYQ=="}
 	for i, c := range calls {
 		for k, query := range queries {
 			credential := credentials[(i+k)%len(credentials)]

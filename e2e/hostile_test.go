@@ -22,13 +22,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // hostile is a frontend that somebody has taken over: it speaks to the signer's port
 // as it likes, and storage keeps a record of what the signer then asks of it.
 type hostile struct {
-	sys     *stand.System
+	sys     *stack.System
 	address string
 	secrets []string // that no answer may hold
 
@@ -49,7 +49,7 @@ func newHostile(t *testing.T, env map[string]string) *hostile {
 		h.record(r)
 		healthy.ServeHTTP(w, r)
 	})
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env})
 	h.mu.Lock()
 	h.sys = sys
 	h.mu.Unlock()
@@ -63,7 +63,7 @@ func newHostile(t *testing.T, env map[string]string) *hostile {
 		"AADSTS", "x-ms-", "X-Ms-", "<?xml", "RequestId", "AuthenticationFailed", "goroutine ", ".go:", "panic",
 	}
 	for _, v := range h.sys.Storage.Process.Environ() {
-		if key, ok := strings.CutPrefix(v, "AZURITE_ACCOUNTS="+stand.Account+":"); ok {
+		if key, ok := strings.CutPrefix(v, "AZURITE_ACCOUNTS="+stack.Account+":"); ok {
 			h.secrets = append(h.secrets, key)
 		}
 	}

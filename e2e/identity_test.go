@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"cats.example/local/issuer"
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // jwtHeader is how the issuer's tokens begin, {"alg":. Where there are signatures, the
@@ -24,9 +24,9 @@ import (
 const jwtHeader = "eyJhbGciOi"
 
 // keepsSecrets checks that no log holds a signed URL or a token.
-func keepsSecrets(t *testing.T, sys *stand.System) {
+func keepsSecrets(t *testing.T, sys *stack.System) {
 	t.Helper()
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		b, err := os.ReadFile(log.Path())
 		if err != nil {
 			t.Fatal(err)
@@ -40,7 +40,7 @@ func keepsSecrets(t *testing.T, sys *stand.System) {
 }
 
 // logged waits for a line of log after mark that holds all of parts.
-func logged(t *testing.T, log *stand.Log, mark int64, parts ...string) string {
+func logged(t *testing.T, log *stack.Log, mark int64, parts ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, fmt.Errorf("no line with %q", parts))
 	defer cancel()
@@ -85,7 +85,7 @@ func readyz(t *testing.T, base string) (ready bool, says string) {
 }
 
 // notReady checks that neither is ready, and that both are live all the same.
-func notReady(t *testing.T, sys *stand.System) {
+func notReady(t *testing.T, sys *stack.System) {
 	t.Helper()
 	for _, base := range []string{sys.SignerOps, sys.FrontendOps} {
 		if ready, _ := readyz(t, base); ready {
@@ -96,7 +96,7 @@ func notReady(t *testing.T, sys *stand.System) {
 }
 
 // recovers waits until both are ready, and shows that uploads and links work.
-func recovers(t *testing.T, sys *stand.System) {
+func recovers(t *testing.T, sys *stack.System) {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 30*time.Second, errors.New("not ready again"))
 	defer cancel()
@@ -123,7 +123,7 @@ func writeToken(t *testing.T, path, token string) {
 // federated returns a token of the stand's cluster, right but for what change does.
 func federated(t *testing.T, change func(*issuer.Federated)) string {
 	t.Helper()
-	f := issuer.Federated{Subject: stand.Subject, Audience: issuer.Audience, Lifetime: 10 * time.Minute}
+	f := issuer.Federated{Subject: stack.Subject, Audience: issuer.Audience, Lifetime: 10 * time.Minute}
 	if change != nil {
 		change(&f)
 	}
@@ -151,7 +151,7 @@ func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
 		says []string
 	}{
 		{"subject", wrong(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", fix, "serviceaccount:cats:other"}},
-		{"case of the subject", wrong(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stand.Subject) }), []string{"AADSTS7002138:", fix, "upper and lower case"}},
+		{"case of the subject", wrong(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stack.Subject) }), []string{"AADSTS7002138:", fix, "upper and lower case"}},
 		{"audience", wrong(func(f *issuer.Federated) { f.Audience = "api://other" }), []string{"AADSTS700212:", fix, issuer.Audience}},
 		{"issuer", wrong(func(f *issuer.Federated) { f.Issuer = "https://elsewhere.example.com" }), []string{"AADSTS700211:", fix, "oidcIssuerProfile"}},
 		{"forged", wrong(func(f *issuer.Federated) { f.Forged = true }), []string{"AADSTS700027:", fix}},
@@ -170,7 +170,7 @@ func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "token")
 			c.spoil(t, path)
-			sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"AZURE_FEDERATED_TOKEN_FILE": path}, NotReady: true})
+			sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"AZURE_FEDERATED_TOKEN_FILE": path}, NotReady: true})
 			pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 
 			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
@@ -200,7 +200,7 @@ func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
 
 // refusesAll checks that neither is ready, and that a client is told that it is
 // the service's fault.
-func refusesAll(t *testing.T, sys *stand.System) {
+func refusesAll(t *testing.T, sys *stack.System) {
 	t.Helper()
 	notReady(t, sys)
 	if _, says := readyz(t, sys.FrontendOps); strings.Contains(says, "AADSTS") {
@@ -215,7 +215,7 @@ func refusesAll(t *testing.T, sys *stand.System) {
 // part of a picture, while the frontend goes on sending.
 func TestARefusalAmidAnUploadReachesTheClient(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"AZURE_CLIENT_ID": "unknown"}, NotReady: true})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"AZURE_CLIENT_ID": "unknown"}, NotReady: true})
 	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
 	large := picture(largeSize, 'l')
 	for range 30 {
@@ -228,8 +228,8 @@ func TestAWrongIdentityInTheSettingsIsTold(t *testing.T) {
 	for variable, code := range map[string]string{"AZURE_CLIENT_ID": "AADSTS700016:", "AZURE_TENANT_ID": "AADSTS90002:"} {
 		t.Run(variable, func(t *testing.T) {
 			t.Parallel()
-			right := map[string]string{"AZURE_CLIENT_ID": stand.ClientID, "AZURE_TENANT_ID": stand.TenantID}[variable]
-			sys := start(t, stand.SystemOptions{
+			right := map[string]string{"AZURE_CLIENT_ID": stack.ClientID, "AZURE_TENANT_ID": stack.TenantID}[variable]
+			sys := start(t, stack.SystemOptions{
 				SignerEnv: map[string]string{variable: "00000000-0000-4000-8000-00000000ffff"}, NotReady: true,
 			})
 			frontend := sys.Frontend.Pid()
@@ -263,7 +263,7 @@ func broken(http.Handler) http.Handler {
 
 func TestAnIssuerThatIsDownOrSlowAtTheStart(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	if err := sys.Signer.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -293,7 +293,7 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 	const rotations, exchanges, enough = 3, 6, 200
 	// The signer is told whole seconds and storage goes by what is in the token,
 	// which lives longer than that by more than the exchange takes: as Entra ID's do.
-	sys := start(t, stand.SystemOptions{AccessTokenLifetime: 4900 * time.Millisecond, FederatedTokenLifetime: 5 * time.Second})
+	sys := start(t, stack.SystemOptions{AccessTokenLifetime: 4900 * time.Millisecond, FederatedTokenLifetime: 5 * time.Second})
 	put(t, sys, "seen", cat)
 	small := picture(20<<10, 's')
 	first := sys.Issuer.Issued()
@@ -345,7 +345,7 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 
 func TestLinksBearClocksThatDifferAndNeverOutliveTheirKey(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "u", cat)
 	for _, ttl := range []string{"", "5s", "10m", "24h"} {
 		query := "?ttl=" + ttl

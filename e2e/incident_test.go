@@ -20,7 +20,7 @@ import (
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // way is a TCP proxy on the way to a server, which fails as it is told. TLS passes
@@ -92,7 +92,7 @@ func (w *way) lead(to string) {
 // that nobody knows.
 func impostor(t *testing.T) string {
 	t.Helper()
-	ca, err := stand.OpenCA(t.TempDir(), "localhost", "*.blob.localhost")
+	ca, err := stack.OpenCA(t.TempDir(), "localhost", "*.blob.localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,9 +107,9 @@ func impostor(t *testing.T) string {
 // incident is a fault, injected for a while into a running system.
 type incident struct {
 	name       string // of its row
-	sys        *stand.System
+	sys        *stack.System
 	begin, end func()
-	log        *stand.Log   // the signer's unless set
+	log        *stack.Log   // the signer's unless set
 	asker      *http.Client // that asks, when it has to be over a connection at hand
 	// says are parts of one line of the log; none for no line but of level info.
 	says []string

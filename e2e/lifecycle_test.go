@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // slowUpload is a PUT whose body is still coming.
@@ -28,7 +28,7 @@ type slowUpload struct {
 
 // begin starts a PUT for user that has sent content and then waits. size is its Content-Length, -1 for a chunked body. begin
 // returns once the signer processes the upload. A large chunked one then has a block in storage.
-func begin(t *testing.T, sys *stand.System, user string, content []byte, size int64) *slowUpload {
+func begin(t *testing.T, sys *stack.System, user string, content []byte, size int64) *slowUpload {
 	t.Helper()
 	r, w := io.Pipe()
 	u := &slowUpload{w, make(chan answer, 1)}
@@ -95,7 +95,7 @@ func metric(t *testing.T, base, series string) float64 {
 }
 
 // ends waits for the end of a process and wants it to be a clean one.
-func ends(t *testing.T, p *stand.Process) {
+func ends(t *testing.T, p *stack.Process) {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("it does not end"))
 	defer cancel()
@@ -105,7 +105,7 @@ func ends(t *testing.T, p *stand.Process) {
 }
 
 // again starts a process that is gone.
-func again(t *testing.T, p *stand.Process) {
+func again(t *testing.T, p *stack.Process) {
 	t.Helper()
 	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func underWay() map[string][]byte {
 
 func TestKilledProcessesLoseNoLogLine(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "u", cat)
 	var ids []string
 	for range 10 {
@@ -138,7 +138,7 @@ func TestKilledProcessesLoseNoLogLine(t *testing.T) {
 	sys.Signer.Signal(syscall.SIGKILL)
 	sys.Frontend.Kill()
 	sys.Signer.Kill()
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		lines, err := p.Log.Since(0)
 		if err != nil {
 			t.Fatal(err)
@@ -158,7 +158,7 @@ func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
 	for name, content := range underWay() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sys := start(t, stand.SystemOptions{})
+			sys := start(t, stack.SystemOptions{})
 			frontend := sys.Frontend.Pid()
 			put(t, sys, "u", cat)
 			u := begin(t, sys, "u", content, -1)
@@ -200,7 +200,7 @@ func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sys := start(t, stand.SystemOptions{})
+			sys := start(t, stack.SystemOptions{})
 			stopped, url, pid := sys.Frontend, sys.URL, sys.Signer.Pid
 			if name == "signer" {
 				stopped, url, pid = sys.Signer, sys.SignerAPI, sys.Frontend.Pid
@@ -253,8 +253,8 @@ func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
 func TestAProcessThatDrainsIsNotReadyAndServes(t *testing.T) {
 	t.Parallel()
 	delay := map[string]string{"DRAIN_DELAY": "5s"}
-	sys := start(t, stand.SystemOptions{FrontendEnv: delay, SignerEnv: delay})
-	for p, ops := range map[*stand.Process]string{sys.Frontend: sys.FrontendOps, sys.Signer: sys.SignerOps} {
+	sys := start(t, stack.SystemOptions{FrontendEnv: delay, SignerEnv: delay})
+	for p, ops := range map[*stack.Process]string{sys.Frontend: sys.FrontendOps, sys.Signer: sys.SignerOps} {
 		put(t, sys, "u", cat)
 		began := time.Now()
 		p.Signal(syscall.SIGTERM)
@@ -281,8 +281,8 @@ func TestAProcessThatDrainsIsNotReadyAndServes(t *testing.T) {
 func TestAnUploadThatStallsAmidTheDrainIsCutOff(t *testing.T) {
 	t.Parallel()
 	limit := map[string]string{"DRAIN_TIMEOUT": "1s"}
-	sys := start(t, stand.SystemOptions{FrontendEnv: limit, SignerEnv: limit})
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	sys := start(t, stack.SystemOptions{FrontendEnv: limit, SignerEnv: limit})
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		put(t, sys, "u", cat)
 		u := begin(t, sys, "u", underWay()["large"], -1)
 		p.Signal(syscall.SIGTERM)
@@ -306,8 +306,8 @@ func TestAnUploadThatStallsAmidTheDrainIsCutOff(t *testing.T) {
 
 func TestTheFrontendMayStartBeforeTheSigner(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	sys := start(t, stack.SystemOptions{})
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		p.Signal(os.Interrupt.(syscall.Signal))
 		ends(t, p)
 	}
@@ -334,7 +334,7 @@ func TestNoDiskIsNeeded(t *testing.T) {
 		}
 	}
 	nowhere := map[string]string{"TMPDIR": filepath.Join(dir, "nowhere"), "HOME": ""}
-	sys, err := st.StartSystem(t.Context(), stand.SystemOptions{
+	sys, err := st.StartSystem(t.Context(), stack.SystemOptions{
 		Container: "e2e-no-disk", Frontend: filepath.Join(dir, "frontend"), Signer: filepath.Join(dir, "signer"),
 		FrontendEnv: nowhere, SignerEnv: nowhere,
 	})

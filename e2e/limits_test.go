@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // from returns a client that has address, of the loopback interface, and what it
@@ -30,7 +30,7 @@ func from(t *testing.T, address string) func(method, url string, header ...strin
 func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 	t.Parallel()
 	const burst = 20
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{
 		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "CLIENT_SHARE": "0.016", "TRUSTED_PROXIES": "127.0.1.0/24",
 	}})
 	greedy, other, proxy := from(t, "127.0.0.2"), from(t, "127.0.0.3"), from(t, "127.0.1.1")
@@ -121,7 +121,7 @@ func TestLinksAndTokensAreToldToNobody(t *testing.T) {
 	const token, claim = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJtaWEifQ.c2lnbmF0dXJlLW9mLW1pYQ", "sig="
 	storage := newAccount(t)
 	debug := map[string]string{"LOG_LEVEL": "debug", "MAX_PICTURE_SIZE": "64KiB"}
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: over(debug, map[string]string{"CORS_ORIGINS": "https://cats.example.com"}), SignerEnv: debug})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: over(debug, map[string]string{"CORS_ORIGINS": "https://cats.example.com"}), SignerEnv: debug})
 	picture := string(picture(20<<10, 'p'))
 	var told []string // what is for others than the one who may have the link
 	headers := []string{"Authorization", "Bearer " + token, "Origin", "https://cats.example.com", "User-Agent", "Mozilla/5.0 (" + claim + token + ")"}
@@ -186,7 +186,7 @@ func TestLinksAndTokensAreToldToNobody(t *testing.T) {
 	if _, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"route":"/service"`) }); err != nil {
 		t.Error(err)
 	}
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		text, err := os.ReadFile(log.Path())
 		if err != nil || len(text) < 1000 {
 			t.Errorf("%s: %d bytes, %v", log.Path(), len(text), err)
@@ -210,7 +210,7 @@ func TestStorageThatStallsLeavesSlotsForOthers(t *testing.T) {
 	const most = 8
 	storage := newAccount(t)
 	few := map[string]string{"MAX_UPLOADS": "4", "CLIENT_SHARE": "0.5"} // 16 requests
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: few, SignerEnv: few})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: few, SignerEnv: few})
 	release := make(chan struct{})
 	storage.set("stalled", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		<-release

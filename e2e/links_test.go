@@ -19,7 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // ask sends a request with headers of its own, names and values in turn.
@@ -129,7 +129,7 @@ func TestStorageItselfRefusesWhatALinkDoesNotAllow(t *testing.T) {
 func TestALinkStandsStillWithinItsWindow(t *testing.T) {
 	t.Parallel()
 	const ttl, step = time.Minute, 5 * time.Second
-	sys := start(t, stand.SystemOptions{}) // one replica: each has a key of its own
+	sys := start(t, stack.SystemOptions{}) // one replica: each has a key of its own
 	put(t, sys, "x", cat)
 	var mu sync.Mutex
 	seen := map[string]string{}

@@ -19,12 +19,12 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // localBinaries returns a folder with bin/local, where it puts the other programs that it builds.
 var localBinaries = sync.OnceValues(func() (string, error) {
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		return "", err
 	}
@@ -56,7 +56,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,12 +18,12 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 var (
-	st        *stand.Stand  // nil where there is no Node.js, see needStand
-	elsewhere *stand.System // one that runs already, see public; nil for systems of the tests' own
+	st        *stack.Stack  // nil where there is no Node.js, see needStand
+	elsewhere *stack.System // one that runs already, see public; nil for systems of the tests' own
 	binDir    string
 	cat       []byte // a real picture
 )
@@ -45,7 +45,7 @@ func testMain(m *testing.M) int {
 		return fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		return fatal(err)
 	}
@@ -53,7 +53,7 @@ func testMain(m *testing.M) int {
 		return fatal(err)
 	}
 	if url := os.Getenv("CATS_API_URL"); url != "" {
-		if elsewhere, err = stand.Elsewhere(url, os.Getenv("CATS_STORAGE_URL"), os.Getenv("CATS_AZURITE_URL"), os.Getenv("CATS_CA_FILE")); err != nil {
+		if elsewhere, err = stack.Elsewhere(url, os.Getenv("CATS_STORAGE_URL"), os.Getenv("CATS_AZURITE_URL"), os.Getenv("CATS_CA_FILE")); err != nil {
 			return fatal(err)
 		}
 		flag.Parse()
@@ -65,16 +65,16 @@ func testMain(m *testing.M) int {
 	if os.Getenv("SOAK") != "" {
 		flags = nil // what they hold is measured, and they are as they are in a pod
 	}
-	if err := stand.Build(ctx, root, binDir, flags...); err != nil {
+	if err := stack.Build(ctx, root, binDir, flags...); err != nil {
 		return fatal(err)
 	}
 	if _, err := exec.LookPath("node"); err != nil && os.Getenv("CI") == "" {
 		return m.Run() // what needs no stand; the rest says that it is skipped
 	}
-	if err := stand.Install(ctx, root, filepath.Join(dir, "npm.log")); err != nil {
+	if err := stack.Install(ctx, root, filepath.Join(dir, "npm.log")); err != nil {
 		return fatal(err)
 	}
-	if st, err = stand.New(ctx, stand.Options{Root: root, Dir: dir}); err != nil {
+	if st, err = stack.New(ctx, stack.Options{Root: root, Dir: dir}); err != nil {
 		return fatal(err)
 	}
 	flag.Parse()
@@ -112,10 +112,10 @@ func own(t *testing.T) {
 // public API, the links, and what is in its container: one of its own, or the one
 // at CATS_API_URL: its signed URLs lead to CATS_STORAGE_URL, and CATS_AZURITE_URL is the account at Azurite itself, with the
 // certificate in CATS_CA_FILE.
-func public(t *testing.T) *stand.System {
+func public(t *testing.T) *stack.System {
 	t.Helper()
 	if elsewhere == nil {
-		return start(t, stand.SystemOptions{})
+		return start(t, stack.SystemOptions{})
 	}
 	if err := elsewhere.Empty(t.Context()); err != nil {
 		t.Fatal(err)
@@ -135,7 +135,7 @@ func needStand(t *testing.T) {
 
 // start returns a system of the test's own, with a container of its own, that is
 // ready unless opts say otherwise. It must stop cleanly when the test ends.
-func start(t *testing.T, opts stand.SystemOptions) *stand.System {
+func start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
 	needStand(t)
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
@@ -233,13 +233,13 @@ func (a answer) want(t *testing.T, status int) answer {
 }
 
 // put stores content as the picture of user, through the public API.
-func put(t *testing.T, sys *stand.System, user string, content []byte) {
+func put(t *testing.T, sys *stack.System, user string, content []byte) {
 	t.Helper()
 	do(t, http.MethodPut, sys.URL+"/cat/"+user, "", content).want(t, http.StatusOK)
 }
 
 // served returns the picture of user as a browser would get it.
-func served(t *testing.T, sys *stand.System, user string) []byte {
+func served(t *testing.T, sys *stack.System, user string) []byte {
 	t.Helper()
 	url, _ := do(t, http.MethodGet, sys.URL+"/cat/"+user, "", nil).want(t, http.StatusOK).field(t, "picture_url").(string)
 	return do(t, http.MethodGet, url, "", nil).want(t, http.StatusOK).body

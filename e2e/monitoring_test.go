@@ -15,14 +15,14 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 const monitoringDir = "../k8s/components/monitoring"
 
 // startPrometheus runs a Prometheus on the ops ports of sys, with the rules that
 // are shipped and the labels that they have in a cluster, and returns its URL.
-func startPrometheus(t *testing.T, sys *stand.System) string {
+func startPrometheus(t *testing.T, sys *stack.System) string {
 	t.Helper()
 	if _, err := exec.LookPath("prometheus"); err != nil {
 		if os.Getenv("CI") != "" {
@@ -30,11 +30,11 @@ func startPrometheus(t *testing.T, sys *stand.System) string {
 		}
 		t.Skip("prometheus is missing: it is Debian's package of that name")
 	}
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := stand.StartPrometheus(t.Context(), stand.PrometheusOptions{
+	p, err := stack.StartPrometheus(t.Context(), stack.PrometheusOptions{
 		Root: root, Dir: t.TempDir(), Interval: 250 * time.Millisecond,
 		Frontend: sys.Frontend.Address("ops"), Signer: sys.Signer.Address("ops"),
 	})
@@ -78,7 +78,7 @@ func promAsk(ctx context.Context, base, path string, query url.Values, data any)
 // scraped in OpenMetrics, the signer in the plain format.
 func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
+	sys := direct(t, stack.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
 	prometheus := startPrometheus(t, sys)
 	requests := func() {
 		put(t, sys, "Davyd", cat)

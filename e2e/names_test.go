@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestUserNamesAreNotLogged(t *testing.T) {
@@ -60,7 +60,7 @@ func TestUserNamesAreNotLogged(t *testing.T) {
 		t.Error(err)
 	}
 	named := regexp.MustCompile(other + `|Secretfile|\bmia\b`)
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		content, err := os.ReadFile(log.Path())
 		if err != nil {
 			t.Fatal(err)

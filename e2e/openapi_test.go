@@ -14,7 +14,7 @@ import (
 
 	"github.com/pb33f/libopenapi-validator/schema_validation"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // Each operation of the document, such that it would be done, of user and a ticket.
@@ -91,7 +91,7 @@ func TestEveryAnswerIsAsTheDocumentSays(t *testing.T) {
 
 // conformsWell asks for all that works, and for all that is refused for what it is.
 func conformsWell(t *testing.T, c *contract) {
-	sys := direct(t, stand.SystemOptions{
+	sys := direct(t, stack.SystemOptions{
 		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB", "CORS_ORIGINS": "https://friend.example"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"},
 	})
 	ask := func(status int, k apiCall) answer { t.Helper(); return c.ask(t, sys, status, k) }
@@ -218,7 +218,7 @@ func conformsWell(t *testing.T, c *contract) {
 // and, for a ticket, which takes no more than a key, from the start.
 func conformsWithoutStorage(t *testing.T, c *contract) {
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, f := range []struct {
@@ -253,7 +253,7 @@ func conformsWithoutStorage(t *testing.T, c *contract) {
 	c.ask(t, sys, 502, operationsOf(t, "damaged", "").put)
 	keyless := newAccount(t)
 	keyless.setAll(refuse(403, "AuthorizationPermissionMismatch"))
-	sys = direct(t, stand.SystemOptions{StorageURL: keyless.URL, NotReady: true})
+	sys = direct(t, stack.SystemOptions{StorageURL: keyless.URL, NotReady: true})
 	c.ask(t, sys, 502, operationsOf(t, "mia", "").upload)
 }
 
@@ -299,7 +299,7 @@ func conformsOfCallers(t *testing.T, c *contract) {
 }
 
 func conformsToLimits(t *testing.T, c *contract) {
-	sys := direct(t, stand.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.01", "RATE_BURST": "1"}})
+	sys := direct(t, stack.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.01", "RATE_BURST": "1"}})
 	o := operationsOf(t, "mia", "1893456000-240512-ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	c.ask(t, sys, 200, o.static[0])
 	for _, k := range slices.Concat(o.own, o.static, o.options) {
@@ -310,7 +310,7 @@ func conformsToLimits(t *testing.T, c *contract) {
 // conformsUnderLoad asks a system that has no place left, as storage does not answer.
 func conformsUnderLoad(t *testing.T, c *contract) {
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_UPLOADS": "4", "STALL_TIMEOUT": "1s"}})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_UPLOADS": "4", "STALL_TIMEOUT": "1s"}})
 	o := operationsOf(t, "mia", "1893456000-240512-ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	c.half(t, sys, 408, false, o.put)
 	c.half(t, sys, 408, false, o.post)

@@ -9,7 +9,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // sum adds up the series of one metric, which must parse.
@@ -30,7 +30,7 @@ func sum(t *testing.T, base, name string) float64 {
 
 func TestMetricsParseAreCleanAndMove(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	moving := map[string]string{
 		"cats_frontend_http_requests_total":          sys.FrontendOps,
 		"cats_frontend_http_received_bytes_total":    sys.FrontendOps,
@@ -79,7 +79,7 @@ func TestMetricsParseAreCleanAndMove(t *testing.T) {
 
 func TestOneRequestHasOneIDInBothLogs(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "Secretname", cat)
 	frontend, signer := sys.Frontend.Log.Mark(), sys.Signer.Log.Mark()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, sys.URL+"/cat/Secretname", nil)
@@ -97,7 +97,7 @@ func TestOneRequestHasOneIDInBothLogs(t *testing.T) {
 		t.Errorf("%d, X-Request-Id %q", resp.StatusCode, resp.Header.Get("X-Request-Id"))
 	}
 	for _, l := range []struct {
-		log  *stand.Log
+		log  *stack.Log
 		mark int64
 	}{{sys.Frontend.Log, frontend}, {sys.Signer.Log, signer}} {
 		logged(t, l.log, l.mark, `"request_id":"my-request-1"`, `"trace_id":"0af7651916cd43dd8448eb211c80319c"`, `"msg":"request"`)

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // outcome checks the outcome in a problem document; "" means that it has none.
@@ -23,7 +23,7 @@ func (a answer) outcome(t *testing.T, want string) {
 }
 
 // changesOf are requests that change the picture of user: each way to store or delete it, with small and large pictures.
-func changesOf(t *testing.T, sys *stand.System, user string) map[string]apiCall {
+func changesOf(t *testing.T, sys *stack.System, user string) map[string]apiCall {
 	t.Helper()
 	const direct = 200 << 10
 	k := ticketFor(t, sys, user, direct)
@@ -40,7 +40,7 @@ func changesOf(t *testing.T, sys *stand.System, user string) map[string]apiCall 
 	return calls
 }
 
-func (k apiCall) do(t *testing.T, sys *stand.System) (a answer) {
+func (k apiCall) do(t *testing.T, sys *stack.System) (a answer) {
 	t.Helper()
 	resp, err := client().Do(k.request(t, sys))
 	if err != nil {
@@ -64,7 +64,7 @@ func TestKilledSignersLeaveOutcomesUnknown(t *testing.T) {
 	own(t)
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	put(t, sys, "u", cat)
 	for name, call := range changesOf(t, sys, "u") {
 		for what, carriedOut := range map[string]bool{"before": false, "after": true} {
@@ -106,7 +106,7 @@ func TestKilledSignersLeaveOutcomesUnknown(t *testing.T) {
 func TestWritesWithoutASignerHaveNoOutcome(t *testing.T) {
 	own(t)
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "u", cat)
 	calls := changesOf(t, sys, "u")
 	sys.Signer.Kill()
@@ -125,7 +125,7 @@ func TestWritesWithoutASignerHaveNoOutcome(t *testing.T) {
 func TestLostAnswersOfStorageLeaveTheOutcomeUnknown(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	for _, done := range []bool{false, true} {
 		user := fmt.Sprint("done-", done)
 		put(t, sys, user, cat)
@@ -162,7 +162,7 @@ func TestLostAnswersOfStorageLeaveTheOutcomeUnknown(t *testing.T) {
 func TestRefusedWritesHaveNoOutcome(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	put(t, sys, "u", cat)
 	for name, call := range changesOf(t, sys, "u") {
 		for _, c := range []struct {
@@ -202,7 +202,7 @@ func crc64(sum string) fault {
 func TestDamagedPicturesAreToldAsStored(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	for _, size := range []int{64<<10 + 1, 1 << 20, largeSize} {
 		for name, sum := range map[string][]byte{"zero": make([]byte, 8), "other": []byte("another1")} {
 			user := fmt.Sprint(name, size)

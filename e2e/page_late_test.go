@@ -9,7 +9,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // name goes to another name.
@@ -46,7 +46,7 @@ func (b *tab) settled() {
 // late is about the name that it was asked for.
 func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	second := append(bytes.Clone(cat), "second"...)
 	for _, user := range []string{"Davyd", "mia"} {
 		put(t, sys, user, cat)
@@ -137,7 +137,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 // What the page says is stored is, and what is stored it does not deny.
 func TestThePageKnowsWhatIsStored(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	v := newGate(t, sys.URL)
 	b := browse(t, v.url+"/?user=Davyd")
 	b.sees("No picture yet")

@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // done has the service carry out the request, and answers as told.
@@ -32,7 +32,7 @@ func (b *tab) lacks(text string) {
 
 func TestPageTellsTheOutcomeOfAnUpload(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	const unknown = `,"outcome":"unknown"`
 	for i, c := range []struct {
 		what  string
@@ -79,7 +79,7 @@ func TestPageTellsTheOutcomeOfAnUpload(t *testing.T) {
 
 func TestPageReplacesADamagedPicture(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "mia", picture2)
 	v := newGate(t, sys.URL)
 	for user, button := range map[string]string{"Davyd": "Upload", "mia": "Upload in its place"} {
@@ -100,7 +100,7 @@ func TestPageReplacesADamagedPicture(t *testing.T) {
 
 func TestPageTellsTheOutcomeOfADeletion(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	const unknown = `,"outcome":"unknown"`
 	const gone = "The answer was lost, but there is no picture now."
 	for i, c := range []struct {
@@ -145,7 +145,7 @@ func TestPageTellsTheOutcomeOfADeletion(t *testing.T) {
 // A commit of unknown outcome can be repeated, and the page does so.
 func TestPageRepeatsACommitOfUnknownOutcome(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}})
+	sys := direct(t, stack.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}})
 	const unknown = `,"outcome":"unknown"`
 	for i, c := range []struct {
 		what   string
@@ -194,7 +194,7 @@ func TestPageRepeatsACommitOfUnknownOutcome(t *testing.T) {
 // What the page has sent whole may be stored, whatever becomes of the next try.
 func TestPageRemembersAnUnknownOutcome(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	v := newGate(t, sys.URL)
 	b := browse(t, v.url+"/?user=Davyd")
 	b.sees("No picture yet")
@@ -217,7 +217,7 @@ func TestPageTellsTheOutcomeOfAKilledFrontend(t *testing.T) {
 	own(t)
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	for _, user := range []string{"mia", "tom"} {
 		put(t, sys, user, append(bytes.Clone(cat), "old"...))
 	}

@@ -21,7 +21,7 @@ import (
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // onDisk writes content under a name and returns its path.
@@ -45,7 +45,7 @@ func catFile(t *testing.T) string {
 }
 
 // hasPicture fails the test unless content is the picture of user.
-func hasPicture(t *testing.T, sys *stand.System, user string, content []byte) {
+func hasPicture(t *testing.T, sys *stack.System, user string, content []byte) {
 	t.Helper()
 	if got := served(t, sys, user); !bytes.Equal(got, content) {
 		t.Errorf("the picture of %s is another", user)
@@ -185,7 +185,7 @@ func TestCancellingAnUploadOnThePageLeavesTheOldPicture(t *testing.T) {
 // What a page says when it is told no, and that there is a way on from there.
 func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
 	b := browse(t, sys.URL+"/?user="+"%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E")
 	b.sees("<img src=x onerror=alert(1)>’s cat") // as text
 	b.sees("No picture yet")
@@ -259,7 +259,7 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 
 func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.2", "RATE_BURST": "20"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.2", "RATE_BURST": "20"}})
 	b := browse(t, sys.URL+"/?user=Davyd")
 	b.sees("No picture yet")
 	b.pick(catFile(t))
@@ -290,7 +290,7 @@ func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 
 func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	b, late := browse(t, sys.URL+"/?user=Davyd"), browse(t, "about:blank")
 	b.sees("No picture yet")
 	b.pick(catFile(t))
@@ -319,7 +319,7 @@ func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
 
 func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "10s"}})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "10s"}})
 	put(t, sys, "Davyd", cat)
 	b := browse(t, sys.URL+"/?user=Davyd")
 	b.sees("Ends in")
@@ -336,7 +336,7 @@ func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
 
 func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{
+	sys := direct(t, stack.SystemOptions{
 		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB", "MAX_DIRECT_SIZE": "80MiB"},
 	})
 	const size = 66 << 20 // in blocks

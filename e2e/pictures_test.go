@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // pixel returns a picture of one pixel, of any type that is accepted by default.
@@ -143,7 +143,7 @@ func TestAPictureThatIsAlsoAPageIsServedAsAPicture(t *testing.T) {
 
 func TestUploadRejectsAnnouncedPixels(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "x", cat)
 	jpeg := after(t, pixel(t, "image/jpeg"), "\xff\xc0", 3, 4, 0xff)
 	late := func(n int) []byte { return slices.Concat(jpeg[:2], segments(n), jpeg[2:]) }
@@ -192,7 +192,7 @@ func TestUploadRejectsAnnouncedPixels(t *testing.T) {
 // who speaks its API in place of one.
 func TestTheSignerLooksAtPicturesItself(t *testing.T) {
 	t.Parallel()
-	sys := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
+	sys := startDiffering(t, stack.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
 	small := pixel(t, "image/png")
 	put(t, sys, "x", small)
 	for _, a := range sent(t, sys.URL+"/cat/x", cat) {
@@ -223,7 +223,7 @@ func TestTheSignerLooksAtPicturesItself(t *testing.T) {
 // a browser run it, neither a new one nor one that was given before.
 func TestABlobThatIsNoPictureIsOnlyEverSaved(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	const page = "<html><script>alert(1)</script></html>"
 	put(t, sys, "x", cat)
 	before, _ := link(t, sys, "x", "")

@@ -9,14 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // An upload whose 200 comes too late was stored, and is told to be.
 func TestAnAnswerThatComesLateIsNotALoss(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 	content := picture(100<<10, 'l')
 	storage.set("late", late)
 	began := time.Now()
@@ -38,7 +38,7 @@ func TestWhatWaitsForStorageIsBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			storage := newAccount(t)
-			sys := start(t, stand.SystemOptions{StorageURL: storage.URL})
+			sys := start(t, stack.SystemOptions{StorageURL: storage.URL})
 			put(t, sys, "warm", cat)
 			before := sum(t, sys.SignerOps, "go_goroutines")
 			var asked atomic.Int64

@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // section returns the README from a heading to the next of any level.
@@ -72,7 +72,7 @@ func TestTheReadmesSettingsAreThoseOfHelp(t *testing.T) {
 }
 
 func TestTheReadmesMetricsAreThoseThatThereAre(t *testing.T) {
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "x", cat)
 	there := map[string]bool{}
 	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
@@ -94,7 +94,7 @@ func TestTheReadmesMetricsAreThoseThatThereAre(t *testing.T) {
 }
 
 func TestTheTestsThatTheDocsNameAreThere(t *testing.T) {
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}

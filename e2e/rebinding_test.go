@@ -5,7 +5,7 @@ import (
 	"net/http"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // rebound are Host header fields of requests that a page sends after DNS rebinding: the DNS names of its own origin.
@@ -29,7 +29,7 @@ func reached(t *testing.T, c *http.Client, method, url, host string, body []byte
 
 func TestRebindingPagesReachNoListener(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "x", cat)
 	picture, _ := link(t, sys, "x", "")
 	upload := ticketFor(t, sys, "x", int64(len(cat)))
@@ -83,7 +83,7 @@ func TestRebindingPagesReachNoListener(t *testing.T) {
 
 func TestRebindingPagesReachNoPrometheus(t *testing.T) {
 	t.Parallel()
-	base := startPrometheus(t, start(t, stand.SystemOptions{}))
+	base := startPrometheus(t, start(t, stack.SystemOptions{}))
 	for _, host := range rebound {
 		reached(t, client(), "GET", base+"/api/v1/query?query=up", host, nil).want(t, http.StatusMisdirectedRequest)
 	}
@@ -92,11 +92,11 @@ func TestRebindingPagesReachNoPrometheus(t *testing.T) {
 
 func TestAllowedHostsAreServed(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"ALLOWED_HOSTS": "cats.example.com,other.example"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"ALLOWED_HOSTS": "cats.example.com,other.example"}})
 	for host, status := range map[string]int{"cats.example.com": 200, "OTHER.example:8080": 200, "127.0.0.1:80": 200, "evil.example": 421, "x.cats.example.com": 421} {
 		reached(t, client(), "PUT", sys.URL+"/cat/x", host, cat).want(t, status)
 	}
-	sys = start(t, stand.SystemOptions{FrontendEnv: map[string]string{"ALLOWED_HOSTS": ""}})
+	sys = start(t, stack.SystemOptions{FrontendEnv: map[string]string{"ALLOWED_HOSTS": ""}})
 	reached(t, client(), "PUT", sys.URL+"/cat/x", "evil.example", cat).want(t, 200)
 	logged(t, sys.Frontend.Log, 0, "requests for any host name are accepted", "ALLOWED_HOSTS")
 }

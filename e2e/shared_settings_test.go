@@ -15,12 +15,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // startDiffering is start for containers whose shared settings differ, so that the
 // frontend is never ready. The signer is.
-func startDiffering(t *testing.T, opts stand.SystemOptions) *stand.System {
+func startDiffering(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
 	opts.NotReady = true
 	sys := start(t, opts)
@@ -59,7 +59,7 @@ func TestFrontendNamesTheSharedSettingsThatDiffer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sys := start(t, stand.SystemOptions{FrontendEnv: c.frontend, SignerEnv: c.signer, NotReady: true})
+			sys := start(t, stack.SystemOptions{FrontendEnv: c.frontend, SignerEnv: c.signer, NotReady: true})
 			for range 3 {
 				a := do(t, "GET", sys.FrontendOps+"/readyz", "", nil).want(t, 503)
 				if want := "differ: " + strings.Join(c.differ, ", ") + ";"; !strings.Contains(string(a.body), want) {
@@ -79,7 +79,7 @@ func TestFrontendNamesTheSharedSettingsThatDiffer(t *testing.T) {
 	}
 	t.Run("another order", func(t *testing.T) {
 		t.Parallel()
-		start(t, stand.SystemOptions{FrontendEnv: env{"PICTURE_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: env{"PICTURE_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"}})
+		start(t, stack.SystemOptions{FrontendEnv: env{"PICTURE_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: env{"PICTURE_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"}})
 	})
 }
 

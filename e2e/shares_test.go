@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // stall opens n uploads of address that do not end.
@@ -22,7 +22,7 @@ func (c *crowd) stall(t *testing.T, n int, address, header string) {
 
 func TestClientOverItsShareHintsAtTrustedProxies(t *testing.T) {
 	t.Parallel()
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	mark := sys.Frontend.Log.Mark()
 	c := newCrowd(t, sys)
 	c.stall(t, uploadsShare+3, "127.0.0.2", "X-Forwarded-For: 203.0.113.7\r\n")
@@ -44,7 +44,7 @@ func TestClientOverItsShareHintsAtTrustedProxies(t *testing.T) {
 func TestTrustedProxyHasNoShare(t *testing.T) {
 	t.Parallel()
 	const proxy = "127.0.0.9"
-	sys := startShared(t, stand.SystemOptions{FrontendEnv: map[string]string{"TRUSTED_PROXIES": proxy + "/32"}})
+	sys := startShared(t, stack.SystemOptions{FrontendEnv: map[string]string{"TRUSTED_PROXIES": proxy + "/32"}})
 	idle := newCrowd(t, sys)
 	const n = 2 * connectionsShare
 	for i := range n {
@@ -66,7 +66,7 @@ func TestTrustedProxyHasNoShare(t *testing.T) {
 }
 
 func TestFullPoolsEndNoProcess(t *testing.T) {
-	sys := startShared(t, stand.SystemOptions{})
+	sys := startShared(t, stack.SystemOptions{})
 	put(t, sys, "victim", cat)
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 	c := newCrowd(t, sys)
@@ -112,7 +112,7 @@ func TestFullPoolsEndNoProcess(t *testing.T) {
 func TestClientShareZeroHasNoShares(t *testing.T) {
 	t.Parallel()
 	off := map[string]string{"CLIENT_SHARE": "0"}
-	sys := startShared(t, stand.SystemOptions{FrontendEnv: off, SignerEnv: off})
+	sys := startShared(t, stack.SystemOptions{FrontendEnv: off, SignerEnv: off})
 	c := newCrowd(t, sys)
 	const n = 300
 	c.stall(t, 4*uploadsShare, "127.0.0.2", "")

@@ -9,14 +9,14 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // A client that sends a byte now and then is never still, and must not be able to
 // keep a place for hours all the same.
 func TestAClientThatTricklesIsGivenUp(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}}) // 2 KiB in each
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}}) // 2 KiB in each
 	old := random(5000, 1)
 	put(t, sys, "trickle", old)
 	var wg sync.WaitGroup
@@ -54,7 +54,7 @@ func TestSlowClientsDoNotKeepOthersOut(t *testing.T) {
 	t.Parallel()
 	const slots = 6
 	env := map[string]string{"MAX_UPLOADS": fmt.Sprint(slots), "MIN_UPLOAD_RATE": "1", "STALL_TIMEOUT": "3s"}
-	sys := start(t, stand.SystemOptions{FrontendEnv: env, SignerEnv: env})
+	sys := start(t, stack.SystemOptions{FrontendEnv: env, SignerEnv: env})
 	statuses := make(chan int, slots)
 	stop := make(chan struct{})
 	for i := range slots {

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // What somebody on the way may take for one request, and the frontend for two: behind
@@ -16,7 +16,7 @@ import (
 // there are two requests whoever reads them, which is said.
 func TestNothingIsHiddenBehindARequest(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}})
 	const legitimate = true
 	const picture = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR and so forth" // as far as its first bytes go
 	const chunked, length = "Transfer-Encoding: chunked\r\n", "Content-Length: 29\r\n"

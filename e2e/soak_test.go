@@ -18,7 +18,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 // soak is a random load on a system, and what is known of every picture in it.
 type soak struct {
 	t       *testing.T
-	sys     *stand.System
+	sys     *stack.System
 	storage *account
 	client  *http.Client
 	seed    uint64
@@ -78,7 +78,7 @@ func TestSoak(t *testing.T) {
 		frontend["GOMEMLIMIT"], frontend["PROFILE"] = "28MiB", "true"
 		signer["GOMEMLIMIT"], signer["PROFILE"] = "42MiB", "true"
 	}
-	s.sys = start(t, stand.SystemOptions{StorageURL: s.storage.URL, FrontendEnv: frontend, SignerEnv: signer})
+	s.sys = start(t, stack.SystemOptions{StorageURL: s.storage.URL, FrontendEnv: frontend, SignerEnv: signer})
 	s.client = client()
 	for i := range users + contested {
 		s.names = append(s.names, newHistory(fmt.Sprintf("soak-%d", i)))
@@ -213,14 +213,14 @@ func later(a, b time.Time) time.Time {
 func (s *soak) disturb(long time.Duration, meanwhile func()) {
 	s.t.Helper()
 	r := rand.New(rand.NewPCG(s.seed, 0))
-	kill := func(p *stand.Process) func() {
+	kill := func(p *stack.Process) func() {
 		return func() {
 			p.Kill()
 			time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond)
 			again(s.t, p)
 		}
 	}
-	drain := func(p *stand.Process) func() {
+	drain := func(p *stack.Process) func() {
 		return func() {
 			ctx, cancel := context.WithTimeout(s.t.Context(), 80*time.Second)
 			defer cancel()
@@ -302,14 +302,14 @@ func (s *soak) cycle(r *rand.Rand, long time.Duration, disturbances map[string]f
 // check lets nothing be under way any more, and looks at every picture.
 func (s *soak) check(when string) {
 	s.t.Helper()
-	for _, p := range []*stand.Process{s.sys.Frontend, s.sys.Signer} {
+	for _, p := range []*stack.Process{s.sys.Frontend, s.sys.Signer} {
 		p.Signal(syscall.SIGTERM)
 		ends(s.t, p)
 	}
 	for _, h := range s.names {
 		h.settle()
 	}
-	for _, p := range []*stand.Process{s.sys.Signer, s.sys.Frontend} {
+	for _, p := range []*stack.Process{s.sys.Signer, s.sys.Frontend} {
 		again(s.t, p)
 	}
 	recovers(s.t, s.sys)
@@ -337,7 +337,7 @@ func (s *soak) check(when string) {
 // logs looks for what nobody was told.
 func (s *soak) logs() {
 	s.t.Helper()
-	for _, p := range []*stand.Process{s.sys.Signer, s.sys.Frontend} { // the signer logs the causes
+	for _, p := range []*stack.Process{s.sys.Signer, s.sys.Frontend} { // the signer logs the causes
 		noFaults(s.t, p.Log.Path(), s.fault)
 	}
 }

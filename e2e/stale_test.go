@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // A call begins while the signer is paused, or while its port refuses connections. It succeeds once the signer continues or is
@@ -16,7 +16,7 @@ func TestPausedAndRestartedSignersExecuteCallsOnce(t *testing.T) {
 	own(t)
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	var seen atomic.Int64
 	storage.set("u", func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		if changes(r) {

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // run runs a binary to its end, with that environment and no other.
@@ -44,7 +44,7 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 	signer := []string{
 		"API_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
 		"ANONYMOUS_ACCESS=true",
-		"AZURE_CLIENT_ID=" + stand.ClientID, "AZURE_TENANT_ID=" + stand.TenantID, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
+		"AZURE_CLIENT_ID=" + stack.ClientID, "AZURE_TENANT_ID=" + stack.TenantID, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
 	}
 	for _, c := range []struct {
 		name  string
@@ -102,14 +102,14 @@ func TestSignerWithoutIdentityRunsAndIsNotReady(t *testing.T) {
 	}{
 		{"STORAGE_CONTAINER", "no-such-container", []string{"no-such-container", "--account-name davydscats --name no-such-container", "STORAGE_CONTAINER"}},
 		{"AZURE_CLIENT_ID", "", []string{"AZURE_CLIENT_ID not set", "azure.workload.identity/client-id"}},
-		{"AZURE_CLIENT_ID", `"` + stand.ClientID + `"`, []string{"AZURE_CLIENT_ID", "remove the quotes"}},
+		{"AZURE_CLIENT_ID", `"` + stack.ClientID + `"`, []string{"AZURE_CLIENT_ID", "remove the quotes"}},
 		{"AZURE_TENANT_ID", "TENANT", []string{"AZURE_TENANT_ID", "want a GUID"}},
 		{"AZURE_FEDERATED_TOKEN_FILE", "", []string{"AZURE_FEDERATED_TOKEN_FILE not set", "webhook"}},
 		{"AZURE_FEDERATED_TOKEN_FILE", "/nowhere/token", []string{"AZURE_FEDERATED_TOKEN_FILE", "/nowhere/token"}},
 	} {
 		t.Run(c.name+"="+c.value, func(t *testing.T) {
 			t.Parallel()
-			sys := start(t, stand.SystemOptions{SignerEnv: map[string]string{c.name: c.value}, NotReady: true})
+			sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{c.name: c.value}, NotReady: true})
 			eventually(t, func() error {
 				ready, said := readyz(t, sys.SignerOps)
 				if ready {

@@ -6,12 +6,12 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {
 	t.Parallel()
-	sys := direct(t, stand.SystemOptions{})
+	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", cat)
 	size := int64(len(cat))
 	admin := func(query, name, value string) {
@@ -69,7 +69,7 @@ func longer(n int) []byte { return append(bytes.Clone(cat), make([]byte, n-len(c
 func TestOutagesOfStorageLogNoNames(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	put(t, sys, "Davyd", cat)
 	k := ticketFor(t, sys, "Davyd", int64(len(cat)))
 	k.send(t, bytes.NewReader(cat), int64(len(cat)))
@@ -104,7 +104,7 @@ func TestOutagesOfStorageLogNoNames(t *testing.T) {
 func TestNamesThatStorageRejectsAreInvalid(t *testing.T) {
 	t.Parallel()
 	storage := newAccount(t)
-	sys := direct(t, stand.SystemOptions{StorageURL: storage.URL})
+	sys := direct(t, stack.SystemOptions{StorageURL: storage.URL})
 	k := ticketFor(t, sys, "mia", int64(len(cat)))
 	k.send(t, bytes.NewReader(cat), int64(len(cat)))
 	contentType, body := form(t, cat)

@@ -7,13 +7,13 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // A stranger reaches the public API and nothing else; a scraper, no pictures.
 func TestEachPortServesItsOwnAlone(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	put(t, sys, "x", cat)
 	for _, path := range []string{
 		"/metrics", "/livez", "/readyz", "/healthz", "/debug/pprof/", "/debug/vars", "/v1/ready", "/v1/link?user=x", "/v1/picture?user=x",
@@ -43,7 +43,7 @@ func TestEachPortServesItsOwnAlone(t *testing.T) {
 // make a metric of each.
 func TestStrangersCannotGrowTheMetrics(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{})
+	sys := start(t, stack.SystemOptions{})
 	series := func() (n int) {
 		for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
 			for line := range strings.Lines(string(do(t, "GET", base+"/metrics", "", nil).want(t, 200).body)) {
@@ -76,7 +76,7 @@ func TestStrangersCannotGrowTheMetrics(t *testing.T) {
 
 func TestStrangersCannotGrowLogLines(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"LOG_LEVEL": "debug"}, SignerEnv: map[string]string{"LOG_LEVEL": "debug"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"LOG_LEVEL": "debug"}, SignerEnv: map[string]string{"LOG_LEVEL": "debug"}})
 	long := strings.Repeat("Z", 9000)
 	for _, method := range []string{long, "Z", "GET"} {
 		ask(t, method, sys.URL+"/cat/x", "")
@@ -105,7 +105,7 @@ func TestStrangersCannotGrowLogLines(t *testing.T) {
 	if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)
 	}
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		content, err := os.ReadFile(log.Path())
 		if err != nil {
 			t.Fatal(err)

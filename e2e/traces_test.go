@@ -25,7 +25,7 @@ import (
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // collector is an OpenTelemetry collector that keeps what it is sent.
@@ -148,7 +148,7 @@ func (s span) attribute(key string) string {
 }
 
 // to sends both processes' spans to c when they stop, and not before.
-func (c *collector) to(opts stand.SystemOptions) stand.SystemOptions {
+func (c *collector) to(opts stack.SystemOptions) stack.SystemOptions {
 	on := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
 	opts.FrontendEnv, opts.SignerEnv = over(on, opts.FrontendEnv), over(on, opts.SignerEnv)
 	return opts
@@ -160,10 +160,10 @@ const (
 )
 
 // traceOf returns the trace id that both logs have for the request.
-func traceOf(t *testing.T, sys *stand.System, requestID string) string {
+func traceOf(t *testing.T, sys *stack.System, requestID string) string {
 	t.Helper()
 	var ids []string
-	for _, log := range []*stand.Log{sys.Frontend.Log, sys.Signer.Log} {
+	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		var line struct {
 			TraceID string `json:"trace_id"`
 		}
@@ -184,7 +184,7 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 	t.Parallel()
 	c := newCollector(t)
 	storage := newAccount(t)
-	sys := direct(t, c.to(stand.SystemOptions{StorageURL: storage.URL}))
+	sys := direct(t, c.to(stack.SystemOptions{StorageURL: storage.URL}))
 
 	secrets := []string{
 		"Davyd", "Secret", "sig=", "skoid", "skt=", jwtHeader, "Bearer", "192.0.2.1", "secret-agent", "query-secret", "token-secret", "etag-secret", "state-secret",
@@ -339,7 +339,7 @@ func TestARequestIsOneTraceFromThePublicToStorage(t *testing.T) {
 func TestTracesThatAreOffCostNoConnection(t *testing.T) {
 	t.Parallel()
 	c := newCollector(t)
-	sys := start(t, stand.SystemOptions{
+	sys := start(t, stack.SystemOptions{
 		FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.url, "OTEL_TRACES_EXPORTER": "none"},
 		SignerEnv:   map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": c.url + "/v1/traces", "OTEL_SDK_DISABLED": "true"},
 	})
@@ -370,16 +370,16 @@ func TestACollectorThatIsNotThereHarmsNobody(t *testing.T) {
 	defer l.Close()
 	gone := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "10"}
 	silent := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + l.Addr().String(), "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_EXPORT_TIMEOUT": "300"}
-	sys := start(t, stand.SystemOptions{FrontendEnv: gone, SignerEnv: silent})
+	sys := start(t, stack.SystemOptions{FrontendEnv: gone, SignerEnv: silent})
 	for range 20 {
 		put(t, sys, "Davyd", cat)
 		link(t, sys, "Davyd", "")
 		time.Sleep(20 * time.Millisecond) // for another batch
 	}
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		logged(t, p.Log, 0, `"level":"WARN"`, `"msg":"traces are lost"`)
 	}
-	for _, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		if err := p.Stop(t.Context()); err != nil { // within 10 s
 			t.Error(err)
 		}

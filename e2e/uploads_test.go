@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // oneBlob is the largest picture that the signer stores in one piece.
@@ -64,17 +64,17 @@ func TestPicturesOfEverySizeComeBackByteForByte(t *testing.T) {
 func TestAPictureOverTheLimitIsRefusedAndNothingIsStored(t *testing.T) {
 	t.Parallel()
 	const limit = 6 << 20
-	sys := start(t, stand.SystemOptions{
+	sys := start(t, stack.SystemOptions{
 		SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"},
 	})
-	signer := startDiffering(t, stand.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}})
+	signer := startDiffering(t, stack.SystemOptions{SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "6MiB"}})
 	old := random(1000, 1)
 	put(t, sys, "x", old)
 	put(t, sys, "x", random(limit, 2))
 	put(t, sys, "x", old)
 	over := random(limit+1, 3)
 	contentType, body := form(t, over)
-	for _, s := range []*stand.System{sys, signer} { // the second has only the signer refuse
+	for _, s := range []*stack.System{sys, signer} { // the second has only the signer refuse
 		do(t, "PUT", s.URL+"/cat/x", "", over).problem(t, 413, "too_large")
 		do(t, "POST", s.URL+"/cat/x", contentType, body).problem(t, 413, "too_large")
 		a, err := try(t.Context(), "PUT", s.URL+"/cat/x", "", chunked{bytes.NewReader(over)})
@@ -95,7 +95,7 @@ func TestAPictureOverTheLimitIsRefusedAndNothingIsStored(t *testing.T) {
 }
 
 // dial connects to the public API.
-func dial(t *testing.T, sys *stand.System) *net.TCPConn {
+func dial(t *testing.T, sys *stack.System) *net.TCPConn {
 	t.Helper()
 	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
 	if err != nil {
@@ -138,7 +138,7 @@ func uploads(t *testing.T, user string, content []byte) []upload {
 
 func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "1s"}})
 	old := random(5000, 1)
 	put(t, sys, "x", old)
 	contentType, whole := form(t, random(10_000, 2))
@@ -171,7 +171,7 @@ func TestAClientThatLiesAboutItsLengthIsRefused(t *testing.T) {
 
 func TestAStalledClientIsCutOffAndASlowOneIsNot(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "700ms", "MIN_UPLOAD_RATE": "2"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"STALL_TIMEOUT": "700ms", "MIN_UPLOAD_RATE": "2"}})
 	old, content := random(5000, 1), random(6000, 2)
 	for _, user := range []string{"PUT", "POST"} {
 		put(t, sys, user, old)

@@ -5,15 +5,15 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestFirstLogLineHasTheVersion(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"GOMEMLIMIT": "100MiB"}}) // logged at the start, too
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"GOMEMLIMIT": "100MiB"}}) // logged at the start, too
 	type process struct{ name, log string }
 	var all []process
-	for name, p := range map[string]*stand.Process{"frontend": sys.Frontend, "signer": sys.Signer} {
+	for name, p := range map[string]*stack.Process{"frontend": sys.Frontend, "signer": sys.Signer} {
 		lines, err := p.Log.Since(0)
 		if err != nil {
 			t.Fatal(err)

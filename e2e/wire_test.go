@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // A request that must never be one, as it comes out of the body of another.
@@ -20,7 +20,7 @@ const hidden = "DELETE /cat/x HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 // answersTo sends raw bytes and returns the status lines of all that comes back
 // until the server closes the connection, which it has to do.
-func answersTo(t *testing.T, sys *stand.System, what, raw string) []string {
+func answersTo(t *testing.T, sys *stack.System, what, raw string) []string {
 	t.Helper()
 	conn := dial(t, sys)
 	if err := conn.SetDeadline(time.Now().Add(12 * time.Second)); err != nil {
@@ -44,7 +44,7 @@ func answersTo(t *testing.T, sys *stand.System, what, raw string) []string {
 // never taken for the next request on the connection.
 func TestTheRestOfARefusedRequestIsNeverARequest(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stand.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB", "STALL_TIMEOUT": "2s"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
+	sys := start(t, stack.SystemOptions{FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB", "STALL_TIMEOUT": "2s"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "1MiB"}})
 	put(t, sys, "x", cat)
 	const chunks = "Transfer-Encoding: chunked\r\n\r\n"
 	body := strings.Repeat(hidden, 200)

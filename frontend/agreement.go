@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -31,7 +32,7 @@ func (a *agreement) ready(ctx context.Context) error {
 		return err
 	}
 	if err := a.compare(about.Shared); err != nil {
-		return signerapi.ErrMisconfigured.Wrap(err)
+		return apierror.ErrMisconfigured.Wrap(err)
 	}
 	return a.signer.Ready(ctx)
 }

@@ -10,7 +10,8 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/service"
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
 	"cats.example/shared/signerapi"
 )
 
@@ -28,13 +29,13 @@ func (s *signer) About(context.Context) (signerapi.About, error) {
 func (s *signer) Ready(context.Context) error { return s.notReady }
 
 func TestReadyNamesSharedSettingsThatDiffer(t *testing.T) {
-	var cfg config
-	if err := service.Parse(&cfg, []string{"OIDC_ISSUER=https://id.example", "PICTURE_TYPES=image/png,image/jpeg"}); err != nil {
+	var cfg settings
+	if err := config.Parse(&cfg, []string{"OIDC_ISSUER=https://id.example", "PICTURE_TYPES=image/png,image/jpeg"}); err != nil {
 		t.Fatal(err)
 	}
-	own := service.Shared(cfg)
+	own := config.Shared(cfg)
 	var want []string // a new one is compared by its tag alone
-	for _, s := range service.Describe(&cfg) {
+	for _, s := range config.Describe(&cfg) {
 		if strings.HasSuffix(s.Help, "the same in both containers") {
 			want = append(want, s.Name)
 		}
@@ -54,7 +55,7 @@ func TestReadyNamesSharedSettingsThatDiffer(t *testing.T) {
 			s.shared = maps.Clone(own)
 			s.shared[name] = value
 			err := a.ready(t.Context())
-			if !errors.Is(err, signerapi.ErrMisconfigured) || !strings.Contains(err.Error(), name) {
+			if !errors.Is(err, apierror.ErrMisconfigured) || !strings.Contains(err.Error(), name) {
 				t.Errorf("%s differs: %v", name, err)
 			}
 			lines := map[int]int{0: 1, 1: 0, 2: 1}[i] // for each change
@@ -74,12 +75,12 @@ func TestReadyNamesSharedSettingsThatDiffer(t *testing.T) {
 	if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER") {
 		t.Errorf("a signer that does not report its settings: %v", err)
 	}
-	s.shared, s.notReady = own, signerapi.ErrIdentityUnavailable
-	if err := a.ready(t.Context()); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+	s.shared, s.notReady = own, apierror.ErrIdentityUnavailable
+	if err := a.ready(t.Context()); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 		t.Errorf("a signer that is not ready: %v", err)
 	}
-	s.down = signerapi.ErrSignerUnavailable
-	if err := a.ready(t.Context()); !errors.Is(err, signerapi.ErrSignerUnavailable) {
+	s.down = apierror.ErrSignerUnavailable
+	if err := a.ready(t.Context()); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("a signer that does not answer: %v", err)
 	}
 }

@@ -11,42 +11,44 @@ import (
 	"strings"
 
 	"cats.example/frontend/internal/web"
-	"cats.example/shared/service"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/telemetry"
 )
 
 const (
 	name  = "frontend"
-	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes.\n" + service.AboutTraces
+	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes.\n" + telemetry.AboutTraces
 )
 
-type config struct {
+type settings struct {
 	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:":8080" help:"where the public API is"`
 	OpsAddress    string `env:"OPS_ADDRESS" envDefault:":8090" help:"where /metrics, /livez and /readyz are"`
 	SignerURL     string `env:"SIGNER_URL" envDefault:"http://127.0.0.1:8081" help:"the signer's local API"`
 
 	web.Options
-	service.Settings
+	httpserver.Settings
 }
 
 // parse reads the settings and returns all their faults, joined.
-func parse(environ []string) (config, error) {
-	var c config
-	if err := service.Parse(&c, environ); err != nil {
+func parse(environ []string) (settings, error) {
+	var c settings
+	if err := config.Parse(&c, environ); err != nil {
 		return c, err
 	}
 	return c, errors.Join(c.Options.Validate(), c.Settings.Validate(), c.signerFault())
 }
 
 // signerFault reports a SIGNER_URL that the signer would answer with 421.
-func (c config) signerFault() error {
-	if u, err := url.Parse(c.SignerURL); err == nil && !service.LocalHost(u.Host) {
+func (c settings) signerFault() error {
+	if u, err := url.Parse(c.SignerURL); err == nil && !httpserver.LocalHost(u.Host) {
 		return fmt.Errorf("SIGNER_URL is %q: want http://HOST:PORT with an IP address or localhost as HOST", c.SignerURL)
 	}
 	return nil
 }
 
 // ports returns the ports of the frontend's listeners and of the signer's API.
-func (c config) ports() (ports []string) {
+func (c settings) ports() (ports []string) {
 	signer := strings.Trim(strings.TrimPrefix(c.SignerURL, "http:"), "/")
 	for _, address := range []string{c.ListenAddress, c.OpsAddress, signer} {
 		_, port, _ := net.SplitHostPort(address) // "" where it is not valid

@@ -6,9 +6,11 @@ import (
 	"io"
 
 	"cats.example/frontend/internal/web"
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
 )
 
 // run serves the frontend until ctx is done.
@@ -20,29 +22,29 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err := cmp.Or(checkSplit(environ, tokenFiles, search()), err); err != nil {
 		return err
 	}
-	signer, err := signerapi.NewClient(cfg.SignerURL, service.Propagate)
+	signer, err := signerapi.NewClient(cfg.SignerURL, httpserver.Propagate)
 	if err != nil {
 		return err
 	}
-	log := service.NewLogger(stderr, cfg.LogLevel, name)
+	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.Tell(log)
 	cfg.TellHosts(log)
 	cfg.Options.HostAllowed = cfg.Settings.HostAllowed
-	traces, err := service.NewTraces(ctx, name, environ, log)
+	traces, err := telemetry.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err
 	}
-	reg := service.NewRegistry(name)
-	pools := pool.NewSet(name, cfg.ClientShare, reg)
+	reg := telemetry.NewRegistry(name)
+	pools := ratelimit.NewSet(name, cfg.ClientShare, reg)
 	slots := web.Slots{Requests: pools.New("requests", 4*cfg.MaxUploads), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", max(1, cfg.MaxUploads/2))}
-	requests := service.NewRequests(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
+	requests := httpserver.NewRequests(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
 	requests.Trace(traces, true)
 	if traces != nil {
 		signer.Wrap(traces.Transport)
 	}
-	agreement := &agreement{signer: signer, own: service.Shared(cfg), log: log}
+	agreement := &agreement{signer: signer, own: config.Shared(cfg), log: log}
 	endpoints := &endpoints{search: search, log: log}
-	return service.Service{
+	return httpserver.Service{
 		Settings:    cfg.Settings,
 		Log:         log,
 		Registry:    reg,

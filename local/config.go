@@ -12,14 +12,14 @@ import (
 	"strings"
 	"syscall"
 
-	"cats.example/shared/service"
+	"cats.example/shared/config"
 )
 
 const about = "local runs the whole system on this machine: a token issuer in place of Entra ID, Azurite in place of\n" +
 	"Blob Storage, and the real signer and frontend. Settings of the two are passed on to them:\n" +
 	"try bin/frontend --help and bin/signer --help. With AZURE_STORAGE_ACCOUNT_URL they run on a real account."
 
-type config struct {
+type settings struct {
 	FrontendPort    int    `env:"FRONTEND_PORT" envDefault:"8080" help:"port of the public API"`
 	FrontendOpsPort int    `env:"FRONTEND_OPS_PORT" envDefault:"8090" help:"port of the frontend's /metrics, /livez and /readyz"`
 	SignerPort      int    `env:"SIGNER_PORT" envDefault:"8081" help:"port of the signer's local API"`
@@ -36,7 +36,7 @@ var (
 	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "CLIENT_SHARE", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
 	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
 	passedToSigner   = []string{"ANONYMOUS_ACCESS", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_SIZE", "EXISTENCE_TTL"}
-	// By which the signer verifies the certificate of the issuer, besides those of the stand.
+	// By which the signer verifies the certificate of the issuer, besides those of the stack.
 	passedAuthorities = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
 	passedToRealSigner = []string{
@@ -46,12 +46,12 @@ var (
 	}
 )
 
-// localDirectSize is MAX_DIRECT_SIZE on the stand. Azurite keeps everything in memory.
+// localDirectSize is MAX_DIRECT_SIZE on the stack. Azurite keeps everything in memory.
 const localDirectSize = "5GiB"
 
-func parse(environ []string) (config, error) {
-	var c config
-	if err := service.Parse(&c, environ); err != nil {
+func parse(environ []string) (settings, error) {
+	var c settings
+	if err := config.Parse(&c, environ); err != nil {
 		return c, err
 	}
 	return c, checkAuthorities(environ)
@@ -79,7 +79,7 @@ func frontendEnv(environ []string) map[string]string {
 }
 
 // signerEnv is what of environ the signer gets.
-func (c config) signerEnv(environ []string) map[string]string {
+func (c settings) signerEnv(environ []string) map[string]string {
 	lists := [][]string{passedToBoth, passedToSigner, passedAuthorities}
 	if c.AccountURL != "" {
 		lists = append(lists, passedToRealSigner)
@@ -98,7 +98,7 @@ func (c config) signerEnv(environ []string) map[string]string {
 	}
 	if c.AccountURL == "" {
 		if env["MAX_DIRECT_SIZE"] == "" {
-			env["MAX_DIRECT_SIZE"] = localDirectSize // the stand's storage has the CORS rule
+			env["MAX_DIRECT_SIZE"] = localDirectSize // the stack's storage has the CORS rule
 		}
 		return env
 	}
@@ -136,7 +136,7 @@ func pick(environ []string, lists ...[]string) map[string]string {
 }
 
 // checkPorts returns an error for each port that is taken, or asked for twice.
-func (c config) checkPorts(ctx context.Context) error {
+func (c settings) checkPorts(ctx context.Context) error {
 	ports := []struct {
 		variable string
 		port     int

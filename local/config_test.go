@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // timeWait returns a port in TIME-WAIT on host: that of a server that closed a connection, or that of a client that did.
@@ -174,7 +174,7 @@ func TestSuggestedPortsAreNotOtherSettings(t *testing.T) {
 
 func TestCertificateFileIsChecked(t *testing.T) {
 	dir := t.TempDir()
-	ca, err := stand.OpenCA(dir, "localhost")
+	ca, err := stack.OpenCA(dir, "localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestCertificatePathsBecomeAbsolute(t *testing.T) {
 	}
 	environ := []string{"SSL_CERT_FILE=ca.pem", "SSL_CERT_DIR=/etc/ssl/certs:own"}
 	want := map[string]string{"SSL_CERT_FILE": here + "/ca.pem", "SSL_CERT_DIR": "/etc/ssl/certs:" + here + "/own"}
-	for _, cfg := range []config{{}, {AccountURL: "https://davydscats.blob.core.windows.net"}} {
+	for _, cfg := range []settings{{}, {AccountURL: "https://davydscats.blob.core.windows.net"}} {
 		got := pick(nil)
 		for name, value := range cfg.signerEnv(environ) {
 			if strings.HasPrefix(name, "SSL_") {

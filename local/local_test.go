@@ -26,17 +26,17 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // binDir has the real signer and frontend, once a test has asked for them.
 var binDir string
 
 var builds = sync.OnceValues(func() (root string, err error) {
-	if root, err = stand.FindRoot(); err != nil {
+	if root, err = stack.FindRoot(); err != nil {
 		return "", err
 	}
-	return root, stand.Build(context.Background(), root, binDir)
+	return root, stack.Build(context.Background(), root, binDir)
 })
 
 func TestMain(m *testing.M) {
@@ -96,11 +96,11 @@ func TestFrontendGetsNoCredential(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "OTEL_SDK_DISABLED": "true"}, frontendEnv(environ)); diff != "" {
 		t.Errorf("frontend (-want +got):\n%s", diff)
 	}
-	local := config{}
+	local := settings{}
 	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_SIZE": "5GiB", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
 		t.Errorf("signer on the emulator (-want +got):\n%s", diff)
 	}
-	realAccount := config{AccountURL: "https://davydscats.blob.core.windows.net"}
+	realAccount := settings{AccountURL: "https://davydscats.blob.core.windows.net"}
 	want := map[string]string{
 		"LOG_LEVEL": "debug", "LINK_TTL": "10m", "HOME": "/home/mia", "AZURE_CLIENT_SECRET": "mew", "CREDENTIAL": "default", "OTEL_SDK_DISABLED": "true",
 	}
@@ -120,7 +120,7 @@ func listen(t *testing.T, port int) net.Listener {
 
 // freePorts returns settings whose ports nobody listens on. They are below those that
 // the kernel gives to connections, of which other tests make thousands meanwhile.
-func freePorts(t *testing.T) config {
+func freePorts(t *testing.T) settings {
 	t.Helper()
 	var ports [6]int
 	for i := range ports {
@@ -136,7 +136,7 @@ func freePorts(t *testing.T) config {
 			ports[i] = port
 		}
 	}
-	return config{
+	return settings{
 		FrontendPort: ports[0], FrontendOpsPort: ports[1], SignerPort: ports[2], SignerOpsPort: ports[3],
 		StoragePort: ports[4], PrometheusPort: ports[5], Container: "cats",
 	}
@@ -187,7 +187,7 @@ type started struct {
 // start runs the real thing on free ports and returns when it is ready.
 func start(t *testing.T, ctx context.Context) started { //nolint:revive // t first, as in testing's own
 	t.Helper()
-	if err := stand.CheckNode(ctx); err != nil {
+	if err := stack.CheckNode(ctx); err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal(err)
 		}
@@ -258,7 +258,7 @@ func TestRunsEverythingAndLeavesNothing(t *testing.T) {
 	if err := <-s.ended; err != nil {
 		t.Error(err)
 	}
-	processes := []*stand.Process{s.system.Frontend, s.system.Signer, s.stand.Storage.Process}
+	processes := []*stack.Process{s.system.Frontend, s.system.Signer, s.stack.Storage.Process}
 	if s.prometheus != nil {
 		processes = append(processes, s.prometheus)
 	}
@@ -318,7 +318,7 @@ func TestWithoutItsPortPrometheusIsLeftOut(t *testing.T) {
 	taken := listen(t, 0)
 	defer taken.Close()
 	var out bytes.Buffer
-	l := &local{out: &out, cfg: config{PrometheusPort: taken.Addr().(*net.TCPAddr).Port}}
+	l := &local{out: &out, cfg: settings{PrometheusPort: taken.Addr().(*net.TCPAddr).Port}}
 	l.watch(t.Context())
 	if lines := strings.Count(out.String(), "\n"); lines != 1 || !strings.Contains(out.String(), "is taken; going on without (PROMETHEUS_PORT") || l.prometheus != nil {
 		t.Errorf("said %q", out.String())
@@ -343,5 +343,5 @@ func TestDeathOfAProcessEndsItAll(t *testing.T) {
 		t.Errorf("got %v, want which ended, and how", err)
 	}
 	<-s.system.Frontend.Done()
-	<-s.stand.Storage.Process.Done()
+	<-s.stack.Storage.Process.Done()
 }

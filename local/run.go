@@ -14,8 +14,8 @@ import (
 	"syscall"
 	"time"
 
-	"cats.example/local/stand"
-	"cats.example/shared/service"
+	"cats.example/local/stack"
+	"cats.example/shared/config"
 	"github.com/prometheus/common/version"
 )
 
@@ -24,7 +24,7 @@ import (
 func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	switch {
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
-		return service.Help(out, about, &config{})
+		return config.Help(out, about, &settings{})
 	case len(args) == 1 && args[0] == "--version":
 		_, err := fmt.Fprintln(out, version.Print("cats-api local"))
 		return err
@@ -35,7 +35,7 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		return err
 	}
@@ -51,7 +51,7 @@ func run(ctx context.Context, args, environ []string, out io.Writer) error {
 }
 
 type local struct {
-	cfg     config
+	cfg     settings
 	environ []string
 	root    string // of the checkout
 	bin     string // for the binaries
@@ -62,16 +62,16 @@ type local struct {
 	out       io.Writer
 	following bool
 
-	stand      *stand.Stand // nil on a real account
-	system     *stand.System
-	prometheus *stand.Process // nil where there is none
+	stack      *stack.Stack // nil on a real account
+	system     *stack.System
+	prometheus *stack.Process // nil where there is none
 }
 
 func (l *local) run(ctx context.Context) error {
 	if err := os.MkdirAll(filepath.Join(l.dir, "logs"), 0o700); err != nil {
 		return fmt.Errorf("making the folder of the state: %w", err)
 	}
-	unlock, err := stand.Lock(filepath.Join(l.dir, "lock"))
+	unlock, err := stack.Lock(filepath.Join(l.dir, "lock"))
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		return errors.New("it is running in this checkout already; stop that one first")
 	}
@@ -97,19 +97,19 @@ func (l *local) run(ctx context.Context) error {
 // prepare installs and builds what is missing.
 func (l *local) prepare(ctx context.Context) error {
 	if l.cfg.AccountURL == "" {
-		if err := stand.CheckNode(ctx); err != nil {
+		if err := stack.CheckNode(ctx); err != nil {
 			return err
 		}
-		if !stand.Installed(l.root) {
+		if !stack.Installed(l.root) {
 			if err := l.step(ctx, "installing Azurite with npm ci", func() error {
-				return stand.Install(ctx, l.root, filepath.Join(l.dir, "logs", "npm.log"))
+				return stack.Install(ctx, l.root, filepath.Join(l.dir, "logs", "npm.log"))
 			}); err != nil {
 				return err
 			}
 		}
 	}
 	return l.step(ctx, "building signer, frontend and cats", func() error {
-		return stand.Build(ctx, l.root, l.bin, stamp()...)
+		return stack.Build(ctx, l.root, l.bin, stamp()...)
 	})
 }
 
@@ -124,7 +124,7 @@ func stamp() []string {
 }
 
 func (l *local) start(ctx context.Context) error {
-	opts := stand.SystemOptions{
+	opts := stack.SystemOptions{
 		Dir:             l.dir,
 		Container:       l.cfg.Container,
 		Frontend:        filepath.Join(l.bin, "frontend"),
@@ -139,18 +139,18 @@ func (l *local) start(ctx context.Context) error {
 	}
 	if l.cfg.AccountURL != "" {
 		return l.step(ctx, "starting signer and frontend on "+l.cfg.AccountURL, func() (err error) {
-			l.system, err = stand.StartReal(ctx, opts)
+			l.system, err = stack.StartReal(ctx, opts)
 			return err
 		})
 	}
 	if err := l.step(ctx, "starting Azurite", func() (err error) {
-		l.stand, err = stand.New(ctx, stand.Options{Root: l.root, Dir: l.dir, FrontPort: l.cfg.StoragePort})
+		l.stack, err = stack.New(ctx, stack.Options{Root: l.root, Dir: l.dir, FrontPort: l.cfg.StoragePort})
 		return err
 	}); err != nil {
 		return err
 	}
 	return l.step(ctx, "starting signer and frontend", func() (err error) {
-		l.system, err = l.stand.StartSystem(ctx, opts)
+		l.system, err = l.stack.StartSystem(ctx, opts)
 		return err
 	})
 }
@@ -169,7 +169,7 @@ func (l *local) watch(ctx context.Context) {
 		return
 	}
 	if err := l.step(ctx, "starting Prometheus", func() (err error) {
-		l.prometheus, err = stand.StartPrometheus(ctx, stand.PrometheusOptions{
+		l.prometheus, err = stack.StartPrometheus(ctx, stack.PrometheusOptions{
 			Root: l.root, Dir: l.dir, Port: l.cfg.PrometheusPort, Interval: 5 * time.Second,
 			Frontend: l.system.Frontend.Address("ops"), Signer: l.system.Signer.Address("ops"),
 		})
@@ -217,8 +217,8 @@ func (l *local) stop() error {
 		if l.system != nil {
 			errs = append(errs, l.system.Close(ctx))
 		}
-		if l.stand != nil {
-			errs = append(errs, l.stand.Close(ctx))
+		if l.stack != nil {
+			errs = append(errs, l.stack.Close(ctx))
 		}
 		return errors.Join(errs...)
 	})
@@ -258,10 +258,10 @@ func (l *local) step(ctx context.Context, what string, do func() error) error {
 // follow shows the logs until ctx is done, or a process ends.
 func (l *local) follow(ctx context.Context) error {
 	var azurite <-chan struct{}
-	if l.stand != nil {
-		azurite = l.stand.Storage.Process.Done()
+	if l.stack != nil {
+		azurite = l.stack.Storage.Process.Done()
 	}
-	var ended *stand.Process
+	var ended *stack.Process
 	select {
 	case <-ctx.Done():
 		l.printf("\n")
@@ -271,7 +271,7 @@ func (l *local) follow(ctx context.Context) error {
 	case <-l.system.Signer.Done():
 		ended = l.system.Signer
 	case <-azurite:
-		ended = l.stand.Storage.Process
+		ended = l.stack.Storage.Process
 	}
 	return ended.Ended()
 }
@@ -302,8 +302,8 @@ func (l *local) ready() {
 	fmt.Fprintf(l.out, "  public API       http://%s, described at http://%[1]s/docs\n", public)
 	fmt.Fprintf(l.out, "  metrics, health  http://localhost:%d (frontend), http://localhost:%d (signer): /metrics /livez /readyz\n", l.cfg.FrontendOpsPort, l.cfg.SignerOpsPort)
 	fmt.Fprintf(l.out, "  signer           %s, for the frontend alone\n", l.system.SignerAPI)
-	if l.stand != nil {
-		fmt.Fprintf(l.out, "  storage          %s for signed URLs, or %s with a token and --cacert .local/ca.pem; in memory, gone at the end\n", l.stand.FrontURL, l.stand.Storage.URL)
+	if l.stack != nil {
+		fmt.Fprintf(l.out, "  storage          %s for signed URLs, or %s with a token and --cacert .local/ca.pem; in memory, gone at the end\n", l.stack.FrontURL, l.stack.Storage.URL)
 	} else {
 		fmt.Fprintf(l.out, "  storage          %s\n", l.cfg.AccountURL)
 	}

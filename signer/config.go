@@ -6,38 +6,40 @@ import (
 	"net/netip"
 	"strings"
 
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
 	"cats.example/shared/picture"
-	"cats.example/shared/service"
+	"cats.example/shared/telemetry"
+	"cats.example/signer/internal/auth"
 	"cats.example/signer/internal/blobstore"
-	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
 const (
 	name  = "signer"
-	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + service.AboutTraces +
+	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + telemetry.AboutTraces +
 		"\n\nCommand doctor: checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work"
 )
 
-type config struct {
+type settings struct {
 	Storage  blobstore.Settings
 	Identity identity.Settings
 
 	APIAddress string `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
 	OpsAddress string `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
 
-	Callers callers.Settings
+	Callers auth.Settings
 
 	picture.Limits
-	service.Settings
+	httpserver.Settings
 }
 
 // parse reads the settings and returns all their validation errors, joined. An identity that cannot be used is not among
 // them: the signer starts without it, is not ready, and logs why, so that "signer doctor" can run in its container. If a
 // setting cannot be read, parse validates none; the other settings are in config nevertheless.
-func parse(environ []string) (config, error) {
-	var c config
-	err := service.Parse(&c, environ)
+func parse(environ []string) (settings, error) {
+	var c settings
+	err := config.Parse(&c, environ)
 	c.Storage.AccountURL = strings.TrimSuffix(c.Storage.AccountURL, "/")
 	c.Storage.LinkBase = strings.TrimSuffix(c.Storage.LinkBase, "/")
 	if err != nil {
@@ -46,12 +48,12 @@ func parse(environ []string) (config, error) {
 	host, _, err := net.SplitHostPort(c.APIAddress)
 	ip, _ := netip.ParseAddr(host) // the zero address is no loopback address
 	return c, errors.Join(c.Callers.Validate(), c.Limits.Validate(), c.Settings.Validate(), c.Storage.Validate(),
-		service.Require(c.MaxSize <= blobstore.MaxPicture,
+		config.Require(c.MaxSize <= blobstore.MaxPicture,
 			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
 			c.MaxSize, picture.Size(blobstore.MaxPicture)),
-		service.Require(c.Identity.Kind == identity.WorkloadIdentity || c.Identity.Kind == identity.Default,
+		config.Require(c.Identity.Kind == identity.WorkloadIdentity || c.Identity.Kind == identity.Default,
 			"CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default),
-		service.Require(err == nil && (host == "localhost" || ip.IsLoopback()),
+		config.Require(err == nil && (host == "localhost" || ip.IsLoopback()),
 			"API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress),
 	)
 }

@@ -8,12 +8,12 @@ import (
 	"syscall"
 	"time"
 
-	"cats.example/shared/service"
+	"cats.example/shared/httpserver"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/doctor"
 )
 
-var doctorCommand = service.Command{
+var doctorCommand = httpserver.Command{
 	Name: "doctor",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange, the user delegation key, a put and a

@@ -6,12 +6,12 @@ package main
 import (
 	"os"
 
-	"cats.example/shared/service"
+	"cats.example/shared/httpserver"
 )
 
 func main() {
-	os.Exit(service.Main(service.Program{
-		Name: name, About: about, Settings: &config{}, Run: run,
+	os.Exit(httpserver.Main(httpserver.Program{
+		Name: name, About: about, Settings: &settings{}, Run: run,
 		Command: doctorCommand,
 	}))
 }

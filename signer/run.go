@@ -11,11 +11,13 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/tracing/azotel"
 	"golang.org/x/sync/errgroup"
 
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
+	"cats.example/signer/internal/auth"
 	"cats.example/signer/internal/blobstore"
-	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -49,10 +51,10 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	log := service.NewLogger(stderr, cfg.LogLevel, name)
-	reg := service.NewRegistry(name)
+	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
+	reg := telemetry.NewRegistry(name)
 	transport := blobstore.NewTransport()
-	traces, err := service.NewTraces(ctx, name, environ, log)
+	traces, err := telemetry.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err
 	}
@@ -62,7 +64,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 
 	tokens := identity.New(identity.Options{Settings: cfg.Identity, Transport: transport, Tracing: spans}, log, reg)
-	pools := pool.NewSet(name, cfg.ClientShare, reg)
+	pools := ratelimit.NewSet(name, cfg.ClientShare, reg)
 	slots := blobstore.Slots{
 		// An upload that has ended at the frontend can still be in progress here.
 		Uploads: pools.New("uploads", cfg.MaxUploads*3/2), Commits: pools.New("commits", maxCommits), Chunked: pools.New("chunked uploads", maxChunked),
@@ -73,7 +75,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	known := callers.New(callers.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
+	known := auth.New(auth.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
 	var signer signerapi.Signer = store
 	if cfg.Callers.On() {
 		signer = known.Guard(store)
@@ -83,22 +85,22 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	requests := service.NewRequests(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
+	requests := httpserver.NewRequests(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
 		signerapi.Fail(w, err)
 	})
 	requests.Trace(traces, false)
 	until := time.Now().Add(settleTime)
-	contract := signerapi.Settings{Anonymous: !cfg.Callers.On(), Shared: service.Shared(cfg)}
-	calls := signerapi.NewHandler(signer, service.Note, contract, func(route string, probe bool, h http.Handler) http.Handler {
+	contract := signerapi.Settings{Anonymous: !cfg.Callers.On(), Shared: config.Shared(cfg)}
+	calls := signerapi.NewHandler(signer, httpserver.Note, contract, func(route string, probe bool, h http.Handler) http.Handler {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
-		h = service.RequireHost(service.LocalHost, h)
+		h = httpserver.RequireHost(httpserver.LocalHost, h)
 		if probe {
 			return h
 		}
 		return requests.Route(route, settled(h, signer.Ready, until))
 	})
 
-	return service.Service{
+	return httpserver.Service{
 		Settings:    cfg.Settings,
 		Log:         log,
 		Registry:    reg,

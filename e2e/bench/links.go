@@ -26,7 +26,7 @@ func (b *bench) cached(ctx context.Context) ([]result, error) {
 		return nil, err
 	}
 	defer bare.stop()
-	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"EXISTENCE_TTL": "10m"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_TTL": "10m"})
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,7 @@ import (
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // sources is the number of source addresses of all load, so that no client reaches its share of the pools.
@@ -104,7 +104,7 @@ type comparison struct {
 
 // compare measures yard and ours in turns, since the speed of the machine drifts
 // less between two short turns than between two long ones.
-func (b *bench) compare(ctx context.Context, turn time.Duration, sys *stand.System, name string, yard, ours side) (c comparison, err error) {
+func (b *bench) compare(ctx context.Context, turn time.Duration, sys *stack.System, name string, yard, ours side) (c comparison, err error) {
 	kept := b.profile(ctx, sys, name, time.Duration(2*b.rounds)*turn)
 	var rates, cpus [2][]float64
 	var ratios, cpuRatios []float64

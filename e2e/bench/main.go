@@ -18,7 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func main() {
@@ -48,7 +48,7 @@ type bench struct {
 	dir      string
 	root     string
 	straight string // the binary
-	stand    *stand.Stand
+	stack    *stack.Stack
 	sink     *peer
 	systems  int
 }
@@ -150,24 +150,24 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.dir, err = os.MkdirTemp("", "cats-bench-"); err != nil {
 		return err
 	}
-	if b.root, err = stand.FindRoot(); err != nil {
+	if b.root, err = stack.FindRoot(); err != nil {
 		return err
 	}
 	progress("building, and starting storage")
 	bin := filepath.Join(b.dir, "bin")
-	if err := stand.Build(ctx, b.root, bin, "-trimpath"); err != nil {
+	if err := stack.Build(ctx, b.root, bin, "-trimpath"); err != nil {
 		return err
 	}
 	if b.straight, err = b.build(ctx, "./e2e/bench/straight"); err != nil {
 		return err
 	}
-	if err := stand.Install(ctx, b.root, filepath.Join(b.dir, "npm.log")); err != nil {
+	if err := stack.Install(ctx, b.root, filepath.Join(b.dir, "npm.log")); err != nil {
 		return err
 	}
-	if b.stand, err = stand.New(ctx, stand.Options{Root: b.root, Dir: filepath.Join(b.dir, "stand")}); err != nil {
+	if b.stack, err = stack.New(ctx, stack.Options{Root: b.root, Dir: filepath.Join(b.dir, "stack")}); err != nil {
 		return err
 	}
-	b.sink, err = startPeer(ctx, "sink", "BENCH_CERT="+b.stand.CA.File, "BENCH_KEY="+b.stand.CA.KeyFile)
+	b.sink, err = startPeer(ctx, "sink", "BENCH_CERT="+b.stack.CA.File, "BENCH_KEY="+b.stack.CA.KeyFile)
 	return err
 }
 
@@ -175,8 +175,8 @@ func (b *bench) close(ctx context.Context) {
 	if b.sink != nil {
 		b.sink.stop()
 	}
-	if b.stand != nil {
-		if err := b.stand.Close(context.WithoutCancel(ctx)); err != nil {
+	if b.stack != nil {
+		if err := b.stack.Close(context.WithoutCancel(ctx)); err != nil {
 			fmt.Fprintln(os.Stderr, "bench: stopping:", err)
 		}
 	}

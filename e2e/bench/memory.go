@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 const (
@@ -25,7 +25,7 @@ func (b *bench) rest(ctx context.Context) ([]result, error) {
 	var seconds, held []float64
 	for range 3 {
 		began := time.Now()
-		sys, err := b.start(ctx, b.stand, onSink, nil)
+		sys, err := b.start(ctx, b.stack, onSink, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -55,7 +55,7 @@ func (b *bench) rest(ctx context.Context) ([]result, error) {
 // them are stored.
 func (b *bench) memory(ctx context.Context) ([]result, error) {
 	const fast, slow, size = 64, 64, 30 * mib
-	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"GOMEMLIMIT": "", "AUTOMEMLIMIT": "off"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"GOMEMLIMIT": "", "AUTOMEMLIMIT": "off"})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 // The uploads are fast enough to keep their slots, and first send a burst that fills
 // the buffers.
 func (b *bench) pools(ctx context.Context) ([]result, error) {
-	sys, err := b.start(ctx, b.stand, onSink, map[string]string{"MAX_DIRECT_SIZE": "1GiB"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"MAX_DIRECT_SIZE": "1GiB"})
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 	if err := errors.Join(err, kept()); err != nil {
 		return nil, err
 	}
-	for i, p := range []*stand.Process{sys.Frontend, sys.Signer} {
+	for i, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		select {
 		case <-p.Done():
 			return nil, fmt.Errorf("the %s ended: %w", []string{"frontend", "signer"}[i], p.Ended())
@@ -170,7 +170,7 @@ func (b *bench) headers(ctx context.Context) (results []result, err error) {
 
 func (b *bench) longHeaders(ctx context.Context, lines int) ([]result, error) {
 	const n = 512
-	sys, err := b.start(ctx, b.stand, onSink, nil)
+	sys, err := b.start(ctx, b.stack, onSink, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +205,7 @@ func (b *bench) longHeaders(ctx context.Context, lines int) ([]result, error) {
 // to everybody else.
 func (b *bench) slow(ctx context.Context) ([]result, error) {
 	const idle, slow = 1000, 120
-	sys, err := b.start(ctx, b.stand, onSink, nil)
+	sys, err := b.start(ctx, b.stack, onSink, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +257,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 }
 
 // uploadTime is the median time of nine uploads, one after the other, in seconds.
-func uploadTime(ctx context.Context, sys *stand.System, picture []byte) (seconds float64, err error) {
+func uploadTime(ctx context.Context, sys *stack.System, picture []byte) (seconds float64, err error) {
 	var took []float64
 	for range 9 {
 		began := time.Now()
@@ -271,7 +271,7 @@ func uploadTime(ctx context.Context, sys *stand.System, picture []byte) (seconds
 
 // peaks returns the highest memory use of both processes since their start, in MiB,
 // and a row with the sum.
-func peaks(sys *stand.System) (frontend, signer float64, sum result, err error) {
+func peaks(sys *stack.System) (frontend, signer float64, sum result, err error) {
 	f, err := memoryOf(sys.Frontend.Pid())
 	if err != nil {
 		return 0, 0, sum, err

@@ -64,7 +64,7 @@ func startPair(ctx context.Context) (hops, string, error) {
 }
 
 func (b *bench) startPipe(ctx context.Context) (hops, string, error) {
-	return startHops(ctx, "pipe", "SSL_CERT_FILE="+b.stand.CA.File, "BENCH_NEXT=https://"+b.sink.address)
+	return startHops(ctx, "pipe", "SSL_CERT_FILE="+b.stack.CA.File, "BENCH_NEXT=https://"+b.sink.address)
 }
 
 func startHops(ctx context.Context, kind string, env ...string) (h hops, url string, err error) {

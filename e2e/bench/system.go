@@ -17,7 +17,7 @@ import (
 	"sync"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // The memory limits of the containers in k8s/base, and the share of them that the
@@ -37,7 +37,7 @@ const (
 )
 
 // start starts a system in st, with env besides its defaults in both processes.
-func (b *bench) start(ctx context.Context, st *stand.Stand, storage on, env map[string]string) (*stand.System, error) {
+func (b *bench) start(ctx context.Context, st *stack.Stack, storage on, env map[string]string) (*stack.System, error) {
 	b.systems++
 	both := func(limit float64) map[string]string {
 		all := map[string]string{
@@ -47,7 +47,7 @@ func (b *bench) start(ctx context.Context, st *stand.Stand, storage on, env map[
 		maps.Copy(all, env)
 		return all
 	}
-	opts := stand.SystemOptions{
+	opts := stack.SystemOptions{
 		Container: fmt.Sprintf("bench-%d", b.systems),
 		Frontend:  filepath.Join(b.dir, "bin", "frontend"), Signer: filepath.Join(b.dir, "bin", "signer"),
 		FrontendEnv: both(frontendLimit), SignerEnv: both(signerLimit),
@@ -66,8 +66,8 @@ func (b *bench) start(ctx context.Context, st *stand.Stand, storage on, env map[
 
 // startOnAzurite starts a system on an Azurite of its own that has a core of its
 // own; see apart.
-func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys *stand.System, stop func(), err error) {
-	st, err := stand.New(ctx, stand.Options{Root: b.root, Dir: filepath.Join(b.dir, fmt.Sprint("azurite-", b.systems))})
+func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys *stack.System, stop func(), err error) {
+	st, err := stack.New(ctx, stack.Options{Root: b.root, Dir: filepath.Join(b.dir, fmt.Sprint("azurite-", b.systems))})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -89,13 +89,13 @@ func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys 
 }
 
 // end stops a system. An error does not change the results.
-func end(ctx context.Context, sys *stand.System) {
+func end(ctx context.Context, sys *stack.System) {
 	if err := sys.Close(context.WithoutCancel(ctx)); err != nil {
 		progress("stopping: %v", err)
 	}
 }
 
-func pids(sys *stand.System) []int { return []int{sys.Frontend.Pid(), sys.Signer.Pid()} }
+func pids(sys *stack.System) []int { return []int{sys.Frontend.Pid(), sys.Signer.Pid()} }
 
 // build builds one program of the checkout into the bench's folder.
 func (b *bench) build(ctx context.Context, pkg string) (string, error) {
@@ -109,7 +109,7 @@ func (b *bench) build(ctx context.Context, pkg string) (string, error) {
 }
 
 // straightly returns a side's run that loads the storage of sys with azblob alone.
-func (b *bench) straightly(sys *stand.System, args ...string) func(context.Context, time.Duration) (load, error) {
+func (b *bench) straightly(sys *stack.System, args ...string) func(context.Context, time.Duration) (load, error) {
 	return func(ctx context.Context, turn time.Duration) (load, error) {
 		cmd := exec.CommandContext(ctx, b.straight, append(args, "-duration", turn.String())...) //nolint:gosec // a program that was built here
 		cmd.Env = sys.Signer.Environ()
@@ -149,7 +149,7 @@ func (b *bench) callsDuring(ctx context.Context, f func() error) (map[string]int
 }
 
 // unlimited returns an error unless neither process of sys has a memory limit.
-func (b *bench) unlimited(ctx context.Context, sys *stand.System) error {
+func (b *bench) unlimited(ctx context.Context, sys *stack.System) error {
 	for _, ops := range []string{sys.FrontendOps, sys.SignerOps} {
 		if err := b.fetch(ctx, ops+"/metrics", func(body io.Reader) error {
 			metrics, err := io.ReadAll(body)
@@ -170,7 +170,7 @@ func (b *bench) fetch(ctx context.Context, url string, read func(io.Reader) erro
 	if err != nil {
 		return err
 	}
-	resp, err := b.stand.Client().Do(req)
+	resp, err := b.stack.Client().Do(req)
 	if err != nil {
 		return err
 	}
@@ -183,7 +183,7 @@ func (b *bench) fetch(ctx context.Context, url string, read func(io.Reader) erro
 
 // profile keeps CPU profiles of both processes over the given time, and heap
 // profiles after it, if -profiles is set. wait returns when they are there.
-func (b *bench) profile(ctx context.Context, sys *stand.System, name string, during time.Duration) (wait func() error) {
+func (b *bench) profile(ctx context.Context, sys *stack.System, name string, during time.Duration) (wait func() error) {
 	if b.profiles == "" {
 		return func() error { return nil }
 	}

@@ -21,7 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 const (
@@ -73,7 +73,7 @@ func testMain(m *testing.M) int {
 
 // up deletes what an earlier run left, applies the overlay and waits for its pods.
 func up(ctx context.Context) (err error) {
-	if root, err = stand.FindRoot(); err != nil {
+	if root, err = stack.FindRoot(); err != nil {
 		return err
 	}
 	if err := down(ctx); err != nil {

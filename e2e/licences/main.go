@@ -20,7 +20,7 @@ import (
 
 	"github.com/google/licensecheck"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // programs are what the images hold, and the command, each as the folder of its module
@@ -51,7 +51,7 @@ func main() {
 }
 
 func run() error {
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		return err
 	}

@@ -8,12 +8,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 func TestThePageOfLicencesIsWhatIsLinked(t *testing.T) {
 	t.Parallel()
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}

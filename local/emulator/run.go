@@ -22,8 +22,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"cats.example/local/issuer"
-	"cats.example/local/stand"
-	"cats.example/shared/service"
+	"cats.example/local/stack"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/telemetry"
 )
 
 const about = `emulator stands for Azure in a cluster that has none: beside Azurite it exchanges the cluster's service-account
@@ -32,49 +34,49 @@ tokens as Entra ID does, and serves the storage account in plain HTTP for signed
   emulator             serves
   emulator trust FILE  waits for TRUST_URL, and writes the certificate of its authority to FILE`
 
-type config struct {
-	Namespace      string             `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
-	ServiceAccount string             `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
-	StateDir       string             `env:"STATE_DIR" envDefault:"/state" help:"for the certificates, the account's key and a script, which Azurite reads"`
-	StorageURL     string             `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
-	Container      string             `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
-	IssuerHost     string             `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
-	IssuerAddress  string             `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
-	FrontAddress   string             `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account serves signed URLs in plain HTTP"`
-	OpsAddress     string             `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
-	AllowedHosts   []service.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have besides IP addresses, localhost and the names in STORAGE_URL, ISSUER_HOST and TRUST_URL; others are answered 421"`
-	TrustURL       string             `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
+type settings struct {
+	Namespace      string                `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
+	ServiceAccount string                `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
+	StateDir       string                `env:"STATE_DIR" envDefault:"/state" help:"for the certificates, the account's key and a script, which Azurite reads"`
+	StorageURL     string                `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
+	Container      string                `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
+	IssuerHost     string                `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
+	IssuerAddress  string                `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
+	FrontAddress   string                `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account serves signed URLs in plain HTTP"`
+	OpsAddress     string                `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
+	AllowedHosts   []httpserver.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have besides IP addresses, localhost and the names in STORAGE_URL, ISSUER_HOST and TRUST_URL; others are answered 421"`
+	TrustURL       string                `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
 }
 
 // run does what args say until ctx is done.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
-	var cfg config
+	var cfg settings
 	switch {
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
-		return service.Help(stdout, about, &config{})
+		return config.Help(stdout, about, &settings{})
 	case len(args) == 1 && args[0] == "--version":
 		_, err := fmt.Fprintln(stdout, version.Print("cats-api emulator"))
 		return err
 	case len(args) == 2 && args[0] == "trust":
-		if err := service.Parse(&cfg, append(environ, "NAMESPACE=-")); err != nil {
+		if err := config.Parse(&cfg, append(environ, "NAMESPACE=-")); err != nil {
 			return err
 		}
-		log := service.NewLogger(stderr, slog.LevelInfo, "trust")
-		service.LogVersion(log)
+		log := telemetry.NewLogger(stderr, slog.LevelInfo, "trust")
+		telemetry.LogVersion(log)
 		return trust(ctx, cfg.TrustURL, args[1], log)
 	case len(args) > 0:
 		return fmt.Errorf("unknown arguments %q; try --help", args)
 	}
-	log := service.NewLogger(stderr, slog.LevelInfo, "emulator")
-	service.LogVersion(log)
-	if err := service.Parse(&cfg, environ); err != nil {
+	log := telemetry.NewLogger(stderr, slog.LevelInfo, "emulator")
+	telemetry.LogVersion(log)
+	if err := config.Parse(&cfg, environ); err != nil {
 		return err
 	}
 	return serve(ctx, cfg, log)
 }
 
 // serve runs the emulator until ctx is done.
-func serve(ctx context.Context, cfg config, log *slog.Logger) error {
+func serve(ctx context.Context, cfg settings, log *slog.Logger) error {
 	account, err := url.Parse(cfg.StorageURL)
 	if err != nil {
 		return fmt.Errorf("STORAGE_URL: %w", err)
@@ -82,14 +84,14 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	if err := writeKey(filepath.Join(cfg.StateDir, "accounts")); err != nil {
 		return err
 	}
-	if err := stand.WriteAzuriteScript(filepath.Join(cfg.StateDir, "azurite.js")); err != nil {
+	if err := stack.WriteAzuriteScript(filepath.Join(cfg.StateDir, "azurite.js")); err != nil {
 		return err
 	}
 	hosts, err := cfg.hosts()
 	if err != nil {
 		return err
 	}
-	ca, err := stand.OpenCA(cfg.StateDir, account.Hostname(), cfg.IssuerHost)
+	ca, err := stack.OpenCA(cfg.StateDir, account.Hostname(), cfg.IssuerHost)
 	if err != nil {
 		return err
 	}
@@ -98,14 +100,14 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	}
 	entra, err := issuer.New(issuer.Config{
-		Tenant: stand.TenantID, ClientID: stand.ClientID, ObjectID: stand.ObjectID,
+		Tenant: stack.TenantID, ClientID: stack.ClientID, ObjectID: stack.ObjectID,
 		Issuer: cluster.issuer, Subject: "system:serviceaccount:" + cfg.Namespace + ":" + cfg.ServiceAccount,
 		Client: cluster.client, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	storage := stand.NewStorage(cfg.StorageURL, ca, entra.AccessToken)
+	storage := stack.NewStorage(cfg.StorageURL, ca, entra.AccessToken)
 	front, err := storage.Front()
 	if err != nil {
 		return err
@@ -141,7 +143,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		if l.tls != nil {
 			listener = tls.NewListener(listener, l.tls)
 		}
-		server := &http.Server{Handler: service.RequireHost(hosts.HostAllowed, l.handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+		server := &http.Server{Handler: httpserver.RequireHost(hosts.HostAllowed, l.handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 		context.AfterFunc(ctx, func() { _ = server.Close() })
 		g.Go(func() error {
 			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -164,14 +166,14 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 }
 
 // hosts returns settings that allow the host names by which pods of the cluster reach the emulator.
-func (c config) hosts() (service.Settings, error) {
-	s := service.Settings{AllowedHosts: append(slices.Clone(c.AllowedHosts), service.HostName(c.IssuerHost))}
+func (c settings) hosts() (httpserver.Settings, error) {
+	s := httpserver.Settings{AllowedHosts: append(slices.Clone(c.AllowedHosts), httpserver.HostName(c.IssuerHost))}
 	for name, value := range map[string]string{"STORAGE_URL": c.StorageURL, "TRUST_URL": c.TrustURL} {
 		u, err := url.Parse(value)
 		if err != nil {
 			return s, fmt.Errorf("%s: %w", name, err)
 		}
-		s.AllowedHosts = append(s.AllowedHosts, service.HostName(u.Hostname()))
+		s.AllowedHosts = append(s.AllowedHosts, httpserver.HostName(u.Hostname()))
 	}
 	return s, nil
 }
@@ -184,7 +186,7 @@ func writeKey(path string) error {
 	}
 	var key [64]byte
 	_, _ = rand.Read(key[:]) // never fails
-	content := stand.Account + ":" + base64.StdEncoding.EncodeToString(key[:])
+	content := stack.Account + ":" + base64.StdEncoding.EncodeToString(key[:])
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		return fmt.Errorf("writing the account's key: %w", err)
 	}

@@ -5,12 +5,12 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/service"
+	"cats.example/shared/config"
 )
 
 func TestEmulatorAllowsItsConfiguredHosts(t *testing.T) {
-	var cfg config
-	if err := service.Parse(&cfg, []string{"NAMESPACE=cats", "ALLOWED_HOSTS=front.example", "STORAGE_URL=https://davydscats.blob.cats.svc:10000"}); err != nil {
+	var cfg settings
+	if err := config.Parse(&cfg, []string{"NAMESPACE=cats", "ALLOWED_HOSTS=front.example", "STORAGE_URL=https://davydscats.blob.cats.svc:10000"}); err != nil {
 		t.Fatal(err)
 	}
 	hosts, err := cfg.hosts()

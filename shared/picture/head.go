@@ -15,7 +15,7 @@ import (
 	"github.com/gabriel-vasile/mimetype"
 	_ "golang.org/x/image/webp" // registers its format for image.DecodeConfig
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 const (
@@ -54,11 +54,11 @@ func (l Limits) sniff(h *head) (mediaType string, err error) {
 		return "", h.err
 	}
 	if len(h.kept) == 0 {
-		return "", signerapi.ErrEmpty
+		return "", apierror.ErrEmpty
 	}
 	mediaType, ok := l.detect(h.kept)
 	if !ok {
-		return "", signerapi.ErrUnsupportedMediaType.With(
+		return "", apierror.ErrUnsupportedMediaType.With(
 			fmt.Sprintf("the file is %s, which is not accepted; accepted types: %s", mediaType, strings.Join(l.Types, ", ")))
 	}
 	return mediaType, nil
@@ -74,7 +74,7 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 		return "", h.err
 	}
 	if pixels := width * height; pixels > l.MaxPixels {
-		return "", signerapi.ErrTooLarge.With(
+		return "", apierror.ErrTooLarge.With(
 			fmt.Sprintf("the picture has %d pixels (%d × %d); at most %d are accepted", pixels, width, height, l.MaxPixels))
 	}
 	return mediaType, nil

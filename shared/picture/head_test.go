@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 var (
@@ -172,7 +172,7 @@ func TestOpenFollowsMajorAndCompatibleBrands(t *testing.T) {
 		"size of 64 bits, no brand":   be32(1) + "ftyp" + be64(24) + "isom" + be32(0) + "heic",
 		"size smaller than its field": be32(11) + "ftypisomheicheic",
 	} {
-		if got, err := opened(defaults(t), content); !errors.Is(err, signerapi.ErrUnsupportedMediaType) {
+		if got, err := opened(defaults(t), content); !errors.Is(err, apierror.ErrUnsupportedMediaType) {
 			t.Errorf("%s: %q, %v", what, got, err)
 		}
 	}
@@ -259,7 +259,7 @@ func TestOpenRejectsAnnouncedPixels(t *testing.T) {
 	for what, c := range bombs {
 		content := c.content + strings.Repeat("\x00", 100_000)
 		_, _, err := defaults(t).Open(strings.NewReader(content), int64(len(content)))
-		if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrTooLarge) || !strings.HasPrefix(e.Detail, fmt.Sprintf("the picture has %d pixels (", c.pixels)) ||
+		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrTooLarge) || !strings.HasPrefix(e.Detail, fmt.Sprintf("the picture has %d pixels (", c.pixels)) ||
 			!strings.HasSuffix(e.Detail, "; at most 210000000 are accepted") {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -269,7 +269,7 @@ func TestOpenRejectsAnnouncedPixels(t *testing.T) {
 			t.Errorf("%s where as many are accepted: %v", what, err)
 		}
 		l.MaxPixels = c.pixels - 1
-		if _, _, err := l.Open(strings.NewReader(content), -1); !errors.Is(err, signerapi.ErrTooLarge) {
+		if _, _, err := l.Open(strings.NewReader(content), -1); !errors.Is(err, apierror.ErrTooLarge) {
 			t.Errorf("%s where one less is accepted: %v", what, err)
 		}
 	}

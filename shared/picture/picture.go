@@ -15,7 +15,7 @@ import (
 
 	"github.com/docker/go-units"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 // extensions maps the media types that can be accepted to the extensions of their files. The first is the usual one.
@@ -85,9 +85,9 @@ func (l Limits) Validate() error {
 func (l Limits) CheckSize(size int64) error {
 	switch {
 	case size > int64(l.MaxSize):
-		return signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", l.MaxSize))
+		return apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", l.MaxSize))
 	case size == 0:
-		return signerapi.ErrEmpty
+		return apierror.ErrEmpty
 	}
 	return nil
 }
@@ -139,7 +139,7 @@ func (r *limitedReader) Read(p []byte) (int, error) {
 		return 0, tooLarge
 	}
 	if r.want >= 0 && (r.n > r.want || err == io.EOF && r.n < r.want) {
-		return 0, signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+		return 0, apierror.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
 	}
 	return n, err
 }

@@ -12,14 +12,14 @@ import (
 	"testing"
 	"testing/iotest"
 
-	"cats.example/shared/service"
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
 )
 
 func defaults(t testing.TB, environ ...string) Limits {
 	t.Helper()
 	var l Limits
-	if err := service.Parse(&l, environ); err != nil {
+	if err := config.Parse(&l, environ); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -86,7 +86,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 	} {
 		_, _, err := defaults(t).Open(strings.NewReader(content), -1)
 		want := "the file is " + name
-		if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrUnsupportedMediaType) || !strings.HasPrefix(e.Detail, want) ||
+		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrUnsupportedMediaType) || !strings.HasPrefix(e.Detail, want) ||
 			!strings.HasSuffix(e.Detail, ", which is not accepted; accepted types: image/jpeg, image/png, image/gif, image/webp, image/avif, image/heic, image/heif, image/heic-sequence, image/heif-sequence") {
 			t.Errorf("%.20q: %v; want %q", content, err, want)
 		}
@@ -97,7 +97,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 	}
 	for _, mediaType := range []string{"image/heic-sequence", "image/heif-sequence", "image/avif", "image/jpeg"} {
 		_, _, err := l.Open(strings.NewReader(pixel(t, mediaType)), -1)
-		if want := "the file is " + mediaType + ", which is not accepted; accepted types: image/heif, image/png"; signerapi.AsError(err).Detail != want {
+		if want := "the file is " + mediaType + ", which is not accepted; accepted types: image/heif, image/png"; apierror.AsError(err).Detail != want {
 			t.Errorf("%v; want %q", err, want)
 		}
 	}
@@ -137,16 +137,16 @@ func TestLengthsAreHeldTo(t *testing.T) {
 	}{
 		{10_000, 10_000, nil},
 		{10_000, -1, nil},
-		{10_001, -1, signerapi.ErrTooLarge},
-		{10_001, 10_001, signerapi.ErrTooLarge},
-		{50_000, 100, signerapi.ErrIncomplete},
-		{5_000, 4_999, signerapi.ErrIncomplete},
-		{5_000, 5_001, signerapi.ErrIncomplete},
-		{100, 99, signerapi.ErrIncomplete},
-		{100, 101, signerapi.ErrIncomplete},
-		{0, -1, signerapi.ErrEmpty},
-		{0, 0, signerapi.ErrEmpty},
-		{0, 5, signerapi.ErrIncomplete},
+		{10_001, -1, apierror.ErrTooLarge},
+		{10_001, 10_001, apierror.ErrTooLarge},
+		{50_000, 100, apierror.ErrIncomplete},
+		{5_000, 4_999, apierror.ErrIncomplete},
+		{5_000, 5_001, apierror.ErrIncomplete},
+		{100, 99, apierror.ErrIncomplete},
+		{100, 101, apierror.ErrIncomplete},
+		{0, -1, apierror.ErrEmpty},
+		{0, 0, apierror.ErrEmpty},
+		{0, 5, apierror.ErrIncomplete},
 	} {
 		content := (png + strings.Repeat("\x00", 60_000))[:c.length]
 		_, whole, err := l.Open(strings.NewReader(content), int64(c.announced))
@@ -167,7 +167,7 @@ func TestLengthsAreHeldTo(t *testing.T) {
 // that has ended.
 func TestABrokenBodyStaysBroken(t *testing.T) {
 	l := defaults(t)
-	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, signerapi.ErrStalled} {
+	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, apierror.ErrStalled} {
 		for _, at := range []int{0, 1, 100, typeBytes - 1, typeBytes, typeBytes + 1, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
 			for _, content := range []string{pixel(t, "image/png") + strings.Repeat("\x00", 200_000), longHeader(t, 0xe1, 4)} {
 				body := func() io.Reader { return io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause)) }

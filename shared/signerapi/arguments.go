@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 // arguments are those of all calls; each call has some of them. They are the query of a request.
@@ -79,7 +81,7 @@ func parseArguments(query string) (User, *arguments, error) {
 	a := argumentsFor(User{})
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return User{}, nil, ErrInvalidArgument.With("the query cannot be read")
+		return User{}, nil, apierror.ErrInvalidArgument.With("the query cannot be read")
 	}
 	all := a.all()
 	for name, given := range values {
@@ -103,7 +105,7 @@ func parseArguments(query string) (User, *arguments, error) {
 			*v = time.Duration(seconds) * time.Second
 		}
 		if err != nil || !valid {
-			return User{}, nil, ErrInvalidArgument.With(name + ": given twice, or not valid")
+			return User{}, nil, apierror.ErrInvalidArgument.With(name + ": given twice, or not valid")
 		}
 	}
 	user, err := ParseUser(a.user)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/watchdog"
 )
 
@@ -121,7 +122,7 @@ func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (link Li
 func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
 	args := argumentsFor(user)
 	args.Conditions = conditions
-	return unknownIfLost(c.call(ctx, shortTimeout, http.MethodDelete, picturePath, args, nil), MayBeDeleted)
+	return unknownIfLost(c.call(ctx, shortTimeout, http.MethodDelete, picturePath, args, nil), apierror.MayBeDeleted)
 }
 
 // Ticket implements [Signer].
@@ -137,7 +138,7 @@ func (c *Client) Commit(ctx context.Context, user User, ticket string, opts Comm
 	args := argumentsFor(user)
 	args.ticket, args.Conditions, args.MD5 = ticket, opts.Conditions, opts.MD5
 	err = c.call(ctx, writeTimeout, http.MethodPost, commitPath, args, &info)
-	return info, unknownIfLost(err, MayBeStored)
+	return info, unknownIfLost(err, apierror.MayBeStored)
 }
 
 // About implements [Signer].
@@ -162,7 +163,7 @@ func (c *Client) turn(ctx context.Context) error {
 	case c.turns <- struct{}{}:
 		return nil
 	case <-time.After(turnTimeout):
-		return ErrOverloaded.Wrap(fmt.Errorf("%d calls for URLs are in progress", maxTurns))
+		return apierror.ErrOverloaded.Wrap(fmt.Errorf("%d calls for URLs are in progress", maxTurns))
 	case <-ctx.Done():
 		return unreachable(ctx, ctx.Err())
 	}
@@ -199,7 +200,7 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 // Outcome is unknown, and the Detail ends with may.
 func unknownIfLost(err error, may string) error {
 	if _, lost := errors.AsType[lostError](err); lost {
-		return AsError(err).Unknown(may)
+		return apierror.AsError(err).Unknown(may)
 	}
 	return err
 }
@@ -226,7 +227,7 @@ func (c *Client) do(req *http.Request, out any) error {
 		err = fmt.Errorf("%s in place of a 204", resp.Status)
 	}
 	if err != nil {
-		return ErrInternal.Wrap(lostError{fmt.Errorf("reading the signer's answer: %w", err)})
+		return apierror.ErrInternal.Wrap(lostError{fmt.Errorf("reading the signer's answer: %w", err)})
 	}
 	return nil
 }
@@ -237,24 +238,24 @@ type lostError struct{ error }
 // Unwrap returns the reason.
 func (e lostError) Unwrap() error { return e.error }
 
-// unreachable is ErrSignerUnavailable, unless it was the caller who gave up.
+// unreachable is apierror.ErrSignerUnavailable, unless it was the caller who gave up.
 func unreachable(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), watchdog.ErrExpired) {
-		return ErrIncomplete.Wrap(context.Cause(ctx))
+		return apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
 	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" { // without a connection nothing was sent
 		err = lostError{err}
 	}
-	return ErrSignerUnavailable.Wrap(err)
+	return apierror.ErrSignerUnavailable.Wrap(err)
 }
 
 // decodeError goes by the code in the answer. An answer that is not of the
 // contract comes from something that is not the signer.
 func decodeError(resp *http.Response, answer []byte) error {
-	var got Error
-	if json.Unmarshal(answer, &got) == nil && wire[got.Code] != nil {
-		e := wire[got.Code].With(got.Detail)
-		if got.Outcome == OutcomeUnknown || got.Outcome == OutcomeStored {
+	var got apierror.Error
+	if json.Unmarshal(answer, &got) == nil && apierror.ByCode(got.Code) != nil {
+		e := apierror.ByCode(got.Code).With(got.Detail)
+		if got.Outcome == apierror.OutcomeUnknown || got.Outcome == apierror.OutcomeStored {
 			e.Outcome = got.Outcome
 		}
 		if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
@@ -262,7 +263,7 @@ func decodeError(resp *http.Response, answer []byte) error {
 		}
 		return e
 	}
-	return ErrInternal.Wrap(lostError{fmt.Errorf("the signer answered %s, outside the contract", resp.Status)})
+	return apierror.ErrInternal.Wrap(lostError{fmt.Errorf("the signer answered %s, outside the contract", resp.Status)})
 }
 
 // trackedBody remembers the error that ended a body, and whether all of it was read: a body of a known size is whole with its
@@ -319,11 +320,11 @@ func (b *trackedBody) outcome(err error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	_, lost := errors.AsType[lostError](err)
-	if b.e != nil && (err == nil || AsError(err).Outcome == "") {
+	if b.e != nil && (err == nil || apierror.AsError(err).Outcome == "") {
 		lost, err = lost || err == nil, b.e
 	}
 	if lost && b.whole {
-		return AsError(err).Unknown(MayBeStored)
+		return apierror.AsError(err).Unknown(apierror.MayBeStored)
 	}
 	return err
 }

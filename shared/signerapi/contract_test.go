@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cats.example/shared/apierror"
 )
 
 // stub is the signer behind the handler; each test sets what it needs.
@@ -174,7 +176,7 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 		t.Error(err, diff)
 	}
 	for _, id := range []string{"", "a b", "a/b", "..", strings.Repeat("a", 97), "猫"} {
-		if _, err := c.Commit(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, ErrNoUpload) {
+		if _, err := c.Commit(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
 			t.Errorf("the ticket %q: %v", id, err)
 		}
 	}
@@ -184,7 +186,7 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 }
 
 func TestContractErrorsCrossTheWire(t *testing.T) {
-	for _, e := range wire {
+	for e := range apierror.All() {
 		c := across(t, stub{delete: func(User, Conditions) error {
 			return fmt.Errorf("deleting: %w", e.With("why").After(7*time.Second).Wrap(errors.New("secret")))
 		}})
@@ -193,7 +195,7 @@ func TestContractErrorsCrossTheWire(t *testing.T) {
 			t.Errorf("%s arrived as %v", e.Code, err)
 			continue
 		}
-		if got := AsError(err); got.Detail != "why" || got.Status != e.Status || got.RetryAfter != 7*time.Second || got.Unwrap() != nil {
+		if got := apierror.AsError(err); got.Detail != "why" || got.Status != e.Status || got.RetryAfter != 7*time.Second || got.Unwrap() != nil {
 			t.Errorf("%s arrived with detail %q, status %d, Retry-After %v, cause %v", e.Code, got.Detail, got.Status, got.RetryAfter, got.Unwrap())
 		}
 	}
@@ -202,8 +204,8 @@ func TestContractErrorsCrossTheWire(t *testing.T) {
 func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
 	c := across(t, stub{delete: func(User, Conditions) error { return errors.New("account key is hunter2") }})
 	err := c.Delete(t.Context(), user(t, "x"), Conditions{})
-	if !errors.Is(err, ErrInternal) || strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("got %v; want a bare ErrInternal", err)
+	if !errors.Is(err, apierror.ErrInternal) || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v; want a bare apierror.ErrInternal", err)
 	}
 }
 
@@ -211,10 +213,10 @@ func TestReadyAndNotReady(t *testing.T) {
 	if err := across(t, stub{}).Ready(t.Context()); err != nil {
 		t.Errorf("a ready signer: %v", err)
 	}
-	if err := across(t, stub{ready: ErrIdentityUnavailable}).Ready(t.Context()); !errors.Is(err, ErrIdentityUnavailable) {
+	if err := across(t, stub{ready: apierror.ErrIdentityUnavailable}).Ready(t.Context()); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 		t.Errorf("a signer without a key: %v", err)
 	}
-	if err := clientOf(t, "http://127.0.0.1:1").Ready(t.Context()); !errors.Is(err, ErrSignerUnavailable) {
+	if err := clientOf(t, "http://127.0.0.1:1").Ready(t.Context()); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("no signer at all: %v", err)
 	}
 }
@@ -223,7 +225,7 @@ func TestReadyAndNotReady(t *testing.T) {
 // reason and wherever the cut, and must come back as that reason.
 func TestABrokenBodyIsNeverTheEndOfAPicture(t *testing.T) {
 	for name, cause := range map[string]error{
-		"a reason of the contract": ErrTooLarge,
+		"a reason of the contract": apierror.ErrTooLarge,
 		"a wrapped io.EOF":         fmt.Errorf("reading: %w", io.EOF),
 		"an unexpected EOF":        io.ErrUnexpectedEOF,
 		"anything":                 errors.New("cable cut"),
@@ -237,13 +239,13 @@ func TestABrokenBodyIsNeverTheEndOfAPicture(t *testing.T) {
 					return Info{}, err
 				}})
 				body := io.MultiReader(strings.NewReader(strings.Repeat("x", sent)), failing{cause})
-				if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, cause) || errors.Is(err, ErrSignerUnavailable) {
+				if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, cause) || errors.Is(err, apierror.ErrSignerUnavailable) {
 					t.Errorf("Put returned %v; want %v", err, cause)
 				}
 				select {
 				case err := <-seen:
-					if !errors.Is(err, ErrIncomplete) {
-						t.Errorf("the signer read %v; want ErrIncomplete", err)
+					if !errors.Is(err, apierror.ErrIncomplete) {
+						t.Errorf("the signer read %v; want apierror.ErrIncomplete", err)
 					}
 				case <-time.After(5 * time.Second):
 					// The body broke before the request went out: nothing to see.
@@ -261,11 +263,11 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 func TestARefusalBeforeTheBodyIsHeard(t *testing.T) {
-	c := across(t, stub{put: func(User, io.Reader, PutOptions) (Info, error) { return Info{}, ErrOverloaded }})
+	c := across(t, stub{put: func(User, io.Reader, PutOptions) (Info, error) { return Info{}, apierror.ErrOverloaded }})
 	body := &counting{}
 	_, err := c.Put(t.Context(), user(t, "x"), body, PutOptions{Size: 1 << 30})
-	if !errors.Is(err, ErrOverloaded) {
-		t.Fatalf("Put returned %v; want ErrOverloaded", err)
+	if !errors.Is(err, apierror.ErrOverloaded) {
+		t.Fatalf("Put returned %v; want apierror.ErrOverloaded", err)
 	}
 	if body.n > 0 {
 		t.Errorf("%d bytes were read of a picture that was refused by its header", body.n)
@@ -281,10 +283,10 @@ func TestASignerThatDiesIsUnavailable(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	defer srv.Close()
 	c := clientOf(t, srv.URL)
-	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), PutOptions{Size: 3}); !errors.Is(err, ErrSignerUnavailable) {
+	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), PutOptions{Size: 3}); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("Put: %v", err)
 	}
-	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
+	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("Link: %v", err)
 	}
 }
@@ -295,8 +297,8 @@ func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 			_, _ = io.WriteString(w, answer)
 		}))
-		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Conditions{}); !errors.Is(err, ErrInternal) {
-			t.Errorf("%.20q: %v; want ErrInternal", answer, err)
+		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Conditions{}); !errors.Is(err, apierror.ErrInternal) {
+			t.Errorf("%.20q: %v; want apierror.ErrInternal", answer, err)
 		}
 		srv.Close()
 	}

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"hash"
 	"io"
+
+	"cats.example/shared/apierror"
 )
 
 // Digests are those that the sender of a body knows of it; the zero value knows
@@ -24,17 +26,17 @@ func (d Digests) all() [3]digest {
 	return [3]digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
 }
 
-// Check returns ErrInvalidArgument when a digest is not as long as its kind is.
+// Check returns apierror.ErrInvalidArgument when a digest is not as long as its kind is.
 func (d Digests) Check() error {
 	for _, one := range d.all() {
 		if one.sum != nil && len(one.sum) != one.kind.Size() {
-			return ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
+			return apierror.ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
 		}
 	}
 	return nil
 }
 
-// Reader returns body, which ends in ErrDigestMismatch in place of io.EOF when it
+// Reader returns body, which ends in apierror.ErrDigestMismatch in place of io.EOF when it
 // was not the one that was announced.
 func (d Digests) Reader(body io.Reader) io.Reader {
 	for _, one := range d.all() {
@@ -55,7 +57,7 @@ func (r *digestReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.hash.Write(p[:n])
 	if err == io.EOF && !bytes.Equal(r.hash.Sum(nil), r.want) {
-		err = ErrDigestMismatch
+		err = apierror.ErrDigestMismatch
 	}
 	return n, err
 }

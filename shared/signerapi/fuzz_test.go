@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 // FuzzContract has calls cross the wire: what the contract allows arrives as it was
@@ -82,7 +84,7 @@ func FuzzContract(f *testing.F) {
 			err = c.Delete(t.Context(), who, conditions)
 		}
 		switch {
-		case !allowed && (got != nil || !errors.Is(err, ErrInvalidArgument)):
+		case !allowed && (got != nil || !errors.Is(err, apierror.ErrInvalidArgument)):
 			t.Fatalf("%+v was refused with %v, and reached the signer as %+v", want, err, got)
 		case allowed && (err != nil || got == nil || !reflect.DeepEqual(*got, want)):
 			t.Fatalf("%+v arrived as %+v, %v", want, got, err)
@@ -102,7 +104,7 @@ func FuzzConditions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, ifMatch, ifNoneMatch, there string) {
 		ok := func(v string) bool { return v == "" || v == "*" || entityTag.MatchString(v) }
 		c := Conditions{ifMatch, ifNoneMatch}
-		if err := c.Check(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, ErrInvalidArgument) {
+		if err := c.Check(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, apierror.ErrInvalidArgument) {
 			t.Fatalf("%+v: %v", c, err)
 		}
 		if !entityTag.MatchString(there) {
@@ -196,7 +198,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
 		})
 		if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
-			if _, ok := errors.AsType[*Error](err); !ok {
+			if _, ok := errors.AsType[*apierror.Error](err); !ok {
 				t.Fatalf("an error outside the contract: %v", err)
 			}
 		} else if status/100 != 2 {
@@ -206,21 +208,21 @@ func FuzzDecodeAnswer(f *testing.F) {
 		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
 		var said struct{ Code, Detail, Outcome string }
 		decoded := json.Unmarshal([]byte(answer), &said) == nil
-		ofContract := decoded && wire[said.Code] != nil
-		want := OutcomeUnknown
+		ofContract := decoded && apierror.ByCode(said.Code) != nil
+		want := apierror.OutcomeUnknown
 		switch {
 		case status == http.StatusNoContent:
 			want = ""
 		case ofContract && status/100 != 2 && said.Outcome == "stored":
-			want = OutcomeStored
+			want = apierror.OutcomeStored
 		case ofContract && status/100 != 2 && said.Outcome != "unknown":
 			want = ""
 			if said.Code == "damaged" {
-				want = OutcomeStored
+				want = apierror.OutcomeStored
 			}
 		}
-		if (err == nil) != (status == http.StatusNoContent) || err != nil && AsError(err).Outcome != want {
-			t.Fatalf("status %d with %q: %v, outcome %q; want %q", status, answer, err, AsError(err).Outcome, want)
+		if (err == nil) != (status == http.StatusNoContent) || err != nil && apierror.AsError(err).Outcome != want {
+			t.Fatalf("status %d with %q: %v, outcome %q; want %q", status, answer, err, apierror.AsError(err).Outcome, want)
 		}
 	})
 }

@@ -10,12 +10,14 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+
+	"cats.example/shared/apierror"
 )
 
 // Settings are the settings of the signer that its side of the contract depends on.
 type Settings struct {
 	// Anonymous says that authentication is off. A call with a token is then
-	// ErrMisconfigured: the frontend sends tokens only where authentication is on.
+	// apierror.ErrMisconfigured: the frontend sends tokens only where authentication is on.
 	Anonymous bool
 	// Shared is the field of About.
 	Shared map[string]string
@@ -73,7 +75,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 		if token != "" {
 			ctx = WithToken(ctx, token)
 			if h.settings.Anonymous {
-				err = ErrMisconfigured
+				err = apierror.ErrMisconfigured
 			}
 		}
 		r = r.WithContext(ctx)
@@ -118,7 +120,7 @@ func (h handler) delete(r *http.Request, user User, args *arguments) (any, error
 
 func (h handler) ticket(r *http.Request, user User, args *arguments) (any, error) {
 	if args.Size < 0 {
-		return nil, ErrInvalidArgument.With("size: want a number of bytes")
+		return nil, apierror.ErrInvalidArgument.With("size: want a number of bytes")
 	}
 	return h.signer.Ticket(r.Context(), user, args.Size)
 }
@@ -141,9 +143,9 @@ func (h handler) ready(r *http.Request) (any, error) {
 }
 
 // Fail answers with err as it crosses the wire: its code, detail, outcome and
-// Retry-After, never its cause. An error without a status is ErrInternal.
+// Retry-After, never its cause. An error without a status is apierror.ErrInternal.
 func Fail(w http.ResponseWriter, err error) {
-	e := AsError(err)
+	e := apierror.AsError(err)
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
@@ -167,20 +169,20 @@ func WriteJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	_, _ = w.Write(content) // the connection is lost if this fails
 }
 
-// BodyReader reads the body of an HTTP request. It returns a passed deadline as ErrStalled, and any other error that is no
-// *Error, a wrapped io.EOF included, as ErrIncomplete.
+// BodyReader reads the body of an HTTP request. It returns a passed deadline as apierror.ErrStalled, and any other error that is no
+// *apierror.Error, a wrapped io.EOF included, as apierror.ErrIncomplete.
 type BodyReader struct{ Body io.Reader }
 
 // Read implements [io.Reader].
 func (b BodyReader) Read(p []byte) (int, error) {
 	n, err := b.Body.Read(p)
-	_, known := errors.AsType[*Error](err)
+	_, known := errors.AsType[*apierror.Error](err)
 	switch {
 	case err == nil, known, err == io.EOF: //nolint:errorlint // only a bare io.EOF is the end of a body
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = ErrStalled.Wrap(err)
+		err = apierror.ErrStalled.Wrap(err)
 	default:
-		err = ErrIncomplete.Wrap(err)
+		err = apierror.ErrIncomplete.Wrap(err)
 	}
 	return n, err
 }

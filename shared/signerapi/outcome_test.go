@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+
+	"cats.example/shared/apierror"
 )
 
 // writes are the calls that change a stored picture, with what a lost answer adds to the detail.
@@ -20,16 +22,16 @@ var writes = []struct {
 	name, may string
 	call      func(context.Context, *Client, User) error
 }{
-	{"PUT", MayBeStored, func(ctx context.Context, c *Client, u User) error {
+	{"PUT", apierror.MayBeStored, func(ctx context.Context, c *Client, u User) error {
 		_, err := c.Put(ctx, u, strings.NewReader("picture"), PutOptions{Size: 7})
 		return err
 	}},
-	{"PUT of unknown size", MayBeStored, func(ctx context.Context, c *Client, u User) error {
+	{"PUT of unknown size", apierror.MayBeStored, func(ctx context.Context, c *Client, u User) error {
 		_, err := c.Put(ctx, u, iotest.OneByteReader(strings.NewReader("picture")), unknown)
 		return err
 	}},
-	{"DELETE", MayBeDeleted, func(ctx context.Context, c *Client, u User) error { return c.Delete(ctx, u, Conditions{}) }},
-	{"commit", MayBeStored, func(ctx context.Context, c *Client, u User) error {
+	{"DELETE", apierror.MayBeDeleted, func(ctx context.Context, c *Client, u User) error { return c.Delete(ctx, u, Conditions{}) }},
+	{"commit", apierror.MayBeStored, func(ctx context.Context, c *Client, u User) error {
 		_, err := c.Commit(ctx, u, "1-1-A", CommitOptions{})
 		return err
 	}},
@@ -69,10 +71,10 @@ func answerOf(status int, content string) string {
 	return fmt.Sprintf("HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s", status, len(content), content)
 }
 
-func checkOutcome(t *testing.T, err error, code string, want Outcome, may string) {
+func checkOutcome(t *testing.T, err error, code string, want apierror.Outcome, may string) {
 	t.Helper()
-	e := AsError(err)
-	if err == nil || e.Code != code || e.Outcome != want || strings.HasSuffix(e.Detail, may) != (want == OutcomeUnknown) {
+	e := apierror.AsError(err)
+	if err == nil || e.Code != code || e.Outcome != want || strings.HasSuffix(e.Detail, may) != (want == apierror.OutcomeUnknown) {
 		t.Errorf("%v, outcome %q, detail %q; want %s with outcome %q", err, e.Outcome, e.Detail, code, want)
 	}
 }
@@ -98,7 +100,7 @@ func TestLostAnswersOfWritesAreUnknown(t *testing.T) {
 		for _, w := range writes {
 			t.Run(w.name+", "+name, func(t *testing.T) {
 				err := w.call(t.Context(), peer(t, answering(c.answer)), user(t, "x"))
-				checkOutcome(t, err, c.code, OutcomeUnknown, w.may)
+				checkOutcome(t, err, c.code, apierror.OutcomeUnknown, w.may)
 			})
 		}
 	}
@@ -108,21 +110,21 @@ func TestLostAnswersOfWritesAreUnknown(t *testing.T) {
 func TestSuccessOfAnotherKindIsUnknown(t *testing.T) {
 	for _, w := range writes {
 		answer := answerOf(200, `{"etag":"1"}`)
-		if w.may == MayBeStored {
+		if w.may == apierror.MayBeStored {
 			answer = answerOf(204, "")
 		}
 		err := w.call(t.Context(), peer(t, answering(answer)), user(t, "x"))
-		checkOutcome(t, err, "internal", OutcomeUnknown, w.may)
+		checkOutcome(t, err, "internal", apierror.OutcomeUnknown, w.may)
 	}
 }
 
 func TestRefusalsOfWritesHaveTheSignersOutcome(t *testing.T) {
-	for outcome, want := range map[string]Outcome{
+	for outcome, want := range map[string]apierror.Outcome{
 		``:                             "",
 		`,"outcome":""`:                "",
 		`,"outcome":null`:              "",
-		`,"outcome":"unknown"`:         OutcomeUnknown,
-		`,"outcome":"stored"`:          OutcomeStored,
+		`,"outcome":"unknown"`:         apierror.OutcomeUnknown,
+		`,"outcome":"stored"`:          apierror.OutcomeStored,
 		`,"outcome":"Unknown"`:         "",
 		`,"outcome":"deleted"`:         "",
 		`,"outcome":"unknown\u0000"`:   "",
@@ -132,7 +134,7 @@ func TestRefusalsOfWritesHaveTheSignersOutcome(t *testing.T) {
 			for _, w := range writes {
 				answer := answerOf(503, fmt.Sprintf(`{"code":%q,"detail":"why"%s}`, code, outcome))
 				err := w.call(t.Context(), peer(t, answering(answer)), user(t, "x"))
-				if e := AsError(err); e.Code != code || e.Outcome != want || e.Detail != "why" {
+				if e := apierror.AsError(err); e.Code != code || e.Outcome != want || e.Detail != "why" {
 					t.Errorf("%s of %s%s: %v, outcome %q, detail %q", w.name, code, outcome, err, e.Outcome, e.Detail)
 				}
 			}
@@ -141,23 +143,24 @@ func TestRefusalsOfWritesHaveTheSignersOutcome(t *testing.T) {
 }
 
 func TestContractErrorsKeepTheirOutcome(t *testing.T) {
-	for code, contract := range wire {
-		for _, outcome := range []Outcome{"", OutcomeUnknown, OutcomeStored} {
+	for contract := range apierror.All() {
+		code := contract.Code
+		for _, outcome := range []apierror.Outcome{"", apierror.OutcomeUnknown, apierror.OutcomeStored} {
 			e := *contract
 			e.Outcome = outcome
 			c := across(t, stub{delete: func(User, Conditions) error { return fmt.Errorf("deleting: %w", &e) }})
 			want := outcome
-			if code == ErrDamaged.Code && outcome == "" {
-				want = OutcomeStored // there is no other kind
+			if code == apierror.ErrDamaged.Code && outcome == "" {
+				want = apierror.OutcomeStored // there is no other kind
 			}
-			if got := AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != e.Code || got.Outcome != want {
+			if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != e.Code || got.Outcome != want {
 				t.Errorf("%s with outcome %q arrived as %s with %q", e.Code, outcome, got.Code, got.Outcome)
 			}
 		}
 	}
-	private := &Error{Code: "private", Outcome: OutcomeUnknown}
+	private := &apierror.Error{Code: "private", Outcome: apierror.OutcomeUnknown}
 	c := across(t, stub{delete: func(User, Conditions) error { return private }})
-	if got := AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != "internal" || got.Outcome != OutcomeUnknown {
+	if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != "internal" || got.Outcome != apierror.OutcomeUnknown {
 		t.Errorf("an error without a case arrived as %s with outcome %q", got.Code, got.Outcome)
 	}
 }
@@ -216,7 +219,7 @@ func TestSignersDeathTellsTheOutcomeByItsTime(t *testing.T) {
 				var may bool
 				c := peer(t, func(conn net.Conn) { may = play(conn, bufio.NewReader(conn)) })
 				_, err := c.Put(t.Context(), user(t, "x"), strings.NewReader(strings.Repeat("x", 100_000)), PutOptions{Size: size})
-				checkOutcome(t, err, "signer_unavailable", map[bool]Outcome{true: OutcomeUnknown}[may], MayBeStored)
+				checkOutcome(t, err, "signer_unavailable", map[bool]apierror.Outcome{true: apierror.OutcomeUnknown}[may], apierror.MayBeStored)
 			})
 		}
 		if strings.HasSuffix(name, "a body") {
@@ -227,7 +230,7 @@ func TestSignersDeathTellsTheOutcomeByItsTime(t *testing.T) {
 			t.Run(w.name+", "+name, func(t *testing.T) {
 				c := peer(t, func(conn net.Conn) { play(conn, bufio.NewReader(conn)) })
 				err := w.call(t.Context(), c, user(t, "x"))
-				checkOutcome(t, err, "signer_unavailable", OutcomeUnknown, w.may)
+				checkOutcome(t, err, "signer_unavailable", apierror.OutcomeUnknown, w.may)
 			})
 		}
 	}
@@ -275,7 +278,7 @@ func TestTimeoutsOfWritesAreUnknown(t *testing.T) {
 				})
 				err := w.call(t.Context(), c, user(t, "x"))
 				close(over)
-				checkOutcome(t, err, "signer_unavailable", OutcomeUnknown, w.may)
+				checkOutcome(t, err, "signer_unavailable", apierror.OutcomeUnknown, w.may)
 			})
 		})
 	}
@@ -302,11 +305,11 @@ func TestBodiesThatBreakBehindTheirEndAreUnknown(t *testing.T) {
 	for _, c := range []struct {
 		sent int
 		size int64
-		want Outcome
-	}{{7, 7, OutcomeUnknown}, {7, 8, ""}, {0, 7, ""}, {7, -1, ""}} {
+		want apierror.Outcome
+	}{{7, 7, apierror.OutcomeUnknown}, {7, 8, ""}, {0, 7, ""}, {7, -1, ""}} {
 		body := io.MultiReader(strings.NewReader(strings.Repeat("x", c.sent)), failing{cause})
 		_, err := peer(t, answering("")).Put(t.Context(), user(t, "x"), body, PutOptions{Size: c.size})
-		if e := AsError(err); !errors.Is(err, cause) || e.Outcome != c.want {
+		if e := apierror.AsError(err); !errors.Is(err, cause) || e.Outcome != c.want {
 			t.Errorf("%d bytes of %d: %v, outcome %q; want %q", c.sent, c.size, err, e.Outcome, c.want)
 		}
 	}
@@ -316,7 +319,7 @@ func TestBodiesThatBreakBehindTheirEndAreUnknown(t *testing.T) {
 func TestShortBodiesAreDefinite(t *testing.T) {
 	for _, sent := range []int{0, 1, 50_000, 99_999} {
 		_, err := peer(t, answering("")).Put(t.Context(), user(t, "x"), strings.NewReader(strings.Repeat("x", sent)), PutOptions{Size: 100_000})
-		checkOutcome(t, err, "signer_unavailable", "", MayBeStored)
+		checkOutcome(t, err, "signer_unavailable", "", apierror.MayBeStored)
 	}
 }
 
@@ -327,7 +330,7 @@ func TestReadsHaveNoOutcome(t *testing.T) {
 		_, ticket := c.Ticket(t.Context(), user(t, "x"), 7)
 		_, about := c.About(t.Context())
 		for _, err := range []error{link, ticket, about, c.Ready(t.Context())} {
-			if e := AsError(err); err == nil || e.Outcome != "" || strings.Contains(e.Detail, "may have been") {
+			if e := apierror.AsError(err); err == nil || e.Outcome != "" || strings.Contains(e.Detail, "may have been") {
 				t.Errorf("%q: %v, outcome %q, detail %q", answer, err, e.Outcome, e.Detail)
 			}
 		}
@@ -347,7 +350,7 @@ func TestUploadsThatNobodyAcceptsAreDefinite(t *testing.T) {
 			})
 			_, err := c.Put(t.Context(), user(t, "x"), strings.NewReader(strings.Repeat("x", 100_000)), PutOptions{Size: size})
 			close(over)
-			checkOutcome(t, err, "signer_unavailable", "", MayBeStored)
+			checkOutcome(t, err, "signer_unavailable", "", apierror.MayBeStored)
 		})
 	}
 }

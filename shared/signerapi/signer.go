@@ -22,7 +22,7 @@
 // Each call has the header Cats-Contract: 1; a request without is refused with 403.
 // Authorization: Bearer T passes on the token of the caller on whose behalf it is, see
 // [WithToken]; the signer verifies it where callers must be known, and rejects the call
-// with ErrMisconfigured elsewhere.
+// with apierror.ErrMisconfigured elsewhere.
 // CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
 // sha512=H, in hexadecimal.
 //
@@ -37,17 +37,19 @@ import (
 	"log/slog"
 	"regexp"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 // Signer stores, links and deletes the one picture of a user. Implementations
 // are safe for concurrent use. Where callers must be known, each call can be
-// ErrUnauthenticated, ErrForbidden, ErrRateLimited or ErrIssuerUnavailable. Every error they return that a caller may branch
-// on is, or wraps, one of the *Error values of this package.
+// apierror.ErrUnauthenticated, apierror.ErrForbidden, apierror.ErrRateLimited or apierror.ErrIssuerUnavailable. Every error they return that a caller may branch
+// on is, or wraps, one of the *apierror.Error values of this package.
 type Signer interface {
 	// Put stores body as the picture of user, in place of what was there. It
 	// returns only once storage has acknowledged the whole of it. After an error
-	// the old picture is still there, unless the error has an Outcome. ErrArchived,
-	// ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the state of the
+	// the old picture is still there, unless the error has an Outcome. apierror.ErrArchived,
+	// apierror.ErrImmutable, apierror.ErrLeased and apierror.ErrRejectedByStorage mean that the state of the
 	// stored picture does not allow it; of Delete and Commit as well.
 	//
 	// The end of the picture is io.EOF, exactly; any other error from body, io.EOF
@@ -57,25 +59,25 @@ type Signer interface {
 	Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error)
 
 	// Link returns a signed URL that reads the picture of user, and nothing
-	// else, until it expires. ErrNotFound means that storage said that there is
+	// else, until it expires. apierror.ErrNotFound means that storage said that there is
 	// no such picture, and nothing less.
 	Link(ctx context.Context, user User, opts LinkOptions) (Link, error)
 
-	// Delete removes the picture of user, or returns ErrNotFound, or
-	// ErrPreconditionFailed when the picture is not as the conditions say. After an
+	// Delete removes the picture of user, or returns apierror.ErrNotFound, or
+	// apierror.ErrPreconditionFailed when the picture is not as the conditions say. After an
 	// error the picture is still there, unless the error has an Outcome.
 	Delete(ctx context.Context, user User, conditions Conditions) error
 
 	// Ticket returns a signed URL by which a picture of size bytes can be sent
 	// straight to storage, under a name that nobody reads. It changes nothing of the
-	// picture of user; only Commit does. ErrTooLarge means as well that the signer
+	// picture of user; only Commit does. apierror.ErrTooLarge means as well that the signer
 	// gives no tickets.
 	Ticket(ctx context.Context, user User, size int64) (Ticket, error)
 
 	// Commit makes what was sent under a ticket the picture of user, in place of what
 	// was there, if it is all there and is a picture as Put wants it. After an error the
 	// old picture is still there, unless the error has an Outcome. Asked
-	// again after it has done so, it says the same again. ErrNoUpload means that there
+	// again after it has done so, it says the same again. apierror.ErrNoUpload means that there
 	// is nothing of user's under that ticket, or not any more.
 	Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
 
@@ -103,31 +105,31 @@ const MaxTail = 96 << 10
 // zero value: Size is -1 where it is not known.
 type PutOptions struct {
 	// Size of the picture in bytes, -1 when it is not known. A body of another
-	// length is ErrIncomplete or ErrTooLarge.
+	// length is apierror.ErrIncomplete or apierror.ErrTooLarge.
 	Size int64
 	// AtLeast and AtMost are bounds of the size in bytes if Size is -1; AtMost is 0 if there are none. A body outside them is
-	// ErrIncomplete. Bounds that are more than [MaxTail] apart are ErrInvalidArgument.
+	// apierror.ErrIncomplete. Bounds that are more than [MaxTail] apart are apierror.ErrInvalidArgument.
 	AtLeast, AtMost int64
-	// Conditions on the picture that is there; ErrPreconditionFailed otherwise.
+	// Conditions on the picture that is there; apierror.ErrPreconditionFailed otherwise.
 	Conditions
-	// Digests of the picture; ErrDigestMismatch when one is not its own.
+	// Digests of the picture; apierror.ErrDigestMismatch when one is not its own.
 	Digests
 }
 
 // Conditions are those of RFC 9110 section 13.1, on the picture that is there; the
 // zero value is no condition. Each is an entity tag with its quotes, or "*" for
-// any picture at all. Lists and weak tags are ErrInvalidArgument.
+// any picture at all. Lists and weak tags are apierror.ErrInvalidArgument.
 type Conditions struct {
 	IfMatch     string // only if this picture is there
 	IfNoneMatch string // only if it is not; "*" creates and never replaces
 }
 
-// Hold returns ErrPreconditionFailed unless the conditions hold for the picture
+// Hold returns apierror.ErrPreconditionFailed unless the conditions hold for the picture
 // with the entity tag etag, "" for none.
 func (c Conditions) Hold(etag string) error {
 	is := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
 	if c.IfMatch != "" && !is(c.IfMatch) || c.IfNoneMatch != "" && is(c.IfNoneMatch) {
-		return ErrPreconditionFailed
+		return apierror.ErrPreconditionFailed
 	}
 	return nil
 }
@@ -136,11 +138,11 @@ func (c Conditions) Hold(etag string) error {
 // storage have.
 var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
-// Check returns ErrInvalidArgument for conditions that cannot be asked.
+// Check returns apierror.ErrInvalidArgument for conditions that cannot be asked.
 func (c Conditions) Check() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
 		if field[1] != "" && !conditionForm.MatchString(field[1]) {
-			return ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
+			return apierror.ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
 	return nil
@@ -150,11 +152,11 @@ func (c Conditions) Check() error {
 // the signer's defaults.
 type LinkOptions struct {
 	// TTL is the longest the link may live, in whole seconds; 0 for the signer's
-	// default. Outside the signer's limits it is ErrInvalidArgument.
+	// default. Outside the signer's limits it is apierror.ErrInvalidArgument.
 	TTL time.Duration
 	// Download is the file name under which a browser saves the picture, with the
 	// extension of its type added where it is missing; "" shows it in place. At most [MaxDownloadName] bytes of UTF-8, without control
-	// characters, "/" or "\"; anything else is ErrInvalidArgument.
+	// characters, "/" or "\"; anything else is apierror.ErrInvalidArgument.
 	Download string
 }
 
@@ -190,19 +192,19 @@ func (t Ticket) LogValue() slog.Value { return slog.TimeValue(t.ExpiresAt) }
 // CommitOptions say what is known of an upload; the zero value knows nothing.
 type CommitOptions struct {
 	Conditions // on the picture that is there
-	// MD5 of what was sent; ErrDigestMismatch when it has another, and
-	// ErrInvalidArgument where storage cannot tell.
+	// MD5 of what was sent; apierror.ErrDigestMismatch when it has another, and
+	// apierror.ErrInvalidArgument where storage cannot tell.
 	MD5 []byte
 }
 
 // ticketForm is the form of the ID of a ticket.
 var ticketForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
 
-// CheckTicket returns ErrNoUpload unless id can be that of a ticket: letters of
+// CheckTicket returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
 // ASCII, digits and hyphens.
 func CheckTicket(id string) error {
 	if !ticketForm.MatchString(id) {
-		return ErrNoUpload
+		return apierror.ErrNoUpload
 	}
 	return nil
 }

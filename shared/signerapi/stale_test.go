@@ -15,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 // staleSigner answers every call, counts the calls, and injects one fault.
@@ -177,7 +179,7 @@ func TestClosedConnectionsAndEveryCall(t *testing.T) {
 	type result struct {
 		seen, executed int
 		code           string // "" for success
-		outcome        Outcome
+		outcome        apierror.Outcome
 	}
 	const dead = "signer_unavailable"
 	once, again := result{seen: 1, executed: 1}, result{seen: 2, executed: 1}
@@ -198,15 +200,15 @@ func TestClosedConnectionsAndEveryCall(t *testing.T) {
 		"reset while idle":  {idle: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
 		"closed after the header": {
 			fault: closing(false, ""),
-			want:  map[kind]result{read: again, put: again, fresh: {1, 0, dead, OutcomeUnknown}},
+			want:  map[kind]result{read: again, put: again, fresh: {1, 0, dead, apierror.OutcomeUnknown}},
 		},
 		"reset after the header": {
 			fault: closing(true, ""),
-			want:  map[kind]result{read: again, put: again, fresh: {1, 0, dead, OutcomeUnknown}},
+			want:  map[kind]result{read: again, put: again, fresh: {1, 0, dead, apierror.OutcomeUnknown}},
 		},
 		"closed within the response": {
 			fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"),
-			want:  map[kind]result{read: {1, 0, dead, ""}, put: {1, 0, dead, ""}, fresh: {1, 0, dead, OutcomeUnknown}},
+			want:  map[kind]result{read: {1, 0, dead, ""}, put: {1, 0, dead, ""}, fresh: {1, 0, dead, apierror.OutcomeUnknown}},
 		},
 		"closed within the body": {
 			fault: func(conn net.Conn, req *http.Request) bool {
@@ -230,11 +232,11 @@ func TestClosedConnectionsAndEveryCall(t *testing.T) {
 				_, _ = io.Copy(io.Discard, req.Body)
 				return false
 			},
-			want: map[kind]result{put: {1, 0, dead, OutcomeUnknown}},
+			want: map[kind]result{put: {1, 0, dead, apierror.OutcomeUnknown}},
 		},
 		"closed after the body": {
 			fault: func(conn net.Conn, req *http.Request) bool { readBody(conn, req); return false },
-			want:  map[kind]result{put: {1, 0, dead, OutcomeUnknown}},
+			want:  map[kind]result{put: {1, 0, dead, apierror.OutcomeUnknown}},
 		},
 	} {
 		for called, call := range everyCall {
@@ -260,7 +262,7 @@ func TestClosedConnectionsAndEveryCall(t *testing.T) {
 				if want.code == "" && err != nil {
 					t.Errorf("%v; want success", err)
 				} else if want.code != "" {
-					checkOutcome(t, err, want.code, want.outcome, map[bool]string{true: MayBeDeleted, false: MayBeStored}[called == "DELETE"])
+					checkOutcome(t, err, want.code, want.outcome, map[bool]string{true: apierror.MayBeDeleted, false: apierror.MayBeStored}[called == "DELETE"])
 				}
 			})
 		}

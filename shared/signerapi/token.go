@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"strings"
+
+	"cats.example/shared/apierror"
 )
 
 // Token is the bearer token of a caller, as it came and not checked.
@@ -11,7 +13,7 @@ type Token = Secret
 
 // TokenIn returns the bearer token in a request's header, RFC 6750 section 2.1, and
 // "" where there is no Authorization field. One that holds anything else, and
-// several, are ErrUnauthenticated.
+// several, are apierror.ErrUnauthenticated.
 func TokenIn(h http.Header) (Token, error) {
 	fields := h["Authorization"]
 	if len(fields) == 0 {
@@ -20,7 +22,7 @@ func TokenIn(h http.Header) (Token, error) {
 	scheme, token, _ := strings.Cut(fields[0], " ")
 	token = strings.TrimLeft(token, " ")
 	if len(fields) > 1 || !strings.EqualFold(scheme, "Bearer") || token == "" || !IsToken68(token) {
-		return "", ErrUnauthenticated.With("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
+		return "", apierror.ErrUnauthenticated.With("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
 	}
 	return Token(token), nil
 }

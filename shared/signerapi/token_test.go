@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"cats.example/shared/apierror"
 )
 
 func TestTheCallersTokenIsPassedOnAndNeverShown(t *testing.T) {
@@ -105,7 +107,7 @@ func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
 	if err := c.Ready(t.Context()); err != nil {
 		t.Errorf("ready without a token: %v", err)
 	}
-	if err := c.Delete(WithToken(t.Context(), "mew"), user(t, "mia"), Conditions{}); !errors.Is(err, ErrMisconfigured) {
+	if err := c.Delete(WithToken(t.Context(), "mew"), user(t, "mia"), Conditions{}); !errors.Is(err, apierror.ErrMisconfigured) {
 		t.Errorf("a client that passes a token on: %v", err)
 	}
 }

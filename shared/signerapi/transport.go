@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 const (
@@ -107,7 +109,7 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 				late = time.After(lostGrace)
 			}
 		case <-late:
-			return ErrSignerUnavailable.Wrap(lostError{errors.New("the connection was closed while the picture was sent")})
+			return apierror.ErrSignerUnavailable.Wrap(lostError{errors.New("the connection was closed while the picture was sent")})
 		}
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"cats.example/shared/apierror"
 )
 
 // counted is [across], over a server that counts connections.
@@ -83,13 +85,13 @@ func TestOtherCallsPassLinksThatWait(t *testing.T) {
 	for begun.Load() < maxTurns {
 		runtime.Gosched()
 	}
-	if _, err := c.Link(t.Context(), user(t, "tom"), LinkOptions{}); !errors.Is(err, ErrOverloaded) {
-		t.Errorf("one more link: %v; want ErrOverloaded", err)
+	if _, err := c.Link(t.Context(), user(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrOverloaded) {
+		t.Errorf("one more link: %v; want apierror.ErrOverloaded", err)
 	}
 	left, leave := context.WithCancel(t.Context())
 	leave()
-	if _, err := c.Link(left, user(t, "tom"), LinkOptions{}); !errors.Is(err, ErrIncomplete) {
-		t.Errorf("a link for a client that has left: %v; want ErrIncomplete", err)
+	if _, err := c.Link(left, user(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
+		t.Errorf("a link for a client that has left: %v; want apierror.ErrIncomplete", err)
 	}
 	if err := c.Ready(t.Context()); err != nil {
 		t.Errorf("Ready: %v", err)
@@ -149,8 +151,8 @@ func TestAnswersOutsideTheContractAreNoLink(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, opened := raw(t, answer, answerTwo)
-			if link, err := c.Link(t.Context(), user(t, "one"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
-				t.Errorf("Link = %s, %v; want ErrSignerUnavailable", string(link.URL), err)
+			if link, err := c.Link(t.Context(), user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
+				t.Errorf("Link = %s, %v; want apierror.ErrSignerUnavailable", string(link.URL), err)
 			}
 			if n := opened.Load(); n != 1 {
 				t.Errorf("it was asked %d times", n)
@@ -165,8 +167,8 @@ func TestAGetThatIsGivenUpEndsAtOnce(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
 	began := time.Now()
-	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, ErrIncomplete) {
-		t.Errorf("Link returned %v; want ErrIncomplete", err)
+	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
+		t.Errorf("Link returned %v; want apierror.ErrIncomplete", err)
 	}
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("that took %v", took)
@@ -178,8 +180,8 @@ func TestAGetHasALimit(t *testing.T) {
 	c, _ := raw(t, "")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, ErrSignerUnavailable) {
-		t.Errorf("Link returned %v; want ErrSignerUnavailable", err)
+	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
+		t.Errorf("Link returned %v; want apierror.ErrSignerUnavailable", err)
 	}
 }
 
@@ -237,7 +239,7 @@ func TestAPictureOfAnotherSizeThanAnnouncedIsBroken(t *testing.T) {
 	for _, size := range []int64{1, 99_999, 100_001} {
 		c, _, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 			if _, err := io.Copy(io.Discard, body); err != nil || size < 100_000 {
-				return Info{}, ErrIncomplete // a longer body ends at its announced size; only the client notices
+				return Info{}, apierror.ErrIncomplete // a longer body ends at its announced size; only the client notices
 			}
 			t.Errorf("100,000 bytes announced as %d: the signer took them for whole", size)
 			return Info{}, nil
@@ -261,8 +263,8 @@ func TestAConnectionWhosePictureWasNotSentWholeIsNotUsedAgain(t *testing.T) {
 			c, opened := raw(t, asks+fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%s", len(refusal), refusal), answerTwo)
 			stuck, feed := io.Pipe()
 			defer func() { _ = feed.Close() }()
-			if _, err := c.Put(t.Context(), user(t, "one"), stuck, PutOptions{Size: 100}); !errors.Is(err, ErrOverloaded) {
-				t.Errorf("Put returned %v; want ErrOverloaded", err)
+			if _, err := c.Put(t.Context(), user(t, "one"), stuck, PutOptions{Size: 100}); !errors.Is(err, apierror.ErrOverloaded) {
+				t.Errorf("Put returned %v; want apierror.ErrOverloaded", err)
 			}
 			mustLink(t, c, "two")
 			if n := opened.Load(); n != 2 {
@@ -275,14 +277,14 @@ func TestAConnectionWhosePictureWasNotSentWholeIsNotUsedAgain(t *testing.T) {
 func TestARefusalAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
 	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
 		_, _ = io.CopyN(io.Discard, body, 1000)
-		return Info{}, ErrOverloaded
+		return Info{}, apierror.ErrOverloaded
 	})
 	for _, size := range []int64{-1, 1 << 20} {
 		stuck, feed := io.Pipe()
 		go func() { _, _ = feed.Write(make([]byte, 3000)) }()
 		began := time.Now()
-		if _, err := c.Put(t.Context(), user(t, "x"), stuck, PutOptions{Size: size}); !errors.Is(err, ErrOverloaded) {
-			t.Errorf("Put returned %v; want ErrOverloaded", err)
+		if _, err := c.Put(t.Context(), user(t, "x"), stuck, PutOptions{Size: size}); !errors.Is(err, apierror.ErrOverloaded) {
+			t.Errorf("Put returned %v; want apierror.ErrOverloaded", err)
 		}
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("that took %v", took)
@@ -329,8 +331,8 @@ func TestSignersDeathEndsUploadOfSilentClient(t *testing.T) {
 		_, _ = feed.Write(make([]byte, 3000))
 		srv.CloseClientConnections()
 	}()
-	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, ErrSignerUnavailable) {
-		t.Errorf("Put returned %v; want ErrSignerUnavailable", err)
+	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, apierror.ErrSignerUnavailable) {
+		t.Errorf("Put returned %v; want apierror.ErrSignerUnavailable", err)
 	}
 	_ = body.Close()
 }

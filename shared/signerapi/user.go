@@ -4,6 +4,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"cats.example/shared/apierror"
 )
 
 // MaxUserName is the longest user name, in bytes of UTF-8.
@@ -20,23 +22,23 @@ type User struct{ name string }
 // trailing dot (Blob Storage drops it). Private-use characters and noncharacters are
 // rejected too: Blob Storage answers 400 to them ("Naming and referencing containers,
 // blobs, and metadata"). Case, spaces and any script are kept as
-// they are. The error is ErrInvalidUser and says which rule was broken.
+// they are. The error is apierror.ErrInvalidUser and says which rule was broken.
 func ParseUser(name string) (User, error) {
 	switch {
 	case name == "":
-		return User{}, ErrInvalidUser.With("the user name is empty")
+		return User{}, apierror.ErrInvalidUser.With("the user name is empty")
 	case len(name) > MaxUserName:
-		return User{}, ErrInvalidUser.With("the user name is longer than 128 bytes of UTF-8")
+		return User{}, apierror.ErrInvalidUser.With("the user name is longer than 128 bytes of UTF-8")
 	case !utf8.ValidString(name):
-		return User{}, ErrInvalidUser.With("the user name is not valid UTF-8")
+		return User{}, apierror.ErrInvalidUser.With("the user name is not valid UTF-8")
 	case strings.ContainsAny(name, `/\`):
-		return User{}, ErrInvalidUser.With(`the user name must not hold "/" or "\"`)
+		return User{}, apierror.ErrInvalidUser.With(`the user name must not hold "/" or "\"`)
 	case strings.ContainsFunc(name, isControl):
-		return User{}, ErrInvalidUser.With("the user name must not hold control characters")
+		return User{}, apierror.ErrInvalidUser.With("the user name must not hold control characters")
 	case strings.ContainsFunc(name, func(r rune) bool { return unicode.In(r, unicode.Co, unicode.Noncharacter_Code_Point) }):
-		return User{}, ErrInvalidUser.With("the user name must not hold private-use characters or Unicode noncharacters")
+		return User{}, apierror.ErrInvalidUser.With("the user name must not hold private-use characters or Unicode noncharacters")
 	case strings.HasSuffix(name, "."): // "." and ".." among them
-		return User{}, ErrInvalidUser.With("the user name must not end with a dot")
+		return User{}, apierror.ErrInvalidUser.With("the user name must not end with a dot")
 	}
 	return User{name}, nil
 }
@@ -50,16 +52,16 @@ func isControl(r rune) bool {
 	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
 }
 
-// CheckDownloadName returns ErrInvalidArgument unless name can be the file name
+// CheckDownloadName returns apierror.ErrInvalidArgument unless name can be the file name
 // of a download as [LinkOptions] describes it.
 func CheckDownloadName(name string) error {
 	switch {
 	case len(name) > MaxDownloadName:
-		return ErrInvalidArgument.With("download: the file name is longer than 255 bytes of UTF-8")
+		return apierror.ErrInvalidArgument.With("download: the file name is longer than 255 bytes of UTF-8")
 	case !utf8.ValidString(name):
-		return ErrInvalidArgument.With("download: the file name is not valid UTF-8")
+		return apierror.ErrInvalidArgument.With("download: the file name is not valid UTF-8")
 	case strings.ContainsAny(name, `/\`) || strings.ContainsFunc(name, isControl):
-		return ErrInvalidArgument.With(`download: the file name must not hold "/", "\" or control characters`)
+		return apierror.ErrInvalidArgument.With(`download: the file name must not hold "/", "\" or control characters`)
 	}
 	return nil
 }

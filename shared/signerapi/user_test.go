@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"cats.example/shared/apierror"
 )
 
 func TestUserNamesOfAnyScriptAreKept(t *testing.T) {
@@ -25,8 +27,8 @@ func TestUserNamesThatCouldMeanAnotherBlobAreRefused(t *testing.T) {
 		"\xff", "a\xc3", strings.Repeat("x", MaxUserName+1), strings.Repeat("猫", 43),
 		"\ue000", "a\uf003", "\uf8ffb", "\U000f0000", "\U000ffffd", "\U00100000", "\U0010fffd", "\ufffe", "\uffff", "\ufdd0", "\ufdef", "\U0001fffe", "\U0010ffff",
 	} {
-		if u, err := ParseUser(name); !errors.Is(err, ErrInvalidUser) {
-			t.Errorf("ParseUser(%q) = %q, %v; want ErrInvalidUser", name, u, err)
+		if u, err := ParseUser(name); !errors.Is(err, apierror.ErrInvalidUser) {
+			t.Errorf("ParseUser(%q) = %q, %v; want apierror.ErrInvalidUser", name, u, err)
 		}
 	}
 }
@@ -41,7 +43,7 @@ func FuzzParseUser(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, other string) {
 		u, err := ParseUser(name)
 		if err != nil {
-			if !errors.Is(err, ErrInvalidUser) || u != (User{}) {
+			if !errors.Is(err, apierror.ErrInvalidUser) || u != (User{}) {
 				t.Fatalf("ParseUser(%q) = %q, %v", name, u, err)
 			}
 			return

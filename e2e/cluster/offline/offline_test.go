@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/local/stand"
+	"cats.example/local/stack"
 )
 
 // fakeKubectl answers from files in the folder $FAKES, and writes each command that
@@ -37,7 +37,7 @@ esac
 // checkout returns the root of the checkout.
 func checkout(t *testing.T) string {
 	t.Helper()
-	root, err := stand.FindRoot()
+	root, err := stack.FindRoot()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"cats.example/shared/access"
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -45,7 +46,7 @@ func TestWhoBringsNoTokenIsTurnedAwayBeforeAnythingIsRead(t *testing.T) {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
 				h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER="+c.rules.Issuer, "READ_ACCESS="+string(c.rules.Read))
-				m.fail = signerapi.ErrNotFound
+				m.fail = apierror.ErrNotFound
 				body := png
 				if method == "POST" {
 					body = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"x\"\r\n\r\n" + png + "\r\n--b--\r\n"
@@ -88,7 +89,7 @@ func (w *watched) Read(p []byte) (int, error) {
 }
 
 func TestContractErrorsKeepTheirStatus(t *testing.T) {
-	for _, err := range []*signerapi.Error{signerapi.ErrUnauthenticated, signerapi.ErrForbidden, signerapi.ErrRateLimited, signerapi.ErrMisconfigured, signerapi.ErrIssuerUnavailable} {
+	for _, err := range []*apierror.Error{apierror.ErrUnauthenticated, apierror.ErrForbidden, apierror.ErrRateLimited, apierror.ErrMisconfigured, apierror.ErrIssuerUnavailable} {
 		h, m, _ := newWeb(t)
 		m.fail = errors.Join(err)
 		if rec := send(t, h, "GET", "/cat/mia", "", nil); rec.Code != err.Status {

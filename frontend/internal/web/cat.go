@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -74,11 +75,11 @@ func (s web) link(r *http.Request, user signerapi.User) (link signerapi.Link, er
 	opts := signerapi.LinkOptions{Download: query.Get("download")}
 	if query.Has("ttl") {
 		if opts.TTL, err = time.ParseDuration(query.Get("ttl")); err != nil || opts.TTL <= 0 || opts.TTL%time.Second != 0 {
-			return link, signerapi.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
+			return link, apierror.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
 		}
 	}
 	if query.Has("download") && opts.Download == "" {
-		return link, signerapi.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
+		return link, apierror.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
 	}
 	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
 		return link, err
@@ -93,11 +94,11 @@ func (s web) link(r *http.Request, user signerapi.User) (link signerapi.Link, er
 func arguments(r *http.Request, names ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, signerapi.ErrInvalidArgument.With("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
+		return nil, apierror.ErrInvalidArgument.With("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
 	}
 	for _, name := range names {
 		if len(query[name]) > 1 {
-			return nil, signerapi.ErrInvalidArgument.With(name + ": given more than once")
+			return nil, apierror.ErrInvalidArgument.With(name + ": given more than once")
 		}
 	}
 	return query, nil
@@ -129,8 +130,8 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		return err
 	}
 	err = s.store(w, r, user, signerapi.BodyReader{Body: r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
-	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); errors.Is(err, signerapi.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
-		return signerapi.ErrUnsupportedMediaType.With("the body is a form: send forms with POST, or PUT the picture itself")
+	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); errors.Is(err, apierror.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
+		return apierror.ErrUnsupportedMediaType.With("the body is a form: send forms with POST, or PUT the picture itself")
 	}
 	return err
 }
@@ -153,7 +154,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 		return err
 	}
 	if form.atLeast > maxSize {
-		return signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v, or more than 64 KiB follow it in the form", s.options.MaxSize))
+		return apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v, or more than 64 KiB follow it in the form", s.options.MaxSize))
 	}
 	if err := cmp.Or(checkWhole(http.Header(header)), checkCoding(http.Header(header))); err != nil {
 		return err

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/service"
+	"cats.example/shared/config"
 )
 
 func ranges(t testing.TB, list string) AddressRanges {
@@ -13,7 +13,7 @@ func ranges(t testing.TB, list string) AddressRanges {
 	var o struct {
 		Ranges AddressRanges `env:"RANGES"`
 	}
-	if err := service.Parse(&o, []string{"RANGES=" + list}); err != nil {
+	if err := config.Parse(&o, []string{"RANGES=" + list}); err != nil {
 		t.Fatal(err)
 	}
 	return o.Ranges

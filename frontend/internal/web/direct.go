@@ -8,6 +8,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"cats.example/shared/access"
+	"cats.example/shared/apierror"
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 )
@@ -74,7 +75,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 	}
 	size, err := strconv.ParseInt(query.Get("size"), 10, 64)
 	if err != nil || size < 0 {
-		return signerapi.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
+		return apierror.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
 	}
 	given, err := s.signer.Ticket(r.Context(), user, size)
 	s.metrics.count("ticket", err)
@@ -102,7 +103,7 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.U
 	opts := signerapi.CommitOptions{Conditions: conditions}
 	if query.Has("content_md5") {
 		if opts.MD5, err = base64.StdEncoding.DecodeString(query.Get("content_md5")); err != nil || len(opts.MD5) != 16 {
-			return signerapi.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
+			return apierror.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
 		}
 	}
 	info, err := s.signer.Commit(r.Context(), user, id, opts)

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cats.example/shared/access"
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -67,7 +68,7 @@ func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 		}
 	}
 	h, signer, _ := newWeb(t)
-	signer.fail = signerapi.ErrSignerUnavailable
+	signer.fail = apierror.ErrSignerUnavailable
 	wantProblem(t, ask(h, "GET", "/about", nil), 503, "signer_unavailable")
 	if err := (Options{SignIn: SignIn{ClientID: "page"}}).Validate(); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER is not set") {
 		t.Errorf("a client of no issuer: %v", err)

@@ -21,7 +21,7 @@ import (
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"cats.example/shared/service"
+	"cats.example/shared/config"
 )
 
 // document is what these tests read of openapi.json.
@@ -77,7 +77,7 @@ func TestTheDocumentHasTheRoutes(t *testing.T) {
 	slots := newSlots(0, reg)
 	requests := newRequests(slots, reg)
 	var options Options
-	if err := service.Parse(&options, nil); err != nil {
+	if err := config.Parse(&options, nil); err != nil {
 		t.Fatal(err)
 	}
 	r := newRouter(&memory{}, options, requests, newGuard(options, slots, slog.New(slog.DiscardHandler), reg), newMetrics(reg))
@@ -106,9 +106,9 @@ var status = func() map[string]int {
 	for code := 400; code < 600; code++ {
 		statuses[strings.ReplaceAll(http.StatusText(code), " ", "")] = code
 	}
-	declared, literal := regexp.MustCompile(`\bError\{Code: "(\w+)", Status: http\.Status(\w+),`), regexp.MustCompile(`(&signerapi\.|&|\()Error\{`)
+	declared, literal := regexp.MustCompile(`\bError\{Code: "(\w+)", Status: http\.Status(\w+),`), regexp.MustCompile(`(&apierror\.|&|\()Error\{`)
 	all := map[string]int{}
-	for _, pattern := range []string{"*.go", "../../../shared/signerapi/*.go"} {
+	for _, pattern := range []string{"*.go", "../../../shared/apierror/*.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			panic(err)

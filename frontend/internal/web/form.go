@@ -12,6 +12,7 @@ import (
 	"net/textproto"
 	"strings"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -84,7 +85,7 @@ func (f *form) begin() error {
 	for left := maxPreamble; left > 0; {
 		line, err := f.in.ReadSlice('\n')
 		f.raw.given += int64(len(line))
-		if e, ok := errors.AsType[*signerapi.Error](err); ok {
+		if e, ok := errors.AsType[*apierror.Error](err); ok {
 			return e
 		}
 		if rest, ok := bytes.CutPrefix(line, []byte("--"+f.boundary)); ok && len(bytes.Trim(bytes.TrimPrefix(rest, []byte("--")), " \t\r\n")) == 0 {
@@ -179,7 +180,7 @@ func (f *form) next() (*multipart.Part, field, error) {
 
 var (
 	errNoSpare    = errors.New("the fields besides the file are too long")
-	errAfterFile  = signerapi.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
+	errAfterFile  = apierror.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
 	errPartHeader = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
 )
 
@@ -244,7 +245,7 @@ func (r *fileReader) rest() error {
 // failed returns the error of the body if there is one, and otherwise errMalformedForm. It does not wrap err, an error of the
 // multipart reader: that shows bytes of the body, which would be logged.
 func (f *form) failed(err error) error {
-	if e, ok := errors.AsType[*signerapi.Error](f.raw.err); ok {
+	if e, ok := errors.AsType[*apierror.Error](f.raw.err); ok {
 		return e
 	}
 	if errors.Is(err, multipart.ErrMessageTooLarge) {

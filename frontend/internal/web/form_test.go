@@ -15,7 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 // part is one field of a form; a part with a file name is a file.
@@ -299,7 +299,7 @@ func TestFormKeepsTheErrorOfItsBody(t *testing.T) {
 		if err == nil {
 			_, err = io.Copy(io.Discard, file)
 		}
-		if !errors.Is(err, signerapi.ErrIncomplete) {
+		if !errors.Is(err, apierror.ErrIncomplete) {
 			t.Fatalf("cut at %d: %v", at, err)
 		}
 	}

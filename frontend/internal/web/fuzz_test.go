@@ -18,16 +18,17 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"cats.example/shared/service"
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
 	"cats.example/shared/signerapi"
 )
 
 // refusals are what a signer may say of any call.
-var refusals = []*signerapi.Error{
+var refusals = []*apierror.Error{
 	nil, // it does as it is told
-	signerapi.ErrInvalidArgument, signerapi.ErrUnauthenticated, signerapi.ErrForbidden, signerapi.ErrNotFound, signerapi.ErrStalled, signerapi.ErrPreconditionFailed,
-	signerapi.ErrTooLarge, signerapi.ErrConflict, signerapi.ErrRateLimited, signerapi.ErrThrottled, signerapi.ErrOverloaded,
-	signerapi.ErrStorageUnavailable, signerapi.ErrIdentityUnavailable, signerapi.ErrSignerUnavailable, signerapi.ErrIssuerUnavailable,
+	apierror.ErrInvalidArgument, apierror.ErrUnauthenticated, apierror.ErrForbidden, apierror.ErrNotFound, apierror.ErrStalled, apierror.ErrPreconditionFailed,
+	apierror.ErrTooLarge, apierror.ErrConflict, apierror.ErrRateLimited, apierror.ErrThrottled, apierror.ErrOverloaded,
+	apierror.ErrStorageUnavailable, apierror.ErrIdentityUnavailable, apierror.ErrSignerUnavailable, apierror.ErrIssuerUnavailable,
 }
 
 // strict is a signer that wants what the contract promises it of each call.
@@ -185,7 +186,7 @@ func FuzzAnyRequest(f *testing.F) {
 	}
 
 	var options Options
-	if err := service.Parse(&options, []string{"MAX_PICTURE_SIZE=20000", "RATE_LIMIT=0", "CORS_ORIGINS=https://cats.example.com"}); err != nil {
+	if err := config.Parse(&options, []string{"MAX_PICTURE_SIZE=20000", "RATE_LIMIT=0", "CORS_ORIGINS=https://cats.example.com"}); err != nil {
 		f.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
@@ -254,7 +255,7 @@ func FuzzAnyRequest(f *testing.F) {
 }
 
 // wantAnswer checks one answer of the public API.
-func wantAnswer(t *testing.T, sent []byte, method string, resp *http.Response, body []byte, refused *signerapi.Error) {
+func wantAnswer(t *testing.T, sent []byte, method string, resp *http.Response, body []byte, refused *apierror.Error) {
 	t.Helper()
 	if resp.StatusCode >= 500 && (refused == nil || resp.StatusCode != refused.Status) {
 		t.Fatalf("%q is answered with %s %s", sent, resp.Status, body)
@@ -300,7 +301,7 @@ func FuzzDigests(f *testing.F) {
 	f.Add("", "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:")
 	f.Fuzz(func(t *testing.T, contentMD5, contentDigest string) {
 		d, err := digestsOf(http.Header{"Content-Md5": {contentMD5}, "Content-Digest": {contentDigest}})
-		if err != nil && signerapi.AsError(err).Status != 422 {
+		if err != nil && apierror.AsError(err).Status != 422 {
 			t.Fatalf("%q, %q: %v", contentMD5, contentDigest, err)
 		}
 		if err == nil && d.Check() != nil {

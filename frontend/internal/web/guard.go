@@ -19,10 +19,10 @@ import (
 	"github.com/rs/cors"
 
 	"cats.example/shared/access"
-	"cats.example/shared/limit"
+	"cats.example/shared/apierror"
+	"cats.example/shared/httpserver"
 	"cats.example/shared/picture"
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
 )
 
@@ -43,7 +43,7 @@ type Options struct {
 
 	access.Rules
 	SignIn
-	limit.PerClient
+	ratelimit.PerClient
 	picture.Limits
 }
 
@@ -77,13 +77,13 @@ func (o *Origin) UnmarshalText(text []byte) error {
 
 // Errors of the guard.
 var (
-	errURITooLong  = &signerapi.Error{Code: "uri_too_long", Status: http.StatusRequestURITooLong, Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
-	errMisdirected = &signerapi.Error{Code: "misdirected_request", Status: http.StatusMisdirectedRequest, Detail: "this server does not serve the host in the request's Host header; its operator can allow host names with ALLOWED_HOSTS"}
-	errCrossOrigin = &signerapi.Error{Code: "cross_origin", Status: http.StatusForbidden, Detail: "a page of another origin may not do this; its operator can allow origins"}
+	errURITooLong  = &apierror.Error{Code: "uri_too_long", Status: http.StatusRequestURITooLong, Detail: fmt.Sprintf("the path and query are longer than %d bytes", maxTarget)}
+	errMisdirected = &apierror.Error{Code: "misdirected_request", Status: http.StatusMisdirectedRequest, Detail: "this server does not serve the host in the request's Host header; its operator can allow host names with ALLOWED_HOSTS"}
+	errCrossOrigin = &apierror.Error{Code: "cross_origin", Status: http.StatusForbidden, Detail: "a page of another origin may not do this; its operator can allow origins"}
 )
 
 // Slots are the pools of the frontend, by client address.
-type Slots struct{ Requests, Uploads, Commits *pool.Pool }
+type Slots struct{ Requests, Uploads, Commits *ratelimit.Pool }
 
 // guard stands before all of the public API.
 type guard struct {
@@ -91,14 +91,14 @@ type guard struct {
 	slots   Slots
 	log     *slog.Logger
 	noProxy sync.Once // the log line about TRUSTED_PROXIES
-	clients *limit.Clients
+	clients *ratelimit.Clients
 	policy  []string // the RateLimit-Policy header
 	csrf    http.CrossOriginProtection
 	cors    *cors.Cors // nil where there is no other origin
 }
 
 func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Registerer) *guard {
-	g := &guard{Options: options, slots: slots, log: log, clients: limit.New(options.PerClient, reg, "frontend", "address")}
+	g := &guard{Options: options, slots: slots, log: log, clients: ratelimit.New(options.PerClient, reg, "frontend", "address")}
 	if g.clients.Limited() {
 		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.Burst, math.Ceil(float64(options.Burst)/options.Rate))}
 	}
@@ -163,9 +163,9 @@ func (g *guard) inner(h handler) handler {
 		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
 		addr := clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
 		if addr != peer.Addr().Unmap().WithZone("") {
-			service.NoteClient(r.Context(), addr)
+			httpserver.NoteClient(r.Context(), addr)
 		}
-		client := limit.Address(addr)
+		client := ratelimit.Address(addr)
 		if err := g.count(w, client); err != nil {
 			return err
 		}
@@ -191,7 +191,7 @@ func (g *guard) inner(h handler) handler {
 }
 
 // slot returns h for requests that get a slot of slots.
-func (g *guard) slot(slots *pool.Pool, h handler) handler {
+func (g *guard) slot(slots *ratelimit.Pool, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		release, err := g.take(slots, signerapi.ClientOf(r.Context()), r)
 		if err != nil {
@@ -203,9 +203,9 @@ func (g *guard) slot(slots *pool.Pool, h handler) handler {
 }
 
 // take takes a slot for the client that has sent r. Its log line helps operators whose proxy seems to be one client.
-func (g *guard) take(slots *pool.Pool, client string, r *http.Request) (release func(), err error) {
+func (g *guard) take(slots *ratelimit.Pool, client string, r *http.Request) (release func(), err error) {
 	release, err = slots.Take(client)
-	if errors.Is(err, signerapi.ErrRateLimited) && r.Header[forwardedFor] != nil && len(g.TrustedProxies) == 0 {
+	if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(g.TrustedProxies) == 0 {
 		g.noProxy.Do(func() {
 			g.log.Warn("a client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
 		})
@@ -230,7 +230,7 @@ func (g *guard) count(w http.ResponseWriter, client string) error {
 	state, err := g.clients.Request(client)
 	wait := state.Full
 	if err != nil {
-		wait = signerapi.AsError(err).RetryAfter
+		wait = apierror.AsError(err).RetryAfter
 	}
 	header := w.Header()
 	header["Ratelimit-Policy"] = g.policy // the canonical form of RateLimit-Policy
@@ -240,8 +240,8 @@ func (g *guard) count(w http.ResponseWriter, client string) error {
 
 // callerRefused has the answer say that the signer has refused for the caller's sake.
 func callerRefused(w http.ResponseWriter, err error) {
-	if errors.Is(err, signerapi.ErrRateLimited) {
-		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, signerapi.AsError(err).RetryAfter))
+	if errors.Is(err, apierror.ErrRateLimited) {
+		w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, apierror.AsError(err).RetryAfter))
 	}
 }
 

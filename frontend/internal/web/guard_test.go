@@ -15,9 +15,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/ratelimit"
 )
 
 // sendWith is send with headers, name and value in turn.
@@ -70,8 +71,8 @@ func TestEveryAnswerSaysHowBrowsersAreToTakeIt(t *testing.T) {
 }
 
 func TestForeignHostsAreRejectedBeforeAnythingElse(t *testing.T) {
-	options := Options{HostAllowed: service.LocalHost}
-	if err := service.Parse(&options, []string{"RATE_LIMIT=0", "CORS_ORIGINS=https://a.example"}); err != nil {
+	options := Options{HostAllowed: httpserver.LocalHost}
+	if err := config.Parse(&options, []string{"RATE_LIMIT=0", "CORS_ORIGINS=https://a.example"}); err != nil {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
@@ -154,19 +155,19 @@ func TestClientsBehindATrustedProxyHaveLimitsOfTheirOwn(t *testing.T) {
 func TestClientHasItsShareOfEachPool(t *testing.T) {
 	for _, c := range []struct {
 		name, method, target string
-		pool                 func(Slots) *pool.Pool
+		pool                 func(Slots) *ratelimit.Pool
 		share                int
 	}{
-		{"requests", "GET", "/cat/x", func(s Slots) *pool.Pool { return s.Requests }, 8},
-		{"uploads", "PUT", "/cat/x", func(s Slots) *pool.Pool { return s.Uploads }, 2},
-		{"uploads", "POST", "/cat/x", func(s Slots) *pool.Pool { return s.Uploads }, 2},
-		{"commits", "POST", "/cat/x/upload/1-7-A/commit", func(s Slots) *pool.Pool { return s.Commits }, 1},
+		{"requests", "GET", "/cat/x", func(s Slots) *ratelimit.Pool { return s.Requests }, 8},
+		{"uploads", "PUT", "/cat/x", func(s Slots) *ratelimit.Pool { return s.Uploads }, 2},
+		{"uploads", "POST", "/cat/x", func(s Slots) *ratelimit.Pool { return s.Uploads }, 2},
+		{"commits", "POST", "/cat/x/upload/1-7-A/commit", func(s Slots) *ratelimit.Pool { return s.Commits }, 1},
 	} {
 		t.Run(c.name+" by "+c.method, func(t *testing.T) {
 			reg := prometheus.NewRegistry()
 			slots := newSlots(0.125, reg)
 			var options Options
-			if err := service.Parse(&options, []string{"RATE_LIMIT=0"}); err != nil {
+			if err := config.Parse(&options, []string{"RATE_LIMIT=0"}); err != nil {
 				t.Fatal(err)
 			}
 			var log strings.Builder
@@ -217,7 +218,7 @@ func TestClientHasItsShareOfEachPool(t *testing.T) {
 // A signed-in caller is counted by the signer.
 func TestARefusalOfTheCallerIsTold(t *testing.T) {
 	h, m, _ := newWebWith(t, "RATE_LIMIT=0.1", "RATE_BURST=100")
-	m.fail = signerapi.ErrRateLimited.After(7 * time.Second)
+	m.fail = apierror.ErrRateLimited.After(7 * time.Second)
 	rec := send(t, h, "GET", "/cat/x", "", nil)
 	wantProblem(t, rec, 429, "rate_limited")
 	want := []string{`"default";r=99;t=10`, `"caller";r=0;t=7`}
@@ -319,12 +320,12 @@ func TestOriginsAreExact(t *testing.T) {
 		"*", "https://*.example.com", "cats.example.com", "https://cats.example.com/", "https://cats.example.com/x", "null", "HTTPS://cats.example.com",
 		"https://Cats.example.com", "ftp://x", "https://u@x", "https://x?y", "https://", "https://[:", "https://[g]", "https://x:y", "https://x:", "https://x\ny",
 	} {
-		if err := service.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err == nil || !strings.Contains(err.Error(), "CORS_ORIGINS") {
+		if err := config.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err == nil || !strings.Contains(err.Error(), "CORS_ORIGINS") {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
 	for _, s := range []string{"https://cats.example.com", "http://localhost:5173", "http://[::1]:80", "https://a_b.example", " https://x "} {
-		if err := service.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err != nil {
+		if err := config.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err != nil {
 			t.Error(err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/dunglas/httpsfv"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -67,7 +68,7 @@ func checkCoding(h http.Header) error {
 		field := list(h, name)
 		for coding := range strings.SplitSeq(field, ",") {
 			if !slices.Contains(plain, strings.ToLower(strings.TrimSpace(coding))) {
-				return signerapi.ErrUnsupportedMediaType.With(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
+				return apierror.ErrUnsupportedMediaType.With(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
 			}
 		}
 	}
@@ -79,12 +80,12 @@ func checkCoding(h http.Header) error {
 func digestsOf(h http.Header) (d signerapi.Digests, err error) {
 	if v := list(h, "Content-MD5"); v != "" {
 		if d.MD5, err = base64.StdEncoding.DecodeString(v); err != nil {
-			return d, signerapi.ErrInvalidArgument.With("Content-MD5: want one MD5 in base64")
+			return d, apierror.ErrInvalidArgument.With("Content-MD5: want one MD5 in base64")
 		}
 	}
 	digests, err := httpsfv.UnmarshalDictionary(h.Values("Content-Digest"))
 	if err != nil {
-		return d, signerapi.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:")
+		return d, apierror.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:")
 	}
 	for name, to := range map[string]*[]byte{"md5": &d.MD5, "sha-256": &d.SHA256, "sha-512": &d.SHA512} {
 		member, ok := digests.Get(name)
@@ -94,7 +95,7 @@ func digestsOf(h http.Header) (d signerapi.Digests, err error) {
 		item, _ := member.(httpsfv.Item)
 		sum, ok := item.Value.([]byte)
 		if !ok || *to != nil && string(*to) != string(sum) {
-			return d, signerapi.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:, and no two that differ")
+			return d, apierror.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:, and no two that differ")
 		}
 		*to = sum
 	}

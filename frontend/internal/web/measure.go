@@ -6,8 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"cats.example/shared/service"
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
+	"cats.example/shared/telemetry"
 )
 
 // metrics of the public API that go beyond those of any HTTP server.
@@ -23,17 +23,17 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		calls: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "cats_frontend_signer_client_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
 		}, []string{"op", "outcome"}),
-		rejected: service.Counters(reg, "cats_frontend_upload_rejected_total",
+		rejected: telemetry.Counters(reg, "cats_frontend_upload_rejected_total",
 			"Uploads that were refused or not stored, by the code of the error.", "reason",
-			signerapi.ErrIncomplete.Code, signerapi.ErrStalled.Code, signerapi.ErrTooLarge.Code, signerapi.ErrUnsupportedMediaType.Code,
-			signerapi.ErrOverloaded.Code, signerapi.ErrDigestMismatch.Code, signerapi.ErrPreconditionFailed.Code),
+			apierror.ErrIncomplete.Code, apierror.ErrStalled.Code, apierror.ErrTooLarge.Code, apierror.ErrUnsupportedMediaType.Code,
+			apierror.ErrOverloaded.Code, apierror.ErrDigestMismatch.Code, apierror.ErrPreconditionFailed.Code),
 		stored: auto.NewCounter(prometheus.CounterOpts{
 			Name: "cats_frontend_upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
 		}),
 	}
 	for _, op := range []string{"put", "link", "delete", "ticket", "commit", "about"} {
 		m.calls.WithLabelValues(op, "ok")
-		m.calls.WithLabelValues(op, signerapi.ErrSignerUnavailable.Code)
+		m.calls.WithLabelValues(op, apierror.ErrSignerUnavailable.Code)
 	}
 	return m
 }
@@ -43,7 +43,7 @@ func (m *metrics) upload(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		err := h(w, r)
 		if err != nil {
-			m.rejected.WithLabelValues(signerapi.AsError(err).Code).Inc()
+			m.rejected.WithLabelValues(apierror.AsError(err).Code).Inc()
 		}
 		return err
 	}
@@ -53,7 +53,7 @@ func (m *metrics) upload(h handler) handler {
 func (m *metrics) count(op string, err error) {
 	outcome := "ok"
 	if err != nil {
-		outcome = signerapi.AsError(err).Code
+		outcome = apierror.AsError(err).Code
 	}
 	m.calls.WithLabelValues(op, outcome).Inc()
 }

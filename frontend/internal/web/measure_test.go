@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -29,7 +30,7 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 		{"about", "GET", "/about", "", 0},
 	} {
 		covered[c.op] = true
-		for outcome, fail := range map[string]error{"ok": nil, "throttled": signerapi.ErrThrottled, "internal": errors.New("without a code")} {
+		for outcome, fail := range map[string]error{"ok": nil, "throttled": apierror.ErrThrottled, "internal": errors.New("without a code")} {
 			h, m, reg := newWeb(t)
 			m.cats["x"], m.fail = png, fail
 			rec := send(t, h, c.method, c.path, "multipart/form-data; boundary=b", strings.NewReader(c.body))

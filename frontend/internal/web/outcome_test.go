@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 // changing are the requests that change the stored picture.
@@ -20,25 +20,25 @@ var changing = []struct{ method, path, contentType, body string }{
 }
 
 func TestProblemsHaveTheOutcomeOfTheWrite(t *testing.T) {
-	private := &signerapi.Error{Code: "private", Detail: "hunter2"}
+	private := &apierror.Error{Code: "private", Detail: "hunter2"}
 	for name, c := range map[string]struct {
 		err    error
 		status int
 		code   string
 		want   string // the raw JSON; "" for none
 	}{
-		"refused":                             {signerapi.ErrConflict, 409, "conflict", ""},
-		"failed":                              {signerapi.ErrStorageUnavailable, 503, "storage_unavailable", ""},
+		"refused":                             {apierror.ErrConflict, 409, "conflict", ""},
+		"failed":                              {apierror.ErrStorageUnavailable, 503, "storage_unavailable", ""},
 		"without a case":                      {errors.New("hunter2"), 500, "internal", ""},
-		"lost by storage":                     {signerapi.ErrStorageUnavailable.Unknown(signerapi.MayBeStored), 503, "storage_unavailable", `"unknown"`},
-		"lost by the signer":                  {signerapi.ErrSignerUnavailable.Unknown(signerapi.MayBeDeleted), 503, "signer_unavailable", `"unknown"`},
-		"refused when repeated":               {signerapi.ErrPreconditionFailed.Unknown(signerapi.MayBeStored), 412, "precondition_failed", `"unknown"`},
-		"lost, wrapped":                       {fmt.Errorf("storing: %w", signerapi.ErrThrottled.Unknown(signerapi.MayBeStored)), 503, "throttled", `"unknown"`},
-		"lost, without a case":                {signerapi.ErrInternal.Wrap(errors.New("hunter2")).Unknown(signerapi.MayBeStored), 500, "internal", `"unknown"`},
+		"lost by storage":                     {apierror.ErrStorageUnavailable.Unknown(apierror.MayBeStored), 503, "storage_unavailable", `"unknown"`},
+		"lost by the signer":                  {apierror.ErrSignerUnavailable.Unknown(apierror.MayBeDeleted), 503, "signer_unavailable", `"unknown"`},
+		"refused when repeated":               {apierror.ErrPreconditionFailed.Unknown(apierror.MayBeStored), 412, "precondition_failed", `"unknown"`},
+		"lost, wrapped":                       {fmt.Errorf("storing: %w", apierror.ErrThrottled.Unknown(apierror.MayBeStored)), 503, "throttled", `"unknown"`},
+		"lost, without a case":                {apierror.ErrInternal.Wrap(errors.New("hunter2")).Unknown(apierror.MayBeStored), 500, "internal", `"unknown"`},
 		"a code without a status":             {private, 500, "internal", ""},
-		"a code without a status, lost":       {private.Unknown(signerapi.MayBeStored), 500, "internal", `"unknown"`},
-		"stored damaged":                      {signerapi.ErrDamaged, 502, "damaged", `"stored"`},
-		"stored damaged, with another detail": {signerapi.ErrDamaged.With("x"), 502, "damaged", `"stored"`},
+		"a code without a status, lost":       {private.Unknown(apierror.MayBeStored), 500, "internal", `"unknown"`},
+		"stored damaged":                      {apierror.ErrDamaged, 502, "damaged", `"stored"`},
+		"stored damaged, with another detail": {apierror.ErrDamaged.With("x"), 502, "damaged", `"stored"`},
 	} {
 		for _, r := range changing {
 			t.Run(r.method+" "+r.path+" "+name, func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestProblemsHaveTheOutcomeOfTheWrite(t *testing.T) {
 // A request that does not reach the signer changes nothing.
 func TestRefusalsOfTheFrontendHaveNoOutcome(t *testing.T) {
 	h, m, _ := newWeb(t)
-	m.fail = signerapi.ErrSignerUnavailable.Unknown(signerapi.MayBeStored)
+	m.fail = apierror.ErrSignerUnavailable.Unknown(apierror.MayBeStored)
 	for _, c := range []struct {
 		method, path, body string
 		header             []string

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
@@ -36,7 +36,7 @@ func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
 	} {
 		h, m, _ := newWebWith(t, c.settings...)
 		if c.down {
-			m.fail = signerapi.ErrSignerUnavailable
+			m.fail = apierror.ErrSignerUnavailable
 		}
 		rec := send(t, h, "GET", "/", "", nil)
 		if got, want := rec.Header().Get("Content-Security-Policy"), "default-src 'none'; script-src 'self'; style-src 'self'; "+c.want+tail; rec.Code != 200 || got != want {
@@ -46,7 +46,7 @@ func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
 			t.Errorf("%s: %v", name, rec.Header())
 		}
 		before := rec.Header().Get("ETag")
-		m.fail = signerapi.ErrSignerUnavailable
+		m.fail = apierror.ErrSignerUnavailable
 		rec = sendWith(t, h, "GET", "/", nil, "If-None-Match", before)
 		if rec.Code != 304 {
 			t.Errorf("%s, again: %d", name, rec.Code)
@@ -60,7 +60,7 @@ func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
 
 func TestThePagesFilesAreAskedForAgainAndSentOnce(t *testing.T) {
 	h, m, _ := newWeb(t)
-	m.fail = signerapi.ErrSignerUnavailable // it is not needed
+	m.fail = apierror.ErrSignerUnavailable // it is not needed
 	for target, contentType := range map[string]string{
 		"/": "text/html; charset=utf-8", "/page/app.js": "text/javascript; charset=utf-8", "/page/style.css": "text/css; charset=utf-8", "/page/icon.svg": "image/svg+xml",
 	} {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 func TestFieldOfReadsClearDispositions(t *testing.T) {
@@ -65,7 +65,7 @@ func TestFieldOfRejectsUnclearDispositions(t *testing.T) {
 		"has no name":            {`form-data; filename="secret.png"`},
 	} {
 		_, err := fieldOf(http.Header{"Content-Disposition": lines})
-		e := signerapi.AsError(err)
+		e := apierror.AsError(err)
 		if !errors.Is(err, errMalformedForm) || !strings.Contains(e.Detail, reason) || len(lines) > 0 && !strings.Contains(e.Detail, `"form-data; `) {
 			t.Errorf("%q: %s", lines, e.Detail)
 		}
@@ -75,7 +75,7 @@ func TestFieldOfRejectsUnclearDispositions(t *testing.T) {
 	}
 	for _, line := range []string{"", ";", "form-data", "form-data; ", `form-data; "file"`, `="file"`, `form-data; ="file"`, `form-data; name`, `form-data; name="file`, `form-data; name="file" x`, `form-data; name="file"; filename="a"b`, `form-data; name*=UTF-8''%zz`, `form-data; name="` + strings.Repeat("\xff", 8000)} {
 		_, err := fieldOf(http.Header{"Content-Disposition": {line}})
-		if e := signerapi.AsError(err); !errors.Is(err, errMalformedForm) || len(e.Detail) > 1000 {
+		if e := apierror.AsError(err); !errors.Is(err, errMalformedForm) || len(e.Detail) > 1000 {
 			t.Errorf("%.80q: %d bytes, %.200s", line, len(e.Detail), e.Detail)
 		}
 	}

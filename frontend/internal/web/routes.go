@@ -15,7 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/access"
-	"cats.example/shared/service"
+	"cats.example/shared/apierror"
+	"cats.example/shared/httpserver"
 	"cats.example/shared/signerapi"
 )
 
@@ -27,13 +28,13 @@ type web struct {
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, options Options, requests *service.Requests, slots Slots, log *slog.Logger, reg prometheus.Registerer) http.Handler {
+func New(signer signerapi.Signer, options Options, requests *httpserver.Requests, slots Slots, log *slog.Logger, reg prometheus.Registerer) http.Handler {
 	g := newGuard(options, slots, log, reg)
 	return g.outermost(newRouter(signer, options, requests, g, newMetrics(reg)))
 }
 
 // newRouter returns the routes. All of them are in openapi.json.
-func newRouter(signer signerapi.Signer, options Options, requests *service.Requests, g *guard, m *metrics) *mux.Router {
+func newRouter(signer signerapi.Signer, options Options, requests *httpserver.Requests, g *guard, m *metrics) *mux.Router {
 	s := web{signer, options, m}
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
@@ -92,7 +93,7 @@ func (s web) caller(h handler, needed bool) handler {
 			return err
 		}
 		if token == "" {
-			return signerapi.ErrUnauthenticated
+			return apierror.ErrUnauthenticated
 		}
 		return h(w, r.WithContext(signerapi.WithToken(r.Context(), token)))
 	}
@@ -140,7 +141,7 @@ func forUser(h func(http.ResponseWriter, *http.Request, signerapi.User) error) h
 	return func(w http.ResponseWriter, r *http.Request) error {
 		name, err := url.PathUnescape(mux.Vars(r)["user"])
 		if err != nil {
-			return signerapi.ErrInvalidUser.With("the user name is not well percent-encoded")
+			return apierror.ErrInvalidUser.With("the user name is not well percent-encoded")
 		}
 		user, err := signerapi.ParseUser(name)
 		if err != nil {

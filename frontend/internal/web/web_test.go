@@ -20,8 +20,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
+	"cats.example/shared/httpserver"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
 )
 
@@ -81,7 +83,7 @@ func (m *memory) Link(ctx context.Context, u signerapi.User, opts signerapi.Link
 	case m.fail != nil:
 		return signerapi.Link{}, m.fail
 	case !ok:
-		return signerapi.Link{}, signerapi.ErrNotFound
+		return signerapi.Link{}, apierror.ErrNotFound
 	}
 	return signerapi.Link{
 		Info: m.info(content), URL: signerapi.SignedURL("https://acct.blob/cats/x/cat?sig=a%2Fb&se=2"), ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Second),
@@ -97,7 +99,7 @@ func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Condi
 		return m.fail
 	}
 	if _, ok := m.cats[u.String()]; !ok {
-		return signerapi.ErrNotFound
+		return apierror.ErrNotFound
 	}
 	if err := c.Hold(`"1"`); err != nil {
 		return err
@@ -140,12 +142,12 @@ func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
 
 // newSlots returns pools for 16 uploads, of which one client may take share.
 func newSlots(share float64, reg *prometheus.Registry) Slots {
-	pools := pool.NewSet("frontend", share, reg)
+	pools := ratelimit.NewSet("frontend", share, reg)
 	return Slots{Requests: pools.New("requests", 64), Uploads: pools.New("uploads", 16), Commits: pools.New("commits", 8)}
 }
 
-func newRequests(slots Slots, reg *prometheus.Registry) *service.Requests {
-	return service.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), service.Settings{StallTimeout: time.Minute, MinRate: 1}, slots.Uploads, Refuse)
+func newRequests(slots Slots, reg *prometheus.Registry) *httpserver.Requests {
+	return httpserver.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), httpserver.Settings{StallTimeout: time.Minute, MinRate: 1}, slots.Uploads, Refuse)
 }
 
 // newHandler returns the public API over signer with newSlots(share, reg).
@@ -158,7 +160,7 @@ func newHandler(signer signerapi.Signer, options Options, share float64, reg *pr
 func newWebWith(t testing.TB, settings ...string) (http.Handler, *memory, *prometheus.Registry) {
 	t.Helper()
 	var options Options
-	if err := service.Parse(&options, append([]string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}, settings...)); err != nil {
+	if err := config.Parse(&options, append([]string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize)}, settings...)); err != nil {
 		t.Fatal(err)
 	}
 	if err := options.Validate(); err != nil {
@@ -211,7 +213,7 @@ func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code 
 	if err := json.Unmarshal(rec.Body.Bytes(), &p); err != nil {
 		t.Fatalf("%d %q is no problem document: %v", rec.Code, rec.Body, err)
 	}
-	want := problem{"about:blank", http.StatusText(status), status, signerapi.Error{Code: code, Detail: p.Detail, Outcome: p.Outcome}, rec.Header().Get("X-Request-Id")}
+	want := problem{"about:blank", http.StatusText(status), status, apierror.Error{Code: code, Detail: p.Detail, Outcome: p.Outcome}, rec.Header().Get("X-Request-Id")}
 	if p != want || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
 		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
 	}
@@ -358,26 +360,26 @@ func TestLinkOptionsReachTheSignerOr422(t *testing.T) {
 
 func TestEveryErrorOfTheContractHasItsStatus(t *testing.T) {
 	for _, c := range []struct {
-		err    *signerapi.Error
+		err    *apierror.Error
 		status int
 		retry  bool
 	}{
-		{signerapi.ErrInvalidUser, 422, false},
-		{signerapi.ErrInvalidArgument, 422, false},
-		{signerapi.ErrNotFound, 404, false},
-		{signerapi.ErrEmpty, 422, false},
-		{signerapi.ErrIncomplete, 400, false},
-		{signerapi.ErrStalled, 408, false},
-		{signerapi.ErrTooLarge, 413, false},
-		{signerapi.ErrUnsupportedMediaType, 415, false},
-		{signerapi.ErrConflict, 409, false},
-		{signerapi.ErrThrottled, 503, true},
-		{signerapi.ErrOverloaded, 503, true},
-		{signerapi.ErrStorageUnavailable, 503, true},
-		{signerapi.ErrSignerUnavailable, 503, true},
-		{signerapi.ErrIdentityUnavailable, 502, false},
-		{signerapi.ErrDamaged, 502, false},
-		{signerapi.ErrInternal, 500, false},
+		{apierror.ErrInvalidUser, 422, false},
+		{apierror.ErrInvalidArgument, 422, false},
+		{apierror.ErrNotFound, 404, false},
+		{apierror.ErrEmpty, 422, false},
+		{apierror.ErrIncomplete, 400, false},
+		{apierror.ErrStalled, 408, false},
+		{apierror.ErrTooLarge, 413, false},
+		{apierror.ErrUnsupportedMediaType, 415, false},
+		{apierror.ErrConflict, 409, false},
+		{apierror.ErrThrottled, 503, true},
+		{apierror.ErrOverloaded, 503, true},
+		{apierror.ErrStorageUnavailable, 503, true},
+		{apierror.ErrSignerUnavailable, 503, true},
+		{apierror.ErrIdentityUnavailable, 502, false},
+		{apierror.ErrDamaged, 502, false},
+		{apierror.ErrInternal, 500, false},
 	} {
 		h, m, _ := newWeb(t)
 		m.fail = fmt.Errorf("while testing: %w", c.err.Wrap(errors.New("hunter2")))

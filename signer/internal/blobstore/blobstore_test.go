@@ -25,9 +25,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/apierror"
+	"cats.example/shared/config"
 	"cats.example/shared/picture"
-	"cats.example/shared/pool"
-	"cats.example/shared/service"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
 )
 
@@ -178,7 +179,7 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 	tls.RootCAs, tls.ServerName = srv.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs, "example.com"
 	t.Cleanup(client.CloseIdleConnections)
 	var limits picture.Limits
-	if err := service.Parse(&limits, nil); err != nil {
+	if err := config.Parse(&limits, nil); err != nil {
 		t.Fatal(err)
 	}
 	c := &cred{}
@@ -202,7 +203,7 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 
 // newSlots returns the pools of a signer with the default settings.
 func newSlots() Slots {
-	pools := pool.NewSet("test", 0.0625, prometheus.NewRegistry())
+	pools := ratelimit.NewSet("test", 0.0625, prometheus.NewRegistry())
 	return Slots{Uploads: pools.New("uploads", 192), Commits: pools.New("commits", 16), Chunked: pools.New("chunked uploads", 16)}
 }
 
@@ -243,12 +244,12 @@ func TestTheSignerChecksSizeAndTypeAgain(t *testing.T) {
 		size    int64
 		want    error
 	}{
-		{pngOf(1001), -1, signerapi.ErrTooLarge},
-		{pngOf(10), 1001, signerapi.ErrTooLarge},
-		{pngOf(500), 501, signerapi.ErrIncomplete},
-		{pngOf(501), 500, signerapi.ErrIncomplete},
-		{"hello", -1, signerapi.ErrUnsupportedMediaType},
-		{"", -1, signerapi.ErrEmpty},
+		{pngOf(1001), -1, apierror.ErrTooLarge},
+		{pngOf(10), 1001, apierror.ErrTooLarge},
+		{pngOf(500), 501, apierror.ErrIncomplete},
+		{pngOf(501), 500, apierror.ErrIncomplete},
+		{"hello", -1, apierror.ErrUnsupportedMediaType},
+		{"", -1, apierror.ErrEmpty},
 	} {
 		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(c.content), signerapi.PutOptions{Size: c.size}); !errors.Is(err, c.want) {
 			t.Errorf("%d bytes announced as %d: %v; want %v", len(c.content), c.size, err, c.want)

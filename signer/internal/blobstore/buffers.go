@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -34,7 +35,7 @@ const (
 )
 
 // errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
-var errTooSlow = signerapi.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
+var errTooSlow = apierror.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
 // buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
@@ -79,9 +80,9 @@ func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err err
 // noMemory returns the error of an upload that got no memory in time, or whose ctx is done.
 func noMemory(ctx context.Context) error {
 	if ctx.Err() != nil {
-		return signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		return apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
-	return signerapi.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
+	return apierror.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
 }
 
 // dropIdle leaves the buffers that are not in use to the garbage collector.

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 func TestFormsLeaveTheSpareBuffer(t *testing.T) {
@@ -52,12 +52,12 @@ func TestTakeWaits(t *testing.T) {
 			taken = append(taken, buf)
 		}
 		began := time.Now()
-		if _, err := b.take(t.Context()); !errors.Is(err, signerapi.ErrOverloaded) || signerapi.AsError(err).RetryAfter == 0 || time.Since(began) != bufferWait {
+		if _, err := b.take(t.Context()); !errors.Is(err, apierror.ErrOverloaded) || apierror.AsError(err).RetryAfter == 0 || time.Since(began) != bufferWait {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := b.take(ctx); !errors.Is(err, signerapi.ErrIncomplete) {
+		if _, err := b.take(ctx); !errors.Is(err, apierror.ErrIncomplete) {
 			t.Errorf("the client left: %v", err)
 		}
 		time.AfterFunc(time.Second, func() { b.give(taken[0]) })
@@ -100,7 +100,7 @@ func TestSlowBodiesLoseTheirBuffer(t *testing.T) {
 				defer time.Sleep(2 * time.Hour) // until its goroutine has ended
 				defer f.stop()
 				_, err := f.fill(buf)
-				if errors.Is(err, signerapi.ErrStalled) != c.slow || !c.slow && err != io.EOF { //nolint:errorlint // bare
+				if errors.Is(err, apierror.ErrStalled) != c.slow || !c.slow && err != io.EOF { //nolint:errorlint // bare
 					t.Errorf("got %v", err)
 				}
 			})
@@ -159,12 +159,12 @@ func TestReserveWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		if _, err := b.reserve(t.Context(), 1); !errors.Is(err, signerapi.ErrOverloaded) || time.Since(began) != bufferWait {
+		if _, err := b.reserve(t.Context(), 1); !errors.Is(err, apierror.ErrOverloaded) || time.Since(began) != bufferWait {
 			t.Errorf("%v after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := b.reserve(ctx, 1); !errors.Is(err, signerapi.ErrIncomplete) {
+		if _, err := b.reserve(ctx, 1); !errors.Is(err, apierror.ErrIncomplete) {
 			t.Errorf("the client left: %v", err)
 		}
 		time.AfterFunc(time.Second, all)
@@ -182,7 +182,7 @@ func TestReserveDropsIdleBuffers(t *testing.T) {
 	for range bufferCount {
 		taken = append(taken, b.try())
 	}
-	if _, err := b.reserve(t.Context(), heapTotal-2*bufferBytes); !errors.Is(err, signerapi.ErrOverloaded) {
+	if _, err := b.reserve(t.Context(), heapTotal-2*bufferBytes); !errors.Is(err, apierror.ErrOverloaded) {
 		t.Errorf("while all are in use: %v", err)
 	}
 	b.give(taken[0])

@@ -17,8 +17,9 @@ import (
 	"github.com/minio/crc64nvme"
 	"github.com/sony/gobreaker/v2"
 
-	"cats.example/shared/service"
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
 	"cats.example/shared/watchdog"
 )
 
@@ -98,7 +99,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	}
 	done, err := s.circuit.Allow()
 	if err != nil {
-		return signerapi.ErrStorageUnavailable.Wrap(errShed)
+		return apierror.ErrStorageUnavailable.Wrap(errShed)
 	}
 	ctx, end := runtime.StartSpan(policy.WithRetryOptions(ctx, options), op.name, s.tracer, nil)
 	var counted error // by the circuit breaker
@@ -110,7 +111,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	switch {
 	case err == nil && op.stream != nil && !op.stream.whole:
 		op.unclear++
-		counted = signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
+		counted = apierror.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", doing))
 	case err == nil:
 	case op.stream != nil && op.stream.err != nil:
 		counted = errBody
@@ -134,11 +135,11 @@ func (s *Store) available(ctx context.Context, user signerapi.User) error {
 	for range probes {
 		switch s.circuit.State() {
 		case gobreaker.StateOpen:
-			return signerapi.ErrStorageUnavailable.Wrap(errShed)
+			return apierror.ErrStorageUnavailable.Wrap(errShed)
 		case gobreaker.StateClosed:
 			return nil
 		}
-		if _, err := s.look(ctx, user); errors.Is(err, signerapi.ErrStorageUnavailable) {
+		if _, err := s.look(ctx, user); errors.Is(err, apierror.ErrStorageUnavailable) {
 			return err
 		}
 	}
@@ -151,10 +152,10 @@ func (s *Store) newCircuit() *gobreaker.TwoStepCircuitBreaker[struct{}] {
 		Timeout:      openTime,
 		MaxRequests:  probes,
 		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= tripAfter },
-		IsSuccessful: func(err error) bool { return !errors.Is(err, signerapi.ErrStorageUnavailable) },
+		IsSuccessful: func(err error) bool { return !errors.Is(err, apierror.ErrStorageUnavailable) },
 		IsExcluded: func(err error) bool {
 			// The client gave up, or its body failed; storage is there, and says itself when to come back.
-			return errors.Is(err, errBody) || errors.Is(err, signerapi.ErrIncomplete) || errors.Is(err, signerapi.ErrThrottled)
+			return errors.Is(err, errBody) || errors.Is(err, apierror.ErrIncomplete) || errors.Is(err, apierror.ErrThrottled)
 		},
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			s.metrics.circuit.Set(0)
@@ -211,7 +212,7 @@ func (s tries) Do(req *policy.Request) (*http.Response, error) {
 	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
 		op.unclear++
 	}
-	service.Observe(req.Raw().Context(), s.metrics.duration.WithLabelValues(op.name), time.Since(start).Seconds())
+	telemetry.Observe(req.Raw().Context(), s.metrics.duration.WithLabelValues(op.name), time.Since(start).Seconds())
 	s.metrics.requests.WithLabelValues(op.name, code).Inc()
 	return resp, err
 }

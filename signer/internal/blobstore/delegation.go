@@ -13,6 +13,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/refresh"
 )
@@ -36,7 +37,7 @@ type delegationKey struct {
 }
 
 // errFetching is the reason for no key as long as no request for one and no trial has failed.
-var errFetching error = signerapi.ErrSignerUnavailable.Wrap(errors.New("it is being fetched"))
+var errFetching error = apierror.ErrSignerUnavailable.Wrap(errors.New("it is being fetched"))
 
 // delegation holds the user delegation key. Requests only read it. keepKey replaces it well before its end, and tryLink drops it
 // if storage refuses a link.
@@ -55,9 +56,9 @@ func (s *Store) keyCovering(end time.Time) (*delegationKey, error) {
 		return k, nil
 	}
 	err := *s.key.lastErr.Load()
-	e := signerapi.AsError(err)
+	e := apierror.AsError(err)
 	if e.Status != http.StatusServiceUnavailable {
-		e = signerapi.ErrIdentityUnavailable
+		e = apierror.ErrIdentityUnavailable
 	}
 	return nil, e.Wrap(fmt.Errorf("no user delegation key that is valid until %v: %w", end.UTC(), err))
 }
@@ -73,7 +74,7 @@ func (s *Store) keepKey(ctx context.Context) {
 		k, err := s.fetchKey(ctx)
 		if err == nil && !checked {
 			err = s.checkContainer(ctx)
-			if errors.Is(err, signerapi.ErrIdentityUnavailable) { // a role can allow pictures without the container's properties
+			if errors.Is(err, apierror.ErrIdentityUnavailable) { // a role can allow pictures without the container's properties
 				s.log.Warn("whether the container exists is not known", "error", err.Error())
 				err = nil
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"golang.org/x/sync/errgroup"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 )
@@ -75,7 +76,7 @@ func parseTicket(id string) (ticket, error) {
 	seconds, err1 := strconv.ParseUint(end, 10, 33) // ten digits at most
 	n, err2 := strconv.ParseUint(size, 10, 62)
 	if err := errors.Join(signerapi.CheckTicket(id), err1, err2); err != nil || !ok {
-		return ticket{}, signerapi.ErrNoUpload
+		return ticket{}, apierror.ErrNoUpload
 	}
 	return ticket{id, time.Unix(int64(seconds), 0).UTC(), int64(n)}, nil
 }
@@ -104,11 +105,11 @@ func endOf(name string) (time.Time, bool) {
 func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
 	switch {
 	case s.opts.MaxDirect == 0:
-		return signerapi.Ticket{}, signerapi.ErrTooLarge.With("pictures cannot be sent straight to storage here")
+		return signerapi.Ticket{}, apierror.ErrTooLarge.With("pictures cannot be sent straight to storage here")
 	case size > int64(s.opts.MaxDirect):
-		return signerapi.Ticket{}, signerapi.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirect))
+		return signerapi.Ticket{}, apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirect))
 	case size <= 0:
-		return signerapi.Ticket{}, signerapi.ErrEmpty
+		return signerapi.Ticket{}, apierror.ErrEmpty
 	}
 	now := s.now()
 	t := newTicket(now, size)
@@ -146,11 +147,11 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, err
 	}
 	if s.now().After(t.end.Add(commitLate)) {
-		return signerapi.Info{}, signerapi.ErrNoUpload
+		return signerapi.Info{}, apierror.ErrNoUpload
 	}
 	name := t.blobName(user)
 	if _, busy := s.committing.LoadOrStore(name, nil); busy { // one upload must not take several slots
-		return signerapi.Info{}, signerapi.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
+		return signerapi.Info{}, apierror.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer s.committing.Delete(name)
 	release, err := s.opts.Slots.Commits.Take(signerapi.CallerOf(ctx))
@@ -172,30 +173,30 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 	sent, _, err := s.head(ctx, c.staged.BlobClient())
 	err = stagedError(err)
 	switch {
-	case errors.Is(err, signerapi.ErrNotFound):
+	case errors.Is(err, apierror.ErrNotFound):
 		info, ok, err := c.stored(ctx) // an earlier Commit may have stored any version of the blob
 		if err == nil && !ok {
-			err = signerapi.ErrNoUpload
+			err = apierror.ErrNoUpload
 		}
 		return info, err
 	case err != nil:
 		return signerapi.Info{}, err
 	case sent.Size != t.size:
-		return signerapi.Info{}, signerapi.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
+		return signerapi.Info{}, apierror.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
 	}
 	c.mark += " " + sent.ETag // the client may upload and commit several versions
 	info, ok, err := c.stored(ctx)
 	if err == nil && !ok {
 		info, err = c.run(ctx, sent, info.ETag)
 	}
-	if status := signerapi.AsError(err).Status; status == http.StatusConflict || status == http.StatusPreconditionFailed {
+	if status := apierror.AsError(err).Status; status == http.StatusConflict || status == http.StatusPreconditionFailed {
 		if there, ok, _ := c.stored(ctx); ok { // another replica has done it, and so changed the state of the blob
 			info, err = there, nil
 		}
 	}
 	outcome := removedCommitted
 	switch {
-	case errors.Is(err, signerapi.ErrUnsupportedMediaType), errors.Is(err, signerapi.ErrTooLarge):
+	case errors.Is(err, apierror.ErrUnsupportedMediaType), errors.Is(err, apierror.ErrTooLarge):
 		outcome = removedRefused // another try would have the same result
 	case err != nil:
 		return signerapi.Info{}, err
@@ -214,7 +215,7 @@ type commit struct {
 }
 
 // errChanged is returned when the client uploads another version of the staged blob during the commit.
-var errChanged = signerapi.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
+var errChanged = apierror.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
 
 // run stores the version of the staged blob that sent describes as the picture. The stored picture has the ETag before, "" for
 // none.
@@ -225,12 +226,12 @@ func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (s
 	// The MD5 of a staged blob is what the client claimed, so it is verified like the one of the commit.
 	switch c.info.MD5 = sent.MD5; {
 	case sent.Size > copyWhole && c.opts.MD5 != nil:
-		return signerapi.Info{}, signerapi.ErrInvalidArgument.With(fmt.Sprintf(
+		return signerapi.Info{}, apierror.ErrInvalidArgument.With(fmt.Sprintf(
 			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyWhole)))
 	case sent.Size > copyWhole:
 		c.info.MD5 = nil
 	case c.opts.MD5 != nil && sent.MD5 != nil && !bytes.Equal(c.opts.MD5, sent.MD5):
-		return signerapi.Info{}, signerapi.ErrDigestMismatch
+		return signerapi.Info{}, apierror.ErrDigestMismatch
 	case c.opts.MD5 != nil:
 		c.info.MD5 = c.opts.MD5
 	}
@@ -259,7 +260,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 		mediaType, err = s.opts.Limits.Inspect(resp.Body)
 		return err
 	})
-	if errors.Is(err, signerapi.ErrPreconditionFailed) || errors.Is(err, signerapi.ErrNotFound) {
+	if errors.Is(err, apierror.ErrPreconditionFailed) || errors.Is(err, apierror.ErrNotFound) {
 		err = errChanged
 	}
 	return mediaType, stagedError(err)

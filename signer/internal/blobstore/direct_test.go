@@ -8,13 +8,14 @@ import (
 	"testing"
 	"time"
 
-	"cats.example/shared/pool"
+	"cats.example/shared/apierror"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
 )
 
 func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 	s, _, _ := withKey(t, nil)
-	if _, err := s.Ticket(t.Context(), user(t, "mia"), 1); !errors.Is(err, signerapi.ErrTooLarge) {
+	if _, err := s.Ticket(t.Context(), user(t, "mia"), 1); !errors.Is(err, apierror.ErrTooLarge) {
 		t.Errorf("without MaxDirect: %v", err)
 	}
 	s.opts.MaxDirect = MaxDirect
@@ -47,7 +48,7 @@ func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 			t.Errorf("%d bytes are too many blocks", c.size)
 		}
 	}
-	for size, want := range map[int64]error{0: signerapi.ErrEmpty, -1: signerapi.ErrEmpty, MaxDirect + 1: signerapi.ErrTooLarge} {
+	for size, want := range map[int64]error{0: apierror.ErrEmpty, -1: apierror.ErrEmpty, MaxDirect + 1: apierror.ErrTooLarge} {
 		if _, err := s.Ticket(t.Context(), user(t, "mia"), size); !errors.Is(err, want) {
 			t.Errorf("%d bytes: %v; want %v", size, err, want)
 		}
@@ -79,7 +80,7 @@ func TestTheNameOfWhatIsSentGoesByAllThatTheTicketSays(t *testing.T) {
 		seen[other] = what
 	}
 	for _, id := range []string{"", "-", "--", "1-2", "x-7-A", "1-x-A", "-1-7-A", "1--7-A", "99999999999-7-A", "1-9223372036854775807-A", "9999999999-7-A", "1-7-A/..", "1-7-" + strings.Repeat("A", 200)} {
-		if got, err := parseTicket(id); !errors.Is(err, signerapi.ErrNoUpload) {
+		if got, err := parseTicket(id); !errors.Is(err, apierror.ErrNoUpload) {
 			t.Errorf("%q is the ticket %+v, %v", id, got, err)
 		}
 	}
@@ -114,7 +115,7 @@ func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
 	for late, asked := range map[time.Duration]bool{commitLate - 2*time.Second: true, commitLate + 2*time.Second: false} {
 		s.now = func() time.Time { return got.ExpiresAt.Add(late) }
 		back.called()
-		if _, err := s.Commit(t.Context(), mia, got.ID, signerapi.CommitOptions{}); !errors.Is(err, signerapi.ErrNoUpload) {
+		if _, err := s.Commit(t.Context(), mia, got.ID, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
 			t.Errorf("%v after its end: %v", late, err)
 		}
 		if got := len(back.called()) > 0; got != asked {
@@ -139,14 +140,14 @@ func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name          string
-		pool          *pool.Pool
+		pool          *ratelimit.Pool
 		share, total  int
 		call          func(context.Context) error
 		byClient, own error // of a client and of a caller that have their share
 	}{
-		{"uploads", s.opts.Slots.Uploads, 12, 192, put(100 << 10), nil, signerapi.ErrRateLimited},
-		{"commits", s.opts.Slots.Commits, 1, 16, commit, signerapi.ErrNoUpload, signerapi.ErrRateLimited},
-		{"chunked uploads", s.opts.Slots.Chunked, 1, 16, put(-1), signerapi.ErrRateLimited, signerapi.ErrRateLimited},
+		{"uploads", s.opts.Slots.Uploads, 12, 192, put(100 << 10), nil, apierror.ErrRateLimited},
+		{"commits", s.opts.Slots.Commits, 1, 16, commit, apierror.ErrNoUpload, apierror.ErrRateLimited},
+		{"chunked uploads", s.opts.Slots.Chunked, 1, 16, put(-1), apierror.ErrRateLimited, apierror.ErrRateLimited},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var releases []func()
@@ -166,7 +167,7 @@ func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
 				t.Errorf("a caller over its share: %v; want %v", err, c.own)
 			}
 			take("", c.total)
-			if err := c.call(signerapi.WithCaller(t.Context(), "leo")); !errors.Is(err, signerapi.ErrOverloaded) {
+			if err := c.call(signerapi.WithCaller(t.Context(), "leo")); !errors.Is(err, apierror.ErrOverloaded) {
 				t.Errorf("with all slots taken: %v; want ErrOverloaded", err)
 			}
 			for _, release := range releases {
@@ -190,7 +191,7 @@ func FuzzTicket(f *testing.F) {
 		}
 		got, err := parseTicket(id)
 		if err != nil {
-			if !errors.Is(err, signerapi.ErrNoUpload) {
+			if !errors.Is(err, apierror.ErrNoUpload) {
 				t.Fatalf("%q: %v", id, err)
 			}
 			return

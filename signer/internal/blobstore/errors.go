@@ -15,7 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 	"cats.example/shared/watchdog"
 )
 
@@ -69,81 +69,81 @@ func fix(resp *azcore.ResponseError, role string) string {
 	return ""
 }
 
-// storageError returns the signerapi.Error that err, of a call to storage, means to a caller. ctx is the context of the call, doing
+// storageError returns the apierror.Error that err, of a call to storage, means to a caller. ctx is the context of the call, doing
 // is what the call was for, and role is the role that it needs.
 func (s *Store) storageError(ctx context.Context, doing, role string, err error) error {
-	if e, ok := errors.AsType[*signerapi.Error](err); ok { // the identity's, out of the SDK's pipeline
+	if e, ok := errors.AsType[*apierror.Error](err); ok { // the identity's, out of the SDK's pipeline
 		return e
 	}
 	resp, ok := errors.AsType[*azcore.ResponseError](err)
 	err = fmt.Errorf("%s: %w", doing, brief(err, role))
 	if !ok {
 		if cause := context.Cause(ctx); errors.Is(cause, watchdog.ErrExpired) {
-			return signerapi.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, cause))
+			return apierror.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", doing, cause))
 		}
 		if errors.Is(ctx.Err(), context.Canceled) {
-			return signerapi.ErrIncomplete.Wrap(err)
+			return apierror.ErrIncomplete.Wrap(err)
 		}
-		return signerapi.ErrStorageUnavailable.Wrap(err)
+		return apierror.ErrStorageUnavailable.Wrap(err)
 	}
 	switch {
 	case bloberror.HasCode(resp, bloberror.BlobNotFound):
-		return signerapi.ErrNotFound
+		return apierror.ErrNotFound
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):
-		return signerapi.ErrInternal.Wrap(err)
+		return apierror.ErrInternal.Wrap(err)
 	case bloberror.HasCode(resp, bloberror.MD5Mismatch):
-		return signerapi.ErrDigestMismatch.Wrap(err)
+		return apierror.ErrDigestMismatch.Wrap(err)
 	case bloberror.HasCode(resp, bloberror.BlobAlreadyExists) && conditional(resp): // to If-None-Match: *
-		return signerapi.ErrPreconditionFailed
+		return apierror.ErrPreconditionFailed
 	case bloberror.HasCode(resp, bloberror.InvalidBlockList, bloberror.InvalidBlobOrBlock, bloberror.BlobAlreadyExists):
 		// Another commit to the same name dropped our uncommitted blocks.
 		s.metrics.conflicts.Inc()
-		return signerapi.ErrConflict.Wrap(err)
+		return apierror.ErrConflict.Wrap(err)
 	case s.rejectsName(resp):
-		return signerapi.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
+		return apierror.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
 	case resp.StatusCode == http.StatusConflict, resp.StatusCode == http.StatusPreconditionFailed:
 		return stateError(resp.StatusCode, resp.ErrorCode, conditional(resp)).Wrap(err)
 	case resp.StatusCode == http.StatusUnauthorized:
 		s.opts.Credential.Renew()
-		return signerapi.ErrIdentityUnavailable.Wrap(err)
+		return apierror.ErrIdentityUnavailable.Wrap(err)
 	case resp.StatusCode == http.StatusForbidden:
-		return signerapi.ErrIdentityUnavailable.Wrap(err)
+		return apierror.ErrIdentityUnavailable.Wrap(err)
 	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable:
-		throttled := signerapi.ErrThrottled
+		throttled := apierror.ErrThrottled
 		if seconds, err := strconv.ParseUint(resp.RawResponse.Header.Get("Retry-After"), 10, 12); err == nil && seconds > 0 { // about an hour at most
 			throttled = throttled.After(time.Duration(seconds) * time.Second)
 		}
 		return throttled.Wrap(err)
 	case resp.StatusCode >= http.StatusInternalServerError, resp.StatusCode == http.StatusRequestTimeout:
-		return signerapi.ErrStorageUnavailable.Wrap(err)
+		return apierror.ErrStorageUnavailable.Wrap(err)
 	}
-	return signerapi.ErrInternal.Wrap(err) // we asked for something wrong
+	return apierror.ErrInternal.Wrap(err) // we asked for something wrong
 }
 
 // stateError returns the error for a 409 or 412: what the state of the blob does not allow, or a precondition that failed.
 // Storage's codes are at https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes.
-func stateError(status int, code string, conditional bool) *signerapi.Error {
+func stateError(status int, code string, conditional bool) *apierror.Error {
 	has := func(part string) bool { return strings.Contains(code, part) }
 	switch {
 	case code == string(bloberror.BlobArchived), has("Rehydrat"):
-		return signerapi.ErrArchived
+		return apierror.ErrArchived
 	case has("Immutab"), has("LegalHold"):
-		return signerapi.ErrImmutable
+		return apierror.ErrImmutable
 	case has("Lease"):
-		return signerapi.ErrLeased
+		return apierror.ErrLeased
 	case status == http.StatusPreconditionFailed && (has("ConditionNotMet") || conditional):
-		return signerapi.ErrPreconditionFailed
+		return apierror.ErrPreconditionFailed
 	}
-	return signerapi.ErrRejectedByStorage
+	return apierror.ErrRejectedByStorage
 }
 
 // stagedError gives an error of storage the detail that is right if it is about the staged blob.
 func stagedError(err error) error {
 	switch {
-	case errors.Is(err, signerapi.ErrArchived):
-		return signerapi.AsError(err).With("the uploaded blob is in the archive tier, where it cannot be read; get a new upload URL, and upload the picture again without x-ms-access-tier")
-	case errors.Is(err, signerapi.ErrRejectedByStorage):
-		return signerapi.AsError(err).With("storage does not allow the uploaded blob to be read; get a new upload URL, and upload the picture again with no x-ms header besides x-ms-blob-type")
+	case errors.Is(err, apierror.ErrArchived):
+		return apierror.AsError(err).With("the uploaded blob is in the archive tier, where it cannot be read; get a new upload URL, and upload the picture again without x-ms-access-tier")
+	case errors.Is(err, apierror.ErrRejectedByStorage):
+		return apierror.AsError(err).With("storage does not allow the uploaded blob to be read; get a new upload URL, and upload the picture again with no x-ms header besides x-ms-blob-type")
 	}
 	return err
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -27,20 +28,20 @@ func TestStorageErrorsHaveOneMeaning(t *testing.T) {
 	for _, c := range []struct {
 		status     int
 		code       string
-		want       *signerapi.Error
+		want       *apierror.Error
 		retryAfter time.Duration
 	}{
-		{404, "BlobNotFound", signerapi.ErrNotFound, 0},
-		{404, "ContainerNotFound", signerapi.ErrInternal, 0},
-		{404, "", signerapi.ErrInternal, 0}, // not storage's word that there is no cat
-		{403, "AuthorizationPermissionMismatch", signerapi.ErrIdentityUnavailable, 0},
-		{401, "InvalidAuthenticationInfo", signerapi.ErrIdentityUnavailable, 0},
-		{400, "InvalidHeaderValue", signerapi.ErrInternal, 0},
-		{503, "ServerBusy", signerapi.ErrThrottled, 17 * time.Second},
-		{429, "", signerapi.ErrThrottled, 17 * time.Second},
-		{500, "InternalError", signerapi.ErrStorageUnavailable, 0},
-		{504, "", signerapi.ErrStorageUnavailable, 0},
-		{302, "", signerapi.ErrInternal, 0},
+		{404, "BlobNotFound", apierror.ErrNotFound, 0},
+		{404, "ContainerNotFound", apierror.ErrInternal, 0},
+		{404, "", apierror.ErrInternal, 0}, // not storage's word that there is no cat
+		{403, "AuthorizationPermissionMismatch", apierror.ErrIdentityUnavailable, 0},
+		{401, "InvalidAuthenticationInfo", apierror.ErrIdentityUnavailable, 0},
+		{400, "InvalidHeaderValue", apierror.ErrInternal, 0},
+		{503, "ServerBusy", apierror.ErrThrottled, 17 * time.Second},
+		{429, "", apierror.ErrThrottled, 17 * time.Second},
+		{500, "InternalError", apierror.ErrStorageUnavailable, 0},
+		{504, "", apierror.ErrStorageUnavailable, 0},
+		{302, "", apierror.ErrInternal, 0},
 	} {
 		s, back, creds := withKey(t, nil)
 		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
@@ -53,7 +54,7 @@ func TestStorageErrorsHaveOneMeaning(t *testing.T) {
 		}
 		s.retries = -1
 		err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
-		e := signerapi.AsError(err)
+		e := apierror.AsError(err)
 		if !errors.Is(err, c.want) || (c.retryAfter > 0 && e.RetryAfter != c.retryAfter) {
 			t.Errorf("%d %s: %v, Retry-After %v; want %v, %v", c.status, c.code, err, e.RetryAfter, c.want, c.retryAfter)
 		}
@@ -72,39 +73,39 @@ func TestConflictsAndPreconditionsHaveTheirOwnErrors(t *testing.T) {
 	for _, c := range []struct {
 		status          int
 		code            string
-		want            *signerapi.Error
-		ifUnconditional *signerapi.Error // nil for the same
+		want            *apierror.Error
+		ifUnconditional *apierror.Error // nil for the same
 	}{
-		{409, "BlobArchived", signerapi.ErrArchived, nil},
-		{409, "BlobBeingRehydrated", signerapi.ErrArchived, nil},
-		{409, "BlobRehydrationInProgress", signerapi.ErrArchived, nil},
-		{409, "BlobImmutableDueToPolicy", signerapi.ErrImmutable, nil},
-		{409, "BlobImmutableDueToLegalHold", signerapi.ErrImmutable, nil},
-		{409, "ContainerHasLegalHold", signerapi.ErrImmutable, nil},
-		{409, "ContainerImmutabilityPolicyLocked", signerapi.ErrImmutable, nil},
-		{409, "ImmutabilityPolicyDeleteOnLockedPolicy", signerapi.ErrImmutable, nil},
-		{412, "LeaseIdMissing", signerapi.ErrLeased, nil},
-		{412, "LeaseLost", signerapi.ErrLeased, nil},
-		{412, "LeaseIdMismatchWithBlobOperation", signerapi.ErrLeased, nil},
-		{412, "LeaseNotPresentWithBlobOperation", signerapi.ErrLeased, nil},
-		{409, "LeaseAlreadyPresent", signerapi.ErrLeased, nil},
-		{409, "LeaseIdMissing", signerapi.ErrLeased, nil},
-		{409, "InvalidBlobType", signerapi.ErrRejectedByStorage, nil},
-		{409, "BlobUsesCustomerSpecifiedEncryption", signerapi.ErrRejectedByStorage, nil},
-		{409, "SnapshotsPresent", signerapi.ErrRejectedByStorage, nil},
-		{409, "BlobNotArchived", signerapi.ErrRejectedByStorage, nil},
-		{409, "PendingCopyOperation", signerapi.ErrRejectedByStorage, nil},
-		{409, "BlockCountExceedsLimit", signerapi.ErrRejectedByStorage, nil},
-		{409, "BlobOperationNotSupported", signerapi.ErrRejectedByStorage, nil},
-		{409, "MadeUp", signerapi.ErrRejectedByStorage, nil},
-		{409, "", signerapi.ErrRejectedByStorage, nil},
-		{400, "InvalidBlockList", signerapi.ErrConflict, nil},
-		{400, "InvalidBlobOrBlock", signerapi.ErrConflict, nil},
-		{412, "ConditionNotMet", signerapi.ErrPreconditionFailed, nil},
-		{412, "TargetConditionNotMet", signerapi.ErrPreconditionFailed, nil},
-		{409, "BlobAlreadyExists", signerapi.ErrPreconditionFailed, signerapi.ErrConflict},
-		{412, "", signerapi.ErrPreconditionFailed, signerapi.ErrRejectedByStorage},
-		{412, "MadeUp", signerapi.ErrPreconditionFailed, signerapi.ErrRejectedByStorage},
+		{409, "BlobArchived", apierror.ErrArchived, nil},
+		{409, "BlobBeingRehydrated", apierror.ErrArchived, nil},
+		{409, "BlobRehydrationInProgress", apierror.ErrArchived, nil},
+		{409, "BlobImmutableDueToPolicy", apierror.ErrImmutable, nil},
+		{409, "BlobImmutableDueToLegalHold", apierror.ErrImmutable, nil},
+		{409, "ContainerHasLegalHold", apierror.ErrImmutable, nil},
+		{409, "ContainerImmutabilityPolicyLocked", apierror.ErrImmutable, nil},
+		{409, "ImmutabilityPolicyDeleteOnLockedPolicy", apierror.ErrImmutable, nil},
+		{412, "LeaseIdMissing", apierror.ErrLeased, nil},
+		{412, "LeaseLost", apierror.ErrLeased, nil},
+		{412, "LeaseIdMismatchWithBlobOperation", apierror.ErrLeased, nil},
+		{412, "LeaseNotPresentWithBlobOperation", apierror.ErrLeased, nil},
+		{409, "LeaseAlreadyPresent", apierror.ErrLeased, nil},
+		{409, "LeaseIdMissing", apierror.ErrLeased, nil},
+		{409, "InvalidBlobType", apierror.ErrRejectedByStorage, nil},
+		{409, "BlobUsesCustomerSpecifiedEncryption", apierror.ErrRejectedByStorage, nil},
+		{409, "SnapshotsPresent", apierror.ErrRejectedByStorage, nil},
+		{409, "BlobNotArchived", apierror.ErrRejectedByStorage, nil},
+		{409, "PendingCopyOperation", apierror.ErrRejectedByStorage, nil},
+		{409, "BlockCountExceedsLimit", apierror.ErrRejectedByStorage, nil},
+		{409, "BlobOperationNotSupported", apierror.ErrRejectedByStorage, nil},
+		{409, "MadeUp", apierror.ErrRejectedByStorage, nil},
+		{409, "", apierror.ErrRejectedByStorage, nil},
+		{400, "InvalidBlockList", apierror.ErrConflict, nil},
+		{400, "InvalidBlobOrBlock", apierror.ErrConflict, nil},
+		{412, "ConditionNotMet", apierror.ErrPreconditionFailed, nil},
+		{412, "TargetConditionNotMet", apierror.ErrPreconditionFailed, nil},
+		{409, "BlobAlreadyExists", apierror.ErrPreconditionFailed, apierror.ErrConflict},
+		{412, "", apierror.ErrPreconditionFailed, apierror.ErrRejectedByStorage},
+		{412, "MadeUp", apierror.ErrPreconditionFailed, apierror.ErrRejectedByStorage},
 	} {
 		var back *storage
 		s, back, _ = newStore(t, nil)
@@ -116,16 +117,16 @@ func TestConflictsAndPreconditionsHaveTheirOwnErrors(t *testing.T) {
 			}
 			_, put := s.Put(ctx, mia, strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: conditions})
 			for call, err := range map[string]error{"put": put, "delete": s.Delete(ctx, mia, conditions)} {
-				e := signerapi.AsError(err)
+				e := apierror.AsError(err)
 				if !errors.Is(err, want) || e.Detail != want.Detail {
 					t.Errorf("%s with %+v: %d %s is %v, %q; want %v", call, conditions, c.status, c.code, err, e.Detail, want)
 				}
-				if cause := e.Unwrap(); !errors.Is(want, signerapi.ErrPreconditionFailed) && (cause == nil || !strings.Contains(cause.Error(), c.code)) {
+				if cause := e.Unwrap(); !errors.Is(want, apierror.ErrPreconditionFailed) && (cause == nil || !strings.Contains(cause.Error(), c.code)) {
 					t.Errorf("%s: the log does not show %s: %v", call, c.code, cause)
 				}
 			}
 		}
-		if conflicts := testutil.ToFloat64(s.metrics.conflicts); (conflicts > 0) != errors.Is(c.want, signerapi.ErrConflict) && c.ifUnconditional == nil {
+		if conflicts := testutil.ToFloat64(s.metrics.conflicts); (conflicts > 0) != errors.Is(c.want, apierror.ErrConflict) && c.ifUnconditional == nil {
 			t.Errorf("%d %s: %v conflicts counted", c.status, c.code, conflicts)
 		}
 	}
@@ -136,15 +137,15 @@ func TestRejectedNamesAreInvalidUsers(t *testing.T) {
 	ctx, mia := t.Context(), user(t, "mia")
 	for _, c := range []struct {
 		code string
-		want *signerapi.Error
+		want *apierror.Error
 	}{
-		{"", signerapi.ErrInvalidUser},
-		{"InvalidUri", signerapi.ErrInvalidUser},
-		{"InvalidResourceName", signerapi.ErrInvalidUser},
-		{"OutOfRangeInput", signerapi.ErrInvalidUser},
-		{"RequestUrlFailedToParse", signerapi.ErrInvalidUser},
-		{"InvalidHeaderValue", signerapi.ErrInternal},
-		{"InvalidMd5", signerapi.ErrInternal},
+		{"", apierror.ErrInvalidUser},
+		{"InvalidUri", apierror.ErrInvalidUser},
+		{"InvalidResourceName", apierror.ErrInvalidUser},
+		{"OutOfRangeInput", apierror.ErrInvalidUser},
+		{"RequestUrlFailedToParse", apierror.ErrInvalidUser},
+		{"InvalidHeaderValue", apierror.ErrInternal},
+		{"InvalidMd5", apierror.ErrInternal},
 	} {
 		back.mu.Lock() // a block of the last large picture may still be on its way
 		back.fault = func(w http.ResponseWriter, _ *http.Request) bool {
@@ -162,15 +163,15 @@ func TestRejectedNamesAreInvalidUsers(t *testing.T) {
 		_, large := s.Put(ctx, mia, strings.NewReader(pngOf(5<<20)), unknown)
 		_, link := s.Link(ctx, mia, signerapi.LinkOptions{})
 		for call, err := range map[string]error{"put": small, "large put": large, "link": link, "delete": s.Delete(ctx, mia, signerapi.Conditions{})} {
-			if !errors.Is(err, c.want) || errors.Is(err, signerapi.ErrInvalidUser) && signerapi.AsError(err).Detail != "storage does not accept this user name" {
+			if !errors.Is(err, c.want) || errors.Is(err, apierror.ErrInvalidUser) && apierror.AsError(err).Detail != "storage does not accept this user name" {
 				t.Errorf("%s: %q is %v; want %v", call, c.code, err, c.want)
 			}
 		}
 		// The name of a staged blob is not the client's.
-		if _, err := s.Commit(ctx, mia, newTicket(s.now(), 100).id, signerapi.CommitOptions{}); !errors.Is(err, signerapi.ErrInternal) {
+		if _, err := s.Commit(ctx, mia, newTicket(s.now(), 100).id, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrInternal) {
 			t.Errorf("commit: %q is %v", c.code, err)
 		}
-		if err := s.removeAbandoned(ctx); !errors.Is(err, signerapi.ErrInternal) {
+		if err := s.removeAbandoned(ctx); !errors.Is(err, apierror.ErrInternal) {
 			t.Errorf("listing: %q is %v", c.code, err)
 		}
 	}
@@ -301,9 +302,9 @@ func TestAShortThrottlingIsRiddenOut(t *testing.T) {
 
 func TestTheIdentitysErrorComesThroughStorage(t *testing.T) {
 	s, back, creds := newStore(t, nil)
-	creds.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("AADSTS1"))
+	creds.err = apierror.ErrIdentityUnavailable.Wrap(errors.New("AADSTS1"))
 	err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
-	if !errors.Is(err, signerapi.ErrIdentityUnavailable) || len(back.called()) > 0 {
+	if !errors.Is(err, apierror.ErrIdentityUnavailable) || len(back.called()) > 0 {
 		t.Errorf("got %v", err)
 	}
 }
@@ -311,7 +312,7 @@ func TestTheIdentitysErrorComesThroughStorage(t *testing.T) {
 func TestStorageThatIsDownIsUnavailable(t *testing.T) {
 	s, _, _ := newStore(t, func(o *Options) { o.AccountURL = "https://acct.blob.localhost:1" })
 	err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
-	if !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).RetryAfter == 0 {
+	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).RetryAfter == 0 {
 		t.Errorf("got %v", err)
 	}
 }
@@ -332,7 +333,7 @@ func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 	}
 	close(authenticated)
 	eventually(t, "the log line", func() bool { return strings.Contains(log.String(), "Storage Blob Delegator") })
-	if err := s.Ready(ctx); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "Storage Blob Delegator") {
+	if err := s.Ready(ctx); !errors.Is(err, apierror.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "Storage Blob Delegator") {
 		t.Errorf("refused: %v", err)
 	}
 	becomesReady(ctx, t, s, back)
@@ -345,14 +346,14 @@ func TestRunGetsAKeyOnceItIsLetInAndSaysWhichRoleIsMissing(t *testing.T) {
 func TestErrorWithoutAKeySaysWhy(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer func(http.ResponseWriter) // to the request for a key; nil if there was none
-		want   *signerapi.Error
+		want   *apierror.Error
 	}{
-		"not yet asked":     {nil, signerapi.ErrSignerUnavailable},
-		"storage is broken": {func(w http.ResponseWriter) { refuse(w, 500, "InternalError") }, signerapi.ErrStorageUnavailable},
-		"storage throttles": {func(w http.ResponseWriter) { refuse(w, 429, "TooManyRequests") }, signerapi.ErrThrottled},
-		"token refused":     {func(w http.ResponseWriter) { refuse(w, 401, "InvalidAuthenticationInfo") }, signerapi.ErrIdentityUnavailable},
-		"no role":           {func(w http.ResponseWriter) { refuse(w, 403, "AuthorizationPermissionMismatch") }, signerapi.ErrIdentityUnavailable},
-		"another refusal":   {func(w http.ResponseWriter) { refuse(w, 400, "InvalidXmlDocument") }, signerapi.ErrIdentityUnavailable},
+		"not yet asked":     {nil, apierror.ErrSignerUnavailable},
+		"storage is broken": {func(w http.ResponseWriter) { refuse(w, 500, "InternalError") }, apierror.ErrStorageUnavailable},
+		"storage throttles": {func(w http.ResponseWriter) { refuse(w, 429, "TooManyRequests") }, apierror.ErrThrottled},
+		"token refused":     {func(w http.ResponseWriter) { refuse(w, 401, "InvalidAuthenticationInfo") }, apierror.ErrIdentityUnavailable},
+		"no role":           {func(w http.ResponseWriter) { refuse(w, 403, "AuthorizationPermissionMismatch") }, apierror.ErrIdentityUnavailable},
+		"another refusal":   {func(w http.ResponseWriter) { refuse(w, 400, "InvalidXmlDocument") }, apierror.ErrIdentityUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, back, _ := newStore(t, nil)
@@ -370,7 +371,7 @@ func TestErrorWithoutAKeySaysWhy(t *testing.T) {
 			go func() { done <- s.Run(ctx, authenticated) }()
 			if c.answer != nil {
 				close(authenticated)
-				eventually(t, "the outcome", func() bool { return !errors.Is(s.Ready(ctx), signerapi.ErrSignerUnavailable) })
+				eventually(t, "the outcome", func() bool { return !errors.Is(s.Ready(ctx), apierror.ErrSignerUnavailable) })
 			}
 			if _, err := s.Link(ctx, user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, c.want) {
 				t.Errorf("Link: %v; want %v", err, c.want.Code)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -64,19 +65,19 @@ func (k *known) of(ctx context.Context, user signerapi.User) (*existing, error) 
 		}
 		return r.Val.(*existing), nil
 	case <-ctx.Done():
-		return nil, signerapi.ErrIncomplete.Wrap(context.Cause(ctx))
+		return nil, apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
 }
 
 func (k *known) ask(ctx context.Context, user signerapi.User) (*existing, error) {
 	if !k.asked.TryAcquire(1) {
-		return nil, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are under way or wait", maxAsked))
+		return nil, apierror.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are under way or wait", maxAsked))
 	}
 	defer k.asked.Release(1)
 	wait, cancel := context.WithTimeout(ctx, lookWait)
 	defer cancel()
 	if err := k.looks.Acquire(wait, 1); err != nil {
-		return nil, signerapi.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are under way", maxLooks))
+		return nil, apierror.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are under way", maxLooks))
 	}
 	defer k.looks.Release(1)
 	before := k.change(user).Load()

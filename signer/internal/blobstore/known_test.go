@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -38,7 +39,7 @@ func TestAPictureThatIsThereIsLookedUpOnceInAWhile(t *testing.T) {
 	_, _ = link("x")
 	heads(1, "after its time")
 	for range 3 {
-		if _, err := link("nobody"); !errors.Is(err, signerapi.ErrNotFound) {
+		if _, err := link("nobody"); !errors.Is(err, apierror.ErrNotFound) {
 			t.Error(err)
 		}
 	}
@@ -53,7 +54,7 @@ func TestAPictureThatIsThereIsLookedUpOnceInAWhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	back.called()
-	if _, err := link("x"); !errors.Is(err, signerapi.ErrNotFound) {
+	if _, err := link("x"); !errors.Is(err, apierror.ErrNotFound) {
 		t.Errorf("after our own delete: %v", err)
 	}
 }
@@ -71,7 +72,7 @@ func TestLookupsOfOnePictureAreShared(t *testing.T) {
 	first, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := k.of(first, user(t, "x")); !errors.Is(err, signerapi.ErrIncomplete) {
+		if _, err := k.of(first, user(t, "x")); !errors.Is(err, apierror.ErrIncomplete) {
 			t.Errorf("the one that left: %v", err)
 		}
 	})
@@ -144,7 +145,7 @@ func TestLookupsOfThoseWhoLeftAreFew(t *testing.T) {
 			break
 		}
 	}
-	if _, err := k.of(t.Context(), user(t, "x")); !errors.Is(err, signerapi.ErrOverloaded) {
+	if _, err := k.of(t.Context(), user(t, "x")); !errors.Is(err, apierror.ErrOverloaded) {
 		t.Errorf("one more: %v", err)
 	}
 	close(release)
@@ -160,7 +161,7 @@ func TestTooManyLookupsAreOverload(t *testing.T) {
 	var refused atomic.Int64
 	for i := range maxLooks + 5 {
 		wg.Go(func() {
-			if _, err := k.of(t.Context(), user(t, string(rune('\u4e00'+i)))); errors.Is(err, signerapi.ErrOverloaded) {
+			if _, err := k.of(t.Context(), user(t, string(rune('\u4e00'+i)))); errors.Is(err, apierror.ErrOverloaded) {
 				refused.Add(1)
 			} else if err != nil {
 				t.Error(err)
@@ -183,14 +184,14 @@ func TestStorageThatIsDownIsAskedNoMore(t *testing.T) {
 	x := user(t, "x")
 	link := func() error { _, err := s.Link(t.Context(), x, signerapi.LinkOptions{}); return err }
 	for range tripAfter + 20 {
-		if err := link(); !errors.Is(err, signerapi.ErrStorageUnavailable) {
+		if err := link(); !errors.Is(err, apierror.ErrStorageUnavailable) {
 			t.Fatalf("got %v", err)
 		}
 	}
 	if n := len(back.called()); n != tripAfter {
 		t.Errorf("%d calls, want %d", n, tripAfter)
 	}
-	if _, err := s.Put(t.Context(), x, broken{}, unknown); !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).RetryAfter == 0 {
+	if _, err := s.Put(t.Context(), x, broken{}, unknown); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).RetryAfter == 0 {
 		t.Errorf("an upload is told %v before a byte of it is read; want ErrStorageUnavailable", err)
 	}
 	back.mu.Lock()
@@ -216,7 +217,7 @@ func TestThrottlingOpensNoCircuit(t *testing.T) {
 	}
 	for range 2 * tripAfter {
 		_, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{})
-		if !errors.Is(err, signerapi.ErrThrottled) || signerapi.AsError(err).RetryAfter != 7*time.Second {
+		if !errors.Is(err, apierror.ErrThrottled) || apierror.AsError(err).RetryAfter != 7*time.Second {
 			t.Fatalf("got %v", err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/google/go-cmp/cmp"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/refresh"
@@ -49,7 +50,7 @@ func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
 	if want := time.Date(2030, 1, 2, 3, 14, 10, 0, time.UTC); !got.ExpiresAt.Equal(want) || got.ContentType != "image/gif" || got.Size != 3 {
 		t.Errorf("%+v", got)
 	}
-	if _, err := s.Link(t.Context(), user(t, "nobody"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrNotFound) {
+	if _, err := s.Link(t.Context(), user(t, "nobody"), signerapi.LinkOptions{}); !errors.Is(err, apierror.ErrNotFound) {
 		t.Errorf("no picture: %v", err)
 	}
 }
@@ -190,12 +191,12 @@ func TestLinkLimits(t *testing.T) {
 	for ttl, ok := range map[time.Duration]bool{
 		0: true, MinLinkTTL: true, 24 * time.Hour: true, MinLinkTTL - time.Second: false, 24*time.Hour + time.Second: false, -time.Hour: false,
 	} {
-		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: ttl}); ok != (err == nil) || (!ok && !errors.Is(err, signerapi.ErrInvalidArgument)) {
+		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: ttl}); ok != (err == nil) || (!ok && !errors.Is(err, apierror.ErrInvalidArgument)) {
 			t.Errorf("ttl %v: %v", ttl, err)
 		}
 	}
 	for _, name := range []string{"a\nb", "a/b", `a\b`, "\xff"} {
-		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{Download: name}); !errors.Is(err, signerapi.ErrInvalidArgument) {
+		if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{Download: name}); !errors.Is(err, apierror.ErrInvalidArgument) {
 			t.Errorf("download %q: %v", name, err)
 		}
 	}
@@ -205,7 +206,7 @@ func TestALinkNeverOutlivesItsKey(t *testing.T) {
 	s, back, _ := withKey(t, nil)
 	back.blobs["/cats/x/cat"] = "cat"
 	s.key.key.Load().end = time.Now().Add(30 * time.Minute)
-	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, signerapi.ErrSignerUnavailable) {
+	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("an hour from a key with half of it: %v", err)
 	}
 	if _, err := s.Link(t.Context(), user(t, "x"), signerapi.LinkOptions{TTL: 20 * time.Minute}); err != nil {

@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"cats.example/shared/service"
+	"cats.example/shared/telemetry"
 )
 
 // Operations on storage, as labels of metrics.
@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: p + "upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
 	}, func() float64 { return float64(b.taken()) })
-	signed := service.Counters(reg, p+"signed_urls_total",
+	signed := telemetry.Counters(reg, p+"signed_urls_total",
 		"Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.", "kind", "view", "download", "upload")
 	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
@@ -62,11 +62,11 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 		}, []string{"op"}),
 		views:  signed.WithLabelValues("view"),
 		signed: signed,
-		unstaged: service.Counters(reg, p+"staged_uploads_removed_total",
+		unstaged: telemetry.Counters(reg, p+"staged_uploads_removed_total",
 			"Blobs that were sent straight to storage and removed, by what became of them.", "outcome", removedCommitted, removedRefused, removedAbandoned),
 		keyExpiry:  gauge("user_delegation_key_expiry_timestamp_seconds", "When the user delegation key at hand ends, in Unix time; 0 for none."),
-		keyRefresh: service.Counters(reg, p+"user_delegation_key_refresh_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
-		trials: service.Counters(reg, p+"link_trials_total",
+		keyRefresh: telemetry.Counters(reg, p+"user_delegation_key_refresh_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
+		trials: telemetry.Counters(reg, p+"link_trials_total",
 			"Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.", "outcome", trialOK, trialRefused, trialUnclear),
 		clockAhead: gauge("clock_skew_seconds", "How far the clock was ahead of storage's when last compared; below 0 it was behind."),
 		conflicts:  counter("upload_conflicts_total", "Uploads that lost against another one to the same name."),

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -51,11 +52,11 @@ func TestAPutThatMayHaveHappenedIsToldSo(t *testing.T) {
 		return true
 	}
 	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), unknown)
-	if !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != signerapi.OutcomeUnknown {
+	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("got %v", err)
 	}
 	err = s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
-	if !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != signerapi.OutcomeUnknown {
+	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("delete: got %v", err)
 	}
 }
@@ -100,11 +101,11 @@ func TestARefusedRepetitionSaysThatTheFirstMayHaveBeenDone(t *testing.T) {
 	}
 	c := signerapi.Conditions{IfMatch: `"0x1"`}
 	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c})
-	if !errors.Is(err, signerapi.ErrPreconditionFailed) || signerapi.AsError(err).Outcome != signerapi.OutcomeUnknown {
+	if !errors.Is(err, apierror.ErrPreconditionFailed) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("put: %v", err)
 	}
 	err = s.Delete(t.Context(), user(t, "x"), c)
-	if !errors.Is(err, signerapi.ErrPreconditionFailed) || signerapi.AsError(err).Outcome != signerapi.OutcomeUnknown {
+	if !errors.Is(err, apierror.ErrPreconditionFailed) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("delete: %v", err)
 	}
 	if tries != 4 {
@@ -121,10 +122,10 @@ func TestConditionsGoToStorage(t *testing.T) {
 		return true
 	}
 	c := signerapi.Conditions{IfMatch: `"0x1"`}
-	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c}); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c}); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("put: %v", err)
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("delete: %v", err)
 	}
 	if len(got) != 2 || got[0] != `"0x1" ` || got[1] != ` "0x2"` {
@@ -137,7 +138,7 @@ func TestALargeUploadIsToldOfItsConditionFirst(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	back.blobs["/cats/x/cat"] = "cat"
 	opts := signerapi.PutOptions{Size: 5 << 20, Conditions: signerapi.Conditions{IfNoneMatch: "*"}}
-	if _, err := s.Put(t.Context(), user(t, "x"), broken{}, opts); !errors.Is(err, signerapi.ErrPreconditionFailed) {
+	if _, err := s.Put(t.Context(), user(t, "x"), broken{}, opts); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("got %v", err)
 	}
 }

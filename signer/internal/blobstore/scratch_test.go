@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -86,7 +87,7 @@ func TestARefusalByTheNetworkRulesIsNoMissingRole(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 		t.Errorf("got %v", err)
 	}
 }

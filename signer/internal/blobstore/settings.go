@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"cats.example/shared/config"
 	"cats.example/shared/picture"
-	"cats.example/shared/service"
 	"cats.example/shared/signerapi"
 )
 
@@ -25,15 +25,15 @@ func (s Settings) Validate() error {
 	isBase := baseErr == nil && (base.Scheme == "https" || base.Scheme == "http") && base.Host != "" &&
 		base.RawQuery == "" && base.Fragment == "" && base.User == nil
 	return errors.Join(
-		service.Require(accountForm.MatchString(s.AccountURL),
+		config.Require(accountForm.MatchString(s.AccountURL),
 			"AZURE_STORAGE_ACCOUNT_URL is %q: want https://ACCOUNT.blob.core.windows.net, without a path; the first label of the host must be the name of the account; for a custom domain set LINK_BASE_URL instead", s.AccountURL),
-		service.Require(containerForm.MatchString(s.Container),
+		config.Require(containerForm.MatchString(s.Container),
 			"STORAGE_CONTAINER is %q: want 3 to 63 of a-z, 0-9 and single hyphens", s.Container),
-		service.Require(nameErr == nil, "BLOB_NAME is %q: want one path segment", s.BlobName),
-		service.Require(slices.IsSorted([]time.Duration{MinLinkTTL, s.LinkTTL, s.LinkMaxTTL, MaxLinkTTL}),
+		config.Require(nameErr == nil, "BLOB_NAME is %q: want one path segment", s.BlobName),
+		config.Require(slices.IsSorted([]time.Duration{MinLinkTTL, s.LinkTTL, s.LinkMaxTTL, MaxLinkTTL}),
 			"LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v", s.LinkTTL, s.LinkMaxTTL, MinLinkTTL, MaxLinkTTL),
-		service.Require(s.LinkBase == "" || isBase, "LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", s.LinkBase),
-		service.Require(0 <= s.MaxDirect && s.MaxDirect <= MaxDirect, "MAX_DIRECT_SIZE is %v: want 0 to %v", s.MaxDirect, picture.Size(MaxDirect)),
-		service.Require(s.KnownTTL >= 0, "EXISTENCE_TTL must not be negative"),
+		config.Require(s.LinkBase == "" || isBase, "LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", s.LinkBase),
+		config.Require(0 <= s.MaxDirect && s.MaxDirect <= MaxDirect, "MAX_DIRECT_SIZE is %v: want 0 to %v", s.MaxDirect, picture.Size(MaxDirect)),
+		config.Require(s.KnownTTL >= 0, "EXISTENCE_TTL must not be negative"),
 	)
 }

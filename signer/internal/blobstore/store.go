@@ -23,8 +23,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sony/gobreaker/v2"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/picture"
-	"cats.example/shared/pool"
+	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
 	"cats.example/shared/watchdog"
 	"cats.example/signer/internal/identity"
@@ -64,7 +65,7 @@ type Options struct {
 
 // Slots are the pools of the store. Uploads and commits are counted by authenticated caller. Chunked, of chunked uploads that
 // hold a buffer or wait for one, is counted by client where authentication is off.
-type Slots struct{ Uploads, Commits, Chunked *pool.Pool }
+type Slots struct{ Uploads, Commits, Chunked *ratelimit.Pool }
 
 // Store is a [signerapi.Signer] over Blob Storage.
 type Store struct {
@@ -137,7 +138,7 @@ func (s *Store) blobName(user signerapi.User) string {
 // hold for the picture of user now.
 func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
 	info, err := s.look(ctx, user)
-	if err != nil && !errors.Is(err, signerapi.ErrNotFound) {
+	if err != nil && !errors.Is(err, apierror.ErrNotFound) {
 		return err
 	}
 	return conditions.Hold(info.ETag)
@@ -147,7 +148,7 @@ func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signer
 func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
 	ttl := cmp.Or(opts.TTL, s.opts.LinkTTL)
 	if ttl < MinLinkTTL || ttl > s.opts.LinkMaxTTL {
-		return signerapi.Link{}, signerapi.ErrInvalidArgument.With(
+		return signerapi.Link{}, apierror.ErrInvalidArgument.With(
 			fmt.Sprintf("ttl: a link lives at least %v and at most %v", MinLinkTTL, s.opts.LinkMaxTTL))
 	}
 	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
@@ -188,10 +189,10 @@ func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions sign
 	switch {
 	case err == nil || op.unclear == 0:
 		return err
-	case errors.Is(err, signerapi.ErrNotFound): // an earlier try or another client has deleted it
+	case errors.Is(err, apierror.ErrNotFound): // an earlier try or another client has deleted it
 		return nil
 	}
-	return unknownOutcome(err, signerapi.MayBeDeleted, "deletion")
+	return unknownOutcome(err, apierror.MayBeDeleted, "deletion")
 }
 
 // Ready implements [signerapi.Signer]. It returns nil if the user delegation key can sign a URL of the default lifetime.

@@ -8,14 +8,14 @@ import (
 	"io"
 	"sync"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 )
 
 var (
 	errRevoked = errors.New("this try has ended")
 	// errReceivedOther is returned before a picture is stored.
-	errReceivedOther = signerapi.ErrStorageUnavailable.Wrap(errors.New("storage received other bytes than were sent"))
-	errWrongLength   = signerapi.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+	errReceivedOther = apierror.ErrStorageUnavailable.Wrap(errors.New("storage received other bytes than were sent"))
+	errWrongLength   = apierror.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
 )
 
 // stream is the body of a request to storage that is read from the client while it is sent. At most one try reads it.

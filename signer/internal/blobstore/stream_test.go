@@ -17,6 +17,7 @@ import (
 
 	"github.com/minio/crc64nvme"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -29,10 +30,10 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 		"whole":              {strings.NewReader("cat"), "cat", nil},
 		"in single bytes":    {iotest.OneByteReader(strings.NewReader("cat")), "cat", nil},
 		"io.EOF with data":   {iotest.DataErrReader(strings.NewReader("cat")), "cat", nil},
-		"too short":          {strings.NewReader("ca"), "ca", signerapi.ErrIncomplete},
-		"too long":           {strings.NewReader("cats"), "ca", signerapi.ErrIncomplete},
-		"fails at its end":   {io.MultiReader(strings.NewReader("cat"), iotest.ErrReader(signerapi.ErrDigestMismatch)), "ca", signerapi.ErrDigestMismatch},
-		"fails with data":    {iotest.DataErrReader(io.MultiReader(strings.NewReader("cat"), iotest.ErrReader(signerapi.ErrStalled))), "ca", signerapi.ErrStalled},
+		"too short":          {strings.NewReader("ca"), "ca", apierror.ErrIncomplete},
+		"too long":           {strings.NewReader("cats"), "ca", apierror.ErrIncomplete},
+		"fails at its end":   {io.MultiReader(strings.NewReader("cat"), iotest.ErrReader(apierror.ErrDigestMismatch)), "ca", apierror.ErrDigestMismatch},
+		"fails with data":    {iotest.DataErrReader(io.MultiReader(strings.NewReader("cat"), iotest.ErrReader(apierror.ErrStalled))), "ca", apierror.ErrStalled},
 		"wraps io.EOF":       {io.MultiReader(strings.NewReader("cat"), iotest.ErrReader(fmt.Errorf("x: %w", io.EOF))), "ca", io.EOF},
 		"wraps io.EOF early": {io.MultiReader(strings.NewReader("c"), iotest.ErrReader(fmt.Errorf("x: %w", io.EOF))), "c", io.EOF},
 	} {
@@ -121,10 +122,10 @@ func TestStorageAnswersEarly(t *testing.T) {
 		want         error
 		wait         time.Duration
 	}{
-		{401, "InvalidAuthenticationInfo", "", signerapi.ErrIdentityUnavailable, 0},
-		{401, "InvalidAuthenticationInfo", challenge, signerapi.ErrIdentityUnavailable, 0},
-		{412, "ConditionNotMet", "", signerapi.ErrPreconditionFailed, 0},
-		{503, "ServerBusy", "Retry-After: 120\r\n", signerapi.ErrThrottled, 2 * time.Minute},
+		{401, "InvalidAuthenticationInfo", "", apierror.ErrIdentityUnavailable, 0},
+		{401, "InvalidAuthenticationInfo", challenge, apierror.ErrIdentityUnavailable, 0},
+		{412, "ConditionNotMet", "", apierror.ErrPreconditionFailed, 0},
+		{503, "ServerBusy", "Retry-After: 120\r\n", apierror.ErrThrottled, 2 * time.Minute},
 	} {
 		for _, read := range []int{0, mib / 2} { // bytes of the body before the answer
 			for _, closes := range []bool{false, true} {
@@ -153,7 +154,7 @@ func TestStorageAnswersEarly(t *testing.T) {
 						opts.IfMatch = `"0x1"`
 					}
 					_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(mib)), opts)
-					e := signerapi.AsError(err)
+					e := apierror.AsError(err)
 					if !errors.Is(err, answer.want) || e.Outcome != "" || e.RetryAfter != answer.wait && answer.wait > 0 {
 						t.Errorf("%v, outcome %q, after %v; want %v", err, e.Outcome, e.RetryAfter, answer.want)
 					}
@@ -194,7 +195,7 @@ func TestStorageBreaksStreams(t *testing.T) {
 	for name, c := range map[string]struct {
 		breaks func(net.Conn)
 		read   int64 // bytes of the body before that; all and its end if they are mib
-		want   signerapi.Outcome
+		want   apierror.Outcome
 		accept time.Duration // of the store
 	}{
 		"reset during the body": {func(c net.Conn) {
@@ -203,8 +204,8 @@ func TestStorageBreaksStreams(t *testing.T) {
 		}, mib / 2, "", time.Minute},
 		"closed during the body":     {func(c net.Conn) { _ = c.Close() }, mib / 2, "", time.Minute},
 		"silent during the body":     {func(net.Conn) {}, mib / 4, "", time.Second},
-		"silent after the last byte": {func(net.Conn) {}, mib, signerapi.OutcomeUnknown, 5 * time.Second},
-		"closed after the last byte": {func(c net.Conn) { _ = c.Close() }, mib, signerapi.OutcomeUnknown, time.Minute},
+		"silent after the last byte": {func(net.Conn) {}, mib, apierror.OutcomeUnknown, 5 * time.Second},
+		"closed after the last byte": {func(c net.Conn) { _ = c.Close() }, mib, apierror.OutcomeUnknown, time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -226,7 +227,7 @@ func TestStorageBreaksStreams(t *testing.T) {
 				size = 16 * mib
 			}
 			_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(size)), sized(size))
-			if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrStorageUnavailable) || e.Outcome != c.want {
+			if e := apierror.AsError(err); !errors.Is(err, apierror.ErrStorageUnavailable) || e.Outcome != c.want {
 				t.Errorf("%v, outcome %q; want %q", err, e.Outcome, c.want)
 			}
 			if n := s.circuit.Counts().TotalFailures; n != 1 && c.want == "" {
@@ -267,7 +268,7 @@ func TestBuffersAreReusedWhileConnectionsStillSend(t *testing.T) {
 		letter := string(rune('a' + i))
 		content := pngOf(24) + strings.Repeat(letter, 4*mib)
 		for _, opts := range []signerapi.PutOptions{unknown, inForm(len(content), 50), sized(len(content))} {
-			if _, err := s.Put(t.Context(), user(t, letter), strings.NewReader(content), opts); !errors.Is(err, signerapi.ErrThrottled) {
+			if _, err := s.Put(t.Context(), user(t, letter), strings.NewReader(content), opts); !errors.Is(err, apierror.ErrThrottled) {
 				t.Error(err)
 			}
 		}
@@ -283,8 +284,8 @@ func TestEarlySuccessIsNotBelieved(t *testing.T) {
 	const size = 24 * mib // more than the kernel keeps of a connection
 	for name, c := range map[string]struct {
 		opts    signerapi.PutOptions
-		outcome signerapi.Outcome
-	}{"Put Blob": {sized(size), signerapi.OutcomeUnknown}, "Put Block": {inForm(size, 50), ""}} {
+		outcome apierror.Outcome
+	}{"Put Blob": {sized(size), apierror.OutcomeUnknown}, "Put Block": {inForm(size, 50), ""}} {
 		s, back, _ := newStore(t, nil)
 		back.early = func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method != http.MethodPut {
@@ -296,7 +297,7 @@ func TestEarlySuccessIsNotBelieved(t *testing.T) {
 			return true
 		}
 		_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(size)), c.opts)
-		if e := signerapi.AsError(err); !errors.Is(err, signerapi.ErrStorageUnavailable) || e.Outcome != c.outcome {
+		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrStorageUnavailable) || e.Outcome != c.outcome {
 			t.Errorf("%s: %v, outcome %q", name, err, e.Outcome)
 		}
 	}
@@ -307,11 +308,11 @@ func TestNoConnectionHasAKnownOutcome(t *testing.T) {
 	s, _, _ := newStore(t, func(o *Options) { o.Transport = NewTransport() }) // does not trust the certificate
 	s.retries = -1
 	for _, size := range []int{1000, mib} {
-		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(size)), sized(size)); !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != "" {
+		if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(size)), sized(size)); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != "" {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
 		t.Errorf("delete: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
 	"golang.org/x/sync/errgroup"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -35,17 +36,17 @@ const (
 // it stays, and is not counted. A blob that is gone is no error. Blocks that were never committed have no ETag.
 func (s *Store) unstage(ctx context.Context, name, etag, outcome string) error {
 	client := s.container.NewBlockBlobClient(name)
-	var err error = signerapi.ErrNotFound
+	var err error = apierror.ErrNotFound
 	if etag != "" {
 		err = s.deleteVersion(ctx, client, etag)
 	}
-	if outcome == removedAbandoned && (errors.Is(err, signerapi.ErrNotFound) || errors.Is(err, signerapi.ErrPreconditionFailed)) {
+	if outcome == removedAbandoned && (errors.Is(err, apierror.ErrNotFound) || errors.Is(err, apierror.ErrPreconditionFailed)) {
 		err = s.deleteBlocks(ctx, client)
 	}
 	switch {
-	case errors.Is(err, signerapi.ErrPreconditionFailed):
+	case errors.Is(err, apierror.ErrPreconditionFailed):
 		return nil
-	case err != nil && !errors.Is(err, signerapi.ErrNotFound):
+	case err != nil && !errors.Is(err, apierror.ErrNotFound):
 		return err
 	}
 	s.metrics.unstaged.WithLabelValues(outcome).Inc()
@@ -66,7 +67,7 @@ func (s *Store) deleteBlocks(ctx context.Context, client *blockblob.Client) erro
 		})
 	}
 	err := create(&blob.ModifiedAccessConditions{IfNoneMatch: new(azcore.ETagAny)})
-	if errors.Is(err, signerapi.ErrPreconditionFailed) {
+	if errors.Is(err, apierror.ErrPreconditionFailed) {
 		// Azurite takes uncommitted blocks for a blob here. It does not for this condition, which no blob fulfills either.
 		err = create(&blob.ModifiedAccessConditions{IfUnmodifiedSince: new(time.Unix(0, 0))})
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -254,22 +255,22 @@ func TestCommitNamesStatesOfItsSource(t *testing.T) {
 	const archive, headers = "the uploaded blob is in the archive tier", "no x-ms header besides x-ms-blob-type"
 	for _, c := range []struct {
 		method, comp, code, source string
-		want                       *signerapi.Error
+		want                       *apierror.Error
 		detail                     string
 	}{
-		{"HEAD", "", "BlobUsesCustomerSpecifiedEncryption", "", signerapi.ErrRejectedByStorage, headers},
-		{"GET", "", "BlobArchived", "", signerapi.ErrArchived, archive},
-		{"GET", "", "BlobBeingRehydrated", "", signerapi.ErrArchived, archive},
-		{"GET", "", "MadeUp", "", signerapi.ErrRejectedByStorage, headers},
-		{"PUT", "block", "CannotVerifyCopySource", "", signerapi.ErrArchived, archive},
-		{"PUT", "block", "CannotVerifyCopySource", "BlobArchived", signerapi.ErrArchived, archive},
-		{"PUT", "block", "CannotVerifyCopySource", "BlobUsesCustomerSpecifiedEncryption", signerapi.ErrRejectedByStorage, headers},
-		{"PUT", "block", "BlobArchived", "", signerapi.ErrArchived, "the stored picture is in the archive tier"},
-		{"PUT", "block", "BlobBeingRehydrated", "", signerapi.ErrArchived, "the stored picture is in the archive tier"},
-		{"PUT", "block", "InvalidBlobType", "", signerapi.ErrRejectedByStorage, "the current state of the blob"},
-		{"PUT", "blocklist", "BlobArchived", "", signerapi.ErrArchived, "the stored picture is in the archive tier"},
-		{"PUT", "blocklist", "BlobImmutableDueToPolicy", "", signerapi.ErrImmutable, ""},
-		{"PUT", "blocklist", "LeaseIdMissing", "", signerapi.ErrLeased, ""},
+		{"HEAD", "", "BlobUsesCustomerSpecifiedEncryption", "", apierror.ErrRejectedByStorage, headers},
+		{"GET", "", "BlobArchived", "", apierror.ErrArchived, archive},
+		{"GET", "", "BlobBeingRehydrated", "", apierror.ErrArchived, archive},
+		{"GET", "", "MadeUp", "", apierror.ErrRejectedByStorage, headers},
+		{"PUT", "block", "CannotVerifyCopySource", "", apierror.ErrArchived, archive},
+		{"PUT", "block", "CannotVerifyCopySource", "BlobArchived", apierror.ErrArchived, archive},
+		{"PUT", "block", "CannotVerifyCopySource", "BlobUsesCustomerSpecifiedEncryption", apierror.ErrRejectedByStorage, headers},
+		{"PUT", "block", "BlobArchived", "", apierror.ErrArchived, "the stored picture is in the archive tier"},
+		{"PUT", "block", "BlobBeingRehydrated", "", apierror.ErrArchived, "the stored picture is in the archive tier"},
+		{"PUT", "block", "InvalidBlobType", "", apierror.ErrRejectedByStorage, "the current state of the blob"},
+		{"PUT", "blocklist", "BlobArchived", "", apierror.ErrArchived, "the stored picture is in the archive tier"},
+		{"PUT", "blocklist", "BlobImmutableDueToPolicy", "", apierror.ErrImmutable, ""},
+		{"PUT", "blocklist", "LeaseIdMissing", "", apierror.ErrLeased, ""},
 	} {
 		s, back, id, path := committing(t)
 		back.fault = func(w http.ResponseWriter, r *http.Request) bool {
@@ -283,8 +284,8 @@ func TestCommitNamesStatesOfItsSource(t *testing.T) {
 			return true
 		}
 		_, err := s.Commit(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
-		if !errors.Is(err, c.want) || !strings.Contains(signerapi.AsError(err).Detail, c.detail) {
-			t.Errorf("%+v: %v, %q", c, err, signerapi.AsError(err).Detail)
+		if !errors.Is(err, c.want) || !strings.Contains(apierror.AsError(err).Detail, c.detail) {
+			t.Errorf("%+v: %v, %q", c, err, apierror.AsError(err).Detail)
 		}
 		if _, ok := back.blobs[path]; !ok {
 			t.Errorf("%+v: the staged blob was deleted", c)
@@ -331,25 +332,25 @@ func TestCommitDeletesOnlyWhatCanNeverBeCommitted(t *testing.T) {
 		gone    bool
 	}{
 		"stored":              {pngOf(100), signerapi.CommitOptions{}, nil, nil, true},
-		"text":                {strings.Repeat("x", 100), signerapi.CommitOptions{}, nil, signerapi.ErrUnsupportedMediaType, true},
-		"too many pixels":     {"GIF89a\xff\xff\xff\xff\x00\x00\x00" + strings.Repeat("x", 87), signerapi.CommitOptions{}, nil, signerapi.ErrTooLarge, true},
-		"another content_md5": {pngOf(100), signerapi.CommitOptions{MD5: wrong}, nil, signerapi.ErrDigestMismatch, false},
+		"text":                {strings.Repeat("x", 100), signerapi.CommitOptions{}, nil, apierror.ErrUnsupportedMediaType, true},
+		"too many pixels":     {"GIF89a\xff\xff\xff\xff\x00\x00\x00" + strings.Repeat("x", 87), signerapi.CommitOptions{}, nil, apierror.ErrTooLarge, true},
+		"another content_md5": {pngOf(100), signerapi.CommitOptions{MD5: wrong}, nil, apierror.ErrDigestMismatch, false},
 		"another MD5, as storage finds": {pngOf(100), signerapi.CommitOptions{}, func(w http.ResponseWriter, r *http.Request) bool {
 			if r.URL.Query().Get("comp") == "block" {
 				refuse(w, http.StatusBadRequest, "Md5Mismatch")
 				return true
 			}
 			return false
-		}, signerapi.ErrDigestMismatch, false},
-		"failed precondition": {pngOf(100), signerapi.CommitOptions{Conditions: signerapi.Conditions{IfMatch: `"0x9"`}}, nil, signerapi.ErrPreconditionFailed, false},
-		"another size":        {pngOf(99), signerapi.CommitOptions{}, nil, signerapi.ErrIncomplete, false},
+		}, apierror.ErrDigestMismatch, false},
+		"failed precondition": {pngOf(100), signerapi.CommitOptions{Conditions: signerapi.Conditions{IfMatch: `"0x9"`}}, nil, apierror.ErrPreconditionFailed, false},
+		"another size":        {pngOf(99), signerapi.CommitOptions{}, nil, apierror.ErrIncomplete, false},
 		"outage": {pngOf(100), signerapi.CommitOptions{}, func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPut {
 				refuse(w, http.StatusInternalServerError, "InternalError")
 				return true
 			}
 			return false
-		}, signerapi.ErrStorageUnavailable, false},
+		}, apierror.ErrStorageUnavailable, false},
 	} {
 		s, back, id, path := committing(t)
 		back.blobs[path], back.fault = c.content, c.fault

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
 )
@@ -261,7 +262,7 @@ func TestWithoutItsRoleTheSignerIsNotReadyUntilThatIsBack(t *testing.T) {
 		_, _ = s.link(t)
 		for range 5 {
 			_, err := s.link(t)
-			if !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+			if !errors.Is(err, apierror.ErrIdentityUnavailable) {
 				t.Fatalf("a link of a key that is refused: %v", err)
 			}
 			if err := s.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "AuthorizationPermissionMismatch") || !strings.Contains(err.Error(), contributorRole) {

@@ -22,6 +22,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/minio/crc64nvme"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -123,7 +124,7 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	case opts.AtLeast == 0 && opts.AtMost == 0:
 		return nil
 	case opts.Size >= 0 || opts.AtLeast < 0 || opts.AtMost <= opts.AtLeast || opts.AtMost-opts.AtLeast > signerapi.MaxTail:
-		return signerapi.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxTail))
+		return apierror.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxTail))
 	}
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
@@ -156,7 +157,7 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 	if err == nil && op.damaged {
 		up.store.metrics.damaged.Inc()
 		up.store.log.Error("storage has stored a picture that differs from the upload; the client was told to upload it again")
-		return signerapi.Info{}, signerapi.ErrDamaged
+		return signerapi.Info{}, apierror.ErrDamaged
 	}
 	return info, err
 }
@@ -290,16 +291,16 @@ func (up *upload) write(ctx context.Context, op *operation, doing string, do fun
 		return info, nil
 	}
 	// Storage may still be writing, or another writer may have replaced the picture since.
-	return signerapi.Info{}, unknownOutcome(err, signerapi.MayBeStored, "upload")
+	return signerapi.Info{}, unknownOutcome(err, apierror.MayBeStored, "upload")
 }
 
 // unknownOutcome returns the error of a write that failed with err, and that storage may have carried out in an earlier try.
 func unknownOutcome(err error, may, write string) error {
-	e := signerapi.AsError(err)
+	e := apierror.AsError(err)
 	switch {
-	case errors.Is(e, signerapi.ErrPreconditionFailed), errors.Is(e, signerapi.ErrConflict):
+	case errors.Is(e, apierror.ErrPreconditionFailed), errors.Is(e, apierror.ErrConflict):
 		e = e.With("storage rejected the repetition of this " + write)
-	case errors.Is(e, signerapi.ErrIncomplete):
+	case errors.Is(e, apierror.ErrIncomplete):
 		e = e.With("the client closed the connection")
 	}
 	return e.Unknown(may)
@@ -311,7 +312,7 @@ func (up *upload) stored(ctx context.Context) (info signerapi.Info, ok bool, err
 	for name, value := range metadata {
 		ok = ok || strings.EqualFold(name, up.key) && value != nil && strings.HasPrefix(*value, up.mark) // HTTP changes the case
 	}
-	if errors.Is(err, signerapi.ErrNotFound) {
+	if errors.Is(err, apierror.ErrNotFound) {
 		err = nil
 	}
 	return info, ok, err

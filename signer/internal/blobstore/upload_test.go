@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
 
@@ -33,7 +34,7 @@ func inForm(n, after int) signerapi.PutOptions {
 // broken is a body that breaks off.
 type broken struct{}
 
-func (broken) Read([]byte) (int, error) { return 0, signerapi.ErrIncomplete }
+func (broken) Read([]byte) (int, error) { return 0, apierror.ErrIncomplete }
 
 func TestPutMakesTheFewestRequests(t *testing.T) {
 	put, blocks := []string{"PUT"}, []string{"PUT block", "PUT block", "PUT blocklist"}
@@ -118,7 +119,7 @@ func TestConditionalPutLooksFirst(t *testing.T) {
 func TestBrokenBodyIsNotStored(t *testing.T) {
 	const size = 5 * mib
 	for name, opts := range map[string]signerapi.PutOptions{"sized": sized(size), "form": inForm(size, 50), "chunked": unknown} {
-		for _, cause := range []error{signerapi.ErrIncomplete, fmt.Errorf("reading: %w", io.EOF)} {
+		for _, cause := range []error{apierror.ErrIncomplete, fmt.Errorf("reading: %w", io.EOF)} {
 			for _, at := range []int{0, 10, 64 << 10, 64<<10 + 1, mib, bufferBytes, size - 90_000, size - 1, size} {
 				s, back, _ := newStore(t, nil)
 				body := io.MultiReader(strings.NewReader(pngOf(size)[:at]), iotest.ErrReader(cause))
@@ -126,8 +127,8 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 				if err != cause { //nolint:errorlint // as it is
 					t.Errorf("%s, cut at %d by %v: %v", name, at, cause, err)
 				}
-				if signerapi.AsError(err).Outcome != "" {
-					t.Errorf("%s, cut at %d by %v: outcome %s", name, at, cause, signerapi.AsError(err).Outcome)
+				if apierror.AsError(err).Outcome != "" {
+					t.Errorf("%s, cut at %d by %v: outcome %s", name, at, cause, apierror.AsError(err).Outcome)
 				}
 				back.mu.Lock()
 				if len(back.blobs) > 0 {
@@ -152,23 +153,23 @@ func TestPutRejectsWrongSizes(t *testing.T) {
 		opts signerapi.PutOptions
 		want error
 	}{
-		{mib, sized(mib + 1), signerapi.ErrIncomplete},
-		{mib, sized(mib - 1), signerapi.ErrIncomplete},
-		{1000, sized(1001), signerapi.ErrIncomplete},
-		{1000, sized(999), signerapi.ErrIncomplete},
-		{1000, form(0, 999), signerapi.ErrIncomplete},
-		{mib, form(mib+1, mib+10), signerapi.ErrIncomplete},
-		{mib, form(mib-10, mib-1), signerapi.ErrIncomplete},
-		{6 * mib, form(6*mib+1, 6*mib+10), signerapi.ErrIncomplete},
-		{6 * mib, form(6*mib-10, 6*mib-1), signerapi.ErrIncomplete},
-		{mib, form(0, mib), signerapi.ErrInvalidArgument}, // more would have to be buffered than the contract says
-		{mib, form(mib, mib), signerapi.ErrInvalidArgument},
-		{mib, form(-1, 10), signerapi.ErrInvalidArgument},
-		{mib, form(10, 0), signerapi.ErrInvalidArgument},
-		{mib, signerapi.PutOptions{Size: mib, AtLeast: 1, AtMost: 2}, signerapi.ErrInvalidArgument},
-		{mib, form(33*mib, 33*mib+10), signerapi.ErrTooLarge},
-		{33 * mib, form(32*mib-10, 32*mib+10), signerapi.ErrTooLarge},
-		{33 * mib, unknown, signerapi.ErrTooLarge},
+		{mib, sized(mib + 1), apierror.ErrIncomplete},
+		{mib, sized(mib - 1), apierror.ErrIncomplete},
+		{1000, sized(1001), apierror.ErrIncomplete},
+		{1000, sized(999), apierror.ErrIncomplete},
+		{1000, form(0, 999), apierror.ErrIncomplete},
+		{mib, form(mib+1, mib+10), apierror.ErrIncomplete},
+		{mib, form(mib-10, mib-1), apierror.ErrIncomplete},
+		{6 * mib, form(6*mib+1, 6*mib+10), apierror.ErrIncomplete},
+		{6 * mib, form(6*mib-10, 6*mib-1), apierror.ErrIncomplete},
+		{mib, form(0, mib), apierror.ErrInvalidArgument}, // more would have to be buffered than the contract says
+		{mib, form(mib, mib), apierror.ErrInvalidArgument},
+		{mib, form(-1, 10), apierror.ErrInvalidArgument},
+		{mib, form(10, 0), apierror.ErrInvalidArgument},
+		{mib, signerapi.PutOptions{Size: mib, AtLeast: 1, AtMost: 2}, apierror.ErrInvalidArgument},
+		{mib, form(33*mib, 33*mib+10), apierror.ErrTooLarge},
+		{33 * mib, form(32*mib-10, 32*mib+10), apierror.ErrTooLarge},
+		{33 * mib, unknown, apierror.ErrTooLarge},
 	} {
 		s, back, _ := newStore(t, nil)
 		_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(c.size)), c.opts)
@@ -196,12 +197,12 @@ func TestDamagedUploads(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	back.fault = damage("")
 	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(mib)), sized(mib))
-	if !errors.Is(err, signerapi.ErrDamaged) || signerapi.AsError(err).Outcome != signerapi.OutcomeStored {
+	if !errors.Is(err, apierror.ErrDamaged) || apierror.AsError(err).Outcome != apierror.OutcomeStored {
 		t.Errorf("Put Blob: %v", err)
 	}
 	back.fault = damage("block")
 	_, err = s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(6*mib)), inForm(6*mib, 50))
-	if !errors.Is(err, signerapi.ErrStorageUnavailable) || signerapi.AsError(err).Outcome != "" || len(back.blobs) > 0 {
+	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" || len(back.blobs) > 0 {
 		t.Errorf("Put Block: %v, %d stored", err, len(back.blobs))
 	}
 }
@@ -224,7 +225,7 @@ func TestDigestsAreChecked(t *testing.T) {
 			wrong := bytes.Repeat([]byte{1}, 32)
 			for name, d := range map[string]signerapi.Digests{"md5": {MD5: wrong[:16]}, "sha256": {SHA256: wrong}, "one of two": {MD5: sum[:], SHA256: wrong}} {
 				c.opts.Digests = d
-				if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), c.opts); !errors.Is(err, signerapi.ErrDigestMismatch) {
+				if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), c.opts); !errors.Is(err, apierror.ErrDigestMismatch) {
 					t.Errorf("a wrong %s: %v", name, err)
 				}
 			}

@@ -17,9 +17,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
-	"cats.example/shared/service"
+	"cats.example/shared/config"
+	"cats.example/signer/internal/auth"
 	"cats.example/signer/internal/blobstore"
-	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -37,7 +37,7 @@ type Options struct {
 	Faults    error // of the settings, each on a line of its own
 	Identity  identity.Settings
 	Storage   blobstore.Settings
-	Callers   callers.Settings
+	Callers   auth.Settings
 	Transport *http.Client // without any credential
 }
 
@@ -67,9 +67,9 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	v.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, quiet, none)
 	store, err := blobstore.New(blobstore.Options{Settings: opts.Storage, Credential: v.tokens, Transport: opts.Transport}, quiet, none)
 	v.store = store
-	noFile := service.Require(opts.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
-	noIdentity := service.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid")
-	noAccount := service.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
+	noFile := config.Require(opts.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
+	noIdentity := config.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid")
+	noAccount := config.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
 
 	v.subject()
 	v.settings()
@@ -218,7 +218,7 @@ func (v *visit) clock(ctx context.Context) (string, error) {
 
 // callers fetches the configuration and the keys of the issuer of callers' tokens.
 func (v *visit) callers(ctx context.Context) (string, error) {
-	c := callers.New(callers.Options{Settings: v.Callers, Client: v.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	c := auth.New(auth.Options{Settings: v.Callers, Client: v.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	works := fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)
 	return works, c.Fetch(ctx)
 }

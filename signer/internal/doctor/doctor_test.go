@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"cats.example/shared/access"
+	"cats.example/signer/internal/auth"
 	"cats.example/signer/internal/blobstore"
-	"cats.example/signer/internal/callers"
 	"cats.example/signer/internal/identity"
 )
 
@@ -281,7 +281,7 @@ func TestDoctorFetchesTheIssuersKeys(t *testing.T) {
 		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must be the iss of the tokens"},
 	} {
 		opts, back := healthy(t)
-		opts.Callers = callers.Settings{Rules: access.Rules{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid"}
+		opts.Callers = auth.Settings{Rules: access.Rules{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid"}
 		examine(t.Context(), t, opts, well+", "+c.mark, c.says)
 	}
 }

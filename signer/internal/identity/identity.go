@@ -19,8 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
-	"cats.example/shared/service"
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
+	"cats.example/shared/telemetry"
 	"cats.example/signer/internal/refresh"
 )
 
@@ -50,7 +50,7 @@ type Tokens struct {
 
 	mu    sync.Mutex
 	token azcore.AccessToken
-	err   error // why there is no valid token, a signerapi.Error
+	err   error // why there is no valid token, a apierror.Error
 }
 
 // New returns Tokens that fetch as opts say. Nothing is fetched before Run.
@@ -69,11 +69,11 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
-		acquired: service.Counters(reg, "cats_signer_token_acquire_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
+		acquired: telemetry.Counters(reg, "cats_signer_token_acquire_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
 		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_identity_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
 		}),
-		err: signerapi.ErrSignerUnavailable.Wrap(errors.New("the first token is being fetched")),
+		err: apierror.ErrSignerUnavailable.Wrap(errors.New("the first token is being fetched")),
 	}
 }
 
@@ -161,13 +161,13 @@ func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	defer t.mu.Unlock()
 	if err != nil {
 		t.acquired.WithLabelValues("error").Inc()
-		t.err = signerapi.ErrIdentityUnavailable.Wrap(err)
+		t.err = apierror.ErrIdentityUnavailable.Wrap(err)
 		return azcore.AccessToken{}, err
 	}
 	t.acquired.WithLabelValues("ok").Inc()
 	t.worked.SetToCurrentTime()
 	t.token = token
-	t.err = signerapi.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
+	t.err = apierror.ErrIdentityUnavailable.Wrap(errors.New("the token has expired and was not renewed"))
 	t.once.Do(func() { close(t.first) })
 	return token, nil
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
-	"cats.example/shared/signerapi"
+	"cats.example/shared/apierror"
 	"cats.example/signer/internal/refresh"
 )
 
@@ -109,7 +109,7 @@ func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
 			t.Errorf("before its end: %v", err)
 		}
 		time.Sleep(2 * time.Minute)
-		if err := ready(tokens); !errors.Is(err, signerapi.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
+		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
 			t.Errorf("after its end: %v", err)
 		}
 		e.failWith(nil)
@@ -134,14 +134,14 @@ func TestErrorBeforeTheFirstTokenSaysWhy(t *testing.T) {
 			ended <- err
 		}()
 		synctest.Wait()
-		if err := ready(tokens); !errors.Is(err, signerapi.ErrSignerUnavailable) {
+		if err := ready(tokens); !errors.Is(err, apierror.ErrSignerUnavailable) {
 			t.Errorf("during the first exchange: %v", err)
 		}
 		close(answer)
 		if err := <-ended; err == nil {
 			t.Error("the exchange did not fail")
 		}
-		if err := ready(tokens); !errors.Is(err, signerapi.ErrIdentityUnavailable) {
+		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 			t.Errorf("after the first exchange has failed: %v", err)
 		}
 	})

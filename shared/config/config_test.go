@@ -1,0 +1,89 @@
+package config
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+type example struct {
+	URL   string `env:"EXAMPLE_URL,required" help:"where"`
+	Count int    `env:"EXAMPLE_COUNT" envDefault:"3" help:"how many"`
+	Inner
+}
+
+type Inner struct {
+	Timeout time.Duration `env:"TIMEOUT" envDefault:"30s" help:"how long"`
+	Level   slog.Level    `env:"LOG_LEVEL" envDefault:"info" help:"how much"`
+}
+
+func TestParseReadsEmbeddedSettingsAndDefaults(t *testing.T) {
+	var got example
+	if err := Parse(&got, []string{"EXAMPLE_URL=x", "EXAMPLE_COUNT=", "TIMEOUT=5s", "OTHER=1"}); err != nil {
+		t.Fatal(err)
+	}
+	want := example{URL: "x", Count: 3, Inner: Inner{Timeout: 5 * time.Second}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestParseReportsAllFaultsByVariable(t *testing.T) {
+	err := Parse(&example{}, []string{"EXAMPLE_COUNT=many", "TIMEOUT=soon", "LOG_LEVEL=loud"})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{"EXAMPLE_URL", `EXAMPLE_COUNT is "many"`, `TIMEOUT is "soon"`, `LOG_LEVEL is "loud"`} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if n := strings.Count(err.Error(), "\n") + 1; n != 4 {
+		t.Errorf("%d faults; want 4", n)
+	}
+}
+
+func TestHelpShowsEachSetting(t *testing.T) {
+	var b strings.Builder
+	if err := Help(&b, "about it", &example{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"about it", "EXAMPLE_URL (required)", "EXAMPLE_COUNT=3", "how many", "LOG_LEVEL=info"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, b.String())
+		}
+	}
+	want := []Setting{{Name: "EXAMPLE_URL", Required: true, Help: "where"}, {Name: "EXAMPLE_COUNT", Default: "3", Help: "how many"}}
+	if diff := cmp.Diff(want, Describe(&example{})[:2], cmpopts.IgnoreUnexported(Setting{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
+type size int64
+
+func (size) String() string { return "rounded" }
+
+func TestSharedHasTheTaggedSettingsExactly(t *testing.T) {
+	type inner struct {
+		List []string `env:"LIST" shared:"true" help:"a list"`
+		Size size     `env:"SIZE" shared:"true" help:"a size"`
+		Own  string   `env:"OWN" help:"of one container"`
+	}
+	type settings struct {
+		Inner inner
+		On    bool `env:"ON,required" shared:"true" help:"a switch"`
+	}
+	got := Shared(&settings{inner{[]string{"b", "a", "b"}, 1<<20 + 1, "x"}, true})
+	if diff := cmp.Diff(map[string]string{"LIST": "a,b", "SIZE": "1048577", "ON": "true"}, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, s := range Describe(&settings{}) {
+		if _, shared := got[s.Name]; shared != strings.HasSuffix(s.Help, "; the same in both containers") {
+			t.Errorf("the help of %s is %q", s.Name, s.Help)
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package ratelimit
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"cats.example/shared/apierror"
+)
+
+func callers(t testing.TB, settings PerClient) (*Clients, *prometheus.Registry) {
+	t.Helper()
+	if err := settings.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	return New(settings, reg, "test", "caller"), reg
+}
+
+// retryAfter returns what a refusal asks for, and fails when err is none.
+func retryAfter(t *testing.T, err error) time.Duration {
+	t.Helper()
+	if !errors.Is(err, apierror.ErrRateLimited) {
+		t.Fatalf("got %v; want a refusal", err)
+	}
+	return apierror.AsError(err).RetryAfter
+}
+
+func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := callers(t, PerClient{Rate: 0.5, Burst: 10})
+		for i := range 10 {
+			state, err := c.Request("mia")
+			want := State{9 - i, time.Duration(2*(i+1)) * time.Second}
+			if err != nil || state != want {
+				t.Fatalf("request %d: %+v, %v; want %+v", i, state, err, want)
+			}
+		}
+		for range 3 { // a refusal costs nothing
+			state, err := c.Request("mia")
+			if wait := retryAfter(t, err); wait != 2*time.Second || state != (State{0, 20 * time.Second}) {
+				t.Fatalf("one too many: %+v, wait %v", state, wait)
+			}
+		}
+		if _, err := c.Request("leo"); err != nil {
+			t.Errorf("another client: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		if _, err := c.Request("mia"); err != nil {
+			t.Errorf("after the wait that was asked for: %v", err)
+		}
+		if _, err := c.Request("mia"); err == nil {
+			t.Error("two after a wait for one")
+		}
+		time.Sleep(time.Hour)
+		if state, err := c.Request("mia"); err != nil || state.Remaining != 9 {
+			t.Errorf("after a long pause: %+v, %v; want no more than the burst", state, err)
+		}
+	})
+}
+
+func TestRejectionNamesTheRate(t *testing.T) {
+	c, reg := callers(t, PerClient{Rate: 0.25, Burst: 1})
+	_, _ = c.Request("x")
+	_, err := c.Request("x")
+	if want := "too many requests from this caller: 0.25 a second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
+		t.Errorf("%v, after %v; want %q", err, apierror.AsError(err).RetryAfter, want)
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP cats_test_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
+# TYPE cats_test_rate_limited_total counter
+cats_test_rate_limited_total 1
+`)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestZeroIsNoLimit(t *testing.T) {
+	c, _ := callers(t, PerClient{})
+	for range 10_000 {
+		if _, err := c.Request("x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.Limited() || c.buckets.Len() > 0 {
+		t.Error("something was kept")
+	}
+}
+
+// At once, as the requests come: no more than the burst get through.
+func TestManyAtOnceShareOneBurst(t *testing.T) {
+	c, _ := callers(t, PerClient{Rate: minRate, Burst: 100})
+	var allowed atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 200 {
+				if _, err := c.Request("x"); err == nil {
+					allowed.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if allowed.Load() != 100 {
+		t.Errorf("%d requests; want 100", allowed.Load())
+	}
+}
+
+func TestStrangersCannotGrowTheTable(t *testing.T) {
+	c := New(PerClient{Rate: 1, Burst: 1}, prometheus.NewRegistry(), "test", "address")
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	for i := range 3 * tableSize {
+		_, _ = c.Request(Address(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
+	}
+	grown := heap() - before
+	t.Logf("%d clients take %d KiB", c.buckets.Len(), grown>>10)
+	if c.buckets.Len() != tableSize || grown > 4<<20 {
+		t.Errorf("%d clients are kept, in %d bytes", c.buckets.Len(), grown)
+	}
+	runtime.KeepAlive(c)
+}
+
+func TestAddressOfIPv6IsItsNetwork(t *testing.T) {
+	for addr, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7",
+		"2001:db8:1:2ff:3:4:5:6": "2001:db8:1:200::/56", "fe80::1%eth0": "fe80::/56", "::1": "::/56",
+	} {
+		if got := Address(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s counts as %s; want %s", addr, got, want)
+		}
+	}
+	if got := Address(netip.Addr{}); got != "" {
+		t.Errorf("the zero Addr counts as %s", got)
+	}
+}
+
+func TestFaultySettingsAreNamed(t *testing.T) {
+	for name, s := range map[string]PerClient{
+		"RATE_LIMIT": {Rate: -1, Burst: 1},
+		"RATE_BURST": {Rate: 1},
+	} {
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%+v: %v", s, err)
+		}
+	}
+	for _, r := range []float64{math.NaN(), math.Inf(1), 1e-9} {
+		if (PerClient{Rate: r, Burst: 1}).Validate() == nil {
+			t.Errorf("a rate of %v is taken", r)
+		}
+	}
+}
+
+func BenchmarkRequest(b *testing.B) {
+	c := New(PerClient{Rate: 1e6, Burst: 1e6}, prometheus.NewRegistry(), "test", "address")
+	var clients []string
+	for i := range 256 {
+		clients = append(clients, Address(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
+	}
+	for i := 0; b.Loop(); i++ {
+		_, _ = c.Request(clients[i%len(clients)])
+	}
+}
