@@ -48,7 +48,7 @@ func TestLocalSurvivesAborts(t *testing.T) {
 	if set := os.Getenv("ABORTS"); set != "" && err != nil {
 		t.Fatal(err)
 	}
-	l := startLocal(t, "", "RATE_LIMIT=0", "CLIENT_SHARE=0", "EXISTENCE_TTL=0s", "STALL_TIMEOUT=5s", "MAX_PICTURE_SIZE=20MiB", "PROFILE=true")
+	l := startLocal(t, "", "RATE_LIMIT=0", "CLIENT_SHARE=0", "EXISTENCE_CACHE_TTL=0s", "STALL_TIMEOUT=5s", "MAX_PICTURE_SIZE=20MiB", "PPROF_ENABLED=true")
 	l.waitReady(t)
 	a := &aborts{t: t, l: l}
 	if a.picture, err = io.ReadAll(large(downloadSize)); err != nil {

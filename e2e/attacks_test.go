@@ -108,7 +108,7 @@ func TestSlowUploadsLeaveVictimServed(t *testing.T) {
 
 func TestEndlessCommitsLeaveVictimServed(t *testing.T) {
 	storage := newAccount(t)
-	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_SIZE": "1GiB"}})
+	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}})
 	released := make(chan struct{})
 	t.Cleanup(func() { close(released) })
 	endless := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {

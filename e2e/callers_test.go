@@ -214,7 +214,7 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 		return nil
 	})
 	keepsSecrets(t, sys)
-	logged(t, sys.Signer.Log, 0, `"status":403`, "the claim sub of the token names another user")
+	logged(t, sys.Signer.Log, 0, `"http.response.status_code":403`, "the claim sub of the token names another user")
 	hidesNames(t, sys, "tom", "mia")
 }
 

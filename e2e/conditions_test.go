@@ -122,7 +122,7 @@ func TestDigestsAreChecked(t *testing.T) {
 // and a missing one is never remembered.
 func TestWhatIsKnownIsNeverStaleHere(t *testing.T) {
 	t.Parallel()
-	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"EXISTENCE_TTL": "10m"}})
+	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"EXISTENCE_CACHE_TTL": "10m"}})
 	url := sys.URL + "/cat/known"
 	for i := range uint64(5) {
 		do(t, "GET", url, "", nil).problem(t, 404, "not_found")
@@ -139,7 +139,7 @@ func TestWhatIsKnownIsNeverStaleHere(t *testing.T) {
 		}
 		do(t, "DELETE", url, "", nil).want(t, 204)
 	}
-	if heads := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="200",op="head_blob"}`); heads != 10 {
+	if heads := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="200",operation="head_blob"}`); heads != 10 {
 		t.Errorf("%v HEADs, want one after each put", heads)
 	}
 }

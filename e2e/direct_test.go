@@ -25,7 +25,7 @@ import (
 // direct is a system that gives tickets.
 func direct(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
-	opts.SignerEnv = over(map[string]string{"MAX_DIRECT_SIZE": "5GiB"}, opts.SignerEnv)
+	opts.SignerEnv = over(map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "5GiB"}, opts.SignerEnv)
 	return start(t, opts)
 }
 
@@ -115,7 +115,7 @@ func TestAPictureGoesStraightToStorage(t *testing.T) {
 	t.Parallel()
 	sys := direct(t, stack.SystemOptions{})
 	put(t, sys, "mia", append(bytes.Clone(cat), "the old one"...))
-	before := sum(t, sys.SignerOps, "cats_signer_http_received_bytes_total")
+	before := sum(t, sys.SignerOps, "cats_signer_http_request_body_bytes_total")
 	k := ticketFor(t, sys, "mia", int64(len(cat)))
 	if left := time.Until(k.ExpiresAt); left > time.Hour || left < 59*time.Minute || k.BlockSize != 0 {
 		t.Errorf("the ticket is for %v, in blocks of %d", left, k.BlockSize)
@@ -141,7 +141,7 @@ func TestAPictureGoesStraightToStorage(t *testing.T) {
 	if diff := cmp.Diff([]string{"mia/cat"}, names(t, sys)); diff != "" {
 		t.Error(diff)
 	}
-	if after := sum(t, sys.SignerOps, "cats_signer_http_received_bytes_total"); after != before {
+	if after := sum(t, sys.SignerOps, "cats_signer_http_request_body_bytes_total"); after != before {
 		t.Errorf("%v bytes of it went through the signer", after-before)
 	}
 }
@@ -161,7 +161,7 @@ func TestALargePictureMovesNothingInThePods(t *testing.T) {
 	}
 	held := func() (bytes, memory float64) {
 		for name, ops := range map[string]string{"frontend": sys.FrontendOps, "signer": sys.SignerOps} {
-			bytes += sum(t, ops, "cats_"+name+"_http_received_bytes_total")
+			bytes += sum(t, ops, "cats_"+name+"_http_request_body_bytes_total")
 			memory += sum(t, ops, "process_resident_memory_bytes")
 		}
 		return bytes, memory
@@ -342,7 +342,7 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 	if diff := cmp.Diff([]string{"cats-api-upload-1-x/cat", "cats-api/cat", others, name(fresh, "a"), "mia/cat"}, names(t, sys)); diff != "" {
 		t.Error(diff)
 	}
-	if removed := sum(t, sys.SignerOps, "cats_signer_staged_uploads_removed_total"); removed != 3 {
+	if removed := sum(t, sys.SignerOps, "cats_signer_staged_blobs_deleted_total"); removed != 3 {
 		t.Errorf("%v were counted", removed)
 	}
 }

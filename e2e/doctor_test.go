@@ -56,7 +56,7 @@ func patient(t *testing.T, sys *stack.System) (env []string, tokenFile string) {
 		"STORAGE_CONTAINER=" + sys.Container,
 		"ANONYMOUS_ACCESS=true",
 		// The addresses of the signer that is running.
-		"API_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"),
+		"LISTEN_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"),
 		"OPS_ADDRESS=" + strings.TrimPrefix(sys.SignerOps, "http://"),
 	}, tokenFile
 }
@@ -113,7 +113,7 @@ func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
 	leavesNothing(t, sys)
 	put(t, sys, "u", cat)
 	env, _ := patient(t, sys)
-	report := examine(t, append(env, "MAX_DIRECT_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
+	report := examine(t, append(env, "MAX_DIRECT_UPLOAD_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
 	holds(t, report, stack.Subject, st.Cluster.URL(), issuer.Audience, "all works", "authentication is off")
 	if !regexp.MustCompile(`\Apod +none.*\nversion +.*\(revision .*\)\nclient ID +` + stack.ClientID + `\ntenant +` + stack.TenantID + `\n\n`).MatchString(report) {
 		t.Errorf("the report begins with\n%s", report)

@@ -275,7 +275,7 @@ func TestFaultsOfKeysAndRoles(t *testing.T) {
 		},
 		end: func() { storage.setAll(nil) },
 	}.run(t)
-	if n := metric(t, sys.SignerOps, `cats_signer_link_trials_total{outcome="refused"}`); n < 2 {
+	if n := metric(t, sys.SignerOps, `cats_signer_key_probes_total{outcome="rejected"}`); n < 2 {
 		t.Errorf("%v trials are counted as refused", n)
 	}
 
@@ -371,7 +371,7 @@ func TestFaultsOfTheClock(t *testing.T) {
 	})
 	sys, err := world.StartSystem(t.Context(), stack.SystemOptions{
 		Container: "clocks", Frontend: filepath.Join(binDir, "frontend"), Signer: filepath.Join(binDir, "signer"),
-		SignerEnv: map[string]string{"EXISTENCE_TTL": "0s"},
+		SignerEnv: map[string]string{"EXISTENCE_CACHE_TTL": "0s"},
 	})
 	if err != nil {
 		t.Fatal(err)

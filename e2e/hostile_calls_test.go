@@ -437,7 +437,7 @@ func (h *hostile) theMost(t *testing.T, stored func(string)) {
 		{"a link to anybody's picture for LINK_MAX_TTL", call("GET", "/v1/link?user=anyone&ttl_seconds=86400", known, ""), 200},
 		{"one that saves it under any name", call("GET", "/v1/link?user=anyone&download=invoice.exe", known, ""), 200},
 		{"delete anybody's, its snapshots included", call("DELETE", "/v1/picture?user=anyone", known, ""), 204},
-		{"a ticket to send a picture of up to MAX_DIRECT_SIZE", call("POST", "/v1/ticket?user=anyone&size=1073741824", known, ""), 200},
+		{"a ticket to send a picture of up to MAX_DIRECT_UPLOAD_SIZE", call("POST", "/v1/ticket?user=anyone&size=1073741824", known, ""), 200},
 		{"know what can be asked", call("GET", "/v1/about", known, ""), 200},
 		{"know whether the signer is ready", call("GET", "/v1/ready", known, ""), 204},
 		{"not: a byte more", call("PUT", "/v1/picture?user=anyone", known, full+"x"), 413},

@@ -277,7 +277,7 @@ func fieldOf(a answer, name string) any {
 // identity.
 func TestACompromisedFrontendGetsTheContractAndNothingElse(t *testing.T) {
 	t.Parallel()
-	h := newHostile(t, map[string]string{"MAX_PICTURE_SIZE": "1MiB", "MAX_DIRECT_SIZE": "1GiB"})
+	h := newHostile(t, map[string]string{"MAX_PICTURE_SIZE": "1MiB", "MAX_DIRECT_UPLOAD_SIZE": "1GiB"})
 	ctx, sys := t.Context(), h.sys
 	pid := sys.Signer.Pid()
 	if err := errors.Join(st.Storage.CreateContainer(ctx, secretContainer), st.Storage.Put(ctx, secretContainer, secretBlob, "image/png", []byte("secret"))); err != nil {

@@ -32,7 +32,7 @@ func begin(t *testing.T, sys *stack.System, user string, content []byte, size in
 	t.Helper()
 	r, w := io.Pipe()
 	u := &slowUpload{w, make(chan answer, 1)}
-	blocks := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`)
+	blocks := metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",operation="put_block"}`)
 	go func() {
 		defer close(u.answer)
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, sys.URL+"/cat/"+user, r)
@@ -60,7 +60,7 @@ func begin(t *testing.T, sys *stack.System, user string, content []byte, size in
 		case size >= 0:
 		case metric(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") == 0:
 			return errors.New("the signer never got an upload")
-		case len(content) > 4<<20 && metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",op="put_block"}`) == blocks:
+		case len(content) > 4<<20 && metric(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",operation="put_block"}`) == blocks:
 			return errors.New("the signer never stored a block")
 		}
 		return nil

@@ -75,13 +75,13 @@ func TestOneAddressIsLimitedAndNobodyElse(t *testing.T) {
 	proxy("GET", target, "X-Forwarded-For", "203.0.113.7").want(t, 429)
 	proxy("GET", target, "X-Forwarded-For", "203.0.113.8", "X-Request-Id", "by-proxy").want(t, 200)
 	other("GET", target, "X-Request-Id", "direct").want(t, 200)
-	for id, want := range map[string]string{"by-proxy": `"client":"203.0.113.8"`, "direct": ""} {
+	for id, want := range map[string]string{"by-proxy": `"client.address":"203.0.113.8"`, "direct": ""} {
 		line, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"request_id":"`+id+`"`) })
-		if err != nil || strings.Contains(line, `"client"`) != (want != "") || !strings.Contains(line, want) || !strings.Contains(line, `"remote":"127.0.`) {
+		if err != nil || strings.Contains(line, `"client.address"`) != (want != "") || !strings.Contains(line, want) || !strings.Contains(line, `"network.peer.address":"127.0.`) {
 			t.Errorf("%v: %s", err, line)
 		}
 	}
-	if n := sum(t, sys.FrontendOps, "cats_frontend_rate_limited_total"); n < 7 {
+	if n := sum(t, sys.FrontendOps, "cats_frontend_requests_rate_limited_total"); n < 7 {
 		t.Errorf("%v refusals are counted", n)
 	}
 
@@ -183,7 +183,7 @@ func TestLinksAndTokensAreToldToNobody(t *testing.T) {
 	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
 		told = append(told, string(do(t, "GET", base+"/metrics", "", nil).want(t, 200).body))
 	}
-	if _, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"route":"/service"`) }); err != nil {
+	if _, err := sys.Frontend.Log.Wait(t.Context(), 0, func(line string) bool { return strings.Contains(line, `"http.route":"/service"`) }); err != nil {
 		t.Error(err)
 	}
 	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {

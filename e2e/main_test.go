@@ -141,7 +141,7 @@ func start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
 	unlimited := map[string]string{"RATE_LIMIT": "0", "CLIENT_SHARE": "0"} // all tests come from one address
 	opts.FrontendEnv = over(unlimited, opts.FrontendEnv)
-	unlimited["EXISTENCE_TTL"] = "0s" // most tests are about what storage says now
+	unlimited["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
 	opts.SignerEnv = over(unlimited, opts.SignerEnv)
 	opts.Frontend, opts.Signer = filepath.Join(binDir, "frontend"), filepath.Join(binDir, "signer")
 	sys, err := st.StartSystem(t.Context(), opts)

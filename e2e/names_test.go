@@ -65,7 +65,7 @@ func TestUserNamesAreNotLogged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !strings.Contains(string(content), `"status":403`) || !strings.Contains(string(content), `"status":503`) {
+		if !strings.Contains(string(content), `"http.response.status_code":403`) || !strings.Contains(string(content), `"http.response.status_code":503`) {
 			t.Errorf("%s has no line of a request that was rejected", log.Path())
 		}
 		for line := range strings.Lines(string(content)) {

@@ -32,14 +32,14 @@ func TestMetricsParseAreCleanAndMove(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stack.SystemOptions{})
 	moving := map[string]string{
-		"cats_frontend_http_requests_total":          sys.FrontendOps,
-		"cats_frontend_http_received_bytes_total":    sys.FrontendOps,
-		"cats_frontend_upload_bytes_total":           sys.FrontendOps,
-		"cats_frontend_upload_rejected_total":        sys.FrontendOps,
-		"cats_frontend_signer_client_requests_total": sys.FrontendOps,
-		"cats_signer_http_requests_total":            sys.SignerOps,
-		"cats_signer_storage_requests_total":         sys.SignerOps,
-		"cats_signer_signed_urls_total":              sys.SignerOps,
+		"cats_frontend_http_requests_total":           sys.FrontendOps,
+		"cats_frontend_http_request_body_bytes_total": sys.FrontendOps,
+		"cats_frontend_upload_bytes_total":            sys.FrontendOps,
+		"cats_frontend_uploads_rejected_total":        sys.FrontendOps,
+		"cats_frontend_signer_requests_total":         sys.FrontendOps,
+		"cats_signer_http_requests_total":             sys.SignerOps,
+		"cats_signer_storage_requests_total":          sys.SignerOps,
+		"cats_signer_signed_urls_total":               sys.SignerOps,
 	}
 	before := map[string]float64{}
 	for name, base := range moving {
@@ -53,7 +53,7 @@ func TestMetricsParseAreCleanAndMove(t *testing.T) {
 			t.Errorf("%s went from %v to %v", name, before[name], after)
 		}
 	}
-	for _, name := range []string{"cats_signer_user_delegation_key_expiry_timestamp_seconds", "cats_signer_identity_last_success_timestamp_seconds", "cats_signer_token_acquire_total"} {
+	for _, name := range []string{"cats_signer_user_delegation_key_expiry_timestamp_seconds", "cats_signer_token_last_success_timestamp_seconds", "cats_signer_token_requests_total"} {
 		if sum(t, sys.SignerOps, name) == 0 {
 			t.Errorf("%s is zero", name)
 		}

@@ -337,7 +337,7 @@ func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
 func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	t.Parallel()
 	sys := direct(t, stack.SystemOptions{
-		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB", "MAX_DIRECT_SIZE": "80MiB"},
+		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB"}, SignerEnv: map[string]string{"MAX_PICTURE_SIZE": "100KiB", "MAX_DIRECT_UPLOAD_SIZE": "80MiB"},
 	})
 	const size = 66 << 20 // in blocks
 	b := browse(t, sys.URL+"/?user=Davyd")

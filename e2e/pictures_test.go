@@ -192,7 +192,7 @@ func TestUploadRejectsAnnouncedPixels(t *testing.T) {
 // who speaks its API in place of one.
 func TestTheSignerLooksAtPicturesItself(t *testing.T) {
 	t.Parallel()
-	sys := startDiffering(t, stack.SystemOptions{SignerEnv: map[string]string{"PICTURE_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
+	sys := startDiffering(t, stack.SystemOptions{SignerEnv: map[string]string{"ACCEPTED_TYPES": "image/png,image/jpeg", "MAX_PIXELS": "1000"}})
 	small := pixel(t, "image/png")
 	put(t, sys, "x", small)
 	for _, a := range sent(t, sys.URL+"/cat/x", cat) {

@@ -51,10 +51,10 @@ func TestFrontendNamesTheSharedSettingsThatDiffer(t *testing.T) {
 			env{"OIDC_ISSUER": issuer, "OIDC_DISCOVERY_URL": issuer + "/b2c"}, env{"OIDC_ISSUER": issuer, "OIDC_AUDIENCE": "cats"}, []string{"OIDC_DISCOVERY_URL"},
 		},
 		"read access": {env{"READ_ACCESS": "anyone"}, nil, []string{"READ_ACCESS"}},
-		"types":       {env{"PICTURE_TYPES": "image/png,image/gif"}, env{"PICTURE_TYPES": "image/png"}, []string{"PICTURE_TYPES"}},
+		"types":       {env{"ACCEPTED_TYPES": "image/png,image/gif"}, env{"ACCEPTED_TYPES": "image/png"}, []string{"ACCEPTED_TYPES"}},
 		"a byte":      {env{"MAX_PICTURE_SIZE": "33554433"}, nil, []string{"MAX_PICTURE_SIZE"}},
 		"several": {
-			env{"MAX_PIXELS": "1000", "MAX_PICTURE_SIZE": "1MiB"}, env{"PICTURE_TYPES": "image/png"}, []string{"MAX_PICTURE_SIZE", "MAX_PIXELS", "PICTURE_TYPES"},
+			env{"MAX_PIXELS": "1000", "MAX_PICTURE_SIZE": "1MiB"}, env{"ACCEPTED_TYPES": "image/png"}, []string{"MAX_PICTURE_SIZE", "MAX_PIXELS", "ACCEPTED_TYPES"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -79,7 +79,7 @@ func TestFrontendNamesTheSharedSettingsThatDiffer(t *testing.T) {
 	}
 	t.Run("another order", func(t *testing.T) {
 		t.Parallel()
-		start(t, stack.SystemOptions{FrontendEnv: env{"PICTURE_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: env{"PICTURE_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"}})
+		start(t, stack.SystemOptions{FrontendEnv: env{"ACCEPTED_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"}, SignerEnv: env{"ACCEPTED_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"}})
 	})
 }
 
@@ -87,7 +87,7 @@ func TestSignerWithoutIssuerRejectsTokens(t *testing.T) {
 	t.Parallel()
 	p := startProvider(t, "0")
 	opts := withCallers(p.issuer, nil)
-	opts.SignerEnv = map[string]string{"MAX_DIRECT_SIZE": "1GiB"}
+	opts.SignerEnv = map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}
 	sys := startDiffering(t, opts)
 	picture, api := sys.URL+"/cat/mia", sys.SignerAPI
 	const contract, version = "Cats-Contract", "1"
@@ -123,7 +123,7 @@ func TestSignerWithoutIssuerRejectsTokens(t *testing.T) {
 	if diff := cmp.Diff(before, after); err != nil || diff != "" {
 		t.Errorf("storage has changed: %v\n%s", err, diff)
 	}
-	logged(t, sys.Signer.Log, 0, `"status":503`, "misconfigured")
+	logged(t, sys.Signer.Log, 0, `"http.response.status_code":503`, "misconfigured")
 	keepsSecrets(t, sys)
 }
 

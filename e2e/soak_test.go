@@ -71,12 +71,12 @@ func TestSoak(t *testing.T) {
 	users, contested, readers := 24, 4, 8
 	both := map[string]string{"STALL_TIMEOUT": "5s", "MAX_PICTURE_SIZE": "20MiB"}
 	frontend, signer := maps.Clone(both), maps.Clone(both)
-	signer["EXISTENCE_TTL"] = existenceTTL.String()
+	signer["EXISTENCE_CACHE_TTL"] = existenceTTL.String()
 	if long == 0 {
 		users, contested, readers, s.rate = 10, 2, 3, 12<<20
 	} else { // as in a pod
-		frontend["GOMEMLIMIT"], frontend["PROFILE"] = "28MiB", "true"
-		signer["GOMEMLIMIT"], signer["PROFILE"] = "42MiB", "true"
+		frontend["GOMEMLIMIT"], frontend["PPROF_ENABLED"] = "28MiB", "true"
+		signer["GOMEMLIMIT"], signer["PPROF_ENABLED"] = "42MiB", "true"
 	}
 	s.sys = start(t, stack.SystemOptions{StorageURL: s.storage.URL, FrontendEnv: frontend, SignerEnv: signer})
 	s.client = client()
@@ -353,7 +353,7 @@ func noFaults(t *testing.T, path string, fault func(format string, args ...any))
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		for _, bad := range []string{`"status":500`, `"status":502`, `"msg":"panic"`, "DATA RACE", "panic: ", "fatal error: ", "sig=", jwtHeader} {
+		for _, bad := range []string{`"http.response.status_code":500`, `"http.response.status_code":502`, `"msg":"panic"`, "DATA RACE", "panic: ", "fatal error: ", "sig=", jwtHeader} {
 			if strings.Contains(lines.Text(), bad) {
 				fault("%s logged: %.2000s", filepath.Base(path), lines.Text())
 			}

@@ -42,7 +42,7 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 	port := taken.Addr().String()
 	anywhere := []string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"}
 	signer := []string{
-		"API_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
+		"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL,
 		"ANONYMOUS_ACCESS=true",
 		"AZURE_CLIENT_ID=" + stack.ClientID, "AZURE_TENANT_ID=" + stack.TenantID, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token",
 	}
@@ -53,7 +53,7 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 	}{
 		{"frontend", append(anywhere, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token"), [][]string{{"AZURE_FEDERATED_TOKEN_FILE", "skip-containers"}}},
 		{"frontend", append(anywhere, "MAX_PICTURE_SIZE=large", "STALL_TIMEOUT=never"), [][]string{{"MAX_PICTURE_SIZE", "large"}, {"STALL_TIMEOUT", "never"}}},
-		{"frontend", append(anywhere, "MAX_PICTURE_SIZE=0", "PICTURE_TYPES=cat"), [][]string{{"MAX_PICTURE_SIZE"}, {"PICTURE_TYPES", "cat"}}},
+		{"frontend", append(anywhere, "MAX_PICTURE_SIZE=0", "ACCEPTED_TYPES=cat"), [][]string{{"MAX_PICTURE_SIZE"}, {"ACCEPTED_TYPES", "cat"}}},
 		{"frontend", append(anywhere, "LISTEN_ADDRESS="+port), [][]string{{port, "address already in use"}}},
 		{"frontend", append(anywhere, "OPS_ADDRESS="+port), [][]string{{port, "address already in use"}}},
 		{"signer", nil, [][]string{{"AZURE_STORAGE_ACCOUNT_URL"}}},
@@ -62,9 +62,9 @@ func TestAFaultOfTheSettingsIsOneLineThatNamesIt(t *testing.T) {
 		{"signer", append(signer, "ANONYMOUS_ACCESS=perhaps"), [][]string{{"ANONYMOUS_ACCESS", "perhaps"}}},
 		{"signer", append(signer, "OIDC_ISSUER=https://localhost:1", "OIDC_AUDIENCE=cats"), [][]string{{"OIDC_ISSUER", "ANONYMOUS_ACCESS=true"}}},
 		{"signer", append(signer, `LINK_TTL="1h"`, `OIDC_AUDIENCE='cats'`), [][]string{{"LINK_TTL", "remove the quotes"}, {"OIDC_AUDIENCE", "remove the quotes"}}},
-		{"signer", append(signer, "API_ADDRESS=0.0.0.0:0"), [][]string{{"API_ADDRESS", "loopback"}}},
-		{"signer", append(signer, "API_ADDRESS=:0", "LINK_TTL=1ms"), [][]string{{"LINK_TTL"}, {"API_ADDRESS", "loopback"}}},
-		{"signer", append(signer, "API_ADDRESS="+port), [][]string{{port, "address already in use"}}},
+		{"signer", append(signer, "LISTEN_ADDRESS=0.0.0.0:0"), [][]string{{"LISTEN_ADDRESS", "loopback"}}},
+		{"signer", append(signer, "LISTEN_ADDRESS=:0", "LINK_TTL=1ms"), [][]string{{"LINK_TTL"}, {"LISTEN_ADDRESS", "loopback"}}},
+		{"signer", append(signer, "LISTEN_ADDRESS="+port), [][]string{{port, "address already in use"}}},
 	} {
 		code, stdout, stderr := run(t, c.name, c.env)
 		var faults []string
@@ -138,7 +138,7 @@ func TestSignerWithoutIdentityRunsAndIsNotReady(t *testing.T) {
 func TestFlags(t *testing.T) {
 	own(t)
 	t.Parallel()
-	for name, setting := range map[string]string{"frontend": "LISTEN_ADDRESS=:8080", "signer": "API_ADDRESS=127.0.0.1:8081"} {
+	for name, setting := range map[string]string{"frontend": "LISTEN_ADDRESS=:8080", "signer": "LISTEN_ADDRESS=127.0.0.1:8081"} {
 		for _, c := range []struct {
 			args           []string
 			code           int

@@ -101,7 +101,7 @@ func TestStrangersCannotGrowLogLines(t *testing.T) {
 	} {
 		ask(t, c.method, sys.URL+c.target, c.body, c.header...)
 	}
-	logged(t, sys.Frontend.Log, 0, `"status":400`)
+	logged(t, sys.Frontend.Log, 0, `"http.response.status_code":400`)
 	if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)
 	}

@@ -30,7 +30,7 @@ func (s *signer) Ready(context.Context) error { return s.notReady }
 
 func TestReadyNamesSharedSettingsThatDiffer(t *testing.T) {
 	var cfg settings
-	if err := config.Parse(&cfg, []string{"OIDC_ISSUER=https://id.example", "PICTURE_TYPES=image/png,image/jpeg"}); err != nil {
+	if err := config.Parse(&cfg, []string{"OIDC_ISSUER=https://id.example", "ACCEPTED_TYPES=image/png,image/jpeg"}); err != nil {
 		t.Fatal(err)
 	}
 	own := config.Shared(cfg)

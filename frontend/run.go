@@ -27,24 +27,24 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return err
 	}
 	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
-	cfg.Tell(log)
-	cfg.TellHosts(log)
+	cfg.LogWarning(log)
+	cfg.LogAllowedHosts(log)
 	cfg.Options.HostAllowed = cfg.Settings.HostAllowed
 	traces, err := telemetry.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err
 	}
 	reg := telemetry.NewRegistry(name)
-	pools := ratelimit.NewSet(name, cfg.ClientShare, reg)
+	pools := ratelimit.NewPools(name, cfg.ClientShare, reg)
 	slots := web.Slots{Requests: pools.New("requests", 4*cfg.MaxUploads), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", max(1, cfg.MaxUploads/2))}
-	requests := httpserver.NewRequests(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
+	requests := httpserver.NewMiddleware(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
 	requests.Trace(traces, true)
 	if traces != nil {
 		signer.Wrap(traces.Transport)
 	}
 	agreement := &agreement{signer: signer, own: config.Shared(cfg), log: log}
 	endpoints := &endpoints{search: search, log: log}
-	return httpserver.Service{
+	return httpserver.Server{
 		Settings:    cfg.Settings,
 		Log:         log,
 		Registry:    reg,

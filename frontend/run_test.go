@@ -65,11 +65,11 @@ func TestRunChecksTheSplitBeforeAnythingElse(t *testing.T) {
 }
 
 func TestFaultySettingsAreReportedTogether(t *testing.T) {
-	_, err := parse([]string{"MAX_PICTURE_SIZE=0", "STALL_TIMEOUT=0s", "PICTURE_TYPES=cat", "OIDC_ISSUER=login", "READ_ACCESS=all"})
+	_, err := parse([]string{"MAX_PICTURE_SIZE=0", "STALL_TIMEOUT=0s", "ACCEPTED_TYPES=cat", "OIDC_ISSUER=login", "READ_ACCESS=all"})
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"MAX_PICTURE_SIZE", "STALL_TIMEOUT", "PICTURE_TYPES", "OIDC_ISSUER", "READ_ACCESS"} {
+	for _, want := range []string{"MAX_PICTURE_SIZE", "STALL_TIMEOUT", "ACCEPTED_TYPES", "OIDC_ISSUER", "READ_ACCESS"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in: %v", want, err)
 		}

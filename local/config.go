@@ -33,9 +33,9 @@ type settings struct {
 // What is passed on to the processes when it is set, besides all of OTEL_*. A test
 // compares this with the settings that they have.
 var (
-	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "CLIENT_SHARE", "MAX_PICTURE_SIZE", "PICTURE_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PROFILE", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
+	passedToBoth     = []string{"OIDC_ISSUER", "OIDC_DISCOVERY_URL", "READ_ACCESS", "RATE_LIMIT", "RATE_BURST", "CLIENT_SHARE", "MAX_PICTURE_SIZE", "ACCEPTED_TYPES", "MAX_PIXELS", "STALL_TIMEOUT", "MIN_UPLOAD_RATE", "MAX_UPLOADS", "PPROF_ENABLED", "DRAIN_DELAY", "DRAIN_TIMEOUT", "LOG_LEVEL", "ALLOWED_HOSTS"}
 	passedToFrontend = []string{"TRUSTED_PROXIES", "CORS_ORIGINS", "OIDC_CLIENT_ID", "OIDC_SCOPE"}
-	passedToSigner   = []string{"ANONYMOUS_ACCESS", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_SIZE", "EXISTENCE_TTL"}
+	passedToSigner   = []string{"ANONYMOUS_ACCESS", "OIDC_AUDIENCE", "OIDC_USER_CLAIM", "BLOB_NAME", "LINK_TTL", "LINK_MAX_TTL", "MAX_DIRECT_UPLOAD_SIZE", "EXISTENCE_CACHE_TTL"}
 	// By which the signer verifies the certificate of the issuer, besides those of the stack.
 	passedAuthorities = []string{"SSL_CERT_FILE", "SSL_CERT_DIR"}
 	// On a real account, besides all of AZURE_*: what az needs, and how to get out.
@@ -46,7 +46,7 @@ var (
 	}
 )
 
-// localDirectSize is MAX_DIRECT_SIZE on the stack. Azurite keeps everything in memory.
+// localDirectSize is MAX_DIRECT_UPLOAD_SIZE on the stack. Azurite keeps everything in memory.
 const localDirectSize = "5GiB"
 
 func parse(environ []string) (settings, error) {
@@ -97,8 +97,8 @@ func (c settings) signerEnv(environ []string) map[string]string {
 		}
 	}
 	if c.AccountURL == "" {
-		if env["MAX_DIRECT_SIZE"] == "" {
-			env["MAX_DIRECT_SIZE"] = localDirectSize // the stack's storage has the CORS rule
+		if env["MAX_DIRECT_UPLOAD_SIZE"] == "" {
+			env["MAX_DIRECT_UPLOAD_SIZE"] = localDirectSize // the stack's storage has the CORS rule
 		}
 		return env
 	}

@@ -65,7 +65,7 @@ func TestEverySettingOfBothIsPassedOnOrMadeHere(t *testing.T) {
 	made := map[string][]string{
 		"frontend": {"LISTEN_ADDRESS", "OPS_ADDRESS", "SIGNER_URL"},
 		"signer": {
-			"API_ADDRESS", "OPS_ADDRESS", "STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
+			"LISTEN_ADDRESS", "OPS_ADDRESS", "STORAGE_CONTAINER", "LINK_BASE_URL", "CREDENTIAL", "DISABLE_INSTANCE_DISCOVERY",
 			"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_AUTHORITY_HOST",
 		},
 	}
@@ -97,7 +97,7 @@ func TestFrontendGetsNoCredential(t *testing.T) {
 		t.Errorf("frontend (-want +got):\n%s", diff)
 	}
 	local := settings{}
-	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_SIZE": "5GiB", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
+	if diff := cmp.Diff(map[string]string{"LOG_LEVEL": "debug", "LINK_TTL": "10m", "MAX_DIRECT_UPLOAD_SIZE": "5GiB", "OTEL_SDK_DISABLED": "true"}, local.signerEnv(environ)); diff != "" {
 		t.Errorf("signer on the emulator (-want +got):\n%s", diff)
 	}
 	realAccount := settings{AccountURL: "https://davydscats.blob.core.windows.net"}

@@ -25,7 +25,7 @@ type settings struct {
 	Storage  blobstore.Settings
 	Identity identity.Settings
 
-	APIAddress string `env:"API_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
+	APIAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8081" help:"where the frontend reaches the signer; loopback only"`
 	OpsAddress string `env:"OPS_ADDRESS" envDefault:":8091" help:"where /metrics, /livez and /readyz are"`
 
 	Callers auth.Settings
@@ -41,7 +41,7 @@ func parse(environ []string) (settings, error) {
 	var c settings
 	err := config.Parse(&c, environ)
 	c.Storage.AccountURL = strings.TrimSuffix(c.Storage.AccountURL, "/")
-	c.Storage.LinkBase = strings.TrimSuffix(c.Storage.LinkBase, "/")
+	c.Storage.LinkBaseURL = strings.TrimSuffix(c.Storage.LinkBaseURL, "/")
 	if err != nil {
 		return c, err
 	}
@@ -49,11 +49,11 @@ func parse(environ []string) (settings, error) {
 	ip, _ := netip.ParseAddr(host) // the zero address is no loopback address
 	return c, errors.Join(c.Callers.Validate(), c.Limits.Validate(), c.Settings.Validate(), c.Storage.Validate(),
 		config.Require(c.MaxSize <= blobstore.MaxPicture,
-			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_SIZE",
+			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_UPLOAD_SIZE",
 			c.MaxSize, picture.Size(blobstore.MaxPicture)),
 		config.Require(c.Identity.Kind == identity.WorkloadIdentity || c.Identity.Kind == identity.Default,
 			"CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default),
 		config.Require(err == nil && (host == "localhost" || ip.IsLoopback()),
-			"API_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress),
+			"LISTEN_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress),
 	)
 }

@@ -38,19 +38,19 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"STORAGE_CONTAINER=Cats":                "a-z",
 		"STORAGE_CONTAINER=a--b":                "hyphens",
 		"BLOB_NAME=a/b":                         "segment",
-		"API_ADDRESS=:8081":                     "loopback",
-		"API_ADDRESS=0.0.0.0:8081":              "loopback",
-		"API_ADDRESS=10.0.0.1:8081":             "loopback",
-		"API_ADDRESS=[::]:8081":                 "loopback",
-		"API_ADDRESS=example.com:8081":          "loopback",
-		"API_ADDRESS=8081":                      "loopback",
+		"LISTEN_ADDRESS=:8081":                  "loopback",
+		"LISTEN_ADDRESS=0.0.0.0:8081":           "loopback",
+		"LISTEN_ADDRESS=10.0.0.1:8081":          "loopback",
+		"LISTEN_ADDRESS=[::]:8081":              "loopback",
+		"LISTEN_ADDRESS=example.com:8081":       "loopback",
+		"LISTEN_ADDRESS=8081":                   "loopback",
 		"LINK_TTL=25h":                          "LINK_MAX_TTL",
 		"LINK_TTL=1s":                           "LINK_MAX_TTL",
 		"LINK_MAX_TTL=100h":                     "72h",
 		"LINK_MAX_TTL=1m":                       "LINK_TTL",
 		"LINK_BASE_URL=cdn.example.com":         "want a URL",
 		"LINK_BASE_URL=https://c.com?a=":        "want a URL",
-		"EXISTENCE_TTL=-1s":                     "negative",
+		"EXISTENCE_CACHE_TTL=-1s":               "negative",
 		"MAX_PICTURE_SIZE=0":                    "above zero",
 		"DRAIN_TIMEOUT=0s":                      "above zero",
 		"OIDC_ISSUER=http://login.example.com":  "in iss",
@@ -62,7 +62,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 		"ANONYMOUS_ACCESS=\"true\"":             "remove the quotes",
 		"OIDC_AUDIENCE='cats'":                  "remove the quotes",
 		"READ_ACCESS=everybody":                 "anyone",
-		"MAX_PICTURE_SIZE=5GiB":                 "MAX_DIRECT_SIZE",
+		"MAX_PICTURE_SIZE=5GiB":                 "MAX_DIRECT_UPLOAD_SIZE",
 	} {
 		name, _, _ := strings.Cut(setting, "=")
 		_, err := parse(append(slices.Clone(good), setting))
@@ -70,7 +70,7 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, also)
 		}
 	}
-	for _, ok := range []string{"API_ADDRESS=[::1]:0", "API_ADDRESS=127.0.0.2:1", "API_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
+	for _, ok := range []string{"LISTEN_ADDRESS=[::1]:0", "LISTEN_ADDRESS=127.0.0.2:1", "LISTEN_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
 		if _, err := parse(append(slices.Clone(good), ok)); err != nil {
 			t.Errorf("%s: %v", ok, err)
 		}
@@ -78,11 +78,11 @@ func TestFaultySettingsAreRefusedByName(t *testing.T) {
 }
 
 func TestAllFaultsAreReportedTogether(t *testing.T) {
-	_, err := parse([]string{"AZURE_STORAGE_ACCOUNT_URL=https://10.0.0.1", "API_ADDRESS=:1", "LINK_TTL=0s", "STALL_TIMEOUT=-1s"})
+	_, err := parse([]string{"AZURE_STORAGE_ACCOUNT_URL=https://10.0.0.1", "LISTEN_ADDRESS=:1", "LINK_TTL=0s", "STALL_TIMEOUT=-1s"})
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"AZURE_STORAGE_ACCOUNT_URL", "ANONYMOUS_ACCESS", "API_ADDRESS", "LINK_TTL", "STALL_TIMEOUT"} {
+	for _, want := range []string{"AZURE_STORAGE_ACCOUNT_URL", "ANONYMOUS_ACCESS", "LISTEN_ADDRESS", "LINK_TTL", "STALL_TIMEOUT"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%s is not in: %v", want, err)
 		}

@@ -17,7 +17,7 @@ var doctorCommand = httpserver.Command{
 	Name: "doctor",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange, the user delegation key, a put and a
-link on a scratch blob, which it deletes again, with MAX_DIRECT_SIZE a copy of it,
+link on a scratch blob, which it deletes again, with MAX_DIRECT_UPLOAD_SIZE a copy of it,
 with OIDC_ISSUER the issuer of callers' tokens, and the clock. It listens on nothing,
 so that it runs beside the signer, in the container of a pod that you name:
 
@@ -48,8 +48,8 @@ func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
 func doctorOptions(environ []string) doctor.Options {
 	c, err := parse(environ)
 	if c.Storage.Validate() != nil { // storage can be checked with other links
-		c.Storage.LinkTTL, c.Storage.LinkMaxTTL, c.Storage.LinkBase = time.Hour, 24*time.Hour, ""
-		c.Storage.MaxDirect, c.Storage.KnownTTL = 0, 0
+		c.Storage.LinkTTL, c.Storage.LinkMaxTTL, c.Storage.LinkBaseURL = time.Hour, 24*time.Hour, ""
+		c.Storage.MaxDirectUploadSize, c.Storage.ExistenceCacheTTL = 0, 0
 	}
 	return doctor.Options{
 		Faults:    errors.Join(err, c.Identity.Validate()),

@@ -20,10 +20,10 @@ func TestDoctorUsesTheValidSettings(t *testing.T) {
 		{append([]string{"AZURE_CLIENT_ID=\"\""}, good...), nil, false, false, ""},
 		{good[1:], []string{"AZURE_STORAGE_ACCOUNT_URL"}, false, true, ""},
 		{append([]string{"LINK_TTL=soon", "LINK_BASE_URL=cdn"}, good...), []string{"LINK_TTL"}, false, false, ""},
-		{append([]string{"LOG_LEVEL=loud", "API_ADDRESS=:1", "STORAGE_CONTAINER=A"}, good...), []string{"LOG_LEVEL"}, false, true, ""},
+		{append([]string{"LOG_LEVEL=loud", "LISTEN_ADDRESS=:1", "STORAGE_CONTAINER=A"}, good...), []string{"LOG_LEVEL"}, false, true, ""},
 	} {
 		got := doctorOptions(c.environ)
-		if (got.Identity.Validate() != nil) != c.noIdentity || (got.Storage.Validate() != nil) != c.noStorage || got.Storage.LinkBase != c.linkBase || (got.Faults == nil) != (c.faults == nil) {
+		if (got.Identity.Validate() != nil) != c.noIdentity || (got.Storage.Validate() != nil) != c.noStorage || got.Storage.LinkBaseURL != c.linkBase || (got.Faults == nil) != (c.faults == nil) {
 			t.Errorf("%q: %+v", c.environ, got)
 			continue
 		}
@@ -44,7 +44,7 @@ func TestDoctorUsesTheValidSettings(t *testing.T) {
 }
 
 func TestDoctorReportsFaultsThatStopTheSigner(t *testing.T) {
-	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, {good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}, append([]string{"EXISTENCE_TTL=-1s"}, good...)} {
+	for _, environ := range [][]string{good, nil, {good[0], "CREDENTIAL=default"}, {good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}, append([]string{"EXISTENCE_CACHE_TTL=-1s"}, good...)} {
 		_, err := parse(environ)
 		if faults := doctorOptions(environ).Faults; (err == nil) != (faults == nil) {
 			t.Errorf("%q: the signer says %v, the doctor %v", environ, err, faults)

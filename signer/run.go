@@ -64,7 +64,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 
 	tokens := identity.New(identity.Options{Settings: cfg.Identity, Transport: transport, Tracing: spans}, log, reg)
-	pools := ratelimit.NewSet(name, cfg.ClientShare, reg)
+	pools := ratelimit.NewPools(name, cfg.ClientShare, reg)
 	slots := blobstore.Slots{
 		// An upload that has ended at the frontend can still be in progress here.
 		Uploads: pools.New("uploads", cfg.MaxUploads*3/2), Commits: pools.New("commits", maxCommits), Chunked: pools.New("chunked uploads", maxChunked),
@@ -77,21 +77,21 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	known := auth.New(auth.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
 	var signer signerapi.Signer = store
-	if cfg.Callers.On() {
+	if cfg.Callers.AuthenticationOn() {
 		signer = known.Guard(store)
 	}
-	cfg.Callers.Tell(log)
+	cfg.Callers.LogWarning(log)
 
 	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	requests := httpserver.NewRequests(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
-		signerapi.Fail(w, err)
+	requests := httpserver.NewMiddleware(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
+		signerapi.WriteError(w, err)
 	})
 	requests.Trace(traces, false)
 	until := time.Now().Add(settleTime)
-	contract := signerapi.Settings{Anonymous: !cfg.Callers.On(), Shared: config.Shared(cfg)}
-	calls := signerapi.NewHandler(signer, httpserver.Note, contract, func(route string, probe bool, h http.Handler) http.Handler {
+	contract := signerapi.Settings{Anonymous: !cfg.Callers.AuthenticationOn(), Shared: config.Shared(cfg)}
+	calls := signerapi.NewHandler(signer, httpserver.SetError, contract, func(route string, probe bool, h http.Handler) http.Handler {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
 		h = httpserver.RequireHost(httpserver.LocalHost, h)
 		if probe {
@@ -100,7 +100,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		return requests.Route(route, settled(h, signer.Ready, until))
 	})
 
-	return httpserver.Service{
+	return httpserver.Server{
 		Settings:    cfg.Settings,
 		Log:         log,
 		Registry:    reg,
@@ -116,7 +116,7 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return tokens.Run(ctx) })
 			g.Go(func() error { return store.Run(ctx, tokens.First()) })
-			if cfg.Callers.On() {
+			if cfg.Callers.AuthenticationOn() {
 				g.Go(func() error { return known.Run(ctx) })
 			}
 			return g.Wait()

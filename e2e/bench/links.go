@@ -26,7 +26,7 @@ func (b *bench) cached(ctx context.Context) ([]result, error) {
 		return nil, err
 	}
 	defer bare.stop()
-	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_TTL": "10m"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_CACHE_TTL": "10m"})
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func (b *bench) cached(ctx context.Context) ([]result, error) {
 // uncached compares GETs for which the signer asks storage with azblob's HEADs, on
 // Azurite.
 func (b *bench) uncached(ctx context.Context) ([]result, error) {
-	sys, stop, err := b.startOnAzurite(ctx, map[string]string{"EXISTENCE_TTL": "0s"})
+	sys, stop, err := b.startOnAzurite(ctx, map[string]string{"EXISTENCE_CACHE_TTL": "0s"})
 	if err != nil {
 		return nil, err
 	}

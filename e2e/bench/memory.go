@@ -108,7 +108,7 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 // The uploads are fast enough to keep their slots, and first send a burst that fills
 // the buffers.
 func (b *bench) pools(ctx context.Context) ([]result, error) {
-	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"MAX_DIRECT_SIZE": "1GiB"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"})
 	if err != nil {
 		return nil, err
 	}

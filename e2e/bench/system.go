@@ -41,7 +41,7 @@ func (b *bench) start(ctx context.Context, st *stack.Stack, storage on, env map[
 	b.systems++
 	both := func(limit float64) map[string]string {
 		all := map[string]string{
-			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "PROFILE": "true",
+			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "PPROF_ENABLED": "true",
 			"RATE_LIMIT": "0", // a few addresses send all requests
 		}
 		maps.Copy(all, env)

@@ -90,7 +90,7 @@ func bodyOf(kind string, size int) (contentType string, body []byte) {
 
 // requests counts the requests to storage.
 func (b *bench) requests(ctx context.Context) (results []result, err error) {
-	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_TTL": "0s"})
+	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_CACHE_TTL": "0s"})
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,7 @@ func TestEmulatorLogsItsVersionFirst(t *testing.T) {
 		cancel()
 		var log strings.Builder
 		err := run(ctx, c.args, c.environ, &log, &log)
-		if first, _, _ := strings.Cut(log.String(), "\n"); !strings.Contains(first, `"msg":"starting"`) || !strings.Contains(first, `"version":"`) || !strings.Contains(first, `"revision":"`) {
+		if first, _, _ := strings.Cut(log.String(), "\n"); !strings.Contains(first, `"msg":"starting"`) || !strings.Contains(first, `"service.version":"`) || !strings.Contains(first, `"revision":"`) {
 			t.Errorf("%q %q: %v; the first line is %s", c.args, c.environ, err, first)
 		}
 	}

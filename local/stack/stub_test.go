@@ -61,7 +61,7 @@ func stub(behaviour string) int {
 		_ = json.NewEncoder(w).Encode(os.Environ())
 	})
 	log := json.NewEncoder(os.Stderr)
-	for listener, variable := range map[string]string{"public": "LISTEN_ADDRESS", "api": "API_ADDRESS", "ops": "OPS_ADDRESS"} {
+	for listener, variable := range map[string]string{"public": "LISTEN_ADDRESS", "api": "LISTEN_ADDRESS", "ops": "OPS_ADDRESS"} {
 		address := os.Getenv(variable)
 		if address == "" {
 			continue

@@ -224,7 +224,7 @@ func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority str
 		return "", err
 	}
 	s.onClose(func(context.Context) error { return s.IssuerLog.close() })
-	log := slog.New(slog.NewJSONHandler(s.IssuerLog, nil)).With("service", "issuer")
+	log := slog.New(slog.NewJSONHandler(s.IssuerLog, nil)).With("service.name", "issuer")
 
 	s.Token, err = issuer.NewTokenFile(filepath.Join(s.opts.Dir, "federated-token"), stack.Cluster, issuer.Federated{
 		Subject: Subject, Audience: issuer.Audience, Lifetime: s.opts.FederatedTokenLifetime,
@@ -263,8 +263,8 @@ func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority str
 // start starts both processes, the signer with env besides what both always get.
 func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	signerEnv := map[string]string{
-		"API_ADDRESS": loopbackAddress(s.opts.SignerPort),
-		"OPS_ADDRESS": loopbackAddress(s.opts.SignerOpsPort),
+		"LISTEN_ADDRESS": loopbackAddress(s.opts.SignerPort),
+		"OPS_ADDRESS":    loopbackAddress(s.opts.SignerOpsPort),
 		// Against DNS rebinding: IP addresses and localhost only.
 		"ALLOWED_HOSTS": "localhost",
 	}
@@ -273,7 +273,7 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	}
 	maps.Copy(signerEnv, env)
 	s.Signer, err = s.process("signer", s.opts.Signer, signerEnv, s.opts.SignerEnv,
-		map[string]string{"api": "API_ADDRESS", "ops": "OPS_ADDRESS"})
+		map[string]string{"api": "LISTEN_ADDRESS", "ops": "OPS_ADDRESS"})
 	if err != nil {
 		return err
 	}

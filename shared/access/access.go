@@ -14,27 +14,27 @@ import (
 	"strings"
 )
 
-// Reading says who gets a link to a picture.
-type Reading string
+// ReadAccess says who gets a link to a picture.
+type ReadAccess string
 
 // Who gets a link to a picture, where callers are known.
 const (
-	Own      Reading = "own"       // the one whose picture it is
-	SignedIn Reading = "signed-in" // any known caller
-	Anyone   Reading = "anyone"    // without a token, too
+	Own      ReadAccess = "own"       // the one whose picture it is
+	SignedIn ReadAccess = "signed-in" // any known caller
+	Anyone   ReadAccess = "anyone"    // without a token, too
 )
 
-// Rules are the settings, the same in both containers. The zero value of Issuer asks nobody who
+// Policy are the settings, the same in both containers. The zero value of Issuer asks nobody who
 // they are.
-type Rules struct {
-	Issuer    string  `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, authentication is off, which the signer accepts with ANONYMOUS_ACCESS=true only"`
-	Discovery string  `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
-	Read      Reading `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
+type Policy struct {
+	Issuer     string     `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, authentication is off, which the signer accepts with ANONYMOUS_ACCESS=true only"`
+	DiscoveryURL  string     `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
+	ReadAccess ReadAccess `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
 }
 
-// DiscoveryURL returns the address of the issuer's OpenID Connect configuration.
-func (r Rules) DiscoveryURL() string {
-	at := cmp.Or(r.Discovery, r.Issuer)
+// ConfigurationURL returns the address of the issuer's OpenID Connect configuration.
+func (r Policy) ConfigurationURL() string {
+	at := cmp.Or(r.DiscoveryURL, r.Issuer)
 	u, err := url.Parse(at)
 	if err != nil || strings.Contains(u.Path, "/.well-known/") {
 		return at
@@ -43,16 +43,16 @@ func (r Rules) DiscoveryURL() string {
 }
 
 // Validate reports the faults of the settings, joined.
-func (r Rules) Validate() error {
+func (r Policy) Validate() error {
 	faults := []error{
 		checkURL("OIDC_ISSUER", r.Issuer, false, "an https URL, the issuer as its tokens have it in iss, such as https://login.microsoftonline.com/TENANT/v2.0"),
-		checkURL("OIDC_DISCOVERY_URL", r.Discovery, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"),
+		checkURL("OIDC_DISCOVERY_URL", r.DiscoveryURL, true, "the address of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"),
 	}
-	if r.Discovery != "" && r.Issuer == "" {
+	if r.DiscoveryURL != "" && r.Issuer == "" {
 		faults = append(faults, errors.New("OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is: set both, or neither"))
 	}
-	if !slices.Contains([]Reading{Own, SignedIn, Anyone}, r.Read) {
-		faults = append(faults, fmt.Errorf("READ_ACCESS is %q: want %s, %s or %s", r.Read, Own, SignedIn, Anyone))
+	if !slices.Contains([]ReadAccess{Own, SignedIn, Anyone}, r.ReadAccess) {
+		faults = append(faults, fmt.Errorf("READ_ACCESS is %q: want %s, %s or %s", r.ReadAccess, Own, SignedIn, Anyone))
 	}
 	return errors.Join(faults...)
 }
@@ -82,12 +82,12 @@ func checkURL(name, value string, query bool, want string) error {
 	return nil
 }
 
-// On reports whether callers must be known.
-func (r Rules) On() bool { return r.Issuer != "" }
+// AuthenticationOn reports whether callers must be known.
+func (r Policy) AuthenticationOn() bool { return r.Issuer != "" }
 
-// Tell has it in the log when callers are not known, and what that means.
-func (r Rules) Tell(log *slog.Logger) {
-	if !r.On() {
+// LogWarning has it in the log when callers are not known, and what that means.
+func (r Policy) LogWarning(log *slog.Logger) {
+	if !r.AuthenticationOn() {
 		log.Warn("callers are not known: whoever reaches the public port can store, replace, delete and read every picture; OIDC_ISSUER changes that")
 	}
 }

@@ -44,7 +44,7 @@ func TestValidateNamesTheFaultySetting(t *testing.T) {
 		{good, "https://login.microsoftonline.com/common/v2.0/.well-known/openid-configuration", several},
 		{"", "https://contoso.b2clogin.com/x", "OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is"},
 	} {
-		err := Rules{Issuer: c.issuer, Discovery: c.discovery, Read: Own}.Validate()
+		err := Policy{Issuer: c.issuer, DiscoveryURL: c.discovery, ReadAccess: Own}.Validate()
 		if c.want == "" {
 			if err != nil {
 				t.Errorf("%q, %q: %v", c.issuer, c.discovery, err)
@@ -70,7 +70,7 @@ func TestDiscoveryURLIsWellKnown(t *testing.T) {
 		{"https://id.example", "https://b2c.example/v2.0?p=a", "https://b2c.example/v2.0" + path + "?p=a"},
 		{"https://id.example", "https://id.example/.well-known/oauth-authorization-server/a", "https://id.example/.well-known/oauth-authorization-server/a"},
 	} {
-		if got := (Rules{Issuer: c.issuer, Discovery: c.discovery}).DiscoveryURL(); got != c.want {
+		if got := (Policy{Issuer: c.issuer, DiscoveryURL: c.discovery}).ConfigurationURL(); got != c.want {
 			t.Errorf("%q, %q: %s; want %s", c.issuer, c.discovery, got, c.want)
 		}
 	}

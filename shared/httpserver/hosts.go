@@ -49,7 +49,7 @@ func (s Settings) HostAllowed(field string) bool {
 }
 
 // TellHosts logs that requests for any host are accepted, if ALLOWED_HOSTS is not set.
-func (s Settings) TellHosts(log *slog.Logger) {
+func (s Settings) LogAllowedHosts(log *slog.Logger) {
 	if len(s.AllowedHosts) == 0 {
 		log.Info("requests for any host name are accepted", "fix", "set ALLOWED_HOSTS to the public names of this service")
 	}

@@ -41,7 +41,7 @@ type listener struct {
 }
 
 // limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
-func (s Service) limited(l net.Listener) net.Listener {
+func (s Server) limited(l net.Listener) net.Listener {
 	return &listener{
 		Listener: netutil.LimitListener(l, s.Connections.Total()), slots: s.Connections, proxies: s.Proxies, log: s.Log,
 		lack: rate.Sometimes{Interval: openFilesWarns},
@@ -75,7 +75,7 @@ func (l *listener) client(addr net.Addr) string {
 	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return ""
 	}
-	return ratelimit.Address(ip)
+	return ratelimit.ClientKey(ip)
 }
 
 // socketOptions sets the options of a listening socket, which its connections inherit.

@@ -36,8 +36,8 @@ const (
 	keptConnections = 2
 )
 
-// Service is what a process serves.
-type Service struct {
+// Server is what a process serves.
+type Server struct {
 	Settings Settings
 	Log      *slog.Logger
 	Registry *prometheus.Registry
@@ -66,7 +66,7 @@ type Service struct {
 // It returns nil after a clean stop, and an error when something could not
 // start, broke, or was cut off by DrainTimeout. Before it returns, it sends the last
 // spans for at most what is left of DrainTimeout, but at least 1 s and at most 5 s.
-func (s Service) Run(ctx context.Context) error {
+func (s Server) Run(ctx context.Context) error {
 	plain, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
 		return err
@@ -132,7 +132,7 @@ func (s Service) Run(ctx context.Context) error {
 	return err
 }
 
-func (s Service) listen(ctx context.Context, name, address string) (net.Listener, error) {
+func (s Server) listen(ctx context.Context, name, address string) (net.Listener, error) {
 	l, err := (&net.ListenConfig{Control: socketOptions}).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("opening the %s listener: %w", name, err)
@@ -141,7 +141,7 @@ func (s Service) listen(ctx context.Context, name, address string) (net.Listener
 	return l, nil
 }
 
-func (s Service) server(h http.Handler) *http.Server {
+func (s Server) server(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
@@ -161,7 +161,7 @@ func serve(srv *http.Server, l net.Listener) error {
 	return nil
 }
 
-func (s Service) opsHandler(draining *atomic.Bool) http.Handler {
+func (s Server) opsHandler(draining *atomic.Bool) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{
 		Registry: s.Registry,
@@ -184,7 +184,7 @@ func (s Service) opsHandler(draining *atomic.Bool) http.Handler {
 		}
 		_, _ = io.WriteString(w, "ok\n")
 	})
-	if s.Settings.Profile {
+	if s.Settings.PprofEnabled {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	}

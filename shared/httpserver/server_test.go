@@ -69,8 +69,8 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	t.Helper()
 	r := &running{log: &logBuffer{}, reg: telemetry.NewRegistry("test"), done: make(chan error, 1)}
 	log := telemetry.NewLogger(r.log, slog.LevelDebug, "test")
-	pools := ratelimit.NewSet("test", settings.ClientShare, r.reg)
-	requests := NewRequests("test", r.reg, log, settings, pools.New("uploads", settings.MaxUploads), func(w http.ResponseWriter, _ *http.Request, err error) {
+	pools := ratelimit.NewPools("test", settings.ClientShare, r.reg)
+	requests := NewMiddleware("test", r.reg, log, settings, pools.New("uploads", settings.MaxUploads), func(w http.ResponseWriter, _ *http.Request, err error) {
 		status := http.StatusInternalServerError
 		if errors.Is(err, apierror.ErrOverloaded) {
 			status = http.StatusServiceUnavailable
@@ -88,7 +88,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	ctx, cancel := context.WithCancel(t.Context())
 	r.stop = cancel
 	go func() {
-		r.done <- Service{
+		r.done <- Server{
 			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
 			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Connections: pools.New("connections", 8*settings.MaxUploads), Proxies: testProxies,
 		}.Run(ctx)
@@ -118,7 +118,7 @@ func (r *running) wait(t *testing.T) error {
 // testProxies are trusted by every service under test.
 var testProxies = []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}
 
-var relaxed = Settings{StallTimeout: time.Minute, MinRate: 1, MaxUploads: 16, DrainTimeout: 5 * time.Second}
+var relaxed = Settings{StallTimeout: time.Minute, MinUploadRate: 1, MaxUploads: 16, DrainTimeout: 5 * time.Second}
 
 func alwaysReady(context.Context) error { return nil }
 
@@ -293,7 +293,7 @@ func TestATakenAddressIsOneClearError(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	err = Service{Log: slog.New(slog.DiscardHandler), Name: "public", Address: l.Addr().String()}.Run(t.Context())
+	err = Server{Log: slog.New(slog.DiscardHandler), Name: "public", Address: l.Addr().String()}.Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "public") || !strings.Contains(err.Error(), l.Addr().String()) {
 		t.Errorf("got %v", err)
 	}

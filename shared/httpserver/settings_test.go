@@ -12,7 +12,7 @@ func TestSettingsOutOfRangeAreFaults(t *testing.T) {
 	}
 	for name, change := range map[string]func(*Settings){
 		"STALL_TIMEOUT":   func(s *Settings) { s.StallTimeout = -1 },
-		"MIN_UPLOAD_RATE": func(s *Settings) { s.MinRate = 0 },
+		"MIN_UPLOAD_RATE": func(s *Settings) { s.MinUploadRate = 0 },
 		"MAX_UPLOADS":     func(s *Settings) { s.MaxUploads = 0 },
 		"CLIENT_SHARE":    func(s *Settings) { s.ClientShare = 1.1 },
 		"SHARE":           func(s *Settings) { s.ClientShare = math.NaN() },

@@ -40,7 +40,7 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 	r := &traced{spans: tracetest.NewSpanRecorder(), sent: tracetest.NewInMemoryExporter(), log: &logBuffer{}, reg: prometheus.NewRegistry()}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans), sdktrace.WithSyncer(telemetry.RedactSpans(r.sent))) // the sampler of the environment
 	r.traces = &telemetry.Traces{TracerProvider: provider}
-	requests := NewRequests("test", r.reg, telemetry.NewLogger(r.log, slog.LevelDebug, "test"), relaxed, ratelimit.NewSet("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
+	requests := NewMiddleware("test", r.reg, telemetry.NewLogger(r.log, slog.LevelDebug, "test"), relaxed, ratelimit.NewPools("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
 	requests.Trace(r.traces, strangers)
 	r.handler = requests.Route("/cat/{user}", h)
 	return r
@@ -117,11 +117,11 @@ func TestARequestsSpanSaysWhatCameOfIt(t *testing.T) {
 	}{
 		"well": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }, 200, "", false},
 		"not there": {func(w http.ResponseWriter, r *http.Request) {
-			Note(r.Context(), apierror.ErrNotFound)
+			SetError(r.Context(), apierror.ErrNotFound)
 			w.WriteHeader(404)
 		}, 404, "not_found", false},
 		"no answer": {func(w http.ResponseWriter, r *http.Request) {
-			Note(r.Context(), apierror.ErrStorageUnavailable.Wrap(errors.New("secret")))
+			SetError(r.Context(), apierror.ErrStorageUnavailable.Wrap(errors.New("secret")))
 			w.WriteHeader(503)
 		}, 503, "storage_unavailable", true},
 		"panic": {func(http.ResponseWriter, *http.Request) { panic("secret") }, 500, "", true},

@@ -48,7 +48,7 @@ func FileName(name, mediaType string) (string, bool) {
 // Limits are the settings of what is accepted.
 type Limits struct {
 	MaxSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
-	Types   []string `env:"PICTURE_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
+	Types   []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
 
 	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that the header of a JPEG, PNG, GIF or WebP may announce, width times height"`
 }
@@ -74,7 +74,7 @@ func (l Limits) Validate() error {
 	}
 	for _, t := range l.Types {
 		if _, ok := extensions[t]; !ok {
-			faults = append(faults, fmt.Errorf("PICTURE_TYPES: %q is not possible, only %s are", t, strings.Join(slices.Sorted(maps.Keys(extensions)), ", ")))
+			faults = append(faults, fmt.Errorf("ACCEPTED_TYPES: %q is not possible, only %s are", t, strings.Join(slices.Sorted(maps.Keys(extensions)), ", ")))
 		}
 	}
 	return errors.Join(faults...)

@@ -91,7 +91,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 			t.Errorf("%.20q: %v; want %q", content, err, want)
 		}
 	}
-	l := defaults(t, "PICTURE_TYPES=image/heif,image/png")
+	l := defaults(t, "ACCEPTED_TYPES=image/heif,image/png")
 	if got, _, err := l.Open(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
 		t.Errorf("HEIC where HEIF is accepted: %q, %v", got, err)
 	}
@@ -188,8 +188,8 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 
 func TestFaultySettingsAreNamed(t *testing.T) {
 	for _, environ := range []string{
-		"MAX_PICTURE_SIZE=0", "MAX_PIXELS=0", "PICTURE_TYPES=image/*", "PICTURE_TYPES=cat,image/png", "PICTURE_TYPES=*",
-		"PICTURE_TYPES=image/svg+xml", "PICTURE_TYPES=image/png,text/html", "PICTURE_TYPES=image/tiff", "PICTURE_TYPES=video/mp4",
+		"MAX_PICTURE_SIZE=0", "MAX_PIXELS=0", "ACCEPTED_TYPES=image/*", "ACCEPTED_TYPES=cat,image/png", "ACCEPTED_TYPES=*",
+		"ACCEPTED_TYPES=image/svg+xml", "ACCEPTED_TYPES=image/png,text/html", "ACCEPTED_TYPES=image/tiff", "ACCEPTED_TYPES=video/mp4",
 	} {
 		err := defaults(t, environ).Validate()
 		if name, _, _ := strings.Cut(environ, "="); err == nil || !strings.Contains(err.Error(), name) {

@@ -13,18 +13,18 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// Set makes the pools of a process, which have one policy and one set of metrics.
-type Set struct {
+// Pools makes the pools of a process, which have one policy and one set of metrics.
+type Pools struct {
 	share        float64
 	slots, taken *prometheus.GaugeVec
 	rejected     *prometheus.CounterVec
 }
 
-// NewSet returns a Set whose metrics are in reg, named cats_NAME_pool_…. share is the part of each pool that one client may
+// NewPools returns a Pools whose metrics are in reg, named cats_NAME_pool_…. share is the part of each pool that one client may
 // take, from 0 to 1; 0 means that a client may take all.
-func NewSet(name string, share float64, reg prometheus.Registerer) *Set {
+func NewPools(name string, share float64, reg prometheus.Registerer) *Pools {
 	prefix, auto := "cats_"+name+"_pool_", promauto.With(reg)
-	return &Set{
+	return &Pools{
 		share: share,
 		slots: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots", Help: "Slots of a pool."}, []string{"pool"}),
 		taken: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots_taken", Help: "Slots that are taken now."}, []string{"pool"}),
@@ -35,7 +35,7 @@ func NewSet(name string, share float64, reg prometheus.Registerer) *Set {
 }
 
 // New returns a pool of total slots. kind is the plural that names it in error details, and in metrics with _ for spaces.
-func (s *Set) New(kind string, total int) *Pool {
+func (s *Pools) New(kind string, total int) *Pool {
 	label := strings.ReplaceAll(kind, " ", "_")
 	p := &Pool{
 		kind: kind, total: total, share: total, clients: map[string]int{},

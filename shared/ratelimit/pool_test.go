@@ -31,7 +31,7 @@ func TestTakeBoundsClientsAndTotal(t *testing.T) {
 		{"no client has no share", 0.5, 2, "---", []error{nil, nil, apierror.ErrOverloaded}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := NewSet("test", c.share, prometheus.NewRegistry()).New("things", c.total)
+			p := NewPools("test", c.share, prometheus.NewRegistry()).New("things", c.total)
 			for i, client := range c.clients {
 				release, err := p.Take(strings.Trim(string(client), "-"))
 				if !errors.Is(err, c.want[i]) || (release == nil) != (err != nil) {
@@ -43,7 +43,7 @@ func TestTakeBoundsClientsAndTotal(t *testing.T) {
 }
 
 func TestReleaseReturnsTheSlot(t *testing.T) {
-	p := NewSet("test", 0.5, prometheus.NewRegistry()).New("things", 2)
+	p := NewPools("test", 0.5, prometheus.NewRegistry()).New("things", 2)
 	for range 3 {
 		release, err := p.Take("a")
 		if err != nil {
@@ -61,7 +61,7 @@ func TestReleaseReturnsTheSlot(t *testing.T) {
 
 func TestMetricsCountSlotsAndRejections(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	s := NewSet("test", 0.5, reg)
+	s := NewPools("test", 0.5, reg)
 	s.New("idle", 1)
 	p := s.New("things", 2)
 	for _, client := range []string{"a", "a", "b", "c", "d"} {
@@ -89,7 +89,7 @@ cats_test_pool_slots_taken{pool="things"} 2
 }
 
 func TestConcurrentTakesKeepTheBounds(t *testing.T) {
-	p := NewSet("test", 0.5, prometheus.NewRegistry()).New("things", 4)
+	p := NewPools("test", 0.5, prometheus.NewRegistry()).New("things", 4)
 	var all sync.WaitGroup
 	for _, client := range []string{"a", "b", "c", "d"} {
 		for range 4 {

@@ -22,10 +22,10 @@ import (
 // forgotten first, and may then send RATE_BURST requests again.
 const tableSize = 8 << 10
 
-// PerClient are the settings of the rate of each client.
-type PerClient struct {
-	Rate  float64 `env:"RATE_LIMIT" envDefault:"50" help:"requests a second that one client may make on average: the frontend counts by address (IPv6: /56), the signer by authenticated caller; 0 for no limit"`
-	Burst int     `env:"RATE_BURST" envDefault:"500" help:"how many of them it may make at once, after a pause"`
+// RequestLimits are the settings of the rate of each client.
+type RequestLimits struct {
+	RateLimit float64 `env:"RATE_LIMIT" envDefault:"50" help:"requests a second that one client may make on average: the frontend counts by address (IPv6: /56), the signer by authenticated caller; 0 for no limit"`
+	RateBurst int     `env:"RATE_BURST" envDefault:"500" help:"how many of them it may make at once, after a pause"`
 }
 
 // The bounds of the settings keep what clients are told of them within what a header
@@ -36,57 +36,57 @@ const (
 )
 
 // Validate reports the faults of the settings, joined.
-func (s PerClient) Validate() error {
+func (s RequestLimits) Validate() error {
 	var faults []error
-	if s.Rate != 0 && !(s.Rate >= minRate && s.Rate <= maxRate) { // nor is it NaN
-		faults = append(faults, fmt.Errorf("RATE_LIMIT is %v: want 0 for no limit, or between %v and %v", s.Rate, minRate, maxRate))
+	if s.RateLimit != 0 && !(s.RateLimit >= minRate && s.RateLimit <= maxRate) { // nor is it NaN
+		faults = append(faults, fmt.Errorf("RATE_LIMIT is %v: want 0 for no limit, or between %v and %v", s.RateLimit, minRate, maxRate))
 	}
-	if s.Rate != 0 && (s.Burst < 1 || s.Burst > maxRate) {
-		faults = append(faults, fmt.Errorf("RATE_BURST is %d: want 1 at least, or nobody could ask for anything", s.Burst))
+	if s.RateLimit != 0 && (s.RateBurst < 1 || s.RateBurst > maxRate) {
+		faults = append(faults, fmt.Errorf("RATE_BURST is %d: want 1 at least, or nobody could ask for anything", s.RateBurst))
 	}
 	return errors.Join(faults...)
 }
 
-// Clients counts the requests of each client.
-type Clients struct {
-	settings PerClient
+// RequestLimiter counts the requests of each client.
+type RequestLimiter struct {
+	settings RequestLimits
 	rejected *apierror.Error
 	buckets  *lru.Cache[string, *rate.Limiter]
 	total    prometheus.Counter // rejected requests
 }
 
 // New returns a Clients that calls a client who, such as "address" or "caller", in its error, and whose metric is in reg, named
-// cats_NAME_rate_limited_total.
-func New(settings PerClient, reg prometheus.Registerer, name, who string) *Clients {
+// cats_NAME_requests_rate_limited_total.
+func NewRequestLimiter(settings RequestLimits, reg prometheus.Registerer, name, who string) *RequestLimiter {
 	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // it fails for a size below 1 alone
-	return &Clients{
+	return &RequestLimiter{
 		settings: settings, buckets: buckets,
 		rejected: apierror.ErrRateLimited.With(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
-			who, strconv.FormatFloat(settings.Rate, 'f', -1, 64))),
+			who, strconv.FormatFloat(settings.RateLimit, 'f', -1, 64))),
 		total: promauto.With(reg).NewCounter(prometheus.CounterOpts{
-			Name: "cats_" + name + "_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
+			Name: "cats_" + name + "_requests_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
 		}),
 	}
 }
 
-// State is what a client has left.
-type State struct {
+// Quota is what a client has left.
+type Quota struct {
 	Remaining int           // requests that it may make now
 	Full      time.Duration // until it has RATE_BURST of them again, if it makes none
 }
 
 // Limited reports whether requests are limited.
-func (c *Clients) Limited() bool { return c.settings.Rate > 0 }
+func (c *RequestLimiter) Limited() bool { return c.settings.RateLimit > 0 }
 
 // Request counts a request of client. The error, an ErrRateLimited, says when it may
-// make the next. Without a limit the State means nothing.
-func (c *Clients) Request(client string) (State, error) {
+// make the next. Without a limit the Quota means nothing.
+func (c *RequestLimiter) Request(client string) (Quota, error) {
 	if !c.Limited() {
-		return State{}, nil
+		return Quota{}, nil
 	}
 	bucket, ok := c.buckets.Get(client)
 	if !ok {
-		bucket = rate.NewLimiter(rate.Limit(c.settings.Rate), c.settings.Burst)
+		bucket = rate.NewLimiter(rate.Limit(c.settings.RateLimit), c.settings.RateBurst)
 		if other, found, _ := c.buckets.PeekOrAdd(client, bucket); found {
 			bucket = other
 		}
@@ -94,7 +94,7 @@ func (c *Clients) Request(client string) (State, error) {
 	now := time.Now()
 	allowed := bucket.AllowN(now, 1)
 	left := bucket.TokensAt(now)
-	state := State{max(0, int(left)), c.after(float64(c.settings.Burst) - left)}
+	state := Quota{max(0, int(left)), c.after(float64(c.settings.RateBurst) - left)}
 	if !allowed {
 		c.total.Inc()
 		return state, c.rejected.After(max(time.Second, c.after(1-left)))
@@ -103,13 +103,13 @@ func (c *Clients) Request(client string) (State, error) {
 }
 
 // after returns how long it takes until n more requests are possible.
-func (c *Clients) after(n float64) time.Duration {
-	return time.Duration(math.Ceil(max(0, n) / c.settings.Rate * float64(time.Second)))
+func (c *RequestLimiter) after(n float64) time.Duration {
+	return time.Duration(math.Ceil(max(0, n) / c.settings.RateLimit * float64(time.Second)))
 }
 
-// Address returns the key of a client at addr: the IPv4 address, or the IPv6 /56, of which one client may have all addresses. It
+// ClientKey returns the key of a client at addr: the IPv4 address, or the IPv6 /56, of which one client may have all addresses. It
 // is "" for the zero Addr.
-func Address(addr netip.Addr) string {
+func ClientKey(addr netip.Addr) string {
 	addr = addr.Unmap().WithZone("")
 	if addr.Is6() {
 		prefix, _ := addr.Prefix(56)

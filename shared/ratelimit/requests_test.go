@@ -19,13 +19,13 @@ import (
 	"cats.example/shared/apierror"
 )
 
-func callers(t testing.TB, settings PerClient) (*Clients, *prometheus.Registry) {
+func callers(t testing.TB, settings RequestLimits) (*RequestLimiter, *prometheus.Registry) {
 	t.Helper()
 	if err := settings.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	return New(settings, reg, "test", "caller"), reg
+	return NewRequestLimiter(settings, reg, "test", "caller"), reg
 }
 
 // retryAfter returns what a refusal asks for, and fails when err is none.
@@ -39,17 +39,17 @@ func retryAfter(t *testing.T, err error) time.Duration {
 
 func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := callers(t, PerClient{Rate: 0.5, Burst: 10})
+		c, _ := callers(t, RequestLimits{RateLimit: 0.5, RateBurst: 10})
 		for i := range 10 {
 			state, err := c.Request("mia")
-			want := State{9 - i, time.Duration(2*(i+1)) * time.Second}
+			want := Quota{9 - i, time.Duration(2*(i+1)) * time.Second}
 			if err != nil || state != want {
 				t.Fatalf("request %d: %+v, %v; want %+v", i, state, err, want)
 			}
 		}
 		for range 3 { // a refusal costs nothing
 			state, err := c.Request("mia")
-			if wait := retryAfter(t, err); wait != 2*time.Second || state != (State{0, 20 * time.Second}) {
+			if wait := retryAfter(t, err); wait != 2*time.Second || state != (Quota{0, 20 * time.Second}) {
 				t.Fatalf("one too many: %+v, wait %v", state, wait)
 			}
 		}
@@ -71,23 +71,23 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 }
 
 func TestRejectionNamesTheRate(t *testing.T) {
-	c, reg := callers(t, PerClient{Rate: 0.25, Burst: 1})
+	c, reg := callers(t, RequestLimits{RateLimit: 0.25, RateBurst: 1})
 	_, _ = c.Request("x")
 	_, err := c.Request("x")
 	if want := "too many requests from this caller: 0.25 a second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
 		t.Errorf("%v, after %v; want %q", err, apierror.AsError(err).RetryAfter, want)
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP cats_test_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
-# TYPE cats_test_rate_limited_total counter
-cats_test_rate_limited_total 1
+# HELP cats_test_requests_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
+# TYPE cats_test_requests_rate_limited_total counter
+cats_test_requests_rate_limited_total 1
 `)); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestZeroIsNoLimit(t *testing.T) {
-	c, _ := callers(t, PerClient{})
+	c, _ := callers(t, RequestLimits{})
 	for range 10_000 {
 		if _, err := c.Request("x"); err != nil {
 			t.Fatal(err)
@@ -100,7 +100,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 
 // At once, as the requests come: no more than the burst get through.
 func TestManyAtOnceShareOneBurst(t *testing.T) {
-	c, _ := callers(t, PerClient{Rate: minRate, Burst: 100})
+	c, _ := callers(t, RequestLimits{RateLimit: minRate, RateBurst: 100})
 	var allowed atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
@@ -119,7 +119,7 @@ func TestManyAtOnceShareOneBurst(t *testing.T) {
 }
 
 func TestStrangersCannotGrowTheTable(t *testing.T) {
-	c := New(PerClient{Rate: 1, Burst: 1}, prometheus.NewRegistry(), "test", "address")
+	c := NewRequestLimiter(RequestLimits{RateLimit: 1, RateBurst: 1}, prometheus.NewRegistry(), "test", "address")
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -128,7 +128,7 @@ func TestStrangersCannotGrowTheTable(t *testing.T) {
 	}
 	before := heap()
 	for i := range 3 * tableSize {
-		_, _ = c.Request(Address(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
+		_, _ = c.Request(ClientKey(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
 	}
 	grown := heap() - before
 	t.Logf("%d clients take %d KiB", c.buckets.Len(), grown>>10)
@@ -143,36 +143,36 @@ func TestAddressOfIPv6IsItsNetwork(t *testing.T) {
 		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7",
 		"2001:db8:1:2ff:3:4:5:6": "2001:db8:1:200::/56", "fe80::1%eth0": "fe80::/56", "::1": "::/56",
 	} {
-		if got := Address(netip.MustParseAddr(addr)); got != want {
+		if got := ClientKey(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("%s counts as %s; want %s", addr, got, want)
 		}
 	}
-	if got := Address(netip.Addr{}); got != "" {
+	if got := ClientKey(netip.Addr{}); got != "" {
 		t.Errorf("the zero Addr counts as %s", got)
 	}
 }
 
 func TestFaultySettingsAreNamed(t *testing.T) {
-	for name, s := range map[string]PerClient{
-		"RATE_LIMIT": {Rate: -1, Burst: 1},
-		"RATE_BURST": {Rate: 1},
+	for name, s := range map[string]RequestLimits{
+		"RATE_LIMIT": {RateLimit: -1, RateBurst: 1},
+		"RATE_BURST": {RateLimit: 1},
 	} {
 		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%+v: %v", s, err)
 		}
 	}
 	for _, r := range []float64{math.NaN(), math.Inf(1), 1e-9} {
-		if (PerClient{Rate: r, Burst: 1}).Validate() == nil {
+		if (RequestLimits{RateLimit: r, RateBurst: 1}).Validate() == nil {
 			t.Errorf("a rate of %v is taken", r)
 		}
 	}
 }
 
 func BenchmarkRequest(b *testing.B) {
-	c := New(PerClient{Rate: 1e6, Burst: 1e6}, prometheus.NewRegistry(), "test", "address")
+	c := NewRequestLimiter(RequestLimits{RateLimit: 1e6, RateBurst: 1e6}, prometheus.NewRegistry(), "test", "address")
 	var clients []string
 	for i := range 256 {
-		clients = append(clients, Address(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
+		clients = append(clients, ClientKey(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
 	}
 	for i := 0; b.Loop(); i++ {
 		_, _ = c.Request(clients[i%len(clients)])

@@ -15,7 +15,7 @@ import (
 
 // arguments are those of all calls; each call has some of them. They are the query of a request.
 type arguments struct {
-	user, ticket string
+	user, uploadID string
 	PutOptions
 	LinkOptions
 }
@@ -35,7 +35,7 @@ type argument struct {
 func (a *arguments) all() [12]argument {
 	return [12]argument{
 		{"user", &a.user},
-		{"ticket", &a.ticket},
+		{"upload_id", &a.uploadID},
 		{"size", &a.Size},
 		{"at_least", &a.AtLeast},
 		{"at_most", &a.AtMost},
@@ -109,5 +109,5 @@ func parseArguments(query string) (User, *arguments, error) {
 		}
 	}
 	user, err := ParseUser(a.user)
-	return user, a, cmp.Or(err, a.Conditions.Check(), a.Digests.Check(), CheckDownloadName(a.Download))
+	return user, a, cmp.Or(err, a.Preconditions.Check(), a.Digests.Check(), CheckDownloadName(a.Download))
 }

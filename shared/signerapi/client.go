@@ -22,7 +22,7 @@ import (
 const (
 	picturePath = "/v1/picture"
 	linkPath    = "/v1/link"
-	ticketPath  = "/v1/ticket"
+	uploadPath  = "/v1/uploads"
 	commitPath  = "/v1/commit"
 	aboutPath   = "/v1/about"
 	readyPath   = "/v1/ready"
@@ -34,7 +34,7 @@ const (
 const (
 	contractHeader  = "Cats-Contract"
 	contractVersion = "1"
-	clientHeader    = "Cats-Client" // the key of ClientOf
+	clientHeader    = "Cats-Client" // the key of ClientFrom
 )
 
 // How long a call may take. writeTimeout is that of Commit, and of Put from the end of the
@@ -119,24 +119,24 @@ func (c *Client) Link(ctx context.Context, user User, opts LinkOptions) (link Li
 }
 
 // Delete implements [Signer].
-func (c *Client) Delete(ctx context.Context, user User, conditions Conditions) error {
+func (c *Client) Delete(ctx context.Context, user User, conditions Preconditions) error {
 	args := argumentsFor(user)
-	args.Conditions = conditions
+	args.Preconditions = conditions
 	return unknownIfLost(c.call(ctx, shortTimeout, http.MethodDelete, picturePath, args, nil), apierror.MayBeDeleted)
 }
 
-// Ticket implements [Signer].
-func (c *Client) Ticket(ctx context.Context, user User, size int64) (ticket Ticket, err error) {
+// UploadSession implements [Signer].
+func (c *Client) StartUpload(ctx context.Context, user User, size int64) (ticket UploadSession, err error) {
 	args := argumentsFor(user)
 	args.Size = size
-	err = c.call(ctx, shortTimeout, http.MethodPost, ticketPath, args, &ticket)
+	err = c.call(ctx, shortTimeout, http.MethodPost, uploadPath, args, &ticket)
 	return ticket, err
 }
 
 // Commit implements [Signer].
-func (c *Client) Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (info Info, err error) {
+func (c *Client) CommitUpload(ctx context.Context, user User, ticket string, opts CommitOptions) (info Info, err error) {
 	args := argumentsFor(user)
-	args.ticket, args.Conditions, args.MD5 = ticket, opts.Conditions, opts.MD5
+	args.uploadID, args.Preconditions, args.MD5 = ticket, opts.Preconditions, opts.MD5
 	err = c.call(ctx, writeTimeout, http.MethodPost, commitPath, args, &info)
 	return info, unknownIfLost(err, apierror.MayBeStored)
 }
@@ -173,7 +173,7 @@ func (c *Client) turn(ctx context.Context) error {
 func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, args *arguments, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if path == linkPath || path == ticketPath {
+	if path == linkPath || path == uploadPath {
 		if err := c.turn(ctx); err != nil {
 			return err
 		}
@@ -188,10 +188,10 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 		Method: method, URL: &url.URL{Scheme: "http", Host: c.host, Path: path, RawQuery: args.query()},
 		Header: http.Header{contractHeader: {contractVersion}},
 	}
-	if token := TokenOf(ctx); token != "" {
+	if token := TokenFrom(ctx); token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
-	req.Header.Set(clientHeader, ClientOf(ctx))
+	req.Header.Set(clientHeader, ClientFrom(ctx))
 	c.about(ctx, req.Header)
 	return req.WithContext(ctx)
 }

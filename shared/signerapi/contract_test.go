@@ -25,8 +25,8 @@ import (
 type stub struct {
 	put    func(User, io.Reader, PutOptions) (Info, error)
 	link   func(User, LinkOptions) (Link, error)
-	delete func(User, Conditions) error
-	ticket func(User, int64) (Ticket, error)
+	delete func(User, Preconditions) error
+	ticket func(User, int64) (UploadSession, error)
 	commit func(User, string, CommitOptions) (Info, error)
 	about  About
 	ready  error
@@ -36,12 +36,12 @@ func (s stub) Put(_ context.Context, u User, body io.Reader, opts PutOptions) (I
 	return s.put(u, body, opts)
 }
 func (s stub) Link(_ context.Context, u User, o LinkOptions) (Link, error) { return s.link(u, o) }
-func (s stub) Delete(_ context.Context, u User, c Conditions) error        { return s.delete(u, c) }
-func (s stub) Ticket(_ context.Context, u User, size int64) (Ticket, error) {
+func (s stub) Delete(_ context.Context, u User, c Preconditions) error     { return s.delete(u, c) }
+func (s stub) StartUpload(_ context.Context, u User, size int64) (UploadSession, error) {
 	return s.ticket(u, size)
 }
 
-func (s stub) Commit(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
+func (s stub) CommitUpload(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
 	return s.commit(u, id, o)
 }
 func (s stub) About(context.Context) (About, error) { return s.about, nil }
@@ -97,7 +97,7 @@ func TestPutCarriesNameSizeAndEveryByte(t *testing.T) {
 		for _, size := range []int64{-1, int64(len(content))} {
 			var got []byte
 			opts := PutOptions{
-				Size: size, Conditions: Conditions{IfMatch: `"0x1"`, IfNoneMatch: "*"},
+				Size: size, Preconditions: Preconditions{IfMatch: `"0x1"`, IfNoneMatch: "*"},
 				Digests: Digests{MD5: make([]byte, 16), SHA256: make([]byte, 32), SHA512: make([]byte, 64)},
 			}
 			c := across(t, stub{put: func(u User, body io.Reader, told PutOptions) (Info, error) {
@@ -144,13 +144,13 @@ func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
 }
 
 func TestATicketAndItsCommitCarryEverything(t *testing.T) {
-	want := Ticket{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api/upload/1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
-	opts := CommitOptions{Conditions: Conditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}, MD5: make([]byte, 16)}
+	want := UploadSession{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api/upload/1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
+	opts := CommitOptions{Preconditions: Preconditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}, MD5: make([]byte, 16)}
 	info := Info{ETag: `"1"`, ContentType: "image/gif", Size: 3}
-	about := About{MaxDirect: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 7200, LinkOrigin: "https://a.blob", UserClaim: "oid"}
+	about := About{MaxDirectUploadSize: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 7200, LinkOrigin: "https://a.blob", UserClaim: "oid"}
 	c := across(t, stub{
 		about: about,
-		ticket: func(u User, size int64) (Ticket, error) {
+		ticket: func(u User, size int64) (UploadSession, error) {
 			if u.String() != "Мурчик" || size != 1<<40 {
 				t.Errorf("the signer was told %q, %d", u, size)
 			}
@@ -163,11 +163,11 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 			return info, nil
 		},
 	})
-	ticket, err := c.Ticket(t.Context(), user(t, "Мурчик"), 1<<40)
+	ticket, err := c.StartUpload(t.Context(), user(t, "Мурчик"), 1<<40)
 	if diff := cmp.Diff(want, ticket); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	got, err := c.Commit(t.Context(), user(t, "Мурчик"), ticket.ID, opts)
+	got, err := c.CommitUpload(t.Context(), user(t, "Мурчик"), ticket.ID, opts)
 	if diff := cmp.Diff(info, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
@@ -176,7 +176,7 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 		t.Error(err, diff)
 	}
 	for _, id := range []string{"", "a b", "a/b", "..", strings.Repeat("a", 97), "猫"} {
-		if _, err := c.Commit(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
+		if _, err := c.CommitUpload(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
 			t.Errorf("the ticket %q: %v", id, err)
 		}
 	}
@@ -187,10 +187,10 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 
 func TestContractErrorsCrossTheWire(t *testing.T) {
 	for e := range apierror.All() {
-		c := across(t, stub{delete: func(User, Conditions) error {
+		c := across(t, stub{delete: func(User, Preconditions) error {
 			return fmt.Errorf("deleting: %w", e.With("why").After(7*time.Second).Wrap(errors.New("secret")))
 		}})
-		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
+		err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
 		if !errors.Is(err, e) {
 			t.Errorf("%s arrived as %v", e.Code, err)
 			continue
@@ -202,8 +202,8 @@ func TestContractErrorsCrossTheWire(t *testing.T) {
 }
 
 func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
-	c := across(t, stub{delete: func(User, Conditions) error { return errors.New("account key is hunter2") }})
-	err := c.Delete(t.Context(), user(t, "x"), Conditions{})
+	c := across(t, stub{delete: func(User, Preconditions) error { return errors.New("account key is hunter2") }})
+	err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
 	if !errors.Is(err, apierror.ErrInternal) || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v; want a bare apierror.ErrInternal", err)
 	}
@@ -297,7 +297,7 @@ func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 			_, _ = io.WriteString(w, answer)
 		}))
-		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Conditions{}); !errors.Is(err, apierror.ErrInternal) {
+		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Preconditions{}); !errors.Is(err, apierror.ErrInternal) {
 			t.Errorf("%.20q: %v; want apierror.ErrInternal", answer, err)
 		}
 		srv.Close()
@@ -308,7 +308,7 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 	h := served(stub{
 		put:    func(User, io.Reader, PutOptions) (Info, error) { t.Error("put was called"); return Info{}, nil },
 		link:   func(User, LinkOptions) (Link, error) { t.Error("link was called"); return Link{}, nil },
-		delete: func(User, Conditions) error { t.Error("delete was called"); return nil },
+		delete: func(User, Preconditions) error { t.Error("delete was called"); return nil },
 	})
 	for _, c := range []struct {
 		method, target string
@@ -331,10 +331,10 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 		{"GET", "/v1/link?user=a&download=%0d%0aSet-Cookie:x", 422},
 		{"GET", "/v1/link?user=a&download=" + strings.Repeat("x", 256), 422},
 		{"GET", "/v1/link?user=a&download=..%2Fx", 422},
-		{"GET", "/v1/ticket?user=a&size=1", 405},
-		{"POST", "/v1/ticket?user=a", 422},
-		{"POST", "/v1/ticket?user=a&size=-1", 422},
-		{"POST", "/v1/ticket?user=..&size=1", 422},
+		{"GET", "/v1/uploads?user=a&size=1", 405},
+		{"POST", "/v1/uploads?user=a", 422},
+		{"POST", "/v1/uploads?user=a&size=-1", 422},
+		{"POST", "/v1/uploads?user=..&size=1", 422},
 		{"POST", "/v1/commit?user=a", 404},
 		{"POST", "/v1/commit?user=a&ticket=..%2Fx", 404},
 		{"POST", "/v1/commit?user=a%2Fb&ticket=1-1-A", 422},
@@ -373,7 +373,7 @@ func TestHandlerMatchesPathsByteByByte(t *testing.T) {
 
 func TestARequestThatDoesNotKnowTheContractIsRefused(t *testing.T) {
 	h := served(stub{}) // which panics when it is called
-	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"POST", "/v1/ticket?user=a&size=1"}, {"POST", "/v1/commit?user=a&ticket=1-1-A"}, {"GET", "/v1/about"}, {"GET", "/v1/ready"}} {
+	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"POST", "/v1/uploads?user=a&size=1"}, {"POST", "/v1/commit?user=a&ticket=1-1-A"}, {"GET", "/v1/about"}, {"GET", "/v1/ready"}} {
 		for _, version := range []string{"", "0", "11"} {
 			r := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader("x"))
 			r.Header.Set(contractHeader, version)
@@ -409,7 +409,7 @@ func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
 }
 
 func TestTheUserNameStaysOutOfErrors(t *testing.T) {
-	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"), Conditions{})
+	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"), Preconditions{})
 	if err == nil || strings.Contains(err.Error(), url.QueryEscape("Davyd")) {
 		t.Errorf("got %v", err)
 	}

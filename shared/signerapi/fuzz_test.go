@@ -34,7 +34,7 @@ func FuzzContract(f *testing.F) {
 			User
 			PutOptions
 			LinkOptions
-			Conditions
+			Preconditions
 		}
 		var got *seen
 		h := served(stub{
@@ -46,8 +46,8 @@ func FuzzContract(f *testing.F) {
 				got = &seen{User: u, LinkOptions: o}
 				return Link{}, nil
 			},
-			delete: func(u User, c Conditions) error {
-				got = &seen{User: u, Conditions: c}
+			delete: func(u User, c Preconditions) error {
+				got = &seen{User: u, Preconditions: c}
 				return nil
 			},
 		})
@@ -62,12 +62,12 @@ func FuzzContract(f *testing.F) {
 			return rec.Result(), nil
 		}), make(chan struct{}, 1), func(context.Context, http.Header) {}}
 
-		conditions, link := Conditions{ifMatch, ifNoneMatch}, LinkOptions{time.Duration(seconds) * time.Second, download}
+		conditions, link := Preconditions{ifMatch, ifNoneMatch}, LinkOptions{time.Duration(seconds) * time.Second, download}
 		want := seen{User: who}
 		allowed := conditions.Check() == nil
 		switch call % 3 {
 		case 0:
-			put := PutOptions{Size: max(size, -1), Conditions: conditions}
+			put := PutOptions{Size: max(size, -1), Preconditions: conditions}
 			if len(md5) > 0 {
 				put.MD5 = md5
 			}
@@ -80,7 +80,7 @@ func FuzzContract(f *testing.F) {
 			want.LinkOptions, allowed = link, seconds >= 0 && CheckDownloadName(download) == nil
 			_, err = c.Link(t.Context(), who, link)
 		case 2:
-			want.Conditions = conditions
+			want.Preconditions = conditions
 			err = c.Delete(t.Context(), who, conditions)
 		}
 		switch {
@@ -103,7 +103,7 @@ func FuzzConditions(f *testing.F) {
 	f.Add("\"é\"", "\"\x7f\"", "\" \"")
 	f.Fuzz(func(t *testing.T, ifMatch, ifNoneMatch, there string) {
 		ok := func(v string) bool { return v == "" || v == "*" || entityTag.MatchString(v) }
-		c := Conditions{ifMatch, ifNoneMatch}
+		c := Preconditions{ifMatch, ifNoneMatch}
 		if err := c.Check(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, apierror.ErrInvalidArgument) {
 			t.Fatalf("%+v: %v", c, err)
 		}
@@ -149,23 +149,23 @@ func FuzzHandler(f *testing.F) {
 				}
 				return Link{}, nil
 			},
-			delete: func(u User, _ Conditions) error { check(u); return nil },
-			ticket: func(u User, size int64) (Ticket, error) {
+			delete: func(u User, _ Preconditions) error { check(u); return nil },
+			ticket: func(u User, size int64) (UploadSession, error) {
 				check(u)
 				if size < 0 {
 					t.Fatalf("a size of %d reached the signer", size)
 				}
-				return Ticket{}, nil
+				return UploadSession{}, nil
 			},
 			commit: func(u User, id string, o CommitOptions) (Info, error) {
 				check(u)
-				if CheckTicket(id) != nil || o.Check() != nil || (Digests{MD5: o.MD5}).Check() != nil {
+				if CheckUploadID(id) != nil || o.Check() != nil || (Digests{MD5: o.MD5}).Check() != nil {
 					t.Fatalf("the ticket %q with %+v reached the signer", id, o)
 				}
 				return Info{}, nil
 			},
 		})
-		for _, path := range []string{picturePath, linkPath, ticketPath, commitPath} {
+		for _, path := range []string{picturePath, linkPath, uploadPath, commitPath} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
 			r.Method, r.URL.RawQuery = method, query
 			r.Header.Set(contractHeader, contractVersion)
@@ -205,7 +205,7 @@ func FuzzDecodeAnswer(f *testing.F) {
 			t.Fatalf("status %d with %q passed for a link", status, answer)
 		}
 		// A deletion is carried out, or refused with the outcome that the signer tells, or else its outcome is unknown.
-		err := c.Delete(t.Context(), user(t, "x"), Conditions{})
+		err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
 		var said struct{ Code, Detail, Outcome string }
 		decoded := json.Unmarshal([]byte(answer), &said) == nil
 		ofContract := decoded && apierror.ByCode(said.Code) != nil

@@ -35,7 +35,7 @@ func NewHandler(s Signer, note func(context.Context, error), settings Settings, 
 	routes := map[string]http.Handler{
 		picturePath: wrap(picturePath, false, h.by(map[string]call{http.MethodPut: forUser(h.put), http.MethodDelete: forUser(h.delete)})),
 		linkPath:    wrap(linkPath, false, h.by(map[string]call{http.MethodGet: forUser(h.link)})),
-		ticketPath:  wrap(ticketPath, false, h.by(map[string]call{http.MethodPost: forUser(h.ticket)})),
+		uploadPath:  wrap(uploadPath, false, h.by(map[string]call{http.MethodPost: forUser(h.ticket)})),
 		commitPath:  wrap(commitPath, false, h.by(map[string]call{http.MethodPost: forUser(h.commit)})),
 		aboutPath:   wrap(aboutPath, true, h.by(map[string]call{http.MethodGet: h.about})),
 		readyPath:   wrap(readyPath, true, h.by(map[string]call{http.MethodGet: h.ready})),
@@ -71,7 +71,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 			return
 		}
 		ctx := WithClient(r.Context(), r.Header.Get(clientHeader))
-		token, err := TokenIn(r.Header)
+		token, err := BearerToken(r.Header)
 		if token != "" {
 			ctx = WithToken(ctx, token)
 			if h.settings.Anonymous {
@@ -86,7 +86,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 		switch {
 		case err != nil:
 			h.note(r.Context(), err)
-			Fail(w, err)
+			WriteError(w, err)
 		case answer == nil:
 			w.WriteHeader(http.StatusNoContent)
 		default:
@@ -115,21 +115,21 @@ func (h handler) link(r *http.Request, user User, args *arguments) (any, error) 
 }
 
 func (h handler) delete(r *http.Request, user User, args *arguments) (any, error) {
-	return nil, h.signer.Delete(r.Context(), user, args.Conditions)
+	return nil, h.signer.Delete(r.Context(), user, args.Preconditions)
 }
 
 func (h handler) ticket(r *http.Request, user User, args *arguments) (any, error) {
 	if args.Size < 0 {
 		return nil, apierror.ErrInvalidArgument.With("size: want a number of bytes")
 	}
-	return h.signer.Ticket(r.Context(), user, args.Size)
+	return h.signer.StartUpload(r.Context(), user, args.Size)
 }
 
 func (h handler) commit(r *http.Request, user User, args *arguments) (any, error) {
-	if err := CheckTicket(args.ticket); err != nil {
+	if err := CheckUploadID(args.uploadID); err != nil {
 		return nil, err
 	}
-	return h.signer.Commit(r.Context(), user, args.ticket, CommitOptions{args.Conditions, args.MD5})
+	return h.signer.CommitUpload(r.Context(), user, args.uploadID, CommitOptions{args.Preconditions, args.MD5})
 }
 
 func (h handler) about(r *http.Request) (any, error) {
@@ -144,7 +144,7 @@ func (h handler) ready(r *http.Request) (any, error) {
 
 // Fail answers with err as it crosses the wire: its code, detail, outcome and
 // Retry-After, never its cause. An error without a status is apierror.ErrInternal.
-func Fail(w http.ResponseWriter, err error) {
+func WriteError(w http.ResponseWriter, err error) {
 	e := apierror.AsError(err)
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))

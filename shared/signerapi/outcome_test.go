@@ -30,9 +30,9 @@ var writes = []struct {
 		_, err := c.Put(ctx, u, iotest.OneByteReader(strings.NewReader("picture")), unknown)
 		return err
 	}},
-	{"DELETE", apierror.MayBeDeleted, func(ctx context.Context, c *Client, u User) error { return c.Delete(ctx, u, Conditions{}) }},
+	{"DELETE", apierror.MayBeDeleted, func(ctx context.Context, c *Client, u User) error { return c.Delete(ctx, u, Preconditions{}) }},
 	{"commit", apierror.MayBeStored, func(ctx context.Context, c *Client, u User) error {
-		_, err := c.Commit(ctx, u, "1-1-A", CommitOptions{})
+		_, err := c.CommitUpload(ctx, u, "1-1-A", CommitOptions{})
 		return err
 	}},
 }
@@ -148,19 +148,19 @@ func TestContractErrorsKeepTheirOutcome(t *testing.T) {
 		for _, outcome := range []apierror.Outcome{"", apierror.OutcomeUnknown, apierror.OutcomeStored} {
 			e := *contract
 			e.Outcome = outcome
-			c := across(t, stub{delete: func(User, Conditions) error { return fmt.Errorf("deleting: %w", &e) }})
+			c := across(t, stub{delete: func(User, Preconditions) error { return fmt.Errorf("deleting: %w", &e) }})
 			want := outcome
 			if code == apierror.ErrDamaged.Code && outcome == "" {
 				want = apierror.OutcomeStored // there is no other kind
 			}
-			if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != e.Code || got.Outcome != want {
+			if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Preconditions{})); got.Code != e.Code || got.Outcome != want {
 				t.Errorf("%s with outcome %q arrived as %s with %q", e.Code, outcome, got.Code, got.Outcome)
 			}
 		}
 	}
 	private := &apierror.Error{Code: "private", Outcome: apierror.OutcomeUnknown}
-	c := across(t, stub{delete: func(User, Conditions) error { return private }})
-	if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Conditions{})); got.Code != "internal" || got.Outcome != apierror.OutcomeUnknown {
+	c := across(t, stub{delete: func(User, Preconditions) error { return private }})
+	if got := apierror.AsError(c.Delete(t.Context(), user(t, "x"), Preconditions{})); got.Code != "internal" || got.Outcome != apierror.OutcomeUnknown {
 		t.Errorf("an error without a case arrived as %s with outcome %q", got.Code, got.Outcome)
 	}
 }
@@ -327,7 +327,7 @@ func TestReadsHaveNoOutcome(t *testing.T) {
 	for _, answer := range []string{"", answerOf(200, "<html>"), answerOf(502, "<html>")} {
 		c := peer(t, answering(answer))
 		_, link := c.Link(t.Context(), user(t, "x"), LinkOptions{})
-		_, ticket := c.Ticket(t.Context(), user(t, "x"), 7)
+		_, ticket := c.StartUpload(t.Context(), user(t, "x"), 7)
 		_, about := c.About(t.Context())
 		for _, err := range []error{link, ticket, about, c.Ready(t.Context())} {
 			if e := apierror.AsError(err); err == nil || e.Outcome != "" || strings.Contains(e.Detail, "may have been") {

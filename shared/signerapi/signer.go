@@ -14,7 +14,7 @@
 //	PUT    /v1/picture?user=U[&size=N | &at_least=N&at_most=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
 //	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
 //	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
-//	POST   /v1/ticket?user=U&size=N                             → 200 Ticket
+//	POST   /v1/uploads?user=U&size=N                             → 200 Ticket
 //	POST   /v1/commit?user=U&ticket=T[&md5=H][&CONDITIONS]      → 200 Info
 //	GET    /v1/about                                            → 200 About
 //	GET    /v1/ready                                            → 204
@@ -66,20 +66,20 @@ type Signer interface {
 	// Delete removes the picture of user, or returns apierror.ErrNotFound, or
 	// apierror.ErrPreconditionFailed when the picture is not as the conditions say. After an
 	// error the picture is still there, unless the error has an Outcome.
-	Delete(ctx context.Context, user User, conditions Conditions) error
+	Delete(ctx context.Context, user User, conditions Preconditions) error
 
-	// Ticket returns a signed URL by which a picture of size bytes can be sent
+	// UploadSession returns a signed URL by which a picture of size bytes can be sent
 	// straight to storage, under a name that nobody reads. It changes nothing of the
 	// picture of user; only Commit does. apierror.ErrTooLarge means as well that the signer
 	// gives no tickets.
-	Ticket(ctx context.Context, user User, size int64) (Ticket, error)
+	StartUpload(ctx context.Context, user User, size int64) (UploadSession, error)
 
 	// Commit makes what was sent under a ticket the picture of user, in place of what
 	// was there, if it is all there and is a picture as Put wants it. After an error the
 	// old picture is still there, unless the error has an Outcome. Asked
 	// again after it has done so, it says the same again. apierror.ErrNoUpload means that there
 	// is nothing of user's under that ticket, or not any more.
-	Commit(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
+	CommitUpload(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
 
 	// About returns what can be asked here. It makes no call to Azure.
 	About(ctx context.Context) (About, error)
@@ -98,8 +98,8 @@ type Info struct {
 	MD5 []byte `json:"content_md5,omitempty"`
 }
 
-// MaxTail is the largest difference between the bounds of a size, in bytes. The signer buffers so much of an upload.
-const MaxTail = 96 << 10
+// MaxSizeRange is the largest difference between the bounds of a size, in bytes. The signer buffers so much of an upload.
+const MaxSizeRange = 96 << 10
 
 // PutOptions say what is known of a picture before it comes. There is no good
 // zero value: Size is -1 where it is not known.
@@ -108,25 +108,25 @@ type PutOptions struct {
 	// length is apierror.ErrIncomplete or apierror.ErrTooLarge.
 	Size int64
 	// AtLeast and AtMost are bounds of the size in bytes if Size is -1; AtMost is 0 if there are none. A body outside them is
-	// apierror.ErrIncomplete. Bounds that are more than [MaxTail] apart are apierror.ErrInvalidArgument.
+	// apierror.ErrIncomplete. Bounds that are more than [MaxSizeRange] apart are apierror.ErrInvalidArgument.
 	AtLeast, AtMost int64
-	// Conditions on the picture that is there; apierror.ErrPreconditionFailed otherwise.
-	Conditions
+	// Preconditions on the picture that is there; apierror.ErrPreconditionFailed otherwise.
+	Preconditions
 	// Digests of the picture; apierror.ErrDigestMismatch when one is not its own.
 	Digests
 }
 
-// Conditions are those of RFC 9110 section 13.1, on the picture that is there; the
+// Preconditions are those of RFC 9110 section 13.1, on the picture that is there; the
 // zero value is no condition. Each is an entity tag with its quotes, or "*" for
 // any picture at all. Lists and weak tags are apierror.ErrInvalidArgument.
-type Conditions struct {
+type Preconditions struct {
 	IfMatch     string // only if this picture is there
 	IfNoneMatch string // only if it is not; "*" creates and never replaces
 }
 
 // Hold returns apierror.ErrPreconditionFailed unless the conditions hold for the picture
 // with the entity tag etag, "" for none.
-func (c Conditions) Hold(etag string) error {
+func (c Preconditions) Hold(etag string) error {
 	is := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
 	if c.IfMatch != "" && !is(c.IfMatch) || c.IfNoneMatch != "" && is(c.IfNoneMatch) {
 		return apierror.ErrPreconditionFailed
@@ -139,7 +139,7 @@ func (c Conditions) Hold(etag string) error {
 var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
 // Check returns apierror.ErrInvalidArgument for conditions that cannot be asked.
-func (c Conditions) Check() error {
+func (c Preconditions) Check() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
 		if field[1] != "" && !conditionForm.MatchString(field[1]) {
 			return apierror.ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
@@ -173,9 +173,9 @@ type Link struct {
 // LogValue keeps a link out of the log but for when it ends.
 func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
 
-// Ticket is an upload session: the right to upload one picture directly to storage. The public API returns its fields, too.
-type Ticket struct {
-	// ID names the upload in Commit. It is of [CheckTicket]'s form, and unguessable.
+// UploadSession is an upload session: the right to upload one picture directly to storage. The public API returns its fields, too.
+type UploadSession struct {
+	// ID names the upload in Commit. It is of [CheckUploadID]'s form, and unguessable.
 	ID string `json:"id"`
 	// URL can only write, and only the blob of this upload. Without BlockSize it
 	// creates that, and does not replace it; with it, blocks can be put and put again.
@@ -187,23 +187,23 @@ type Ticket struct {
 }
 
 // LogValue keeps a ticket out of the log but for when it ends.
-func (t Ticket) LogValue() slog.Value { return slog.TimeValue(t.ExpiresAt) }
+func (t UploadSession) LogValue() slog.Value { return slog.TimeValue(t.ExpiresAt) }
 
 // CommitOptions say what is known of an upload; the zero value knows nothing.
 type CommitOptions struct {
-	Conditions // on the picture that is there
+	Preconditions // on the picture that is there
 	// MD5 of what was sent; apierror.ErrDigestMismatch when it has another, and
 	// apierror.ErrInvalidArgument where storage cannot tell.
 	MD5 []byte
 }
 
-// ticketForm is the form of the ID of a ticket.
-var ticketForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
+// uploadIDForm is the form of the ID of a ticket.
+var uploadIDForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
 
-// CheckTicket returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
+// CheckUploadID returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
 // ASCII, digits and hyphens.
-func CheckTicket(id string) error {
-	if !ticketForm.MatchString(id) {
+func CheckUploadID(id string) error {
+	if !uploadIDForm.MatchString(id) {
 		return apierror.ErrNoUpload
 	}
 	return nil
@@ -211,10 +211,10 @@ func CheckTicket(id string) error {
 
 // About is what can be asked of a signer.
 type About struct {
-	MaxDirect  int64  `json:"max_direct_size"`  // largest picture of a Ticket, in bytes; 0 where there are none
-	LinkTTL    int64  `json:"link_ttl_seconds"` // of a link, unless asked otherwise
-	LinkMaxTTL int64  `json:"link_max_ttl_seconds"`
-	LinkOrigin string `json:"link_origin"` // scheme, host and port of links and tickets
+	MaxDirectUploadSize int64  `json:"max_direct_upload_size"` // largest picture of a UploadSession, in bytes; 0 where there are none
+	LinkTTL             int64  `json:"link_ttl_seconds"`       // of a link, unless asked otherwise
+	LinkMaxTTL          int64  `json:"link_max_ttl_seconds"`
+	LinkOrigin          string `json:"link_origin"` // scheme, host and port of links and tickets
 	// UserClaim is the claim of a caller's token that is the name of their picture;
 	// "" where callers are not known.
 	UserClaim string `json:"user_claim,omitempty"`

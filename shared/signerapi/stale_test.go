@@ -145,7 +145,7 @@ var everyCall = map[string]struct {
 	"about": {read, func(ctx context.Context, c *Client, _ User, _ int64) error { _, err := c.About(ctx); return err }},
 	"ready": {read, func(ctx context.Context, c *Client, _ User, _ int64) error { return c.Ready(ctx) }},
 	"upload URL": {read, func(ctx context.Context, c *Client, u User, _ int64) error {
-		_, err := c.Ticket(ctx, u, 7)
+		_, err := c.StartUpload(ctx, u, 7)
 		return err
 	}},
 	"PUT": {put, func(ctx context.Context, c *Client, u User, size int64) error {
@@ -156,9 +156,9 @@ var everyCall = map[string]struct {
 		_, err := c.Put(ctx, u, io.LimitReader(zeros{}, size), unknown)
 		return err
 	}},
-	"DELETE": {fresh, func(ctx context.Context, c *Client, u User, _ int64) error { return c.Delete(ctx, u, Conditions{}) }},
+	"DELETE": {fresh, func(ctx context.Context, c *Client, u User, _ int64) error { return c.Delete(ctx, u, Preconditions{}) }},
 	"commit": {fresh, func(ctx context.Context, c *Client, u User, _ int64) error {
-		_, err := c.Commit(ctx, u, "1-1-A", CommitOptions{})
+		_, err := c.CommitUpload(ctx, u, "1-1-A", CommitOptions{})
 		return err
 	}},
 }

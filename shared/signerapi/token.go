@@ -11,10 +11,10 @@ import (
 // Token is the bearer token of a caller, as it came and not checked.
 type Token = Secret
 
-// TokenIn returns the bearer token in a request's header, RFC 6750 section 2.1, and
+// BearerToken returns the bearer token in a request's header, RFC 6750 section 2.1, and
 // "" where there is no Authorization field. One that holds anything else, and
 // several, are apierror.ErrUnauthenticated.
-func TokenIn(h http.Header) (Token, error) {
+func BearerToken(h http.Header) (Token, error) {
 	fields := h["Authorization"]
 	if len(fields) == 0 {
 		return "", nil
@@ -40,8 +40,8 @@ func WithToken(ctx context.Context, t Token) context.Context {
 	return context.WithValue(ctx, tokenKey{}, t)
 }
 
-// TokenOf returns the token of the caller on whose behalf a call is made, "" for none.
-func TokenOf(ctx context.Context) Token {
+// TokenFrom returns the token of the caller on whose behalf a call is made, "" for none.
+func TokenFrom(ctx context.Context) Token {
 	t, _ := ctx.Value(tokenKey{}).(Token)
 	return t
 }
@@ -54,8 +54,8 @@ func WithClient(ctx context.Context, client string) context.Context {
 	return context.WithValue(ctx, clientKey{}, client)
 }
 
-// ClientOf returns the key of the client on whose behalf a call is made, "" for none.
-func ClientOf(ctx context.Context) string {
+// ClientFrom returns the key of the client on whose behalf a call is made, "" for none.
+func ClientFrom(ctx context.Context) string {
 	client, _ := ctx.Value(clientKey{}).(string)
 	return client
 }
@@ -67,8 +67,8 @@ func WithCaller(ctx context.Context, caller string) context.Context {
 	return context.WithValue(ctx, callerKey{}, caller)
 }
 
-// CallerOf returns the key of the authenticated caller, "" for none.
-func CallerOf(ctx context.Context) string {
+// CallerFrom returns the key of the authenticated caller, "" for none.
+func CallerFrom(ctx context.Context) string {
 	caller, _ := ctx.Value(callerKey{}).(string)
 	return caller
 }

@@ -28,7 +28,7 @@ func TestTheCallersTokenIsPassedOnAndNeverShown(t *testing.T) {
 		}
 		_, put := c.Put(ctx, user(t, "x"), strings.NewReader("x"), PutOptions{Size: 1})
 		_, link := c.Link(ctx, user(t, "x"), LinkOptions{})
-		if err := errors.Join(put, link, c.Delete(ctx, user(t, "x"), Conditions{})); err != nil {
+		if err := errors.Join(put, link, c.Delete(ctx, user(t, "x"), Preconditions{})); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]Token{want, want, want}, got); diff != "" {
@@ -59,18 +59,18 @@ type tokens struct {
 }
 
 func (s tokens) Put(ctx context.Context, _ User, body io.Reader, _ PutOptions) (Info, error) {
-	*s.got = append(*s.got, TokenOf(ctx))
+	*s.got = append(*s.got, TokenFrom(ctx))
 	_, err := io.Copy(io.Discard, body)
 	return Info{}, err
 }
 
 func (s tokens) Link(ctx context.Context, _ User, _ LinkOptions) (Link, error) {
-	*s.got = append(*s.got, TokenOf(ctx))
+	*s.got = append(*s.got, TokenFrom(ctx))
 	return Link{}, nil
 }
 
-func (s tokens) Delete(ctx context.Context, _ User, _ Conditions) error {
-	*s.got = append(*s.got, TokenOf(ctx))
+func (s tokens) Delete(ctx context.Context, _ User, _ Preconditions) error {
+	*s.got = append(*s.got, TokenFrom(ctx))
 	return nil
 }
 
@@ -107,7 +107,7 @@ func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
 	if err := c.Ready(t.Context()); err != nil {
 		t.Errorf("ready without a token: %v", err)
 	}
-	if err := c.Delete(WithToken(t.Context(), "mew"), user(t, "mia"), Conditions{}); !errors.Is(err, apierror.ErrMisconfigured) {
+	if err := c.Delete(WithToken(t.Context(), "mew"), user(t, "mia"), Preconditions{}); !errors.Is(err, apierror.ErrMisconfigured) {
 		t.Errorf("a client that passes a token on: %v", err)
 	}
 }

@@ -188,7 +188,7 @@ func TestAGetHasALimit(t *testing.T) {
 // storing is a signer that stores by put, and deletes.
 func storing(t *testing.T, put func(User, io.Reader, PutOptions) (Info, error)) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
 	t.Helper()
-	return counted(t, stub{put: put, delete: func(User, Conditions) error { return nil }})
+	return counted(t, stub{put: put, delete: func(User, Preconditions) error { return nil }})
 }
 
 // sized gives at most so many bytes to each Read, as sizes says in turn, and io.EOF

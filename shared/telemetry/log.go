@@ -13,12 +13,12 @@ const maxLoggedError = 512
 
 // NewLogger returns the logger of a process, which writes each line to w at once, as JSON.
 func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service", name)
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service.name", name)
 }
 
 // LogVersion writes the first line of a process's log: its version and the revision of its source.
 func LogVersion(log *slog.Logger) {
-	log.Info("starting", "version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
+	log.Info("starting", "service.version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
 }
 
 // Truncate returns the first 512 bytes of the text of an error.

@@ -15,7 +15,7 @@ import (
 )
 
 func TestResponsesToTokensVaryByAuthorization(t *testing.T) {
-	for read, varies := range map[access.Reading]bool{access.Own: true, access.SignedIn: true, access.Anyone: false} {
+	for read, varies := range map[access.ReadAccess]bool{access.Own: true, access.SignedIn: true, access.Anyone: false} {
 		h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER=https://login.example.com", "READ_ACCESS="+string(read))
 		m.cats["mia"] = png
 		for _, method := range []string{"GET", "HEAD"} {
@@ -34,18 +34,18 @@ func TestResponsesToTokensVaryByAuthorization(t *testing.T) {
 func TestWhoBringsNoTokenIsTurnedAwayBeforeAnythingIsRead(t *testing.T) {
 	const issuer = "https://login.example.com"
 	for _, c := range []struct {
-		rules      access.Rules
+		rules      access.Policy
 		needs      string // methods that need a token
 		passedOnTo string // methods whose token the signer gets
 	}{
-		{access.Rules{Read: access.Own}, "", ""},
-		{access.Rules{Issuer: issuer, Read: access.Own}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
-		{access.Rules{Issuer: issuer, Read: access.SignedIn}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
-		{access.Rules{Issuer: issuer, Read: access.Anyone}, "PUT POST DELETE", "PUT POST DELETE"},
+		{access.Policy{ReadAccess: access.Own}, "", ""},
+		{access.Policy{Issuer: issuer, ReadAccess: access.Own}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
+		{access.Policy{Issuer: issuer, ReadAccess: access.SignedIn}, "GET HEAD PUT POST DELETE", "GET HEAD PUT POST DELETE"},
+		{access.Policy{Issuer: issuer, ReadAccess: access.Anyone}, "PUT POST DELETE", "PUT POST DELETE"},
 	} {
 		for _, method := range []string{"GET", "HEAD", "PUT", "POST", "DELETE"} {
 			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
-				h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER="+c.rules.Issuer, "READ_ACCESS="+string(c.rules.Read))
+				h, m, _ := newWebWith(t, "RATE_LIMIT=0", "OIDC_ISSUER="+c.rules.Issuer, "READ_ACCESS="+string(c.rules.ReadAccess))
 				m.fail = apierror.ErrNotFound
 				body := png
 				if method == "POST" {

@@ -169,7 +169,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 // store checks and forwards a picture.
 func (s web) store(w http.ResponseWriter, r *http.Request, user signerapi.User, body io.Reader, opts signerapi.PutOptions) error {
 	var err error
-	if opts.Conditions, err = conditionsOf(r.Header); err != nil {
+	if opts.Preconditions, err = conditionsOf(r.Header); err != nil {
 		return err
 	}
 	_, whole, err := s.options.Sniff(body, opts.Size)

@@ -22,15 +22,15 @@ type SignIn struct {
 
 // about is the answer to GET /about: what clients can do here.
 type about struct {
-	MaxPicture    picture.Size   `json:"max_picture_size"` // through POST and PUT
-	MaxDirect     int64          `json:"max_direct_size"`
-	Types         []string       `json:"picture_types"`
-	MaxPixels     uint64         `json:"max_pixels"`
-	LinkTTL       int64          `json:"link_ttl_seconds"`
-	LinkMaxTTL    int64          `json:"link_max_ttl_seconds"`
-	StorageOrigin string         `json:"storage_origin"`
-	ReadAccess    access.Reading `json:"read_access,omitempty"`
-	SignIn        *signIn        `json:"sign_in,omitempty"`
+	MaxPicture    picture.Size      `json:"max_picture_size"` // through POST and PUT
+	MaxDirect     int64             `json:"max_direct_size"`
+	Types         []string          `json:"picture_types"`
+	MaxPixels     uint64            `json:"max_pixels"`
+	LinkTTL       int64             `json:"link_ttl_seconds"`
+	LinkMaxTTL    int64             `json:"link_max_ttl_seconds"`
+	StorageOrigin string            `json:"storage_origin"`
+	ReadAccess    access.ReadAccess `json:"read_access,omitempty"`
+	SignIn        *signIn           `json:"sign_in,omitempty"`
 }
 
 type signIn struct {
@@ -48,14 +48,14 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 	}
 	o := s.options
 	answer := about{
-		MaxPicture: o.MaxSize, MaxDirect: said.MaxDirect, Types: o.Types, MaxPixels: o.MaxPixels,
+		MaxPicture: o.MaxSize, MaxDirect: said.MaxDirectUploadSize, Types: o.Types, MaxPixels: o.MaxPixels,
 		LinkTTL: said.LinkTTL, LinkMaxTTL: said.LinkMaxTTL, StorageOrigin: said.LinkOrigin,
 	}
-	if o.On() {
-		answer.ReadAccess = o.Read
+	if o.AuthenticationOn() {
+		answer.ReadAccess = o.ReadAccess
 	}
-	if o.On() && o.ClientID != "" {
-		answer.SignIn = &signIn{o.Issuer, o.DiscoveryURL(), o.SignIn, said.UserClaim}
+	if o.AuthenticationOn() && o.ClientID != "" {
+		answer.SignIn = &signIn{o.Issuer, o.ConfigurationURL(), o.SignIn, said.UserClaim}
 	}
 	signerapi.WriteJSON(w, http.StatusOK, "application/json", answer)
 	return nil
@@ -64,7 +64,7 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 // ticket is the answer to POST /cat/{user}/upload.
 type ticket struct {
 	Owner owner `json:"owner"`
-	signerapi.Ticket
+	signerapi.UploadSession
 }
 
 // postUpload starts a direct upload: it returns an upload URL.
@@ -77,7 +77,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 	if err != nil || size < 0 {
 		return apierror.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
 	}
-	given, err := s.signer.Ticket(r.Context(), user, size)
+	given, err := s.signer.StartUpload(r.Context(), user, size)
 	s.metrics.count("ticket", err)
 	if err != nil {
 		return err
@@ -89,7 +89,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 // postCommit commits a direct upload: the staged blob becomes the picture.
 func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	id := mux.Vars(r)["id"]
-	if err := signerapi.CheckTicket(id); err != nil {
+	if err := signerapi.CheckUploadID(id); err != nil {
 		return err
 	}
 	conditions, err := conditionsOf(r.Header)
@@ -100,12 +100,12 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.U
 	if err != nil {
 		return err
 	}
-	opts := signerapi.CommitOptions{Conditions: conditions}
+	opts := signerapi.CommitOptions{Preconditions: conditions}
 	if query.Has("content_md5") {
 		if opts.MD5, err = base64.StdEncoding.DecodeString(query.Get("content_md5")); err != nil || len(opts.MD5) != 16 {
 			return apierror.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
 		}
 	}
-	info, err := s.signer.Commit(r.Context(), user, id, opts)
+	info, err := s.signer.CommitUpload(r.Context(), user, id, opts)
 	return s.answerStored(w, "commit", user, info, err)
 }

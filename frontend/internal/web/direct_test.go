@@ -24,7 +24,7 @@ func TestATicketAndItsCommitAreForwarded(t *testing.T) {
 	if want := `{"owner":{"name":"a b"},"etag":"\"1\"","content_type":"image/png","size":3}`; rec.Code != 200 || rec.Body.String() != want || rec.Header().Get("ETag") != `"1"` {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
-	if diff := cmp.Diff(signerapi.CommitOptions{Conditions: signerapi.Conditions{IfNoneMatch: "*"}, MD5: make([]byte, 16)}, signer.commit); diff != "" || signer.ticket != "1-7-A" || signer.asked != "a b" {
+	if diff := cmp.Diff(signerapi.CommitOptions{Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}, MD5: make([]byte, 16)}, signer.commit); diff != "" || signer.ticket != "1-7-A" || signer.asked != "a b" {
 		t.Errorf("the signer was asked for %q of %q; %s", signer.ticket, signer.asked, diff)
 	}
 	signer.asked = ""
@@ -54,7 +54,7 @@ func TestATicketAndItsCommitAreForwarded(t *testing.T) {
 
 func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 	limits := `{"max_picture_size":20000,"max_direct_size":5368709120,"picture_types":["image/png"],"max_pixels":1000,"link_ttl_seconds":3600,"link_max_ttl_seconds":86400,"storage_origin":"https://acct.blob"`
-	settings := []string{"PICTURE_TYPES=image/png", "MAX_PIXELS=1000"}
+	settings := []string{"ACCEPTED_TYPES=image/png", "MAX_PIXELS=1000"}
 	for _, c := range []struct{ setting, said string }{
 		{"", "}"}, // anyone may do anything
 		{"OIDC_ISSUER=https://login.example.com", `,"read_access":"own"}`},
@@ -73,7 +73,7 @@ func TestAboutSaysWhatClientsCanDo(t *testing.T) {
 	if err := (Options{SignIn: SignIn{ClientID: "page"}}).Validate(); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER is not set") {
 		t.Errorf("a client of no issuer: %v", err)
 	}
-	if err := (Options{Rules: access.Rules{Issuer: "https://login.example.com"}, SignIn: SignIn{ClientID: "page", Scope: "api://x/.default"}}).Validate(); err == nil || !strings.Contains(err.Error(), `OIDC_SCOPE is "api://x/.default"`) {
+	if err := (Options{Policy: access.Policy{Issuer: "https://login.example.com"}, SignIn: SignIn{ClientID: "page", Scope: "api://x/.default"}}).Validate(); err == nil || !strings.Contains(err.Error(), `OIDC_SCOPE is "api://x/.default"`) {
 		t.Errorf("a scope without openid: %v", err)
 	}
 }

@@ -33,7 +33,7 @@ type problem struct {
 
 // Refuse answers with err. An error without a status becomes a plain 500; only the log has its cause.
 func Refuse(w http.ResponseWriter, r *http.Request, err error) {
-	httpserver.Note(r.Context(), err)
+	httpserver.SetError(r.Context(), err)
 	e := apierror.AsError(err)
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.FormatInt(seconds(e.RetryAfter), 10))

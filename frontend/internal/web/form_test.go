@@ -323,7 +323,7 @@ func rejected(t *testing.T, reg *prometheus.Registry, reason string) float64 {
 	}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
-			if f.GetName() == "cats_frontend_upload_rejected_total" && m.GetLabel()[0].GetValue() == reason {
+			if f.GetName() == "cats_frontend_uploads_rejected_total" && m.GetLabel()[0].GetValue() == reason {
 				return m.GetCounter().GetValue()
 			}
 		}

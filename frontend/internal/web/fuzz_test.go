@@ -46,7 +46,7 @@ func (s *strict) check(u signerapi.User, errs ...error) {
 }
 
 func (s *strict) Put(ctx context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	s.check(u, opts.Conditions.Check(), opts.Digests.Check())
+	s.check(u, opts.Preconditions.Check(), opts.Digests.Check())
 	info, err := s.memory.Put(ctx, u, body, opts)
 	if err == nil && (info.Size > maxSize || info.Size == 0 || opts.Size >= 0 && opts.Size != info.Size) {
 		s.t.Errorf("a picture of %d bytes, announced as %d, reached the signer whole", info.Size, opts.Size)
@@ -59,22 +59,22 @@ func (s *strict) Link(ctx context.Context, u signerapi.User, opts signerapi.Link
 	return s.memory.Link(ctx, u, opts)
 }
 
-func (s *strict) Delete(ctx context.Context, u signerapi.User, c signerapi.Conditions) error {
+func (s *strict) Delete(ctx context.Context, u signerapi.User, c signerapi.Preconditions) error {
 	s.check(u, c.Check())
 	return s.memory.Delete(ctx, u, c)
 }
 
-func (s *strict) Ticket(ctx context.Context, u signerapi.User, size int64) (signerapi.Ticket, error) {
+func (s *strict) StartUpload(ctx context.Context, u signerapi.User, size int64) (signerapi.UploadSession, error) {
 	s.check(u)
 	if size < 0 {
 		s.t.Errorf("a picture of %d bytes was announced to the signer", size)
 	}
-	return s.memory.Ticket(ctx, u, size)
+	return s.memory.StartUpload(ctx, u, size)
 }
 
-func (s *strict) Commit(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	s.check(u, signerapi.CheckTicket(ticket), opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check())
-	return s.memory.Commit(ctx, u, ticket, opts)
+func (s *strict) CommitUpload(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	s.check(u, signerapi.CheckUploadID(ticket), opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check())
+	return s.memory.CommitUpload(ctx, u, ticket, opts)
 }
 
 // wire is a connection on which a client has sent all that it will, and reads what

@@ -41,9 +41,9 @@ type Options struct {
 	// HostAllowed reports whether a Host header field names this server; nil allows any.
 	HostAllowed func(field string) bool
 
-	access.Rules
+	access.Policy
 	SignIn
-	ratelimit.PerClient
+	ratelimit.RequestLimits
 	picture.Limits
 }
 
@@ -51,12 +51,12 @@ type Options struct {
 func (o Options) Validate() error {
 	var fault error
 	switch {
-	case o.ClientID != "" && !o.On():
+	case o.ClientID != "" && !o.AuthenticationOn():
 		fault = errors.New("OIDC_ISSUER is not set, and OIDC_CLIENT_ID is: nobody has to sign in")
 	case o.ClientID != "" && !slices.Contains(strings.Fields(o.Scope), "openid"):
 		fault = fmt.Errorf("OIDC_SCOPE is %q: want openid in it, or the page cannot tell whose sign-in it was", o.Scope)
 	}
-	return errors.Join(fault, o.Rules.Validate(), o.PerClient.Validate(), o.Limits.Validate())
+	return errors.Join(fault, o.Policy.Validate(), o.RequestLimits.Validate(), o.Limits.Validate())
 }
 
 // Origin is where a page in a browser comes from, as the header Origin has it.
@@ -91,16 +91,16 @@ type guard struct {
 	slots   Slots
 	log     *slog.Logger
 	noProxy sync.Once // the log line about TRUSTED_PROXIES
-	clients *ratelimit.Clients
+	clients *ratelimit.RequestLimiter
 	policy  []string // the RateLimit-Policy header
 	csrf    http.CrossOriginProtection
 	cors    *cors.Cors // nil where there is no other origin
 }
 
 func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Registerer) *guard {
-	g := &guard{Options: options, slots: slots, log: log, clients: ratelimit.New(options.PerClient, reg, "frontend", "address")}
+	g := &guard{Options: options, slots: slots, log: log, clients: ratelimit.NewRequestLimiter(options.RequestLimits, reg, "frontend", "address")}
 	if g.clients.Limited() {
-		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.Burst, math.Ceil(float64(options.Burst)/options.Rate))}
+		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))}
 	}
 	var origins []string
 	for _, o := range options.CORSOrigins {
@@ -163,9 +163,9 @@ func (g *guard) inner(h handler) handler {
 		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
 		addr := clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
 		if addr != peer.Addr().Unmap().WithZone("") {
-			httpserver.NoteClient(r.Context(), addr)
+			httpserver.SetClient(r.Context(), addr)
 		}
-		client := ratelimit.Address(addr)
+		client := ratelimit.ClientKey(addr)
 		if err := g.count(w, client); err != nil {
 			return err
 		}
@@ -193,7 +193,7 @@ func (g *guard) inner(h handler) handler {
 // slot returns h for requests that get a slot of slots.
 func (g *guard) slot(slots *ratelimit.Pool, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		release, err := g.take(slots, signerapi.ClientOf(r.Context()), r)
+		release, err := g.take(slots, signerapi.ClientFrom(r.Context()), r)
 		if err != nil {
 			return err
 		}

@@ -119,10 +119,10 @@ func TestAnAddressThatAsksTooMuchIsRefusedBeforeItsBodyIsRead(t *testing.T) {
 		}
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
-# HELP cats_frontend_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
-# TYPE cats_frontend_rate_limited_total counter
-cats_frontend_rate_limited_total 5
-`), "cats_frontend_rate_limited_total"); err != nil {
+# HELP cats_frontend_requests_rate_limited_total Requests that were rejected because their client exceeds RATE_LIMIT.
+# TYPE cats_frontend_requests_rate_limited_total counter
+cats_frontend_requests_rate_limited_total 5
+`), "cats_frontend_requests_rate_limited_total"); err != nil {
 		t.Error(err)
 	}
 	// Claims of others change nothing: nobody is trusted.

@@ -15,8 +15,8 @@ import (
 )
 
 // conditionsOf returns the conditions in a request's header. A list of entity tags is not one.
-func conditionsOf(h http.Header) (signerapi.Conditions, error) {
-	c := signerapi.Conditions{IfMatch: list(h, "If-Match"), IfNoneMatch: list(h, "If-None-Match")}
+func conditionsOf(h http.Header) (signerapi.Preconditions, error) {
+	c := signerapi.Preconditions{IfMatch: list(h, "If-Match"), IfNoneMatch: list(h, "If-None-Match")}
 	return c, c.Check()
 }
 

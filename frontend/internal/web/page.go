@@ -27,14 +27,14 @@ type page struct {
 
 func newPage(signer signerapi.Signer, options Options) *page {
 	p := &page{signer: signer, index: newFile("text/html; charset=utf-8", pageFiles, "page/index.html")}
-	if options.On() && options.ClientID != "" {
+	if options.AuthenticationOn() && options.ClientID != "" {
 		// The token endpoint is at one of the two.
-		p.issuer = sources(slices.Compact([]string{originOf(options.Issuer), originOf(options.DiscoveryURL())})...)
+		p.issuer = sources(slices.Compact([]string{originOf(options.Issuer), originOf(options.ConfigurationURL())})...)
 	}
 	return p
 }
 
-// originOf returns scheme, host and port of address, which is a URL by [access.Rules.Validate].
+// originOf returns scheme, host and port of address, which is a URL by [access.Policy.Validate].
 func originOf(address string) string {
 	u := must(url.Parse(address))
 	return u.Scheme + "://" + u.Host

@@ -28,13 +28,13 @@ type web struct {
 
 // New returns the public API over signer, with its metrics in reg. Each request
 // passes through requests.
-func New(signer signerapi.Signer, options Options, requests *httpserver.Requests, slots Slots, log *slog.Logger, reg prometheus.Registerer) http.Handler {
+func New(signer signerapi.Signer, options Options, requests *httpserver.Middleware, slots Slots, log *slog.Logger, reg prometheus.Registerer) http.Handler {
 	g := newGuard(options, slots, log, reg)
 	return g.outermost(newRouter(signer, options, requests, g, newMetrics(reg)))
 }
 
 // newRouter returns the routes. All of them are in openapi.json.
-func newRouter(signer signerapi.Signer, options Options, requests *httpserver.Requests, g *guard, m *metrics) *mux.Router {
+func newRouter(signer signerapi.Signer, options Options, requests *httpserver.Middleware, g *guard, m *metrics) *mux.Router {
 	s := web{signer, options, m}
 	// The path is matched as it was sent and not cleaned: "a%2Fb" is one segment,
 	// to be refused as a name, and "/cat/../x" is no path at all.
@@ -80,15 +80,15 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // with the caller's token, which the signer verifies, for whatever h asks of it. Who
 // brings none is turned away here, before anything of a body is read.
 func (s web) owner(h handler) handler  { return s.caller(h, true) }
-func (s web) reader(h handler) handler { return s.caller(h, s.options.Read != access.Anyone) }
+func (s web) reader(h handler) handler { return s.caller(h, s.options.ReadAccess != access.Anyone) }
 
 func (s web) caller(h handler, needed bool) handler {
-	if !s.options.On() || !needed {
+	if !s.options.AuthenticationOn() || !needed {
 		return h
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Add("Vary", "Authorization") // a cache must not give the response to another caller, or after sign-out
-		token, err := signerapi.TokenIn(r.Header)
+		token, err := signerapi.BearerToken(r.Header)
 		if err != nil {
 			return err
 		}

@@ -44,7 +44,7 @@ type memory struct {
 }
 
 func (m *memory) Put(ctx context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	m.token = signerapi.TokenOf(ctx)
+	m.token = signerapi.TokenFrom(ctx)
 	if m.fail != nil {
 		return signerapi.Info{}, m.fail
 	}
@@ -59,7 +59,7 @@ func (m *memory) Put(ctx context.Context, u signerapi.User, body io.Reader, opts
 			return signerapi.Info{}, err
 		}
 	}
-	if n := int64(b.Len()); opts.AtMost == 0 && opts.AtLeast > 0 || opts.AtMost > 0 && (opts.Size >= 0 || n < opts.AtLeast || n > opts.AtMost || opts.AtMost-opts.AtLeast > signerapi.MaxTail) {
+	if n := int64(b.Len()); opts.AtMost == 0 && opts.AtLeast > 0 || opts.AtMost > 0 && (opts.Size >= 0 || n < opts.AtLeast || n > opts.AtMost || opts.AtMost-opts.AtLeast > signerapi.MaxSizeRange) {
 		return signerapi.Info{}, fmt.Errorf("a picture of %d bytes has the options %+v", n, opts)
 	}
 	m.mu.Lock()
@@ -76,7 +76,7 @@ func (*memory) info(content string) signerapi.Info {
 func (m *memory) Link(ctx context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.token = signerapi.TokenOf(ctx)
+	m.token = signerapi.TokenFrom(ctx)
 	m.opts, m.asked = opts, u.String()
 	content, ok := m.cats[u.String()]
 	switch {
@@ -90,10 +90,10 @@ func (m *memory) Link(ctx context.Context, u signerapi.User, opts signerapi.Link
 	}, nil
 }
 
-func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Conditions) error {
+func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Preconditions) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.token = signerapi.TokenOf(ctx)
+	m.token = signerapi.TokenFrom(ctx)
 	m.asked = u.String()
 	if m.fail != nil {
 		return m.fail
@@ -108,23 +108,23 @@ func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Condi
 	return nil
 }
 
-func (m *memory) Ticket(ctx context.Context, u signerapi.User, size int64) (signerapi.Ticket, error) {
+func (m *memory) StartUpload(ctx context.Context, u signerapi.User, size int64) (signerapi.UploadSession, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.token, m.asked = signerapi.TokenOf(ctx), u.String()
-	return signerapi.Ticket{ID: fmt.Sprintf("1-%d-A", size), URL: "https://acct.blob/cats/upload?sig=a%2Fb&sp=c", ExpiresAt: time.Unix(2e9, 0).UTC()}, m.fail
+	m.token, m.asked = signerapi.TokenFrom(ctx), u.String()
+	return signerapi.UploadSession{ID: fmt.Sprintf("1-%d-A", size), URL: "https://acct.blob/cats/upload?sig=a%2Fb&sp=c", ExpiresAt: time.Unix(2e9, 0).UTC()}, m.fail
 }
 
-func (m *memory) Commit(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+func (m *memory) CommitUpload(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.token, m.asked = signerapi.TokenOf(ctx), u.String()
+	m.token, m.asked = signerapi.TokenFrom(ctx), u.String()
 	m.ticket, m.commit = ticket, opts
 	return m.info("abc"), m.fail
 }
 
 func (m *memory) About(context.Context) (signerapi.About, error) {
-	return signerapi.About{MaxDirect: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 86400, LinkOrigin: "https://acct.blob", UserClaim: "oid"}, m.fail
+	return signerapi.About{MaxDirectUploadSize: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 86400, LinkOrigin: "https://acct.blob", UserClaim: "oid"}, m.fail
 }
 
 func (*memory) Ready(context.Context) error { return nil }
@@ -142,12 +142,12 @@ func newWeb(t testing.TB) (http.Handler, *memory, *prometheus.Registry) {
 
 // newSlots returns pools for 16 uploads, of which one client may take share.
 func newSlots(share float64, reg *prometheus.Registry) Slots {
-	pools := ratelimit.NewSet("frontend", share, reg)
+	pools := ratelimit.NewPools("frontend", share, reg)
 	return Slots{Requests: pools.New("requests", 64), Uploads: pools.New("uploads", 16), Commits: pools.New("commits", 8)}
 }
 
-func newRequests(slots Slots, reg *prometheus.Registry) *httpserver.Requests {
-	return httpserver.NewRequests("frontend", reg, slog.New(slog.DiscardHandler), httpserver.Settings{StallTimeout: time.Minute, MinRate: 1}, slots.Uploads, Refuse)
+func newRequests(slots Slots, reg *prometheus.Registry) *httpserver.Middleware {
+	return httpserver.NewMiddleware("frontend", reg, slog.New(slog.DiscardHandler), httpserver.Settings{StallTimeout: time.Minute, MinUploadRate: 1}, slots.Uploads, Refuse)
 }
 
 // newHandler returns the public API over signer with newSlots(share, reg).

@@ -191,7 +191,7 @@ func TestEachAlertLeadsToWhatToDo(t *testing.T) {
 		if !strings.Contains(guide, "\n### "+r.Alert+"\n") || r.Annotations["runbook_url"] != "docs/operations.md#"+strings.ToLower(r.Alert) {
 			t.Errorf("%s: %q leads nowhere", r.Alert, r.Annotations["runbook_url"])
 		}
-		if s := r.Labels["severity"]; s != "page" && s != "ticket" {
+		if s := r.Labels["severity"]; s != "critical" && s != "warning" {
 			t.Errorf("%s: severity %q", r.Alert, s)
 		}
 	}

@@ -40,26 +40,26 @@ const (
 
 // Settings say whose tokens are taken and what they allow.
 type Settings struct {
-	access.Rules
+	access.Policy
 	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
 	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
 	Claim     string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
 
-	ratelimit.PerClient // of each caller
+	ratelimit.RequestLimits // of each caller
 }
 
 // Validate reports the faults of the settings, joined.
 func (s Settings) Validate() error {
 	return errors.Join(
-		s.Rules.Validate(),
-		config.Require(!s.On() || s.Audience != "",
+		s.Policy.Validate(),
+		config.Require(!s.AuthenticationOn() || s.Audience != "",
 			"OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do"),
-		config.Require(!s.On() || !s.Anonymous,
+		config.Require(!s.AuthenticationOn() || !s.Anonymous,
 			"OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off"),
-		config.Require(s.On() || s.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
-		config.Require(s.On() || s.Audience != "" || s.Anonymous,
+		config.Require(s.AuthenticationOn() || s.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
+		config.Require(s.AuthenticationOn() || s.Audience != "" || s.Anonymous,
 			"authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture"),
-		s.PerClient.Validate(),
+		s.RequestLimits.Validate(),
 	)
 }
 
@@ -74,17 +74,17 @@ type Options struct {
 type Callers struct {
 	opts     Options
 	log      *slog.Logger
-	keys     atomic.Pointer[keySet] // nil before the issuer has answered
-	failed   atomic.Pointer[error]  // why it has not
-	fetches  singleflight.Group     // that tokens cause
-	limit    *rate.Limiter          // of fetches
-	clients  *ratelimit.Clients     // by sub, or by name where a token has none
+	keys     atomic.Pointer[keySet]    // nil before the issuer has answered
+	failed   atomic.Pointer[error]     // why it has not
+	fetches  singleflight.Group        // that tokens cause
+	limit    *rate.Limiter             // of fetches
+	clients  *ratelimit.RequestLimiter // by sub, or by name where a token has none
 	outcomes *prometheus.CounterVec
 }
 
 // Outcomes of asking who calls, as the metric has them.
 const (
-	known       = "known"
+	known       = "authenticated"
 	anonymous   = "no_token"
 	expired     = "expired"
 	invalid     = "invalid"
@@ -98,8 +98,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
 		opts: opts, log: log,
 		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
-		clients: ratelimit.New(opts.PerClient, reg, "signer", "caller"),
-		outcomes: telemetry.Counters(reg, "cats_signer_callers_total", "Calls that needed a known caller, by what came of asking who calls.",
+		clients: ratelimit.NewRequestLimiter(opts.RequestLimits, reg, "signer", "caller"),
+		outcomes: telemetry.Counters(reg, "cats_signer_authentications_total", "Calls that needed a known caller, by what came of asking who calls.",
 			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}
 }
@@ -133,7 +133,7 @@ type caller struct {
 
 // of returns the caller on whose behalf ctx is, and counts a request of theirs.
 func (c *Callers) of(ctx context.Context) (caller, error) {
-	token := signerapi.TokenOf(ctx)
+	token := signerapi.TokenFrom(ctx)
 	if token == "" {
 		return caller{}, c.refuse(anonymous, apierror.ErrUnauthenticated)
 	}
@@ -206,7 +206,7 @@ func (c *Callers) refuse(outcome string, err error) error {
 
 // permitted returns the caller, if rule lets them use the picture of user. Where rule is Anyone, it asks for no token. A rule that
 // is not known is Own.
-func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule access.Reading) (caller, error) {
+func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule access.ReadAccess) (caller, error) {
 	if rule == access.Anyone {
 		return caller{}, nil
 	}

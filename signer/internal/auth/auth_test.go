@@ -39,17 +39,17 @@ func (s *counting) Link(context.Context, signerapi.User, signerapi.LinkOptions) 
 	return signerapi.Link{}, nil
 }
 
-func (s *counting) Delete(context.Context, signerapi.User, signerapi.Conditions) error {
+func (s *counting) Delete(context.Context, signerapi.User, signerapi.Preconditions) error {
 	s.calls.Add(1)
 	return nil
 }
 
-func (s *counting) Ticket(context.Context, signerapi.User, int64) (signerapi.Ticket, error) {
+func (s *counting) StartUpload(context.Context, signerapi.User, int64) (signerapi.UploadSession, error) {
 	s.calls.Add(1)
-	return signerapi.Ticket{}, nil
+	return signerapi.UploadSession{}, nil
 }
 
-func (s *counting) Commit(context.Context, signerapi.User, string, signerapi.CommitOptions) (signerapi.Info, error) {
+func (s *counting) CommitUpload(context.Context, signerapi.User, string, signerapi.CommitOptions) (signerapi.Info, error) {
 	s.calls.Add(1)
 	return signerapi.Info{}, nil
 }
@@ -72,8 +72,8 @@ func knowing(t *testing.T, p *provider, change func(*Options)) *Callers {
 
 func asking(p *provider, change func(*Options)) *Callers {
 	opts := Options{
-		Settings: Settings{Rules: access.Rules{Issuer: p.URL, Read: access.Own}, Audience: audience, Claim: "sub"}, Client: p.Client(),
-		Waiters: ratelimit.NewSet("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
+		Settings: Settings{Policy: access.Policy{Issuer: p.URL, ReadAccess: access.Own}, Audience: audience, Claim: "sub"}, Client: p.Client(),
+		Waiters: ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
 	}
 	if change != nil {
 		change(&opts)
@@ -144,9 +144,9 @@ func TestATokenLetsItsCallerAtTheirOwnPictureAlone(t *testing.T) {
 		s := callers.Guard(inner)
 		_, put := s.Put(with(t, c.token), user(t, "mia"), nil, signerapi.PutOptions{})
 		_, link := s.Link(with(t, c.token), user(t, "mia"), signerapi.LinkOptions{})
-		del := s.Delete(with(t, c.token), user(t, "mia"), signerapi.Conditions{})
-		_, ticket := s.Ticket(with(t, c.token), user(t, "mia"), 1)
-		_, commit := s.Commit(with(t, c.token), user(t, "mia"), "1-1-A", signerapi.CommitOptions{})
+		del := s.Delete(with(t, c.token), user(t, "mia"), signerapi.Preconditions{})
+		_, ticket := s.StartUpload(with(t, c.token), user(t, "mia"), 1)
+		_, commit := s.CommitUpload(with(t, c.token), user(t, "mia"), "1-1-A", signerapi.CommitOptions{})
 		for call, err := range map[string]error{"Put": put, "Link": link, "Delete": del, "Ticket": ticket, "Commit": commit} {
 			if !errors.Is(err, c.want) {
 				t.Errorf("a token %s: %s: %v; want %v", c.name, call, err, c.want)
@@ -169,18 +169,18 @@ func TestWhoReadsIsASetting(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	own, other := k.sign(t, p.claims()), k.sign(t, p.claims("sub", "tom"))
-	for read, want := range map[access.Reading]map[string]error{
+	for read, want := range map[access.ReadAccess]map[string]error{
 		access.Own:      {own: nil, other: apierror.ErrForbidden, "": apierror.ErrUnauthenticated, "mew": apierror.ErrUnauthenticated},
 		access.SignedIn: {own: nil, other: nil, "": apierror.ErrUnauthenticated, "mew": apierror.ErrUnauthenticated},
 		access.Anyone:   {own: nil, other: nil, "": nil, "mew": nil},
 		"nonsense":      {own: nil, other: apierror.ErrForbidden, "": apierror.ErrUnauthenticated},
 	} {
-		s := knowing(t, p, func(o *Options) { o.Read = read }).Guard(&counting{})
+		s := knowing(t, p, func(o *Options) { o.ReadAccess = read }).Guard(&counting{})
 		for token, want := range want {
 			if _, err := s.Link(with(t, token), user(t, "mia"), signerapi.LinkOptions{}); !errors.Is(err, want) {
 				t.Errorf("%s: %v; want %v", read, err, want)
 			}
-			if err := s.Delete(with(t, token), user(t, "mia"), signerapi.Conditions{}); token != own && err == nil {
+			if err := s.Delete(with(t, token), user(t, "mia"), signerapi.Preconditions{}); token != own && err == nil {
 				t.Errorf("%s: another deleted the picture", read)
 			}
 		}
@@ -193,7 +193,7 @@ func TestKeysRotate(t *testing.T) {
 	c := knowing(t, p, nil)
 	s := c.Guard(&counting{})
 	may := func(k key) error {
-		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{})
+		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{})
 	}
 	if err := errors.Join(may(old), may(old)); err != nil || p.askedKeys.Load() != 1 {
 		t.Fatalf("%v, and the keys were asked for %d times; want once", err, p.askedKeys.Load())
@@ -220,14 +220,14 @@ func TestStrangersCannotHaveTheIssuerAskedAsOftenAsTheyLike(t *testing.T) {
 	s := knowing(t, p, nil).Guard(&counting{})
 	stranger := rsaKey(t, "x")
 	for range 30 {
-		if err := s.Delete(with(t, stranger.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrUnauthenticated) {
+		if err := s.Delete(with(t, stranger.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrUnauthenticated) {
 			t.Fatal(err)
 		}
 	}
 	if n := p.askedKeys.Load(); n > keysBurst+1 {
 		t.Errorf("the issuer was asked for its keys %d times", n)
 	}
-	if err := s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); err != nil {
+	if err := s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); err != nil {
 		t.Errorf("a good token meanwhile: %v", err)
 	}
 }
@@ -239,7 +239,7 @@ func TestAnIssuerThatIsDownIsToldAndNotTakenForARefusal(t *testing.T) {
 	c := asking(p, nil)
 	s := c.Guard(&counting{})
 	del := func(k key) error {
-		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{})
+		return s.Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{})
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -302,9 +302,9 @@ func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	mia, tom := k.sign(t, p.claims()), k.sign(t, p.claims("sub", "tom"))
-	s := knowing(t, p, func(o *Options) { o.PerClient = ratelimit.PerClient{Rate: 0.01, Burst: 1} }).Guard(&counting{})
+	s := knowing(t, p, func(o *Options) { o.RequestLimits = ratelimit.RequestLimits{RateLimit: 0.01, RateBurst: 1} }).Guard(&counting{})
 	for i, want := range []error{nil, apierror.ErrRateLimited, apierror.ErrRateLimited} {
-		err := s.Delete(with(t, mia), user(t, "mia"), signerapi.Conditions{})
+		err := s.Delete(with(t, mia), user(t, "mia"), signerapi.Preconditions{})
 		if !errors.Is(err, want) {
 			t.Errorf("request %d: %v; want %v", i, err, want)
 		}
@@ -312,7 +312,7 @@ func TestACallerMayAskForSoMuchAndOthersStillCan(t *testing.T) {
 			t.Errorf("request %d: it does not say when to come again", i)
 		}
 	}
-	if err := s.Delete(with(t, tom), user(t, "tom"), signerapi.Conditions{}); err != nil {
+	if err := s.Delete(with(t, tom), user(t, "tom"), signerapi.Preconditions{}); err != nil {
 		t.Errorf("another caller: %v", err)
 	}
 }
@@ -322,7 +322,7 @@ func TestFewTokensWaitForTheIssuersKeys(t *testing.T) {
 	k, stranger := rsaKey(t, "1"), rsaKey(t, "1")
 	p := newProvider(t, k)
 	reg := prometheus.NewRegistry()
-	s := knowing(t, p, func(o *Options) { o.Waiters = ratelimit.NewSet("test", 0.0625, reg).New("waiters", 8) }).Guard(&counting{})
+	s := knowing(t, p, func(o *Options) { o.Waiters = ratelimit.NewPools("test", 0.0625, reg).New("waiters", 8) }).Guard(&counting{})
 	waiters := func() (n float64) {
 		families, err := reg.Gather()
 		if err != nil {
@@ -345,11 +345,11 @@ func TestFewTokensWaitForTheIssuersKeys(t *testing.T) {
 	good, mia := k.sign(t, p.claims()), user(t, "mia")
 	junk := []string{stranger.sign(t, p.claims()), rsaKey(t, "2").sign(t, p.claims())} // with the ID of a known key, and of none
 	ask := func(client int, token string) error {
-		return s.Delete(signerapi.WithClient(with(t, token), fmt.Sprint("client ", client)), mia, signerapi.Conditions{})
+		return s.Delete(signerapi.WithClient(with(t, token), fmt.Sprint("client ", client)), mia, signerapi.Preconditions{})
 	}
 	gone, leave := context.WithCancel(with(t, junk[0]))
 	left := make(chan error, 1)
-	go func() { left <- s.Delete(gone, mia, signerapi.Conditions{}) }()
+	go func() { left <- s.Delete(gone, mia, signerapi.Preconditions{}) }()
 	for waiters() < 1 {
 		time.Sleep(time.Millisecond)
 	}

@@ -29,32 +29,32 @@ func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opt
 }
 
 func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	if _, err := g.callers.permitted(ctx, user, g.callers.opts.Read); err != nil {
+	if _, err := g.callers.permitted(ctx, user, g.callers.opts.ReadAccess); err != nil {
 		return signerapi.Link{}, err
 	}
 	return g.signer.Link(ctx, user, opts)
 }
 
-func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Preconditions) error {
 	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
 		return err
 	}
 	return g.signer.Delete(ctx, user, conditions)
 }
 
-func (g guard) Ticket(ctx context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+func (g guard) StartUpload(ctx context.Context, user signerapi.User, size int64) (signerapi.UploadSession, error) {
 	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
-		return signerapi.Ticket{}, err
+		return signerapi.UploadSession{}, err
 	}
-	return g.signer.Ticket(ctx, user, size)
+	return g.signer.StartUpload(ctx, user, size)
 }
 
-func (g guard) Commit(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+func (g guard) CommitUpload(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	who, err := g.callers.permitted(ctx, user, access.Own)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	return g.signer.Commit(signerapi.WithCaller(ctx, who.id), user, ticket, opts)
+	return g.signer.CommitUpload(signerapi.WithCaller(ctx, who.id), user, ticket, opts)
 }
 
 // About needs no token. It adds the claim that holds the user name.

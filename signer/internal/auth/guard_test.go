@@ -48,7 +48,7 @@ func TestLogSaysWhyAClaimIsNoName(t *testing.T) {
 	} {
 		s := knowing(t, p, func(o *Options) { o.Claim = c.claim }).Guard(&counting{})
 		token := k.sign(t, p.claims(append(list{"sub", "secret"}, c.claims...)...))
-		err := s.Delete(with(t, token), user(t, "mia"), signerapi.Conditions{})
+		err := s.Delete(with(t, token), user(t, "mia"), signerapi.Preconditions{})
 		if c.want == "" {
 			if err != nil {
 				t.Errorf("%v: %v", c.claims, err)
@@ -94,14 +94,14 @@ func TestCallersWithoutSubAreCountedByName(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	s := knowing(t, p, func(o *Options) {
-		o.Claim, o.PerClient = "oid", ratelimit.PerClient{Rate: 0.01, Burst: 1}
+		o.Claim, o.RequestLimits = "oid", ratelimit.RequestLimits{RateLimit: 0.01, RateBurst: 1}
 	}).Guard(&counting{})
 	for _, c := range []struct {
 		name string
 		want error
 	}{{"mia", nil}, {"mia", apierror.ErrRateLimited}, {"tom", nil}} {
 		token := k.sign(t, p.claims("sub", nil, "oid", c.name))
-		if err := s.Delete(with(t, token), user(t, c.name), signerapi.Conditions{}); !errors.Is(err, c.want) {
+		if err := s.Delete(with(t, token), user(t, c.name), signerapi.Preconditions{}); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v; want %v", c.name, err, c.want)
 		}
 	}

@@ -58,7 +58,7 @@ func (c *Callers) Fetch(ctx context.Context) error {
 	}
 	before := c.keys.Swap(set)
 	if before == nil {
-		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.Read))
+		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.ReadAccess))
 	}
 	if set.ignored != "" && (before == nil || set.ignored != before.ignored) {
 		c.log.Warn("issuer keys ignored", "issuer", c.opts.Issuer, "reasons", set.ignored)
@@ -73,7 +73,7 @@ func (c *Callers) discover(ctx context.Context) (*keySet, error) {
 		Issuer string `json:"issuer"`
 		Keys   string `json:"jwks_uri"`
 	}
-	at := c.opts.DiscoveryURL()
+	at := c.opts.ConfigurationURL()
 	if err := c.get(ctx, at, &said); err != nil {
 		return nil, fmt.Errorf("discovery: %w", brief(err))
 	}
@@ -161,7 +161,7 @@ func (c *Callers) verify(ctx context.Context, token string) ([]byte, error) {
 	if payload, err := c.payload(jws); err == nil {
 		return payload, nil
 	}
-	release, err := c.opts.Waiters.Take(signerapi.ClientOf(ctx))
+	release, err := c.opts.Waiters.Take(signerapi.ClientFrom(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -112,7 +112,7 @@ func TestUnusableKeysOfTheIssuerAreIgnored(t *testing.T) {
 				}
 			}
 			for _, k := range []key{k, ec} {
-				if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); err != nil {
+				if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); err != nil {
 					t.Errorf("a token of a good key: %v", err)
 				}
 			}
@@ -129,7 +129,7 @@ func TestKeysVerifyTheirOwnAlgorithmOnly(t *testing.T) {
 	token := with(t, k.sign(t, p.claims())) // RS256
 	for alg, want := range map[string]error{`"RS256"`: nil, `"PS256"`: apierror.ErrUnauthenticated, "": nil} {
 		p.set = fmt.Sprintf(`{"keys":[%s]}`, k.jwk(t, "alg", alg))
-		if err := knowing(t, p, nil).Guard(&counting{}).Delete(token, user(t, "mia"), signerapi.Conditions{}); !errors.Is(err, want) {
+		if err := knowing(t, p, nil).Guard(&counting{}).Delete(token, user(t, "mia"), signerapi.Preconditions{}); !errors.Is(err, want) {
 			t.Errorf("a key with the alg %s: %v; want %v", alg, err, want)
 		}
 	}
@@ -210,10 +210,10 @@ func TestKeySetNeedsAUsableKey(t *testing.T) {
 	p.publish(k)
 	c := knowing(t, p, nil)
 	p.set = `{"keys":[]}`
-	if err := c.Guard(&counting{}).Delete(with(t, rsaKey(t, "2").sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrIssuerUnavailable) {
+	if err := c.Guard(&counting{}).Delete(with(t, rsaKey(t, "2").sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrIssuerUnavailable) {
 		t.Errorf("a token of an unknown key: %v", err)
 	}
-	if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Conditions{}); err != nil {
+	if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); err != nil {
 		t.Errorf("a token of a cached key: %v", err)
 	}
 }
@@ -231,8 +231,8 @@ func TestTheConfigurationMayBeElsewhere(t *testing.T) {
 		p.URL + "/other/v2.0":         "HTTP status 404",
 		p.URL:                         "HTTP status 404",
 	} {
-		rules := access.Rules{Issuer: p.issuer, Discovery: at, Read: access.Own}
-		c := asking(p, func(o *Options) { o.Rules = rules })
+		rules := access.Policy{Issuer: p.issuer, DiscoveryURL: at, ReadAccess: access.Own}
+		c := asking(p, func(o *Options) { o.Policy = rules })
 		err := c.Fetch(t.Context())
 		if want != "" {
 			if err == nil || !strings.Contains(err.Error(), want) {
@@ -244,7 +244,7 @@ func TestTheConfigurationMayBeElsewhere(t *testing.T) {
 			t.Fatalf("%s: %v", at, err)
 		}
 		del := func(claims ...any) error {
-			return c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims(claims...))), user(t, "mia"), signerapi.Conditions{})
+			return c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims(claims...))), user(t, "mia"), signerapi.Preconditions{})
 		}
 		if err := del("iss", p.issuer); err != nil {
 			t.Errorf("%s: a token of the issuer: %v", at, err)
@@ -256,8 +256,8 @@ func TestTheConfigurationMayBeElsewhere(t *testing.T) {
 		}
 	}
 	for _, said := range []string{"", "https://login.example.com/{tenantid}/v2.0", p.issuer + "/", strings.ToUpper(p.issuer), strings.Repeat("x", 100_000)} {
-		opts := access.Rules{Issuer: p.issuer, Discovery: p.URL + p.configAt, Read: access.Own}
-		c := asking(p, func(o *Options) { o.Rules = opts })
+		opts := access.Policy{Issuer: p.issuer, DiscoveryURL: p.URL + p.configAt, ReadAccess: access.Own}
+		c := asking(p, func(o *Options) { o.Policy = opts })
 		p.mu.Lock()
 		before := p.issuer
 		p.issuer = said
@@ -284,7 +284,7 @@ func TestErrorsOfTheIssuerAreShort(t *testing.T) {
 		"alg":       base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"`+long+`"}`)) + ".e30.AAAA",
 		"garbage":   long,
 	} {
-		err := c.Guard(&counting{}).Delete(with(t, token), user(t, "mia"), signerapi.Conditions{})
+		err := c.Guard(&counting{}).Delete(with(t, token), user(t, "mia"), signerapi.Preconditions{})
 		if !errors.Is(err, apierror.ErrUnauthenticated) || len(err.Error()) > 500 {
 			t.Errorf("a token with a long %s: %d bytes: %.600v", name, len(fmt.Sprint(err)), err)
 		}

@@ -203,7 +203,7 @@ func newStore(t testing.TB, change func(*Options)) (*Store, *storage, *cred) {
 
 // newSlots returns the pools of a signer with the default settings.
 func newSlots() Slots {
-	pools := ratelimit.NewSet("test", 0.0625, prometheus.NewRegistry())
+	pools := ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry())
 	return Slots{Uploads: pools.New("uploads", 192), Commits: pools.New("commits", 16), Chunked: pools.New("chunked uploads", 16)}
 }
 

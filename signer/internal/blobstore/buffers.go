@@ -18,7 +18,7 @@ import (
 const (
 	// bufferCount buffers of bufferBytes each hold pictures of forms, and pictures or blocks of chunked uploads.
 	bufferCount = 4
-	bufferBytes = 4<<20 + signerapi.MaxTail
+	bufferBytes = 4<<20 + signerapi.MaxSizeRange
 	// spareBytes is the size of one more buffer that forms do not take. So they do not keep chunked uploads out.
 	spareBytes = 512 << 10
 	// heapTotal bounds the memory of all uploads, but for the spare buffer. A stream costs streamBytes: net/http has 64 KiB of

@@ -114,7 +114,7 @@ func (s *Store) fetchKey(ctx context.Context) (_ *delegationKey, err error) {
 	ctx, cancel := context.WithTimeout(ctx, keyTimeout)
 	defer cancel()
 	longest := s.opts.LinkMaxTTL
-	if s.opts.MaxDirect > 0 {
+	if s.opts.MaxDirectUploadSize > 0 {
 		longest = max(longest, ticketLife)
 	}
 	now := s.now().UTC().Truncate(time.Second)

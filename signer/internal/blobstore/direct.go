@@ -47,9 +47,9 @@ const (
 	// that it copies in one, so that it can compare the MD5 while it does so.
 	copyBlock = 64 << 20
 	copyWhole = 256 << 20
-	// MaxDirect is the largest picture that can be sent straight to storage: at 70 MiB/s
+	// MaxDirectUploadSize is the largest picture that can be sent straight to storage: at 70 MiB/s
 	// it is copied in the time that a commit has.
-	MaxDirect = 16 << 30
+	MaxDirectUploadSize = 16 << 30
 
 	sourceTTL = 5 * time.Minute // of a link by which storage copies, asked for once a commit
 
@@ -75,7 +75,7 @@ func parseTicket(id string) (ticket, error) {
 	size, _, ok := strings.Cut(rest, "-")
 	seconds, err1 := strconv.ParseUint(end, 10, 33) // ten digits at most
 	n, err2 := strconv.ParseUint(size, 10, 62)
-	if err := errors.Join(signerapi.CheckTicket(id), err1, err2); err != nil || !ok {
+	if err := errors.Join(signerapi.CheckUploadID(id), err1, err2); err != nil || !ok {
 		return ticket{}, apierror.ErrNoUpload
 	}
 	return ticket{id, time.Unix(int64(seconds), 0).UTC(), int64(n)}, nil
@@ -102,22 +102,22 @@ func endOf(name string) (time.Time, bool) {
 }
 
 // Ticket implements [signerapi.Signer].
-func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (signerapi.Ticket, error) {
+func (s *Store) StartUpload(_ context.Context, user signerapi.User, size int64) (signerapi.UploadSession, error) {
 	switch {
-	case s.opts.MaxDirect == 0:
-		return signerapi.Ticket{}, apierror.ErrTooLarge.With("pictures cannot be sent straight to storage here")
-	case size > int64(s.opts.MaxDirect):
-		return signerapi.Ticket{}, apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirect))
+	case s.opts.MaxDirectUploadSize == 0:
+		return signerapi.UploadSession{}, apierror.ErrTooLarge.With("pictures cannot be sent straight to storage here")
+	case size > int64(s.opts.MaxDirectUploadSize):
+		return signerapi.UploadSession{}, apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirectUploadSize))
 	case size <= 0:
-		return signerapi.Ticket{}, apierror.ErrEmpty
+		return signerapi.UploadSession{}, apierror.ErrEmpty
 	}
 	now := s.now()
 	t := newTicket(now, size)
 	key, err := s.keyCovering(t.end)
 	if err != nil {
-		return signerapi.Ticket{}, err
+		return signerapi.UploadSession{}, err
 	}
-	given := signerapi.Ticket{ID: t.id, ExpiresAt: t.end}
+	given := signerapi.UploadSession{ID: t.id, ExpiresAt: t.end}
 	// Blocks need the permission to write, with which the client can upload them again. A blob that is uploaded with one request
 	// needs only the permission to create it: the client cannot change it afterwards. No upload URL permits to read the blob,
 	// whose content was not inspected yet.
@@ -126,11 +126,11 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 		permissions = sas.BlobPermissions{Write: true}
 		given.BlockSize = directBlock
 	}
-	given.URL, err = s.signed(key, s.opts.LinkBase, t.blobName(user), sas.BlobSignatureValues{
+	given.URL, err = s.signed(key, s.opts.LinkBaseURL, t.blobName(user), sas.BlobSignatureValues{
 		StartTime: now.UTC().Truncate(time.Second).Add(-LinkSkew), ExpiryTime: t.end, Permissions: permissions.String(),
 	})
 	if err != nil {
-		return signerapi.Ticket{}, err
+		return signerapi.UploadSession{}, err
 	}
 	s.metrics.signed.WithLabelValues("upload").Inc()
 	return given, nil
@@ -141,7 +141,7 @@ func (s *Store) Ticket(_ context.Context, user signerapi.User, size int64) (sign
 //
 // Storage copies the staged blob into blocks of the picture, which one call commits. Copy Blob would not do: with more than
 // 256 MiB it first empties the picture that is stored.
-func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+func (s *Store) CommitUpload(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	t, err := parseTicket(id)
 	if err != nil {
 		return signerapi.Info{}, err
@@ -154,7 +154,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, apierror.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer s.committing.Delete(name)
-	release, err := s.opts.Slots.Commits.Take(signerapi.CallerOf(ctx))
+	release, err := s.opts.Slots.Commits.Take(signerapi.CallerFrom(ctx))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -164,7 +164,7 @@ func (s *Store) Commit(ctx context.Context, user signerapi.User, id string, opts
 		return signerapi.Info{}, err
 	}
 	c := commit{
-		upload: s.newUpload(user, signerapi.PutOptions{Conditions: opts.Conditions, Digests: signerapi.Digests{MD5: opts.MD5}}),
+		upload: s.newUpload(user, signerapi.PutOptions{Preconditions: opts.Preconditions, Digests: signerapi.Digests{MD5: opts.MD5}}),
 		name:   name, staged: s.container.NewBlockBlobClient(name),
 	}
 	c.key, c.mark = committedFrom, name
@@ -251,7 +251,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 	err = s.call(ctx, &operation{name: opGet}, "reading the staged blob", func(ctx context.Context) error {
 		resp, err := c.staged.DownloadStream(ctx, &blob.DownloadStreamOptions{
 			Range:            blob.HTTPRange{Count: picture.HeadBytes},
-			AccessConditions: accessConditions(signerapi.Conditions{IfMatch: etag}),
+			AccessConditions: accessConditions(signerapi.Preconditions{IfMatch: etag}),
 		})
 		if err != nil {
 			return err
@@ -297,14 +297,14 @@ func (c *commit) copyBlocks(ctx context.Context, sent signerapi.Info) error {
 
 // About implements [signerapi.Signer].
 func (s *Store) About(context.Context) (signerapi.About, error) {
-	base, err := url.Parse(s.opts.LinkBase)
+	base, err := url.Parse(s.opts.LinkBaseURL)
 	if err != nil {
 		return signerapi.About{}, err
 	}
 	return signerapi.About{
-		MaxDirect:  int64(s.opts.MaxDirect),
-		LinkTTL:    int64(s.opts.LinkTTL / time.Second),
-		LinkMaxTTL: int64(s.opts.LinkMaxTTL / time.Second),
-		LinkOrigin: base.Scheme + "://" + base.Host,
+		MaxDirectUploadSize: int64(s.opts.MaxDirectUploadSize),
+		LinkTTL:             int64(s.opts.LinkTTL / time.Second),
+		LinkMaxTTL:          int64(s.opts.LinkMaxTTL / time.Second),
+		LinkOrigin:          base.Scheme + "://" + base.Host,
 	}, nil
 }

@@ -15,18 +15,18 @@ import (
 
 func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 	s, _, _ := withKey(t, nil)
-	if _, err := s.Ticket(t.Context(), user(t, "mia"), 1); !errors.Is(err, apierror.ErrTooLarge) {
-		t.Errorf("without MaxDirect: %v", err)
+	if _, err := s.StartUpload(t.Context(), user(t, "mia"), 1); !errors.Is(err, apierror.ErrTooLarge) {
+		t.Errorf("without MaxDirectUploadSize: %v", err)
 	}
-	s.opts.MaxDirect = MaxDirect
+	s.opts.MaxDirectUploadSize = MaxDirectUploadSize
 	for _, c := range []struct {
 		size       int64
 		permission string
 		block      int64
 	}{
-		{1, "c", 0}, {onePiece, "c", 0}, {onePiece + 1, "w", directBlock}, {MaxDirect, "w", directBlock},
+		{1, "c", 0}, {onePiece, "c", 0}, {onePiece + 1, "w", directBlock}, {MaxDirectUploadSize, "w", directBlock},
 	} {
-		got, err := s.Ticket(t.Context(), user(t, "mia"), c.size)
+		got, err := s.StartUpload(t.Context(), user(t, "mia"), c.size)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,8 +48,8 @@ func TestATicketWritesOneBlobForAnHour(t *testing.T) {
 			t.Errorf("%d bytes are too many blocks", c.size)
 		}
 	}
-	for size, want := range map[int64]error{0: apierror.ErrEmpty, -1: apierror.ErrEmpty, MaxDirect + 1: apierror.ErrTooLarge} {
-		if _, err := s.Ticket(t.Context(), user(t, "mia"), size); !errors.Is(err, want) {
+	for size, want := range map[int64]error{0: apierror.ErrEmpty, -1: apierror.ErrEmpty, MaxDirectUploadSize + 1: apierror.ErrTooLarge} {
+		if _, err := s.StartUpload(t.Context(), user(t, "mia"), size); !errors.Is(err, want) {
 			t.Errorf("%d bytes: %v; want %v", size, err, want)
 		}
 	}
@@ -105,9 +105,9 @@ func parsed(t *testing.T, id string) ticket {
 }
 
 func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.MaxDirect = MaxDirect })
+	s, back, _ := withKey(t, func(o *Options) { o.MaxDirectUploadSize = MaxDirectUploadSize })
 	mia := user(t, "mia")
-	got, err := s.Ticket(t.Context(), mia, 7)
+	got, err := s.StartUpload(t.Context(), mia, 7)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestATicketEndsAWhileAfterItsURL(t *testing.T) {
 	for late, asked := range map[time.Duration]bool{commitLate - 2*time.Second: true, commitLate + 2*time.Second: false} {
 		s.now = func() time.Time { return got.ExpiresAt.Add(late) }
 		back.called()
-		if _, err := s.Commit(t.Context(), mia, got.ID, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
+		if _, err := s.CommitUpload(t.Context(), mia, got.ID, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
 			t.Errorf("%v after its end: %v", late, err)
 		}
 		if got := len(back.called()) > 0; got != asked {
@@ -135,7 +135,7 @@ func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
 		}
 	}
 	commit := func(ctx context.Context) error {
-		_, err := s.Commit(ctx, user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
+		_, err := s.CommitUpload(ctx, user(t, "mia"), newTicket(s.now(), 7).id, signerapi.CommitOptions{})
 		return err
 	}
 	for _, c := range []struct {

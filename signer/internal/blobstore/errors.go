@@ -51,7 +51,7 @@ func fix(resp *azcore.ResponseError, role string) string {
 	case bloberror.HasCode(resp, bloberror.AuthorizationFailure):
 		return "the account's network rules refuse where this comes from: allow the cluster's subnet or outbound address (az storage account show --query networkRuleSet), or use a private endpoint"
 	case bloberror.HasCode(resp, bloberror.CannotVerifyCopySource) && resp.StatusCode == http.StatusForbidden:
-		return "storage must be let in to what it copies, by the account's network rules; until it is, set MAX_DIRECT_SIZE to 0"
+		return "storage must be let in to what it copies, by the account's network rules; until it is, set MAX_DIRECT_UPLOAD_SIZE to 0"
 	case bloberror.HasCode(resp, bloberror.AccountIsDisabled):
 		return "the storage account is disabled"
 	case bloberror.HasCode(resp, bloberror.ContainerNotFound, bloberror.ContainerBeingDeleted):

@@ -53,7 +53,7 @@ func TestStorageErrorsHaveOneMeaning(t *testing.T) {
 			return true
 		}
 		s.retries = -1
-		err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
+		err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})
 		e := apierror.AsError(err)
 		if !errors.Is(err, c.want) || (c.retryAfter > 0 && e.RetryAfter != c.retryAfter) {
 			t.Errorf("%d %s: %v, Retry-After %v; want %v, %v", c.status, c.code, err, e.RetryAfter, c.want, c.retryAfter)
@@ -110,12 +110,12 @@ func TestConflictsAndPreconditionsHaveTheirOwnErrors(t *testing.T) {
 		var back *storage
 		s, back, _ = newStore(t, nil)
 		back.fault = func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, c.status, c.code); return true }
-		for _, conditions := range []signerapi.Conditions{{}, {IfMatch: `"0x1"`}, {IfNoneMatch: "*"}} {
+		for _, conditions := range []signerapi.Preconditions{{}, {IfMatch: `"0x1"`}, {IfNoneMatch: "*"}} {
 			want := c.want
-			if conditions == (signerapi.Conditions{}) && c.ifUnconditional != nil {
+			if conditions == (signerapi.Preconditions{}) && c.ifUnconditional != nil {
 				want = c.ifUnconditional
 			}
-			_, put := s.Put(ctx, mia, strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: conditions})
+			_, put := s.Put(ctx, mia, strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Preconditions: conditions})
 			for call, err := range map[string]error{"put": put, "delete": s.Delete(ctx, mia, conditions)} {
 				e := apierror.AsError(err)
 				if !errors.Is(err, want) || e.Detail != want.Detail {
@@ -133,7 +133,7 @@ func TestConflictsAndPreconditionsHaveTheirOwnErrors(t *testing.T) {
 }
 
 func TestRejectedNamesAreInvalidUsers(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.MaxDirect = MaxDirect })
+	s, back, _ := withKey(t, func(o *Options) { o.MaxDirectUploadSize = MaxDirectUploadSize })
 	ctx, mia := t.Context(), user(t, "mia")
 	for _, c := range []struct {
 		code string
@@ -162,13 +162,13 @@ func TestRejectedNamesAreInvalidUsers(t *testing.T) {
 		_, small := s.Put(ctx, mia, strings.NewReader(pngOf(100)), unknown)
 		_, large := s.Put(ctx, mia, strings.NewReader(pngOf(5<<20)), unknown)
 		_, link := s.Link(ctx, mia, signerapi.LinkOptions{})
-		for call, err := range map[string]error{"put": small, "large put": large, "link": link, "delete": s.Delete(ctx, mia, signerapi.Conditions{})} {
+		for call, err := range map[string]error{"put": small, "large put": large, "link": link, "delete": s.Delete(ctx, mia, signerapi.Preconditions{})} {
 			if !errors.Is(err, c.want) || errors.Is(err, apierror.ErrInvalidUser) && apierror.AsError(err).Detail != "storage does not accept this user name" {
 				t.Errorf("%s: %q is %v; want %v", call, c.code, err, c.want)
 			}
 		}
 		// The name of a staged blob is not the client's.
-		if _, err := s.Commit(ctx, mia, newTicket(s.now(), 100).id, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrInternal) {
+		if _, err := s.CommitUpload(ctx, mia, newTicket(s.now(), 100).id, signerapi.CommitOptions{}); !errors.Is(err, apierror.ErrInternal) {
 			t.Errorf("commit: %q is %v", c.code, err)
 		}
 		if err := s.removeAbandoned(ctx); !errors.Is(err, apierror.ErrInternal) {
@@ -237,9 +237,9 @@ func TestErrorsHoldNoURLs(t *testing.T) {
 			_, put := s.Put(ctx, davyd, strings.NewReader(pngOf(100)), unknown)
 			_, large := s.Put(ctx, davyd, strings.NewReader(pngOf(5<<20)), unknown)
 			_, link := s.Link(ctx, davyd, signerapi.LinkOptions{})
-			_, commit := s.Commit(ctx, davyd, newTicket(s.now(), 100).id, signerapi.CommitOptions{})
+			_, commit := s.CommitUpload(ctx, davyd, newTicket(s.now(), 100).id, signerapi.CommitOptions{})
 			for call, err := range map[string]error{
-				"put": put, "large put": large, "link": link, "commit": commit, "delete": s.Delete(ctx, davyd, signerapi.Conditions{}), "sweep": s.removeAbandoned(ctx),
+				"put": put, "large put": large, "link": link, "commit": commit, "delete": s.Delete(ctx, davyd, signerapi.Preconditions{}), "sweep": s.removeAbandoned(ctx),
 				"container": s.checkContainer(ctx), "key": fetch, "trial": s.tryLink(ctx, key, davyd),
 				"scratch put": scratch.Put(ctx), "scratch read": scratch.Read(ctx, s.opts.AccountURL), "scratch copy": scratch.Copy(ctx), "scratch delete": scratch.Delete(ctx),
 			} {
@@ -303,7 +303,7 @@ func TestAShortThrottlingIsRiddenOut(t *testing.T) {
 func TestTheIdentitysErrorComesThroughStorage(t *testing.T) {
 	s, back, creds := newStore(t, nil)
 	creds.err = apierror.ErrIdentityUnavailable.Wrap(errors.New("AADSTS1"))
-	err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
+	err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})
 	if !errors.Is(err, apierror.ErrIdentityUnavailable) || len(back.called()) > 0 {
 		t.Errorf("got %v", err)
 	}
@@ -311,7 +311,7 @@ func TestTheIdentitysErrorComesThroughStorage(t *testing.T) {
 
 func TestStorageThatIsDownIsUnavailable(t *testing.T) {
 	s, _, _ := newStore(t, func(o *Options) { o.AccountURL = "https://acct.blob.localhost:1" })
-	err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
+	err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})
 	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).RetryAfter == 0 {
 		t.Errorf("got %v", err)
 	}

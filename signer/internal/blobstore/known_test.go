@@ -16,7 +16,7 @@ import (
 )
 
 func TestAPictureThatIsThereIsLookedUpOnceInAWhile(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.KnownTTL = time.Minute })
+	s, back, _ := withKey(t, func(o *Options) { o.ExistenceCacheTTL = time.Minute })
 	back.blobs["/cats/x/cat"] = "cat"
 	now := time.Now()
 	s.now = func() time.Time { return now }
@@ -50,7 +50,7 @@ func TestAPictureThatIsThereIsLookedUpOnceInAWhile(t *testing.T) {
 	back.called()
 	_, _ = link("x")
 	heads(1, "after our own put")
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); err != nil {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{}); err != nil {
 		t.Fatal(err)
 	}
 	back.called()

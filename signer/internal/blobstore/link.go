@@ -60,7 +60,7 @@ func (s *Store) link(user signerapi.User, there *existing, ttl time.Duration, do
 	inputs := linkInputs{key, start, end, there.info.ContentType}
 	signed := there.link.Load()
 	if download != "" || signed == nil || signed.inputs != inputs {
-		url, err := s.signed(key, s.opts.LinkBase, s.blobName(user), s.readOnly(start, end, there.info.ContentType, download))
+		url, err := s.signed(key, s.opts.LinkBaseURL, s.blobName(user), s.readOnly(start, end, there.info.ContentType, download))
 		if err != nil {
 			return signerapi.Link{}, err
 		}
@@ -96,7 +96,7 @@ func (s *Store) readOnly(start, end time.Time, contentType, download string) sas
 }
 
 // signed returns the URL of the blob name at base with a user delegation SAS for HTTPS, which begins with key at the earliest.
-// base is the account's URL or LinkBase. The key must not expire before the SAS.
+// base is the account's URL or LinkBaseURL. The key must not expire before the SAS.
 func (s *Store) signed(key *delegationKey, base, name string, values sas.BlobSignatureValues) (signerapi.SignedURL, error) {
 	values.Protocol, values.ContainerName, values.BlobName = sas.ProtocolHTTPS, s.opts.Container, name
 	if values.StartTime.Before(key.start) {

@@ -19,7 +19,7 @@ import (
 )
 
 func TestLinkIsOneRoundTripAndWhatTheContractSays(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	s, back, _ := withKey(t, func(o *Options) { o.LinkBaseURL = "https://cdn.example.com" })
 	back.blobs["/cats/a b/cat"], back.types["/cats/a b/cat"] = "cat", "image/gif"
 	now := time.Date(2030, 1, 2, 3, 4, 59, 0, time.UTC)
 	s.now = func() time.Time { return now }
@@ -106,7 +106,7 @@ func queryOf(t *testing.T, link signerapi.SignedURL) url.Values {
 
 // Another replica may have put one of another type in its place.
 func TestALinkThatIsKnownGoesByTheTypeOfThePictureThatIsThere(t *testing.T) {
-	s, back, _ := withKey(t, func(o *Options) { o.KnownTTL = time.Second })
+	s, back, _ := withKey(t, func(o *Options) { o.ExistenceCacheTTL = time.Second })
 	now := time.Date(2030, 1, 2, 3, 0, 0, 0, time.UTC)
 	s.now = func() time.Time { return now }
 	s.key.key.Load().end = now.Add(100 * time.Hour)
@@ -161,7 +161,7 @@ func TestNothingIsSignedThatCouldBeReadOtherwise(t *testing.T) {
 	}
 	for _, name := range []string{"cat\n", `..\cat`, ".."} { // settings that were not checked
 		s, _, _ := withKey(t, func(o *Options) { o.BlobName = name })
-		if link, err := s.readURL(s.opts.LinkBase, "x/"+name, time.Hour, "image/png"); !errors.Is(err, errUnsignable) || link != "" {
+		if link, err := s.readURL(s.opts.LinkBaseURL, "x/"+name, time.Hour, "image/png"); !errors.Is(err, errUnsignable) || link != "" {
 			t.Errorf("BLOB_NAME %q: %v", name, err)
 		}
 	}
@@ -170,7 +170,7 @@ func TestNothingIsSignedThatCouldBeReadOtherwise(t *testing.T) {
 // BenchmarkLink is what a link costs the store: signed anew, and again in the same
 // window.
 func BenchmarkLink(b *testing.B) {
-	s, back, _ := withKey(b, func(o *Options) { o.KnownTTL = time.Hour })
+	s, back, _ := withKey(b, func(o *Options) { o.ExistenceCacheTTL = time.Hour })
 	back.blobs["/cats/x/cat"] = "cat"
 	x := user(b, "x")
 	for name, opts := range map[string]signerapi.LinkOptions{"signed": {Download: "cat.png"}, "again": {}} {
@@ -254,7 +254,7 @@ func FuzzLink(f *testing.F) {
 		f.Add(name, "cat.png")
 		f.Add("x", name)
 	}
-	s, _, _ := withKey(f, func(o *Options) { o.LinkBase = "https://cdn.example.com" })
+	s, _, _ := withKey(f, func(o *Options) { o.LinkBaseURL = "https://cdn.example.com" })
 	f.Fuzz(func(t *testing.T, name, download string) {
 		u, err := signerapi.ParseUser(name)
 		if err != nil || signerapi.CheckDownloadName(download) != nil {

@@ -55,22 +55,22 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: p + "storage_requests_total", Help: "Round trips to storage by operation and HTTP status; error means that no answer came.",
-		}, []string{"op", "code"}),
+		}, []string{"operation", "code"}),
 		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: p + "storage_request_duration_seconds", Help: "Duration of round trips to storage, up to the header of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"op"}),
 		views:  signed.WithLabelValues("view"),
 		signed: signed,
-		unstaged: telemetry.Counters(reg, p+"staged_uploads_removed_total",
+		unstaged: telemetry.Counters(reg, p+"staged_blobs_deleted_total",
 			"Blobs that were sent straight to storage and removed, by what became of them.", "outcome", removedCommitted, removedRefused, removedAbandoned),
 		keyExpiry:  gauge("user_delegation_key_expiry_timestamp_seconds", "When the user delegation key at hand ends, in Unix time; 0 for none."),
-		keyRefresh: telemetry.Counters(reg, p+"user_delegation_key_refresh_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
-		trials: telemetry.Counters(reg, p+"link_trials_total",
+		keyRefresh: telemetry.Counters(reg, p+"user_delegation_key_requests_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
+		trials: telemetry.Counters(reg, p+"key_probes_total",
 			"Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.", "outcome", trialOK, trialRefused, trialUnclear),
 		clockAhead: gauge("clock_skew_seconds", "How far the clock was ahead of storage's when last compared; below 0 it was behind."),
-		conflicts:  counter("upload_conflicts_total", "Uploads that lost against another one to the same name."),
-		damaged:    counter("damaged_uploads_total", "Uploads of which storage stored other bytes than were sent, by its CRC64."),
+		conflicts:  counter("uploads_conflicted_total", "Uploads that lost against another one to the same name."),
+		damaged:    counter("uploads_damaged_total", "Uploads of which storage stored other bytes than were sent, by its CRC64."),
 		circuit:    gauge("storage_circuit_open", "1 while storage is asked nothing because it did not answer, 0 otherwise."),
 	}
 	for _, op := range []string{opHead, opPut, opBlock, opCommit, opDelete, opKey, opContainer, opTrial, opGet, opCopy, opList} {

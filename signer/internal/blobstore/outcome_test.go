@@ -55,7 +55,7 @@ func TestAPutThatMayHaveHappenedIsToldSo(t *testing.T) {
 	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("got %v", err)
 	}
-	err = s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})
+	err = s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})
 	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("delete: got %v", err)
 	}
@@ -77,7 +77,7 @@ func TestARepeatedCreateIsNotAConflictWithItself(t *testing.T) {
 		refuse(w, 409, "BlobAlreadyExists")
 		return true
 	}
-	opts := signerapi.PutOptions{Size: -1, Conditions: signerapi.Conditions{IfNoneMatch: "*"}}
+	opts := signerapi.PutOptions{Size: -1, Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}}
 	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), opts); err != nil {
 		t.Errorf("got %v", err)
 	}
@@ -99,8 +99,8 @@ func TestARefusedRepetitionSaysThatTheFirstMayHaveBeenDone(t *testing.T) {
 		refuse(w, 412, "ConditionNotMet")
 		return true
 	}
-	c := signerapi.Conditions{IfMatch: `"0x1"`}
-	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c})
+	c := signerapi.Preconditions{IfMatch: `"0x1"`}
+	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Preconditions: c})
 	if !errors.Is(err, apierror.ErrPreconditionFailed) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
 		t.Errorf("put: %v", err)
 	}
@@ -121,11 +121,11 @@ func TestConditionsGoToStorage(t *testing.T) {
 		refuse(w, 412, "ConditionNotMet")
 		return true
 	}
-	c := signerapi.Conditions{IfMatch: `"0x1"`}
-	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Conditions: c}); !errors.Is(err, apierror.ErrPreconditionFailed) {
+	c := signerapi.Preconditions{IfMatch: `"0x1"`}
+	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Preconditions: c}); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("put: %v", err)
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, apierror.ErrPreconditionFailed) {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("delete: %v", err)
 	}
 	if len(got) != 2 || got[0] != `"0x1" ` || got[1] != ` "0x2"` {
@@ -137,7 +137,7 @@ func TestConditionsGoToStorage(t *testing.T) {
 func TestALargeUploadIsToldOfItsConditionFirst(t *testing.T) {
 	s, back, _ := newStore(t, nil)
 	back.blobs["/cats/x/cat"] = "cat"
-	opts := signerapi.PutOptions{Size: 5 << 20, Conditions: signerapi.Conditions{IfNoneMatch: "*"}}
+	opts := signerapi.PutOptions{Size: 5 << 20, Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}}
 	if _, err := s.Put(t.Context(), user(t, "x"), broken{}, opts); !errors.Is(err, apierror.ErrPreconditionFailed) {
 		t.Errorf("got %v", err)
 	}

@@ -66,7 +66,7 @@ func (c *Scratch) Put(ctx context.Context) error {
 
 // Delete removes the blob. That it was not there is no error.
 func (c *Scratch) Delete(ctx context.Context) error {
-	_, err := c.client.Delete(impatient(ctx, opDelete), deleteOptions(signerapi.Conditions{}))
+	_, err := c.client.Delete(impatient(ctx, opDelete), deleteOptions(signerapi.Preconditions{}))
 	if err == nil || bloberror.HasCode(err, bloberror.BlobNotFound) {
 		return nil
 	}
@@ -75,7 +75,7 @@ func (c *Scratch) Delete(ctx context.Context) error {
 }
 
 // Read returns an error unless a signed URL, as of a picture, returns the blob, as to a client without a token. base is the
-// account's URL or LinkBase.
+// account's URL or LinkBaseURL.
 func (c *Scratch) Read(ctx context.Context, base string) error {
 	link, err := c.store.readURL(base, c.name, scratchTTL, "")
 	if err != nil {

@@ -82,12 +82,12 @@ func TestARefusalByTheNetworkRulesIsNoMissingRole(t *testing.T) {
 		return true
 	}
 	_, key := s.FetchKey(t.Context())
-	for _, err := range []error{key, s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{})} {
+	for _, err := range []error{key, s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})} {
 		if err == nil || !strings.Contains(err.Error(), "; fix: the account's network rules") || strings.Contains(err.Error(), "role") {
 			t.Errorf("got %v", err)
 		}
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrIdentityUnavailable) {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 		t.Errorf("got %v", err)
 	}
 }

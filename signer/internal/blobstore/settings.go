@@ -21,7 +21,7 @@ var (
 // Validate reports the faults of the settings, joined.
 func (s Settings) Validate() error {
 	_, nameErr := signerapi.ParseUser(s.BlobName) // the same rules make a safe path segment
-	base, baseErr := url.Parse(s.LinkBase)
+	base, baseErr := url.Parse(s.LinkBaseURL)
 	isBase := baseErr == nil && (base.Scheme == "https" || base.Scheme == "http") && base.Host != "" &&
 		base.RawQuery == "" && base.Fragment == "" && base.User == nil
 	return errors.Join(
@@ -32,8 +32,8 @@ func (s Settings) Validate() error {
 		config.Require(nameErr == nil, "BLOB_NAME is %q: want one path segment", s.BlobName),
 		config.Require(slices.IsSorted([]time.Duration{MinLinkTTL, s.LinkTTL, s.LinkMaxTTL, MaxLinkTTL}),
 			"LINK_TTL is %v and LINK_MAX_TTL is %v: want %v ≤ LINK_TTL ≤ LINK_MAX_TTL ≤ %v", s.LinkTTL, s.LinkMaxTTL, MinLinkTTL, MaxLinkTTL),
-		config.Require(s.LinkBase == "" || isBase, "LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", s.LinkBase),
-		config.Require(0 <= s.MaxDirect && s.MaxDirect <= MaxDirect, "MAX_DIRECT_SIZE is %v: want 0 to %v", s.MaxDirect, picture.Size(MaxDirect)),
-		config.Require(s.KnownTTL >= 0, "EXISTENCE_TTL must not be negative"),
+		config.Require(s.LinkBaseURL == "" || isBase, "LINK_BASE_URL is %q: want a URL such as https://pictures.example.com", s.LinkBaseURL),
+		config.Require(0 <= s.MaxDirectUploadSize && s.MaxDirectUploadSize <= MaxDirectUploadSize, "MAX_DIRECT_UPLOAD_SIZE is %v: want 0 to %v", s.MaxDirectUploadSize, picture.Size(MaxDirectUploadSize)),
+		config.Require(s.ExistenceCacheTTL >= 0, "EXISTENCE_CACHE_TTL must not be negative"),
 	)
 }

@@ -44,13 +44,13 @@ type Settings struct {
 	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; it must exist"`
 	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
 
-	LinkTTL    time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
-	LinkMaxTTL time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
-	LinkBase   string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
+	LinkTTL     time.Duration `env:"LINK_TTL" envDefault:"1h" help:"how long a link lives unless the caller asks otherwise"`
+	LinkMaxTTL  time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"the longest life that a caller can ask for, at most 72h"`
+	LinkBaseURL string        `env:"LINK_BASE_URL" help:"public base of the links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 
-	MaxDirect picture.Size `env:"MAX_DIRECT_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
+	MaxDirectUploadSize picture.Size `env:"MAX_DIRECT_UPLOAD_SIZE" envDefault:"0" help:"largest picture that clients may send straight to storage by a signed URL to write with, such as 5GiB, at most 16GiB; 0 for none. Browsers need a CORS rule of the account for that"`
 
-	KnownTTL time.Duration `env:"EXISTENCE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
+	ExistenceCacheTTL time.Duration `env:"EXISTENCE_CACHE_TTL" envDefault:"5s" help:"how long a picture is known to be there before storage is asked again; 0s to ask for each link"`
 }
 
 // Options are the settings, which the caller has validated, and what the store works with.
@@ -90,7 +90,7 @@ var _ signerapi.Signer = (*Store)(nil)
 
 // New returns a store. It calls nobody before Run.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, error) {
-	opts.LinkBase = cmp.Or(opts.LinkBase, opts.AccountURL)
+	opts.LinkBaseURL = cmp.Or(opts.LinkBaseURL, opts.AccountURL)
 	pool := newBuffers()
 	s := &Store{
 		opts:    opts,
@@ -122,7 +122,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Store, err
 		return nil, fmt.Errorf("making a client of %s: %w", opts.AccountURL, err)
 	}
 	s.container = s.account.NewContainerClient(opts.Container)
-	s.known = newKnown(opts.KnownTTL, func() time.Time { return s.now() }, s.look)
+	s.known = newKnown(opts.ExistenceCacheTTL, func() time.Time { return s.now() }, s.look)
 	s.circuit = s.newCircuit()
 	s.key.lastErr.Store(&errFetching)
 	return s, nil
@@ -136,7 +136,7 @@ func (s *Store) blobName(user signerapi.User) string {
 
 // hold returns ErrPreconditionFailed when storage says that the conditions do not
 // hold for the picture of user now.
-func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signerapi.Preconditions) error {
 	info, err := s.look(ctx, user)
 	if err != nil && !errors.Is(err, apierror.ErrNotFound) {
 		return err
@@ -178,7 +178,7 @@ func (s *Store) head(ctx context.Context, client *blob.Client) (info signerapi.I
 }
 
 // Delete implements [signerapi.Signer].
-func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Conditions) error {
+func (s *Store) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Preconditions) error {
 	s.known.forget(user)
 	defer s.known.forget(user)
 	op := &operation{name: opDelete}
@@ -215,7 +215,7 @@ func (s *Store) Run(ctx context.Context, authenticated <-chan struct{}) error {
 	}
 	var running sync.WaitGroup
 	running.Go(func() { s.keepKey(ctx) })
-	if s.opts.MaxDirect > 0 {
+	if s.opts.MaxDirectUploadSize > 0 {
 		running.Go(func() { s.sweep(ctx) })
 	}
 	running.Wait()

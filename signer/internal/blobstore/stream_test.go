@@ -312,7 +312,7 @@ func TestNoConnectionHasAKnownOutcome(t *testing.T) {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Conditions{}); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
+	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
 		t.Errorf("delete: %v", err)
 	}
 }

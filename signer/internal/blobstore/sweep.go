@@ -28,8 +28,8 @@ const (
 // Outcomes of uploads whose staged blob was deleted, as labels of metrics.
 const (
 	removedCommitted = "committed"
-	removedRefused   = "refused"
-	removedAbandoned = "abandoned"
+	removedRefused   = "rejected"
+	removedAbandoned = "expired"
 )
 
 // unstage deletes a version of a staged blob and counts it under outcome. A blob that was uploaded again since is another version:
@@ -80,7 +80,7 @@ func (s *Store) deleteBlocks(ctx context.Context, client *blockblob.Client) erro
 // deleteVersion deletes a blob that has that ETag. It breaks a lease on the blob. Otherwise it returns
 // ErrPreconditionFailed.
 func (s *Store) deleteVersion(ctx context.Context, client *blockblob.Client, etag string) error {
-	opts := deleteOptions(signerapi.Conditions{IfMatch: etag})
+	opts := deleteOptions(signerapi.Preconditions{IfMatch: etag})
 	return s.call(ctx, &operation{name: opDelete}, "deleting a staged blob", func(ctx context.Context) error {
 		_, err := client.Delete(ctx, opts)
 		if !bloberror.HasCode(err, bloberror.LeaseIDMissing) {

@@ -242,7 +242,7 @@ func TestSweepSurvivesAnAnswerWithoutListing(t *testing.T) {
 // committing returns a store and its storage with a staged PNG, and the ID of its upload.
 func committing(t *testing.T) (s *Store, back *storage, id, path string) {
 	t.Helper()
-	s, back, _ = withKey(t, func(o *Options) { o.MaxDirect = MaxDirect })
+	s, back, _ = withKey(t, func(o *Options) { o.MaxDirectUploadSize = MaxDirectUploadSize })
 	s.retries = -1
 	content := pngOf(100)
 	upload := newTicket(s.now(), int64(len(content)))
@@ -283,7 +283,7 @@ func TestCommitNamesStatesOfItsSource(t *testing.T) {
 			refuse(w, http.StatusConflict, c.code)
 			return true
 		}
-		_, err := s.Commit(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
+		_, err := s.CommitUpload(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
 		if !errors.Is(err, c.want) || !strings.Contains(apierror.AsError(err).Detail, c.detail) {
 			t.Errorf("%+v: %v, %q", c, err, apierror.AsError(err).Detail)
 		}
@@ -291,7 +291,7 @@ func TestCommitNamesStatesOfItsSource(t *testing.T) {
 			t.Errorf("%+v: the staged blob was deleted", c)
 		}
 		back.fault = nil
-		if _, err := s.Commit(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{}); err != nil {
+		if _, err := s.CommitUpload(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{}); err != nil {
 			t.Errorf("%+v, and again: %v", c, err)
 		}
 	}
@@ -315,7 +315,7 @@ func TestCommitFindsThePictureOfAnotherReplica(t *testing.T) {
 			}
 			return true
 		}
-		info, err := s.Commit(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
+		info, err := s.CommitUpload(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
 		if err != nil || info.ETag != `"0x2"` {
 			t.Errorf("%s: %+v, %v", code, info, err)
 		}
@@ -342,7 +342,7 @@ func TestCommitDeletesOnlyWhatCanNeverBeCommitted(t *testing.T) {
 			}
 			return false
 		}, apierror.ErrDigestMismatch, false},
-		"failed precondition": {pngOf(100), signerapi.CommitOptions{Conditions: signerapi.Conditions{IfMatch: `"0x9"`}}, nil, apierror.ErrPreconditionFailed, false},
+		"failed precondition": {pngOf(100), signerapi.CommitOptions{Preconditions: signerapi.Preconditions{IfMatch: `"0x9"`}}, nil, apierror.ErrPreconditionFailed, false},
 		"another size":        {pngOf(99), signerapi.CommitOptions{}, nil, apierror.ErrIncomplete, false},
 		"outage": {pngOf(100), signerapi.CommitOptions{}, func(w http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodPut {
@@ -354,7 +354,7 @@ func TestCommitDeletesOnlyWhatCanNeverBeCommitted(t *testing.T) {
 	} {
 		s, back, id, path := committing(t)
 		back.blobs[path], back.fault = c.content, c.fault
-		_, err := s.Commit(t.Context(), user(t, "mia"), id, c.opts)
+		_, err := s.CommitUpload(t.Context(), user(t, "mia"), id, c.opts)
 		if _, there := back.blobs[path]; !errors.Is(err, c.want) || there == c.gone {
 			t.Errorf("%s: %v, and the staged blob is there: %v", what, err, there)
 		}
@@ -377,7 +377,7 @@ func TestCommitSparesLaterVersions(t *testing.T) {
 			refuse(w, http.StatusPreconditionFailed, "ConditionNotMet")
 			return true
 		}
-		_, err := s.Commit(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
+		_, err := s.CommitUpload(t.Context(), user(t, "mia"), id, signerapi.CommitOptions{})
 		if (err == nil) != (what == "stored") || log.String() != "" {
 			t.Errorf("%s: %v; the log has %s", what, err, log.String())
 		}

@@ -29,8 +29,8 @@ var errLinkRefused = errors.New("storage refuses a link of the user delegation k
 // the key: no answer, or one about something else.
 const (
 	trialOK      = "ok"
-	trialRefused = "refused"
-	trialUnclear = "unclear"
+	trialRefused = "rejected"
+	trialUnclear = "inconclusive"
 )
 
 // gave has a link like the one that user was given just now tried soon. It never

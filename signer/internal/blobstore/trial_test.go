@@ -132,7 +132,7 @@ func inBubble(t *testing.T, body func(*testing.T, *tried)) {
 		var err error
 		if s.Store, err = New(Options{
 			Settings: Settings{
-				AccountURL: "https://acct.blob.localhost", LinkBase: "https://cdn.example.com", Container: "cats", BlobName: "cat",
+				AccountURL: "https://acct.blob.localhost", LinkBaseURL: "https://cdn.example.com", Container: "cats", BlobName: "cat",
 				LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
 			},
 			Limits: picture.Limits{MaxSize: 32 << 20, Types: []string{"image/png"}, MaxPixels: 100}, Credential: &cred{}, Transport: s.way, Slots: newSlots(),
@@ -418,7 +418,7 @@ func TestACommitAsksWhetherStorageIsBackBeforeItsCopiesDo(t *testing.T) {
 		}
 		s.way.set(nil, 0)
 		commit := func() error {
-			_, err := s.Commit(t.Context(), user(t, "x"), sent.id, signerapi.CommitOptions{})
+			_, err := s.CommitUpload(t.Context(), user(t, "x"), sent.id, signerapi.CommitOptions{})
 			return err
 		}
 		if err := commit(); !errors.Is(err, errShed) {

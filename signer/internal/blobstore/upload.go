@@ -54,7 +54,7 @@ type upload struct {
 // smallBytes, and one whose size is not known but fits into a buffer, is buffered first. Others are sent as blocks and committed.
 func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	// Before the first byte of the body is requested:
-	release, err := s.opts.Slots.Uploads.Take(signerapi.CallerOf(ctx))
+	release, err := s.opts.Slots.Uploads.Take(signerapi.CallerFrom(ctx))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -63,8 +63,8 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		return signerapi.Info{}, err
 	}
 	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast <= smallBytes
-	if opts.Conditions != (signerapi.Conditions{}) && !small {
-		if err := s.hold(ctx, user, opts.Conditions); err != nil { // storage would only say so at the end
+	if opts.Preconditions != (signerapi.Preconditions{}) && !small {
+		if err := s.hold(ctx, user, opts.Preconditions); err != nil { // storage would only say so at the end
 			return signerapi.Info{}, err
 		}
 	}
@@ -123,8 +123,8 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	switch {
 	case opts.AtLeast == 0 && opts.AtMost == 0:
 		return nil
-	case opts.Size >= 0 || opts.AtLeast < 0 || opts.AtMost <= opts.AtLeast || opts.AtMost-opts.AtLeast > signerapi.MaxTail:
-		return apierror.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxTail))
+	case opts.Size >= 0 || opts.AtLeast < 0 || opts.AtMost <= opts.AtLeast || opts.AtMost-opts.AtLeast > signerapi.MaxSizeRange:
+		return apierror.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxSizeRange))
 	}
 	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
 }
@@ -145,7 +145,7 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 		done, err := up.client.Upload(ctx, body, &blockblob.UploadOptions{
 			HTTPHeaders:             up.headers(),
 			Metadata:                up.metadata(),
-			AccessConditions:        accessConditions(up.opts.Conditions),
+			AccessConditions:        accessConditions(up.opts.Preconditions),
 			TransactionalValidation: blob.TransferValidationTypeMD5(sum), // none if it is nil
 		})
 		up.info.ETag, up.info.MD5 = etag(done.ETag), done.ContentMD5
@@ -195,7 +195,7 @@ func (up *upload) chunked(ctx context.Context, picture io.Reader) (signerapi.Inf
 	case len(head) <= smallBytes:
 		return up.put(ctx, head)
 	}
-	leave, err := up.store.opts.Slots.Chunked.Take(cmp.Or(signerapi.CallerOf(ctx), signerapi.ClientOf(ctx)))
+	leave, err := up.store.opts.Slots.Chunked.Take(cmp.Or(signerapi.CallerFrom(ctx), signerapi.ClientFrom(ctx)))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -269,7 +269,7 @@ func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error
 		done, err := up.client.CommitBlockList(ctx, up.blocks, &blockblob.CommitBlockListOptions{
 			HTTPHeaders:      up.headers(),
 			Metadata:         up.metadata(),
-			AccessConditions: accessConditions(up.opts.Conditions),
+			AccessConditions: accessConditions(up.opts.Preconditions),
 		})
 		up.info.ETag = etag(done.ETag)
 		return err
@@ -324,7 +324,7 @@ func (up *upload) headers() *blob.HTTPHeaders {
 
 func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
 
-func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
+func accessConditions(c signerapi.Preconditions) *blob.AccessConditions {
 	modified := &blob.ModifiedAccessConditions{}
 	if c.IfMatch != "" {
 		modified.IfMatch = new(azcore.ETag(c.IfMatch))
@@ -336,7 +336,7 @@ func accessConditions(c signerapi.Conditions) *blob.AccessConditions {
 }
 
 // deleteOptions returns the options of a deletion of the blob with its snapshots. A blob with snapshots would stay otherwise.
-func deleteOptions(c signerapi.Conditions) *blob.DeleteOptions {
+func deleteOptions(c signerapi.Preconditions) *blob.DeleteOptions {
 	return &blob.DeleteOptions{
 		DeleteSnapshots:  to.Ptr(blob.DeleteSnapshotsOptionTypeInclude),
 		AccessConditions: accessConditions(c),

@@ -81,17 +81,17 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	v.try(ctx, "put", cmp.Or(noAccount, v.failed["exchange"], v.noAnswer), v.put)
 	noLink := cmp.Or(v.failed["put"], v.failed["key"])
 	v.try(ctx, "link", noLink, v.link)
-	if noLink == nil && opts.Storage.LinkBase != "" {
+	if noLink == nil && opts.Storage.LinkBaseURL != "" {
 		v.try(ctx, "link base", nil, v.linkBase)
 	}
-	if noLink == nil && opts.Storage.MaxDirect > 0 {
+	if noLink == nil && opts.Storage.MaxDirectUploadSize > 0 {
 		v.try(ctx, "copy", nil, v.copy)
 	}
 	if v.blob != nil {
 		v.try(context.WithoutCancel(ctx), "delete", nil, v.delete)
 	}
 	v.try(ctx, "clock", cmp.Or(noAccount, v.noAnswer), v.clock)
-	if opts.Callers.On() {
+	if opts.Callers.AuthenticationOn() {
 		v.try(ctx, "callers", nil, v.callers)
 	}
 	return v.end()
@@ -192,11 +192,11 @@ func (v *visit) link(ctx context.Context) (string, error) {
 }
 
 func (v *visit) linkBase(ctx context.Context) (string, error) {
-	if err := v.blob.Read(ctx, v.Storage.LinkBase); err != nil {
+	if err := v.blob.Read(ctx, v.Storage.LinkBaseURL); err != nil {
 		said, _, _ := strings.Cut(err.Error(), "; fix: ")
-		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", v.Storage.LinkBase, said)}
+		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", v.Storage.LinkBaseURL, said)}
 	}
-	return "the same through " + v.Storage.LinkBase, nil
+	return "the same through " + v.Storage.LinkBaseURL, nil
 }
 
 // copy has storage copy the scratch blob, as the commit of a direct upload does.

@@ -135,7 +135,7 @@ func healthy(t *testing.T) (Options, *azure) {
 		},
 		Storage: blobstore.Settings{
 			AccountURL: "https://acct.blob.localhost:" + srv.URL[strings.LastIndex(srv.URL, ":")+1:],
-			Container:  "cats", BlobName: "cat", LinkBase: srv.URL + "/base", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
+			Container:  "cats", BlobName: "cat", LinkBaseURL: srv.URL + "/base", LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
 		},
 		Transport: client,
 	}, back
@@ -187,7 +187,7 @@ func TestAllIsWell(t *testing.T) {
 	if len(back.blobs) > 0 {
 		t.Errorf("left: %v", back.blobs)
 	}
-	opts.Storage.LinkBase = ""
+	opts.Storage.LinkBaseURL = ""
 	examine(t.Context(), t, opts, strings.Replace(well, ", ok link base", "", 1))
 }
 
@@ -199,11 +199,11 @@ func TestWhereTicketsAreGivenStorageMustCopy(t *testing.T) {
 		says   []string
 	}{
 		{201, "", strings.Replace(well, "ok delete", "ok copy, ok delete", 1), nil},
-		{403, "CannotVerifyCopySource", strings.Replace(well, "ok delete", "fail copy, ok delete", 1), []string{"network rules", "MAX_DIRECT_SIZE"}},
+		{403, "CannotVerifyCopySource", strings.Replace(well, "ok delete", "fail copy, ok delete", 1), []string{"network rules", "MAX_DIRECT_UPLOAD_SIZE"}},
 		{403, "AuthorizationPermissionMismatch", strings.Replace(well, "ok delete", "fail copy, ok delete", 1), []string{"Storage Blob Data Contributor"}},
 	} {
 		opts, back := healthy(t)
-		opts.Storage.MaxDirect = 1 << 30
+		opts.Storage.MaxDirectUploadSize = 1 << 30
 		back.fault = func(op string, w http.ResponseWriter) bool {
 			if op == "copy" {
 				refuse(w, c.status, c.code)
@@ -281,7 +281,7 @@ func TestDoctorFetchesTheIssuersKeys(t *testing.T) {
 		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must be the iss of the tokens"},
 	} {
 		opts, back := healthy(t)
-		opts.Callers = auth.Settings{Rules: access.Rules{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid"}
+		opts.Callers = auth.Settings{Policy: access.Policy{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid"}
 		examine(t.Context(), t, opts, well+", "+c.mark, c.says)
 	}
 }

@@ -61,7 +61,7 @@ func TestRequestIDsAndTracesAreHonouredAndLogged(t *testing.T) {
 	var seen string
 	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/{x}": func(_ http.ResponseWriter, r *http.Request) {
 		seen = RequestID(r.Context())
-		Note(r.Context(), errors.New("why"))
+		SetError(r.Context(), errors.New("why"))
 	}})
 	for _, c := range []struct{ sent, want string }{{"abc-1", "abc-1"}, {"bad id\t", ""}, {strings.Repeat("x", 129), ""}, {"", ""}} {
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, r.work+"/p?sig=secret", nil)
@@ -80,7 +80,7 @@ func TestRequestIDsAndTracesAreHonouredAndLogged(t *testing.T) {
 	eventually(t, "four log lines", func() bool { return len(r.log.lines(t, "request")) == 4 })
 	line := r.log.lines(t, "request")[0]
 	for key, want := range map[string]any{
-		"request_id": "abc-1", "trace_id": trace[3:35], "route": "/{x}", "method": "GET", "status": 200.0, "error": "why", "service": "test", "level": "INFO",
+		"request_id": "abc-1", "trace_id": trace[3:35], "http.route": "/{x}", "http.request.method": "GET", "http.response.status_code": 200.0, "error": "why", "service.name": "test", "level": "INFO",
 	} {
 		if line[key] != want {
 			t.Errorf("%s is %v; want %v", key, line[key], want)
@@ -93,7 +93,7 @@ func TestRequestIDsAndTracesAreHonouredAndLogged(t *testing.T) {
 
 func TestLogLinesBoundWhatStrangersSend(t *testing.T) {
 	r := start(t, relaxed, alwaysReady, nil, map[string]http.HandlerFunc{"/{x}": func(_ http.ResponseWriter, r *http.Request) {
-		Note(r.Context(), errors.New(r.Header.Get("X-Error")))
+		SetError(r.Context(), errors.New(r.Header.Get("X-Error")))
 	}})
 	long := strings.Repeat("X", 9000)
 	for method, logged := range map[string]string{long: "other", "PROPFIND": "other", "get": "other", "GET": "GET"} {
@@ -115,8 +115,8 @@ func TestLogLinesBoundWhatStrangersSend(t *testing.T) {
 			return i >= 0
 		})
 		text, _ := line["error"].(string)
-		if line["method"] != logged || len(text) > 512+len("…") || !strings.HasPrefix(text, "an error: ") || !utf8.ValidString(text) {
-			t.Errorf("%.10s: the method is %v, the error has %d bytes: %.40s", method, line["method"], len(text), text)
+		if line["http.request.method"] != logged || len(text) > 512+len("…") || !strings.HasPrefix(text, "an error: ") || !utf8.ValidString(text) {
+			t.Errorf("%.10s: the method is %v, the error has %d bytes: %.40s", method, line["http.request.method"], len(text), text)
 		}
 	}
 }
@@ -199,10 +199,10 @@ func TestABodyMayBeSlowButNotStalled(t *testing.T) {
 
 // While more than half of the uploads are in progress, a body must bring 16 KiB/s.
 func TestBusyPoolRaisesTheMinimumRate(t *testing.T) {
-	uploads := ratelimit.NewSet("busy", 0, prometheus.NewRegistry()).New("uploads", 2)
+	uploads := ratelimit.NewPools("busy", 0, prometheus.NewRegistry()).New("uploads", 2)
 	for taken, want := range []int64{2 << 10, 2 << 10, 16 << 10} {
 		for rate, want := range map[int64]int64{2 << 10: want, 20 << 10: 20 << 10} {
-			q := &Requests{window: 30 * time.Second, minRate: rate, uploads: uploads}
+			q := &Middleware{window: 30 * time.Second, minRate: rate, uploads: uploads}
 			if got := q.windowBytes(); got != 30*want {
 				t.Errorf("with %d of 2 slots taken and a minimum of %d: %d bytes in 30 s; want %d", taken, rate, got, 30*want)
 			}

@@ -55,7 +55,7 @@ var (
 
 // Requests gives each request an ID, a log line, metrics, a minimum upload rate, a deadline for its response, and a 500 in place
 // of a panic.
-type Requests struct {
+type Middleware struct {
 	log     *slog.Logger
 	window  time.Duration // STALL_TIMEOUT
 	minRate int64         // MIN_UPLOAD_RATE
@@ -73,17 +73,17 @@ type Requests struct {
 	panics   prometheus.Counter
 }
 
-// NewRequests returns a Requests whose metrics are in reg, named cats_NAME_http_….
+// NewMiddleware returns a Requests whose metrics are in reg, named cats_NAME_http_….
 //
 // A body that brings less than MIN_UPLOAD_RATE in a window of STALL_TIMEOUT ends in [os.ErrDeadlineExceeded]; while uploads is
 // busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
-func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *ratelimit.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Requests {
+func NewMiddleware(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *ratelimit.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Middleware {
 	prefix, auto := "cats_"+name+"_http_", promauto.With(reg)
 	counter := func(name, help string) prometheus.Counter {
 		return auto.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
 	}
-	return &Requests{
-		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinRate, uploads: uploads,
+	return &Middleware{
+		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinUploadRate, uploads: uploads,
 		total: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
 		}, []string{"route", "method", "code"}),
@@ -94,8 +94,8 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 		inFlight: auto.NewGauge(prometheus.GaugeOpts{
 			Name: prefix + "requests_in_flight", Help: "Requests being answered now.",
 		}),
-		received: counter("received_bytes_total", "Bytes of request bodies read."),
-		sent:     counter("sent_bytes_total", "Bytes of answers written, headers apart."),
+		received: counter("request_body_bytes_total", "Bytes of request bodies read."),
+		sent:     counter("response_body_bytes_total", "Bytes of answers written, headers apart."),
 		panics:   counter("panics_total", "Handlers that panicked; each was one 500."),
 	}
 }
@@ -103,7 +103,7 @@ func NewRequests(name string, reg prometheus.Registerer, log *slog.Logger, setti
 // Trace has each request be a span of t, which may be nil, in the trace that the
 // request's header names. Where strangers send requests, each is a trace of its own.
 // It must be called before Route.
-func (q *Requests) Trace(t *telemetry.Traces, strangers bool) { q.traces, q.strangers = t, strangers }
+func (q *Middleware) Trace(t *telemetry.Traces, strangers bool) { q.traces, q.strangers = t, strangers }
 
 // exchange is a request and its response, as the log has them. It counts the bytes of the response and sets its write deadline.
 type exchange struct {
@@ -130,13 +130,13 @@ func exchangeOf(ctx context.Context) *exchange {
 // RequestID returns the id of the request that ctx belongs to, "" for none.
 func RequestID(ctx context.Context) string { return exchangeOf(ctx).requestID }
 
-// Note keeps err for the log line of the request that ctx belongs to. Only the
+// SetError keeps err for the log line of the request that ctx belongs to. Only the
 // request's own goroutine may call it.
-func Note(ctx context.Context, err error) { exchangeOf(ctx).err = err }
+func SetError(ctx context.Context, err error) { exchangeOf(ctx).err = err }
 
-// NoteClient keeps, for the log line of the request that ctx belongs to, who sent it
+// SetClient keeps, for the log line of the request that ctx belongs to, who sent it
 // where that is not the peer. Only the request's own goroutine may call it.
-func NoteClient(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
+func SetClient(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
 
 // Propagate adds the id and the trace context of the request that ctx belongs to,
 // to the header of a request to the other container.
@@ -153,7 +153,7 @@ func Propagate(ctx context.Context, h http.Header) {
 // Route returns h with everything that Requests gives, under the label route:
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
 // "other" is for those that have none.
-func (q *Requests) Route(route string, h http.Handler) http.Handler {
+func (q *Middleware) Route(route string, h http.Handler) http.Handler {
 	return q.traces.Handler(route, q.strangers, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		x := &exchange{ResponseWriter: w, requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
@@ -206,7 +206,7 @@ func (q *Requests) Route(route string, h http.Handler) http.Handler {
 	}))
 }
 
-func (q *Requests) done(r *http.Request, route string, x *exchange, took time.Duration) {
+func (q *Middleware) done(r *http.Request, route string, x *exchange, took time.Duration) {
 	method, received := methodLabel(r.Method), x.body.n.Load()
 	q.total.WithLabelValues(route, method, strconv.Itoa(x.status)).Inc()
 	telemetry.Observe(r.Context(), q.duration.WithLabelValues(route, method), took.Seconds())
@@ -222,19 +222,19 @@ func (q *Requests) done(r *http.Request, route string, x *exchange, took time.Du
 	}
 	attrs := []slog.Attr{
 		slog.String("request_id", x.requestID),
-		slog.String("route", route),
-		slog.String("method", method),
-		slog.Int("status", x.status),
-		slog.Int64("duration_us", took.Microseconds()),
-		slog.Int64("received", received),
-		slog.Int64("sent", x.sent),
-		slog.String("remote", r.RemoteAddr),
+		slog.String("http.route", route),
+		slog.String("http.request.method", method),
+		slog.Int("http.response.status_code", x.status),
+		slog.Float64("http.server.request.duration", took.Seconds()),
+		slog.Int64("http.request.body.size", received),
+		slog.Int64("http.response.body.size", x.sent),
+		slog.String("network.peer.address", r.RemoteAddr),
 	}
 	if x.client.IsValid() {
-		attrs = append(attrs, slog.String("client", x.client.String()))
+		attrs = append(attrs, slog.String("client.address", x.client.String()))
 	}
 	if x.traceParent != "" {
-		attrs = append(attrs, slog.String("trace_id", x.traceParent[3:35]))
+		attrs = append(attrs, slog.String("trace_id", x.traceParent[3:35]), slog.String("span_id", x.traceParent[36:52]))
 	}
 	if x.err != nil {
 		attrs = append(attrs, slog.String("error", telemetry.Truncate(x.err.Error())))
@@ -256,7 +256,7 @@ func methodLabel(m string) string {
 }
 
 // windowBytes returns the number of bytes that a body must bring in each window.
-func (q *Requests) windowBytes() int64 {
+func (q *Middleware) windowBytes() int64 {
 	rate := q.minRate
 	if q.uploads.Taken() > q.uploads.Total()/2 {
 		rate = max(rate, busyRate)
@@ -268,7 +268,7 @@ func (q *Requests) windowBytes() int64 {
 // while another goroutine is still inside a Read, hence the lock and the counter.
 type body struct {
 	io.ReadCloser
-	requests *Requests
+	requests *Middleware
 	conn     *conn // nil in a test without a connection
 	control  *http.ResponseController
 	chunked  bool
