@@ -78,7 +78,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 		return apierror.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
 	}
 	given, err := s.signer.StartUpload(r.Context(), user, size)
-	s.metrics.count("ticket", err)
+	s.metrics.count("start_upload", err)
 	if err != nil {
 		return err
 	}
@@ -107,5 +107,5 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.U
 		}
 	}
 	info, err := s.signer.CommitUpload(r.Context(), user, id, opts)
-	return s.answerStored(w, "commit", user, info, err)
+	return s.answerStored(w, "commit_upload", user, info, err)
 }

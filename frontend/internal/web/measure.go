@@ -31,7 +31,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "cats_frontend_upload_bytes_total", Help: "Bytes of pictures stored, of those that went straight to storage too.",
 		}),
 	}
-	for _, op := range []string{"put", "link", "delete", "ticket", "commit", "about"} {
+	for _, op := range []string{"put", "link", "delete", "start_upload", "commit_upload", "about"} {
 		m.calls.WithLabelValues(op, "ok")
 		m.calls.WithLabelValues(op, apierror.ErrSignerUnavailable.Code)
 	}

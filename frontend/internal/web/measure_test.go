@@ -25,16 +25,16 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 		{"link", "GET", "/cat/x", "", 0},
 		{"link", "GET", "/cat/x/picture", "", 0},
 		{"delete", "DELETE", "/cat/x", "", 0},
-		{"ticket", "POST", "/cat/x/upload?size=3", "", 0},
-		{"commit", "POST", "/cat/x/upload/1-3-A/commit", "", 3}, // as the signer of these tests says
+		{"start_upload", "POST", "/cat/x/upload?size=3", "", 0},
+		{"commit_upload", "POST", "/cat/x/upload/1-3-A/commit", "", 3}, // as the signer of these tests says
 		{"about", "GET", "/about", "", 0},
 	} {
-		covered[c.op] = true
+		covered[strings.ReplaceAll(c.op, "_", "")] = true
 		for outcome, fail := range map[string]error{"ok": nil, "throttled": apierror.ErrThrottled, "internal": errors.New("without a code")} {
 			h, m, reg := newWeb(t)
 			m.cats["x"], m.fail = png, fail
 			rec := send(t, h, c.method, c.path, "multipart/form-data; boundary=b", strings.NewReader(c.body))
-			want := map[string]float64{"signer_client_requests_total " + c.op + " " + outcome: 1}
+			want := map[string]float64{"signer_requests_total " + c.op + " " + outcome: 1}
 			if fail == nil && c.stored > 0 {
 				want["upload_bytes_total"] = c.stored
 			}
@@ -60,7 +60,7 @@ func counters(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	got := map[string]float64{}
 	for _, family := range families {
 		name := strings.TrimPrefix(family.GetName(), "cats_frontend_")
-		if name != "upload_bytes_total" && name != "signer_client_requests_total" {
+		if name != "upload_bytes_total" && name != "signer_requests_total" {
 			continue
 		}
 		for _, m := range family.GetMetric() {
