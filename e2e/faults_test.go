@@ -169,11 +169,11 @@ func runOut(t *testing.T, sys *stack.System, f incident) {
 	begin, mark := f.begin, int64(0)
 	f.sys, f.told, f.within = sys, 5*time.Second, 20*time.Second
 	f.first = "nothing while the token at hand lives; then "
-	f.says = append([]string{"no token"}, f.says...)
+	f.says = append([]string{"token exchange failed"}, f.says...)
 	f.begin = func() {
 		mark = sys.Signer.Log.Mark()
 		begin()
-		logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "no token")
+		logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "token exchange failed")
 		if a := do(t, http.MethodGet, sys.URL+"/cat/"+f.slug(), "", nil); a.StatusCode != http.StatusOK {
 			t.Errorf("a token is at hand, and GET is %d %s", a.StatusCode, a.body)
 		}

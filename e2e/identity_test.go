@@ -173,7 +173,7 @@ func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
 			sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"AZURE_FEDERATED_TOKEN_FILE": path}, NotReady: true})
 			pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 
-			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "token exchange failed")
 			for _, want := range c.says {
 				if !strings.Contains(line, want) {
 					t.Errorf("%q is not in the log's line %s", want, line)
@@ -216,7 +216,7 @@ func refusesAll(t *testing.T, sys *stack.System) {
 func TestARefusalAmidAnUploadReachesTheClient(t *testing.T) {
 	t.Parallel()
 	sys := start(t, stack.SystemOptions{SignerEnv: map[string]string{"AZURE_CLIENT_ID": "unknown"}, NotReady: true})
-	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+	logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "token exchange failed")
 	large := picture(largeSize, 'l')
 	for range 30 {
 		do(t, http.MethodPut, sys.URL+"/cat/u", "", large).problem(t, http.StatusBadGateway, "identity_unavailable")
@@ -233,7 +233,7 @@ func TestAWrongIdentityInTheSettingsIsTold(t *testing.T) {
 				SignerEnv: map[string]string{variable: "00000000-0000-4000-8000-00000000ffff"}, NotReady: true,
 			})
 			frontend := sys.Frontend.Pid()
-			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "no token")
+			line := logged(t, sys.Signer.Log, 0, `"level":"ERROR"`, "token exchange failed")
 			if !strings.Contains(line, code) || !strings.Contains(line, "fix: "+variable) {
 				t.Errorf("%s and what to do about %s are not in the log's line %s", code, variable, line)
 			}
@@ -273,7 +273,7 @@ func TestAnIssuerThatIsDownOrSlowAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := sys.Signer.Pid()
-	logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "no token", "AADSTS90033", "retry_in")
+	logged(t, sys.Signer.Log, mark, `"level":"ERROR"`, "token exchange failed", "AADSTS90033", "retry_in")
 	refusesAll(t, sys)
 	sys.Issuer.Use(func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

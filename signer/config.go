@@ -51,8 +51,8 @@ func parse(environ []string) (settings, error) {
 		config.Require(c.MaxSize <= blobstore.MaxPicture,
 			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_UPLOAD_SIZE",
 			c.MaxSize, picture.Size(blobstore.MaxPicture)),
-		config.Require(c.Identity.Kind == identity.WorkloadIdentity || c.Identity.Kind == identity.Default,
-			"CREDENTIAL is %q: want %s or %s", c.Identity.Kind, identity.WorkloadIdentity, identity.Default),
+		config.Require(c.Identity.Credential == identity.WorkloadIdentity || c.Identity.Credential == identity.Default,
+			"CREDENTIAL is %q: want %s or %s", c.Identity.Credential, identity.WorkloadIdentity, identity.Default),
 		config.Require(err == nil && (host == "localhost" || ip.IsLoopback()),
 			"LISTEN_ADDRESS is %q: want a loopback address such as 127.0.0.1:8081; whoever reaches this port can use the identity", c.APIAddress),
 	)

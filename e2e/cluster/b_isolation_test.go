@@ -96,7 +96,7 @@ func TestAnotherServiceAccountIsRefused(t *testing.T) {
 	var said []string
 	eventually(t, func() error {
 		log, err := kubectl(t.Context(), nil, "logs", "other", "-c", "signer")
-		if said = lines(log, "AADSTS700213", `"no token"`); err == nil && len(said) == 0 {
+		if said = lines(log, "AADSTS700213", `"token exchange failed"`); err == nil && len(said) == 0 {
 			err = fmt.Errorf("the signer's log has no AADSTS700213:\n%s", log)
 		}
 		return err

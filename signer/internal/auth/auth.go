@@ -1,7 +1,8 @@
-// Package callers decides who may do what: it verifies the OpenID Connect token that
-// a caller of the public API sent and the frontend passed on, and lets the caller at
-// the one picture that the token names. It is here and not in the frontend, so that
-// who takes over the frontend can act for those alone whose tokens pass through it.
+// Package auth authenticates and authorizes the callers of the public API.
+//
+// It verifies the OpenID Connect token that the frontend passes on, and permits access to the one picture that a claim of the token
+// names. The signer does this, not the frontend: an attacker who controls the frontend then acts only for callers whose tokens pass
+// through it.
 package auth
 
 import (
@@ -30,62 +31,61 @@ import (
 )
 
 const (
-	// ClockSkew is how long before its beginning and after its end a token is taken all the same.
+	// ClockSkew is how long a token is accepted before its nbf and after its exp.
 	ClockSkew = 2 * time.Minute
 
-	// A key that the issuer has withdrawn is taken for so long at most: a token makes
-	// the signer fetch the keys only when no known key has signed it.
-	renewEvery = time.Hour
+	// keysTTL is the time between two scheduled fetches of the issuer's keys. A withdrawn key is accepted for at most this long.
+	keysTTL = time.Hour
 )
 
-// Settings say whose tokens are taken and what they allow.
+// Settings say which tokens are accepted and what they permit.
 type Settings struct {
 	access.Policy
-	Anonymous bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
-	Audience  string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, whom a token must be for, as it has it in aud: at Entra ID the client id of the API's registration"`
-	Claim     string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that is the name of the caller's own picture, such as oid at Entra ID; it must be one that callers cannot choose"`
+	AnonymousAccess bool   `env:"ANONYMOUS_ACCESS" envDefault:"false" help:"true turns authentication off: every client can store, read, replace and delete every picture. The signer does not start unless this or OIDC_ISSUER is set"`
+	Audience        string `env:"OIDC_AUDIENCE" help:"with OIDC_ISSUER, the audience (aud) that a token must have; at Entra ID the client ID of the API's registration"`
+	UserClaim       string `env:"OIDC_USER_CLAIM" envDefault:"sub" help:"with OIDC_ISSUER, the claim that must equal the user name, such as oid at Entra ID; it must be a claim that callers cannot choose"`
 
-	ratelimit.RequestLimits // of each caller
+	ratelimit.RequestLimits // for each authenticated caller
 }
 
-// Validate reports the faults of the settings, joined.
+// Validate returns the validation errors of the settings, joined.
 func (s Settings) Validate() error {
 	return errors.Join(
 		s.Policy.Validate(),
 		config.Require(!s.AuthenticationOn() || s.Audience != "",
-			"OIDC_AUDIENCE is not set: with OIDC_ISSUER it says whom tokens must be for, or one for any other service of that issuer would do"),
-		config.Require(!s.AuthenticationOn() || !s.Anonymous,
+			"OIDC_AUDIENCE is not set: without it, tokens for other services of the issuer would be accepted; set it to the aud of the API's tokens"),
+		config.Require(!s.AuthenticationOn() || !s.AnonymousAccess,
 			"OIDC_ISSUER and ANONYMOUS_ACCESS=true are both set: remove ANONYMOUS_ACCESS to authenticate clients, or OIDC_ISSUER to turn authentication off"),
-		config.Require(s.AuthenticationOn() || s.Audience == "", "OIDC_ISSUER is not set, and OIDC_AUDIENCE is: set both, or neither and ANONYMOUS_ACCESS=true"),
-		config.Require(s.AuthenticationOn() || s.Audience != "" || s.Anonymous,
+		config.Require(s.AuthenticationOn() || s.Audience == "", "OIDC_AUDIENCE is set, and OIDC_ISSUER is not: set both, or set neither and ANONYMOUS_ACCESS=true"),
+		config.Require(s.AuthenticationOn() || s.Audience != "" || s.AnonymousAccess,
 			"authentication is not configured: set OIDC_ISSUER and OIDC_AUDIENCE to require bearer tokens, or ANONYMOUS_ACCESS=true to let every client store, read, replace and delete every picture"),
 		s.RequestLimits.Validate(),
 	)
 }
 
-// Options are the settings, which the caller has validated, and what the callers are verified with.
+// Options configure an [Authenticator]. Settings must be valid.
 type Options struct {
 	Settings
-	Waiters *ratelimit.Pool // of requests that wait for the issuer's keys, by client
-	Client  *http.Client
+	Waiters *ratelimit.Pool // slots for requests that wait for the issuer's keys, by client
+	Client  *http.Client    // for requests to the issuer
 }
 
-// Callers knows the callers.
-type Callers struct {
+// Authenticator verifies callers' tokens. It is safe for concurrent use.
+type Authenticator struct {
 	opts     Options
 	log      *slog.Logger
-	keys     atomic.Pointer[keySet]    // nil before the issuer has answered
-	failed   atomic.Pointer[error]     // why it has not
-	fetches  singleflight.Group        // that tokens cause
-	limit    *rate.Limiter             // of fetches
-	clients  *ratelimit.RequestLimiter // by sub, or by name where a token has none
+	keys     atomic.Pointer[keySet]    // nil before the first successful fetch
+	failed   atomic.Pointer[error]     // error of the last failed fetch
+	fetches  singleflight.Group        // fetches that tokens of unknown keys cause
+	limit    *rate.Limiter             // of these fetches
+	callers  *ratelimit.RequestLimiter // by sub, or by user name if a token has no sub
 	outcomes *prometheus.CounterVec
 }
 
-// Outcomes of asking who calls, as the metric has them.
+// Values of the label outcome.
 const (
-	known       = "authenticated"
-	anonymous   = "no_token"
+	accepted    = "authenticated"
+	noToken     = "no_token"
 	expired     = "expired"
 	invalid     = "invalid"
 	forbidden   = "forbidden"
@@ -93,85 +93,84 @@ const (
 	unavailable = "issuer_unavailable"
 )
 
-// New returns the callers that opts describe. It sends no request before Run.
-func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
-	return &Callers{
+// New returns an Authenticator. It sends no request before Run or Fetch.
+func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Authenticator {
+	return &Authenticator{
 		opts: opts, log: log,
 		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
-		clients: ratelimit.NewRequestLimiter(opts.RequestLimits, reg, "signer", "caller"),
-		outcomes: telemetry.Counters(reg, "cats_signer_authentications_total", "Calls that needed a known caller, by what came of asking who calls.",
-			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
+		callers: ratelimit.NewRequestLimiter(opts.RequestLimits, reg, "signer", "caller"),
+		outcomes: telemetry.Counters(reg, "cats_signer_authentications_total", "Calls that need an authenticated caller, by outcome.",
+			"outcome", accepted, noToken, expired, invalid, forbidden, limited, unavailable),
 	}
 }
 
-// Run fetches the issuer's configuration and keys, and renews them, until ctx is done.
-func (c *Callers) Run(ctx context.Context) error {
-	log := c.log.With("issuer", c.opts.Issuer)
-	refresh.Keep(ctx, log, "fetching the issuer's keys failed; the known keys stay in use", nil, func(ctx context.Context) (time.Duration, error) {
-		return renewEvery, c.Fetch(ctx)
+// Run fetches the issuer's configuration and keys, and renews them every hour, until ctx is done.
+func (a *Authenticator) Run(ctx context.Context) error {
+	log := a.log.With("issuer", a.opts.Issuer)
+	refresh.Keep(ctx, log, "fetching the issuer's keys failed; the cached keys stay in use", nil, func(ctx context.Context) (time.Duration, error) {
+		return keysTTL, a.Fetch(ctx)
 	})
 	return nil
 }
 
-// Ready returns nil once tokens can be checked.
-func (c *Callers) Ready() error {
-	if c.keys.Load() != nil {
+// Ready returns nil after the first successful fetch of the issuer's keys, otherwise ErrIssuerUnavailable.
+func (a *Authenticator) Ready() error {
+	if a.keys.Load() != nil {
 		return nil
 	}
-	if err := c.failed.Load(); err != nil {
+	if err := a.failed.Load(); err != nil {
 		return apierror.ErrIssuerUnavailable.Wrap(*err)
 	}
-	return apierror.ErrIssuerUnavailable.Wrap(errors.New("the issuer of the callers' tokens has not answered yet"))
+	return apierror.ErrIssuerUnavailable.Wrap(errors.New("the issuer's keys are being fetched"))
 }
 
 // caller is an authenticated caller.
 type caller struct {
-	id     string         // key of the caller's limits
-	name   signerapi.User // owner of the caller's picture; the zero User for none
-	noName error          // why name is the zero User; holds no value of the token
+	id     string         // key of the caller in rate limits and slots
+	user   signerapi.User // user name in the token; the zero User if it has none
+	noUser error          // why user is the zero User; contains no value of the token
 }
 
-// of returns the caller on whose behalf ctx is, and counts a request of theirs.
-func (c *Callers) of(ctx context.Context) (caller, error) {
+// authenticate returns the caller of the request that ctx belongs to, and counts the request.
+func (a *Authenticator) authenticate(ctx context.Context) (caller, error) {
 	token := signerapi.TokenFrom(ctx)
 	if token == "" {
-		return caller{}, c.refuse(anonymous, apierror.ErrUnauthenticated)
+		return caller{}, a.reject(noToken, apierror.ErrUnauthenticated)
 	}
-	if err := c.Ready(); err != nil {
-		return caller{}, c.refuse(unavailable, err)
+	if err := a.Ready(); err != nil {
+		return caller{}, a.reject(unavailable, err)
 	}
-	claims, err := c.claims(ctx, string(token))
+	claims, err := a.claims(ctx, string(token))
 	switch {
 	case err == nil:
 	case errors.Is(err, jwt.ErrExpired):
-		return caller{}, c.refuse(expired, apierror.ErrUnauthenticated.With("the token has expired").Wrap(err))
+		return caller{}, a.reject(expired, apierror.ErrUnauthenticated.With("the token has expired").Wrap(err))
 	case errors.Is(err, apierror.ErrIssuerUnavailable):
-		return caller{}, c.refuse(unavailable, err)
-	case errors.Is(err, apierror.ErrRateLimited), errors.Is(err, apierror.ErrOverloaded): // of the waiters
-		return caller{}, c.refuse(limited, err)
-	case ctx.Err() != nil: // while it waited for the issuer's keys
+		return caller{}, a.reject(unavailable, err)
+	case errors.Is(err, apierror.ErrRateLimited), errors.Is(err, apierror.ErrOverloaded): // from Waiters
+		return caller{}, a.reject(limited, err)
+	case ctx.Err() != nil: // while the request waited for the issuer's keys
 		return caller{}, apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	default:
-		return caller{}, c.refuse(invalid, apierror.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
+		return caller{}, a.reject(invalid, apierror.ErrUnauthenticated.With("the token is not valid for this service").Wrap(brief(err)))
 	}
 	who := caller{}
-	who.name, who.noName = nameIn(claims, c.opts.Claim)
+	who.user, who.noUser = userOf(claims, a.opts.UserClaim)
 	subject, _ := claims["sub"].(string)
-	who.id = cmp.Or(subject, who.name.String()) // Azure AD B2C can leave sub out
-	if _, err := c.clients.Request(who.id); err != nil {
-		return caller{}, c.refuse(limited, err)
+	who.id = cmp.Or(subject, who.user.String()) // tokens of Azure AD B2C can lack sub
+	if _, err := a.callers.Request(who.id); err != nil {
+		return caller{}, a.reject(limited, err)
 	}
 	return who, nil
 }
 
-// nameIn returns the user name in the claim of a token. The error names claims and the
-// types of their values, and holds no value.
-func nameIn(claims map[string]any, claim string) (signerapi.User, error) {
+// userOf returns the user name in a claim. The error names claims and the JSON types of their values, and contains no value.
+func userOf(claims map[string]any, claim string) (signerapi.User, error) {
 	value, ok := claims[claim].(string)
 	if !ok {
 		return signerapi.User{}, fmt.Errorf("the claim %s of the token is %s: want a string", claim, kind(claims, claim))
 	}
-	// An issuer that does not verify addresses lets a caller enter that of another user.
+	// Some issuers let a caller enter the address of another user.
 	if claim == "email" && claims["email_verified"] != true {
 		return signerapi.User{}, fmt.Errorf("the claim email_verified of the token is %s: want the boolean true", kind(claims, "email_verified"))
 	}
@@ -182,12 +181,12 @@ func nameIn(claims map[string]any, claim string) (signerapi.User, error) {
 	return name, nil
 }
 
-// kinds has the JSON types in words, by the Go type of a decoded value.
+// kinds has the names of JSON types by the Go kind of the decoded value.
 var kinds = map[reflect.Kind]string{
 	reflect.Invalid: "null", reflect.String: "a string", reflect.Float64: "a number", reflect.Slice: "a list", reflect.Map: "an object",
 }
 
-// kind returns the JSON type of a claim, in words.
+// kind returns the name of a claim's JSON type.
 func kind(claims map[string]any, claim string) string {
 	value, ok := claims[claim]
 	if !ok {
@@ -199,25 +198,26 @@ func kind(claims map[string]any, claim string) string {
 	return kinds[reflect.ValueOf(value).Kind()]
 }
 
-func (c *Callers) refuse(outcome string, err error) error {
-	c.outcomes.WithLabelValues(outcome).Inc()
+// reject counts outcome and returns err.
+func (a *Authenticator) reject(outcome string, err error) error {
+	a.outcomes.WithLabelValues(outcome).Inc()
 	return err
 }
 
-// permitted returns the caller, if rule lets them use the picture of user. Where rule is Anyone, it asks for no token. A rule that
-// is not known is Own.
-func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule access.ReadAccess) (caller, error) {
+// authorize returns the caller if rule permits access to the picture of user, otherwise ErrUnauthenticated, ErrForbidden,
+// ErrRateLimited or ErrIssuerUnavailable. With [access.Anyone] it requires no token. An unknown rule is [access.Own].
+func (a *Authenticator) authorize(ctx context.Context, user signerapi.User, rule access.ReadAccess) (caller, error) {
 	if rule == access.Anyone {
 		return caller{}, nil
 	}
-	who, err := c.of(ctx)
+	who, err := a.authenticate(ctx)
 	if err != nil {
 		return caller{}, err
 	}
-	if rule != access.SignedIn && (who.name != user || who.noName != nil) {
-		reason := cmp.Or(who.noName, fmt.Errorf("the claim %s of the token names another user", c.opts.Claim))
-		return caller{}, c.refuse(forbidden, apierror.ErrForbidden.With("the token is not that of the one whose picture this is").Wrap(reason))
+	if rule != access.SignedIn && (who.user != user || who.noUser != nil) {
+		reason := cmp.Or(who.noUser, fmt.Errorf("the claim %s of the token names another user", a.opts.UserClaim))
+		return caller{}, a.reject(forbidden, apierror.ErrForbidden.With("the token does not belong to the owner of this picture").Wrap(reason))
 	}
-	c.outcomes.WithLabelValues(known).Inc()
+	a.outcomes.WithLabelValues(accepted).Inc()
 	return who, nil
 }

@@ -8,20 +8,19 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-// Guard returns s for authenticated callers only: each call needs a token that permits it.
-func (c *Callers) Guard(s signerapi.Signer) signerapi.Signer { return guard{s, c} }
+// Guard returns a Signer that calls s only for callers whose token permits the call. About and Ready need no token.
+func (a *Authenticator) Guard(s signerapi.Signer) signerapi.Signer { return guard{s, a} }
 
-// guard does not embed the signer: after a new call of the contract, this package does not
-// compile until guard has a method that decides who may make it.
+// guard does not embed the Signer, so that a new method of the interface does not compile until guard authorizes it.
 type guard struct {
-	signer  signerapi.Signer
-	callers *Callers
+	signer signerapi.Signer
+	auth   *Authenticator
 }
 
 var _ signerapi.Signer = guard{}
 
 func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	who, err := g.callers.permitted(ctx, user, access.Own)
+	who, err := g.auth.authorize(ctx, user, access.Own)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -29,38 +28,38 @@ func (g guard) Put(ctx context.Context, user signerapi.User, body io.Reader, opt
 }
 
 func (g guard) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	if _, err := g.callers.permitted(ctx, user, g.callers.opts.ReadAccess); err != nil {
+	if _, err := g.auth.authorize(ctx, user, g.auth.opts.ReadAccess); err != nil {
 		return signerapi.Link{}, err
 	}
 	return g.signer.Link(ctx, user, opts)
 }
 
-func (g guard) Delete(ctx context.Context, user signerapi.User, conditions signerapi.Preconditions) error {
-	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
+func (g guard) Delete(ctx context.Context, user signerapi.User, preconditions signerapi.Preconditions) error {
+	if _, err := g.auth.authorize(ctx, user, access.Own); err != nil {
 		return err
 	}
-	return g.signer.Delete(ctx, user, conditions)
+	return g.signer.Delete(ctx, user, preconditions)
 }
 
 func (g guard) StartUpload(ctx context.Context, user signerapi.User, size int64) (signerapi.UploadSession, error) {
-	if _, err := g.callers.permitted(ctx, user, access.Own); err != nil {
+	if _, err := g.auth.authorize(ctx, user, access.Own); err != nil {
 		return signerapi.UploadSession{}, err
 	}
 	return g.signer.StartUpload(ctx, user, size)
 }
 
-func (g guard) CommitUpload(ctx context.Context, user signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	who, err := g.callers.permitted(ctx, user, access.Own)
+func (g guard) CommitUpload(ctx context.Context, user signerapi.User, uploadID string, opts signerapi.CommitOptions) (signerapi.Info, error) {
+	who, err := g.auth.authorize(ctx, user, access.Own)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	return g.signer.CommitUpload(signerapi.WithCaller(ctx, who.id), user, ticket, opts)
+	return g.signer.CommitUpload(signerapi.WithCaller(ctx, who.id), user, uploadID, opts)
 }
 
-// About needs no token. It adds the claim that holds the user name.
+// About adds the claim that contains the user name.
 func (g guard) About(ctx context.Context) (signerapi.About, error) {
 	about, err := g.signer.About(ctx)
-	about.UserClaim = g.callers.opts.Claim
+	about.UserClaim = g.auth.opts.UserClaim
 	return about, err
 }
 
@@ -68,5 +67,5 @@ func (g guard) Ready(ctx context.Context) error {
 	if err := g.signer.Ready(ctx); err != nil {
 		return err
 	}
-	return g.callers.Ready()
+	return g.auth.Ready()
 }

@@ -21,72 +21,70 @@ import (
 )
 
 const (
-	issuerTimeout = 6 * time.Second // for the issuer's configuration and keys
+	issuerTimeout = 6 * time.Second // for one fetch of configuration and keys
 
-	// A token that no known key has signed makes the signer fetch the keys. This limits how often,
-	// and for how long a new key is unknown.
+	// Rate and burst of the fetches that tokens of unknown keys cause. They also bound how long a new key is rejected.
 	keysEvery = 2 * time.Second
 	keysBurst = 5
 
-	maxAnswer  = 1 << 20 // bytes of an answer of the issuer
-	maxIgnored = 2000    // bytes about ignored keys, give or take one key
-	minRSABits = 2048    // RFC 7518 section 3.3
+	maxResponse = 1 << 20 // bytes of a response of the issuer
+	maxIgnored  = 2000    // bytes about ignored keys in the log, plus one key
+	minRSABits  = 2048    // RFC 7518 section 3.3
 )
 
-// algorithms are the signature algorithms that a public key verifies. Tokens with another, such as none or HS256, are rejected.
+// algorithms has the accepted signature algorithms: those of public keys, so not none and not HS256.
 var algorithms = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.ES256, jose.ES384, jose.ES512, jose.PS256, jose.PS384, jose.PS512, jose.EdDSA,
 }
 
-const fixIssuer = "OIDC_ISSUER must be the iss of the tokens, and OIDC_DISCOVERY_URL, if that is set, the address of its configuration"
+const fixIssuer = "OIDC_ISSUER must equal the iss of the tokens, and OIDC_DISCOVERY_URL, if set, must be the address of the issuer's configuration"
 
-// keySet is a JSON Web Key Set of the issuer.
+// keySet is the JSON Web Key Set of the issuer.
 type keySet struct {
 	usable  []jose.JSONWebKey
-	ignored string // why the other keys are not used; "" for none
+	ignored string // why the other keys are not used; "" if there are none
 }
 
-// Fetch fetches the issuer's configuration and keys, with which tokens are verified from then on. If that fails, the known keys
-// stay in use.
-func (c *Callers) Fetch(ctx context.Context) error {
+// Fetch fetches the issuer's configuration and keys, and uses them from then on. If it fails, the cached keys stay in use.
+func (a *Authenticator) Fetch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, issuerTimeout)
 	defer cancel()
-	set, err := c.discover(ctx)
+	set, err := a.discover(ctx)
 	if err != nil {
-		c.failed.Store(&err)
+		a.failed.Store(&err)
 		return err
 	}
-	before := c.keys.Swap(set)
+	before := a.keys.Swap(set)
 	if before == nil {
-		c.log.Info("callers are known by their tokens", "issuer", c.opts.Issuer, "audience", c.opts.Audience, "claim", c.opts.Claim, "read_access", string(c.opts.ReadAccess))
+		a.log.Info("authentication is on", "issuer", a.opts.Issuer, "audience", a.opts.Audience, "claim", a.opts.UserClaim, "read_access", string(a.opts.ReadAccess))
 	}
 	if set.ignored != "" && (before == nil || set.ignored != before.ignored) {
-		c.log.Warn("issuer keys ignored", "issuer", c.opts.Issuer, "reasons", set.ignored)
+		a.log.Warn("issuer keys ignored", "issuer", a.opts.Issuer, "reasons", set.ignored)
 	}
 	return nil
 }
 
 // discover fetches the issuer's configuration and keys. The issuer of the configuration must equal the one of the tokens
 // (OpenID Connect Discovery 1.0 section 4.3). A malformed key is ignored (RFC 7517 section 5).
-func (c *Callers) discover(ctx context.Context) (*keySet, error) {
-	var said struct {
+func (a *Authenticator) discover(ctx context.Context) (*keySet, error) {
+	var doc struct {
 		Issuer string `json:"issuer"`
 		Keys   string `json:"jwks_uri"`
 	}
-	at := c.opts.ConfigurationURL()
-	if err := c.get(ctx, at, &said); err != nil {
+	at := a.opts.ConfigurationURL()
+	if err := a.get(ctx, at, &doc); err != nil {
 		return nil, fmt.Errorf("discovery: %w", brief(err))
 	}
-	if said.Issuer != c.opts.Issuer {
-		return nil, fmt.Errorf("discovery: %s is the configuration of the issuer %.200q, and OIDC_ISSUER is %q; fix: %s", at, said.Issuer, c.opts.Issuer, fixIssuer)
+	if doc.Issuer != a.opts.Issuer {
+		return nil, fmt.Errorf("discovery: %s has the issuer %.200q, but OIDC_ISSUER is %q; fix: %s", at, doc.Issuer, a.opts.Issuer, fixIssuer)
 	}
-	if !strings.HasPrefix(said.Keys, "https://") {
-		return nil, fmt.Errorf("discovery: jwks_uri is %.200q: want https", said.Keys)
+	if !strings.HasPrefix(doc.Keys, "https://") {
+		return nil, fmt.Errorf("discovery: jwks_uri is %.200q: want https", doc.Keys)
 	}
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
-	if err := c.get(ctx, said.Keys, &set); err != nil {
+	if err := a.get(ctx, doc.Keys, &set); err != nil {
 		return nil, fmt.Errorf("fetching the issuer's keys: %w", brief(err))
 	}
 	keys, ignored := &keySet{}, new(strings.Builder)
@@ -97,7 +95,7 @@ func (c *Callers) discover(ctx context.Context) (*keySet, error) {
 			var named struct {
 				ID string `json:"kid"`
 			}
-			_ = json.Unmarshal(raw, &named) // as far as it can be read
+			_ = json.Unmarshal(raw, &named) // best effort, for the log
 			fmt.Fprintf(ignored, "kid %.64s: %.100s; ", named.ID, err)
 		case err == nil && key.Use != "enc":
 			keys.usable = append(keys.usable, key)
@@ -111,13 +109,13 @@ func (c *Callers) discover(ctx context.Context) (*keySet, error) {
 }
 
 // get decodes the JSON document at url into v.
-func (c *Callers) get(ctx context.Context, url string, v any) error {
+func (a *Authenticator) get(ctx context.Context, url string, v any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("Cache-Control", "no-cache")
-	resp, err := c.opts.Client.Do(req)
+	resp, err := a.opts.Client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -129,48 +127,48 @@ func (c *Callers) get(ctx context.Context, url string, v any) error {
 		}
 		return err
 	}
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(v); err != nil {
-		return fmt.Errorf("%s is not a JSON document of the expected form, or larger than %d bytes: %w", url, maxAnswer, err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxResponse)).Decode(v); err != nil {
+		return fmt.Errorf("%s is not a JSON document of the expected form, or larger than %d bytes: %w", url, maxResponse, err)
 	}
 	return nil
 }
 
-// publicKey parses a JSON Web Key. The error is nil if it is for encryption or can verify a signature.
+// publicKey parses a JSON Web Key. It returns no error for a key that verifies signatures or is for encryption (use is enc).
 func publicKey(raw []byte) (key jose.JSONWebKey, err error) {
 	err = key.UnmarshalJSON(raw)
 	rsaKey, isRSA := key.Key.(*rsa.PublicKey)
 	switch {
 	case err != nil || key.Use == "enc":
 	case !key.IsPublic() || !key.Valid():
-		err = errors.New("it is not a public key")
+		err = errors.New("not a public key")
 	case isRSA && rsaKey.N.BitLen() < minRSABits:
-		err = fmt.Errorf("it has %d bits: want %d at least", rsaKey.N.BitLen(), minRSABits)
+		err = fmt.Errorf("%d bits, the minimum is %d", rsaKey.N.BitLen(), minRSABits)
 	case key.Algorithm != "" && !slices.Contains(algorithms, jose.SignatureAlgorithm(key.Algorithm)):
-		err = fmt.Errorf("its algorithm %q is not one of a public key", key.Algorithm)
+		err = fmt.Errorf("algorithm %q is not accepted", key.Algorithm)
 	}
 	return key, err
 }
 
-// verify returns the payload of a token that one of the issuer's keys has signed. If none of the known keys has, verify
-// fetches the keys, unless other tokens have caused that often. Few tokens wait for that.
-func (c *Callers) verify(ctx context.Context, token string) ([]byte, error) {
+// verify returns the payload of a token that one of the issuer's keys has signed. If no cached key has signed it, verify fetches the
+// keys, at the rate of keysEvery. It needs a slot of Waiters for that.
+func (a *Authenticator) verify(ctx context.Context, token string) ([]byte, error) {
 	jws, err := jose.ParseSignedCompact(token, algorithms)
 	if err != nil {
 		return nil, err
 	}
-	if payload, err := c.payload(jws); err == nil {
+	if payload, err := a.payload(jws); err == nil {
 		return payload, nil
 	}
-	release, err := c.opts.Waiters.Take(signerapi.ClientFrom(ctx))
+	release, err := a.opts.Waiters.Take(signerapi.ClientFrom(ctx))
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	fetched := c.fetches.DoChan("", func() (any, error) {
-		if !c.limit.Allow() {
+	fetched := a.fetches.DoChan("", func() (any, error) {
+		if !a.limit.Allow() {
 			return nil, nil
 		}
-		return nil, c.Fetch(context.WithoutCancel(ctx)) // for all that wait
+		return nil, a.Fetch(context.WithoutCancel(ctx)) // shared by all waiting requests
 	})
 	select {
 	case <-ctx.Done():
@@ -180,43 +178,43 @@ func (c *Callers) verify(ctx context.Context, token string) ([]byte, error) {
 			return nil, apierror.ErrIssuerUnavailable.Wrap(result.Err)
 		}
 	}
-	return c.payload(jws)
+	return a.payload(jws)
 }
 
-// payload returns the payload of a token that one of the known keys has signed.
-func (c *Callers) payload(jws *jose.JSONWebSignature) ([]byte, error) {
+// payload returns the payload of a token that one of the cached keys has signed.
+func (a *Authenticator) payload(jws *jose.JSONWebSignature) ([]byte, error) {
 	header := jws.Signatures[0].Header
-	for _, key := range c.keys.Load().usable {
+	for _, key := range a.keys.Load().usable {
 		if (header.KeyID == "" || header.KeyID == key.KeyID) && (key.Algorithm == "" || key.Algorithm == header.Algorithm) {
 			if payload, err := jws.Verify(&key); err == nil {
 				return payload, nil
 			}
 		}
 	}
-	return nil, errors.New("no key of the issuer has signed it")
+	return nil, errors.New("no key of the issuer has signed the token")
 }
 
-// claims returns the claims of a token that the issuer has made for this service and that has not expired.
-func (c *Callers) claims(ctx context.Context, token string) (map[string]any, error) {
-	payload, err := c.verify(ctx, token)
+// claims returns the claims of a token that is signed, has the right issuer and audience, and is valid now.
+func (a *Authenticator) claims(ctx context.Context, token string) (map[string]any, error) {
+	payload, err := a.verify(ctx, token)
 	if err != nil {
 		return nil, err
 	}
 	var standard jwt.Claims
 	all := map[string]any{}
-	// This decoder compares the names of claims exactly, and rejects a claim that occurs twice.
+	// Unlike encoding/json, this decoder matches names exactly and rejects duplicates.
 	if err := errors.Join(josejson.Unmarshal(payload, &standard), josejson.Unmarshal(payload, &all)); err != nil {
 		return nil, err
 	}
 	if standard.Expiry == nil {
-		return nil, errors.New("it has no exp, the time of its end")
+		return nil, errors.New("the token has no exp")
 	}
-	want := jwt.Expected{Issuer: c.opts.Issuer, AnyAudience: jwt.Audience{c.opts.Audience}}
+	want := jwt.Expected{Issuer: a.opts.Issuer, AnyAudience: jwt.Audience{a.opts.Audience}}
 	if err := standard.ValidateWithLeeway(want, ClockSkew); err != nil {
 		return nil, fmt.Errorf("%w; its iss is %.200q and its aud %.200q", err, standard.Issuer, strings.Join(standard.Audience, " "))
 	}
 	return all, nil
 }
 
-// brief returns err with a text of a bounded length. Errors can quote tokens and answers of the issuer, which can be long.
+// brief bounds the text of err. Errors can quote tokens and responses of the issuer.
 func brief(err error) error { return fmt.Errorf("%.400s", err.Error()) }

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -19,10 +20,9 @@ import (
 
 	"cats.example/shared/access"
 	"cats.example/shared/apierror"
-	"cats.example/shared/signerapi"
 )
 
-// jwk is the public half of k as an issuer publishes it, with members changed as said.
+// jwk returns the public key of k as JSON, with changes: names and JSON values in turn; "" removes the member.
 func (k key) jwk(t *testing.T, change ...string) string {
 	t.Helper()
 	b, err := json.Marshal(jose.JSONWebKey{Key: k.public, KeyID: k.id, Algorithm: string(k.alg), Use: "sig"})
@@ -44,7 +44,7 @@ func (k key) jwk(t *testing.T, change ...string) string {
 	return string(b)
 }
 
-// ofBits is an RSA key that signs nothing.
+// ofBits returns an RSA public key of that size, without a private key.
 func ofBits(t *testing.T, bits int) key {
 	t.Helper()
 	n := make([]byte, bits/8)
@@ -53,7 +53,15 @@ func ofBits(t *testing.T, bits int) key {
 	return key{"bits", jose.RS256, nil, &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: 65537}}
 }
 
-func TestUnusableKeysOfTheIssuerAreIgnored(t *testing.T) {
+// logged returns an Authenticator and its log.
+func logged(p *provider) (*Authenticator, *bytes.Buffer) {
+	var log bytes.Buffer
+	a := newAuthenticator(p, nil)
+	a.log = slog.New(slog.NewJSONHandler(&log, nil))
+	return a, &log
+}
+
+func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 	k, ec := rsaKey(t, "1"), ecKey(t, "2")
 	private, err := json.Marshal(jose.JSONWebKey{Key: k.private, KeyID: "bad", Algorithm: "RS256", Use: "sig"})
 	if err != nil {
@@ -64,104 +72,79 @@ func TestUnusableKeysOfTheIssuerAreIgnored(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, bad := range map[string]string{
-		"null":                  `null`,
-		"a string":              `"key"`,
-		"a number":              `7`,
-		"a list":                `[{}]`,
-		"true":                  `true`,
-		"an empty object":       `{}`,
-		"an unknown type":       `{"kty":"PQC","kid":"bad"}`,
-		"a type that is none":   `{"kty":7,"kid":"bad"}`,
-		"a type and no more":    `{"kty":"RSA","kid":"bad"}`,
-		"a secret":              `{"kty":"oct","kid":"bad","k":"c2VjcmV0"}`,
-		"a private key":         string(private),
-		"RSA without n":         k.jwk(t, "kid", `"bad"`, "n", ""),
-		"RSA with an empty n":   k.jwk(t, "kid", `"bad"`, "n", `""`),
-		"RSA without e":         k.jwk(t, "kid", `"bad"`, "e", ""),
-		"RSA with e 1":          k.jwk(t, "kid", `"bad"`, "e", `"AQ"`),
-		"RSA of 1024 bits":      ofBits(t, 1024).jwk(t),
-		"RSA of 800000 bits":    ofBits(t, 800_000).jwk(t),
-		"bad base64":            k.jwk(t, "kid", `"bad"`, "n", `"!!!"`),
-		"a number for n":        k.jwk(t, "kid", `"bad"`, "n", `7`),
-		"a bad x5c":             k.jwk(t, "kid", `"bad"`, "x5c", `["AAAA"]`),
-		"an x5c of no list":     k.jwk(t, "kid", `"bad"`, "x5c", fmt.Sprintf("%q", base64.StdEncoding.EncodeToString(other))),
-		"a bad x5t":             k.jwk(t, "kid", `"bad"`, "x5t", `"mew"`),
-		"a bad x5t#S256":        k.jwk(t, "kid", `"bad"`, "x5t#S256", `"mew"`),
-		"a bad x5u":             k.jwk(t, "kid", `"bad"`, "x5u", `"https://%zz"`),
-		"a number for the kid":  k.jwk(t, "kid", `7`),
-		"a number for alg":      k.jwk(t, "kid", `"bad"`, "alg", `256`),
-		"an alg of a secret":    k.jwk(t, "kid", `"bad"`, "alg", `"HS256"`),
-		"an unknown alg":        k.jwk(t, "kid", `"bad"`, "alg", `"ES256K"`),
-		"EC not on the curve":   ec.jwk(t, "kid", `"bad"`, "x", `"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"`),
-		"EC of another curve":   ec.jwk(t, "kid", `"bad"`, "crv", `"P-384"`),
-		"EC of an unknown one":  ec.jwk(t, "kid", `"bad"`, "crv", `"secp256k1"`),
-		"EC without y":          ec.jwk(t, "kid", `"bad"`, "y", ""),
-		"OKP of an unknown one": `{"kty":"OKP","crv":"Ed448","kid":"bad","x":"AAAA"}`,
-		"OKP too short":         `{"kty":"OKP","crv":"Ed25519","kid":"bad","x":"AAAA"}`,
-		"the kid of a good one": k.jwk(t, "n", `""`),
+		"null":                    `null`,
+		"string":                  `"key"`,
+		"number":                  `7`,
+		"list":                    `[{}]`,
+		"empty object":            `{}`,
+		"unknown type":            `{"kty":"PQC","kid":"bad"}`,
+		"type is a number":        `{"kty":7,"kid":"bad"}`,
+		"only a type":             `{"kty":"RSA","kid":"bad"}`,
+		"symmetric":               `{"kty":"oct","kid":"bad","k":"c2VjcmV0"}`,
+		"private":                 string(private),
+		"RSA without n":           k.jwk(t, "kid", `"bad"`, "n", ""),
+		"RSA with an empty n":     k.jwk(t, "kid", `"bad"`, "n", `""`),
+		"RSA without e":           k.jwk(t, "kid", `"bad"`, "e", ""),
+		"RSA with e 1":            k.jwk(t, "kid", `"bad"`, "e", `"AQ"`),
+		"RSA of 1024 bits":        ofBits(t, 1024).jwk(t),
+		"RSA of 800000 bits":      ofBits(t, 800_000).jwk(t),
+		"invalid base64":          k.jwk(t, "kid", `"bad"`, "n", `"!!!"`),
+		"n is a number":           k.jwk(t, "kid", `"bad"`, "n", `7`),
+		"invalid x5c":             k.jwk(t, "kid", `"bad"`, "x5c", `["AAAA"]`),
+		"x5c is a string":         k.jwk(t, "kid", `"bad"`, "x5c", fmt.Sprintf("%q", base64.StdEncoding.EncodeToString(other))),
+		"invalid x5t":             k.jwk(t, "kid", `"bad"`, "x5t", `"mew"`),
+		"invalid x5t#S256":        k.jwk(t, "kid", `"bad"`, "x5t#S256", `"mew"`),
+		"invalid x5u":             k.jwk(t, "kid", `"bad"`, "x5u", `"https://%zz"`),
+		"kid is a number":         k.jwk(t, "kid", `7`),
+		"alg is a number":         k.jwk(t, "kid", `"bad"`, "alg", `256`),
+		"alg is symmetric":        k.jwk(t, "kid", `"bad"`, "alg", `"HS256"`),
+		"unknown alg":             k.jwk(t, "kid", `"bad"`, "alg", `"ES256K"`),
+		"EC not on the curve":     ec.jwk(t, "kid", `"bad"`, "x", `"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"`),
+		"EC of another curve":     ec.jwk(t, "kid", `"bad"`, "crv", `"P-384"`),
+		"EC of an unknown curve":  ec.jwk(t, "kid", `"bad"`, "crv", `"secp256k1"`),
+		"EC without y":            ec.jwk(t, "kid", `"bad"`, "y", ""),
+		"OKP of an unknown curve": `{"kty":"OKP","crv":"Ed448","kid":"bad","x":"AAAA"}`,
+		"OKP too short":           `{"kty":"OKP","crv":"Ed25519","kid":"bad","x":"AAAA"}`,
+		"kid of a usable key":     k.jwk(t, "n", `""`),
 	} {
-		t.Run(name, func(t *testing.T) {
-			p := newProvider(t)
-			p.set = fmt.Sprintf(`{"keys":[%[1]s,%[2]s,%[1]s,%[3]s]}`, bad, k.jwk(t), ec.jwk(t))
-			var log bytes.Buffer
-			c := asking(p, nil)
-			c.log = slog.New(slog.NewJSONHandler(&log, nil))
-			for range 2 { // as Run does every hour
-				if err := c.Fetch(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for _, k := range []key{k, ec} {
-				if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); err != nil {
-					t.Errorf("a token of a good key: %v", err)
-				}
-			}
-			if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 1000 {
-				t.Errorf("the key was logged %d times: %.2000s", n, &log)
-			}
-		})
+		p := newProvider(t)
+		p.set = fmt.Sprintf(`{"keys":[%[1]s,%[2]s,%[1]s,%[3]s]}`, bad, k.jwk(t), ec.jwk(t))
+		a, log := logged(p)
+		if err := errors.Join(a.Fetch(t.Context()), a.Fetch(t.Context())); err != nil { // twice, as Run does every hour
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := errors.Join(remove(t, a, k.sign(t, p.claims())), remove(t, a, ec.sign(t, p.claims()))); err != nil {
+			t.Errorf("%s: a token of a usable key: %v", name, err)
+		}
+		if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 1000 {
+			t.Errorf("%s: logged %d times: %.2000s", name, n, log)
+		}
 	}
 }
 
-func TestKeysVerifyTheirOwnAlgorithmOnly(t *testing.T) {
+func TestKeyVerifiesOnlyItsOwnAlgorithm(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t)
-	token := with(t, k.sign(t, p.claims())) // RS256
+	token := k.sign(t, p.claims()) // RS256
 	for alg, want := range map[string]error{`"RS256"`: nil, `"PS256"`: apierror.ErrUnauthenticated, "": nil} {
 		p.set = fmt.Sprintf(`{"keys":[%s]}`, k.jwk(t, "alg", alg))
-		if err := knowing(t, p, nil).Guard(&counting{}).Delete(token, user(t, "mia"), signerapi.Preconditions{}); !errors.Is(err, want) {
+		if err := remove(t, fetched(t, p, nil), token); !errors.Is(err, want) {
 			t.Errorf("a key with the alg %s: %v; want %v", alg, err, want)
 		}
 	}
 }
 
-func TestKeysForEncryptionAreIgnoredSilently(t *testing.T) {
+func TestIgnoredKeysAreLoggedWhenTheyChange(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t)
-	p.set = fmt.Sprintf(`{"keys":[%s,%s]}`, k.jwk(t, "use", `"enc"`, "alg", `"RSA-OAEP"`), k.jwk(t))
-	var log bytes.Buffer
-	c := asking(p, nil)
-	c.log = slog.New(slog.NewJSONHandler(&log, nil))
-	if err := c.Fetch(t.Context()); err != nil || strings.Contains(log.String(), "ignored") {
-		t.Errorf("%v; logged: %s", err, &log)
-	}
-}
-
-func TestAChangedIgnoredKeyIsLoggedAgain(t *testing.T) {
-	k := rsaKey(t, "1")
-	p := newProvider(t)
-	var log bytes.Buffer
-	c := asking(p, nil)
-	c.log = slog.New(slog.NewJSONHandler(&log, nil))
+	a, log := logged(p)
 	many := strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 20_000), ",")
-	var distinct strings.Builder
-	for i := range 1000 {
-		fmt.Fprintf(&distinct, "%s%d", strings.Repeat(",", min(i, 1)), 100+i)
-	}
 	for i, step := range []struct {
 		bad   string
 		lines int
 	}{
+		{k.jwk(t, "use", `"enc"`, "alg", `"RSA-OAEP"`), 0}, // ignored silently
 		{`{"kty":"x","kid":"a"}`, 1},
 		{`{"kty":"x","kid":"a"}`, 0},
 		{`{"kty":"x","kid":"a"},{"kty":"y","kid":"a"}`, 1},
@@ -169,112 +152,114 @@ func TestAChangedIgnoredKeyIsLoggedAgain(t *testing.T) {
 		{`{"kty":"` + strings.Repeat("x", 10_000) + `","kid":"` + strings.Repeat("y", 10_000) + `"}`, 1},
 		{many, 1},
 		{many, 0},
-		{distinct.String(), 1},
-		{distinct.String(), 0},
 	} {
 		p.set = fmt.Sprintf(`{"keys":[%s,%s]}`, step.bad, k.jwk(t))
 		log.Reset()
-		if err := c.Fetch(t.Context()); err != nil {
+		if err := a.Fetch(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if n := strings.Count(log.String(), "issuer keys ignored"); n != step.lines || log.Len() > 500+(maxIgnored+200)*n {
-			t.Errorf("step %d: %d lines, %d bytes; want %d lines\n%.2000s", i, n, log.Len(), step.lines, &log)
+			t.Errorf("step %d: %d lines, %d bytes; want %d lines\n%.2000s", i, n, log.Len(), step.lines, log)
 		}
 	}
 }
 
-func TestKeySetNeedsAUsableKey(t *testing.T) {
+func TestFetchRejectsUselessKeySets(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t)
 	for set, want := range map[string]string{
 		`{}`:                                   "no usable key among its 0",
 		`{"keys":null}`:                        "no usable key among its 0",
-		`{"keys":[]}`:                          "no usable key among its 0",
+		`null`:                                 "no usable key among its 0",
 		`{"keys":[null,{"kty":"oct"}]}`:        "no usable key among its 2",
 		`{"keys":[` + k.jwk(t, "n", "") + `]}`: "no usable key among its 1",
 		`{"keys":"none"}`:                      "not a JSON document of the expected form",
-		`{"keys":{}}`:                          "not a JSON document of the expected form",
 		`[]`:                                   "not a JSON document of the expected form",
-		`null`:                                 "no usable key among its 0",
 		`<html>`:                               "not a JSON document of the expected form",
-		`{"keys":[` + k.jwk(t) + strings.Repeat(" ", maxAnswer) + `]}`: "larger than 1048576 bytes",
+		`{"keys":[` + k.jwk(t) + strings.Repeat(" ", maxResponse) + `]}`: "larger than 1048576 bytes",
 	} {
 		p.set = set
-		err := asking(p, nil).Fetch(t.Context())
-		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 600 {
+		if err := newAuthenticator(p, nil).Fetch(t.Context()); err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 600 {
 			t.Errorf("%.60s: %v; want %s", set, err, want)
 		}
 	}
-	// The cached keys stay in use.
-	p.set = ""
-	p.publish(k)
-	c := knowing(t, p, nil)
+	p.set = fmt.Sprintf(`{"keys":[%s]}`, k.jwk(t))
+	a := fetched(t, p, nil)
 	p.set = `{"keys":[]}`
-	if err := c.Guard(&counting{}).Delete(with(t, rsaKey(t, "2").sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrIssuerUnavailable) {
+	if err := remove(t, a, rsaKey(t, "2").sign(t, p.claims())); !errors.Is(err, apierror.ErrIssuerUnavailable) {
 		t.Errorf("a token of an unknown key: %v", err)
 	}
-	if err := c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims())), user(t, "mia"), signerapi.Preconditions{}); err != nil {
+	if err := remove(t, a, k.sign(t, p.claims())); err != nil {
 		t.Errorf("a token of a cached key: %v", err)
 	}
 }
 
-func TestTheConfigurationMayBeElsewhere(t *testing.T) {
+func TestFetchRejectsWrongIssuers(t *testing.T) {
+	p := newProvider(t, rsaKey(t, "1"))
+	p.configAt = "/policy/v2.0/.well-known/openid-configuration"
+	plain := httptest.NewServer(p.Config.Handler)
+	defer plain.Close()
+	for name, c := range map[string]struct {
+		provide func()
+		change  func(*Options)
+		want    string // in the error
+	}{
+		"untrusted certificate":   {func() {}, func(o *Options) { o.Client = &http.Client{Transport: &http.Transport{}} }, "certificate"},
+		"no configuration there":  {func() {}, func(o *Options) { o.DiscoveryURL = p.URL + "/other" }, "HTTP status 404"},
+		"issuer with a slash":     {func() {}, func(o *Options) { o.Issuer += "/" }, "OIDC_DISCOVERY_URL"},
+		"issuer is a placeholder": {func() { p.issuer = "https://login.example.com/{tenantid}/v2.0" }, nil, "OIDC_DISCOVERY_URL"},
+		"issuer in capitals":      {func() { p.issuer = strings.ToUpper(p.URL) }, nil, "OIDC_DISCOVERY_URL"},
+		"long issuer":             {func() { p.issuer = strings.Repeat("x", 100_000) }, nil, "OIDC_DISCOVERY_URL"},
+		"keys over plain HTTP":    {func() { p.keysAt = plain.URL + "/keys" }, nil, "want https"},
+		"long address of keys":    {func() { p.keysAt = "http://" + strings.Repeat("x", 12_000) }, nil, "want https"},
+		"long error response": {func() {
+			p.handle = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.URL.Path == "/keys" {
+					w.WriteHeader(http.StatusTeapot)
+					_, _ = w.Write(bytes.Repeat([]byte("x"), maxResponse))
+				}
+				return r.URL.Path == "/keys"
+			}
+		}, nil, "HTTP status 418"},
+	} {
+		p.issuer, p.keysAt, p.handle = "", "", nil
+		c.provide()
+		err := newAuthenticator(p, func(o *Options) {
+			o.DiscoveryURL = p.URL + "/policy/v2.0"
+			if c.change != nil {
+				c.change(o)
+			}
+		}).Fetch(t.Context())
+		if err == nil || !strings.Contains(err.Error(), c.want) || len(err.Error()) > 1000 {
+			t.Errorf("%s: %.1500v; want %s", name, err, c.want)
+		}
+	}
+}
+
+func TestConfigurationMayBeElsewhere(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	p.issuer, p.configAt = "https://contoso.ciamlogin.example/TENANT/v2.0", "/policy/v2.0/.well-known/openid-configuration"
-	for at, want := range map[string]string{
-		p.URL + p.configAt:            "",
-		p.URL + "/policy/v2.0":        "",
-		p.URL + "/policy/v2.0/":       "",
-		p.URL + p.configAt + "?p=b2c": "",
-		p.URL + "/policy/v2.0?p=b2c":  "",
-		p.URL + "/other/v2.0":         "HTTP status 404",
-		p.URL:                         "HTTP status 404",
-	} {
-		rules := access.Policy{Issuer: p.issuer, DiscoveryURL: at, ReadAccess: access.Own}
-		c := asking(p, func(o *Options) { o.Policy = rules })
-		err := c.Fetch(t.Context())
-		if want != "" {
-			if err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("%s: %v; want %s", at, err, want)
-			}
-			continue
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", at, err)
-		}
-		del := func(claims ...any) error {
-			return c.Guard(&counting{}).Delete(with(t, k.sign(t, p.claims(claims...))), user(t, "mia"), signerapi.Preconditions{})
-		}
-		if err := del("iss", p.issuer); err != nil {
+	for _, at := range []string{p.configAt, "/policy/v2.0", "/policy/v2.0/", p.configAt + "?p=b2c", "/policy/v2.0?p=b2c"} {
+		a := fetched(t, p, func(o *Options) {
+			o.Policy = access.Policy{Issuer: p.issuer, DiscoveryURL: p.URL + at, ReadAccess: access.Own}
+		})
+		if err := remove(t, a, k.sign(t, p.claims("iss", p.issuer))); err != nil {
 			t.Errorf("%s: a token of the issuer: %v", at, err)
 		}
-		for _, iss := range []string{p.URL, at, p.issuer + "/", "https://contoso.ciamlogin.example/OTHER/v2.0", ""} {
-			if err := del("iss", iss); !errors.Is(err, apierror.ErrUnauthenticated) {
+		for _, iss := range []string{p.URL, p.URL + at, p.issuer + "/", "https://contoso.ciamlogin.example/OTHER/v2.0", ""} {
+			if err := remove(t, a, k.sign(t, p.claims("iss", iss))); !errors.Is(err, apierror.ErrUnauthenticated) {
 				t.Errorf("%s: a token of %q: %v", at, iss, err)
 			}
 		}
 	}
-	for _, said := range []string{"", "https://login.example.com/{tenantid}/v2.0", p.issuer + "/", strings.ToUpper(p.issuer), strings.Repeat("x", 100_000)} {
-		opts := access.Policy{Issuer: p.issuer, DiscoveryURL: p.URL + p.configAt, ReadAccess: access.Own}
-		c := asking(p, func(o *Options) { o.Policy = opts })
-		p.mu.Lock()
-		before := p.issuer
-		p.issuer = said
-		p.mu.Unlock()
-		if err := c.Fetch(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_DISCOVERY_URL") || len(err.Error()) > 1000 {
-			t.Errorf("a configuration of the issuer %.50q: %v", said, err)
-		}
-		p.issuer = before
-	}
 }
 
-// Neither a token nor an answer of the issuer makes a long log line.
-func TestErrorsOfTheIssuerAreShort(t *testing.T) {
+func TestErrorsOfTokensAreShort(t *testing.T) {
 	k := rsaKey(t, "1")
 	p := newProvider(t, k)
 	long := strings.Repeat("x", 12_000)
-	c := knowing(t, p, nil)
+	a := fetched(t, p, nil)
 	for name, token := range map[string]string{
 		"iss":       k.sign(t, p.claims("iss", "https://"+long)),
 		"aud":       k.sign(t, p.claims("aud", long)),
@@ -284,25 +269,8 @@ func TestErrorsOfTheIssuerAreShort(t *testing.T) {
 		"alg":       base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"`+long+`"}`)) + ".e30.AAAA",
 		"garbage":   long,
 	} {
-		err := c.Guard(&counting{}).Delete(with(t, token), user(t, "mia"), signerapi.Preconditions{})
-		if !errors.Is(err, apierror.ErrUnauthenticated) || len(err.Error()) > 500 {
+		if err := remove(t, a, token); !errors.Is(err, apierror.ErrUnauthenticated) || len(err.Error()) > 500 {
 			t.Errorf("a token with a long %s: %d bytes: %.600v", name, len(fmt.Sprint(err)), err)
 		}
-	}
-	p.handle = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.URL.Path != "/keys" {
-			return false
-		}
-		w.WriteHeader(http.StatusTeapot)
-		_, _ = w.Write(bytes.Repeat([]byte("x"), maxAnswer))
-		return true
-	}
-	if err := asking(p, nil).Fetch(t.Context()); err == nil || len(err.Error()) > 600 {
-		t.Errorf("a long answer in place of the keys: %.700v", err)
-	}
-	p.handle = nil
-	p.keysAt = "http://" + long
-	if err := asking(p, nil).Fetch(t.Context()); err == nil || len(err.Error()) > 600 {
-		t.Errorf("a long jwks_uri: %.700v", err)
 	}
 }

@@ -73,7 +73,7 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 
 	v.subject()
 	v.settings()
-	if opts.Identity.Kind != identity.Default {
+	if opts.Identity.Credential != identity.Default {
 		v.try(ctx, "token file", noFile, v.tokenFile)
 	}
 	v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
@@ -149,7 +149,7 @@ func (v *visit) settings() {
 			v.problem("settings", errors.New(fault))
 		}
 	}
-	if v.Callers.Anonymous {
+	if v.Callers.AnonymousAccess {
 		v.more("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
 	}
 }
@@ -219,7 +219,7 @@ func (v *visit) clock(ctx context.Context) (string, error) {
 // callers fetches the configuration and the keys of the issuer of callers' tokens.
 func (v *visit) callers(ctx context.Context) (string, error) {
 	c := auth.New(auth.Options{Settings: v.Callers, Client: v.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	works := fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.Claim)
+	works := fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.UserClaim)
 	return works, c.Fetch(ctx)
 }
 

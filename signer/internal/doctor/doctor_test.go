@@ -130,7 +130,7 @@ func healthy(t *testing.T) (Options, *azure) {
 	writeToken(t, file, token(fmt.Sprintf(`{"iss":"https://issuer.example.com","sub":"system:serviceaccount:cats-api:cats-api-sa","aud":["api://AzureADTokenExchange"],"exp":%d}`, time.Now().Add(time.Hour).Unix())))
 	return Options{
 		Identity: identity.Settings{
-			Kind: identity.WorkloadIdentity, ClientID: clientID, TenantID: "tenant.example", TokenFile: file,
+			Credential: identity.WorkloadIdentity, ClientID: clientID, TenantID: "tenant.example", TokenFile: file,
 			AuthorityHost: srv.URL + "/", DisableInstanceDiscovery: true,
 		},
 		Storage: blobstore.Settings{
@@ -278,10 +278,10 @@ func TestDoctorFetchesTheIssuersKeys(t *testing.T) {
 	for _, c := range []struct{ issuer, mark, says string }{
 		{"URL/issuer", "ok callers", "/issuer for the-api are verified, and their oid is the user"},
 		{"https://127.0.0.1:1", "fail callers", "fix: nothing answers on this port"},
-		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must be the iss of the tokens"},
+		{"URL/nobody", "fail callers", "fix: OIDC_ISSUER must equal the iss of the tokens"},
 	} {
 		opts, back := healthy(t)
-		opts.Callers = auth.Settings{Policy: access.Policy{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", Claim: "oid"}
+		opts.Callers = auth.Settings{Policy: access.Policy{Issuer: strings.Replace(c.issuer, "URL", back.url, 1)}, Audience: "the-api", UserClaim: "oid"}
 		examine(t.Context(), t, opts, well+", "+c.mark, c.says)
 	}
 }
@@ -382,7 +382,7 @@ func TestIdentityBindingsHaveAnAudienceOfTheirOwn(t *testing.T) {
 
 func TestDefaultCredentialNeedsNoTokenFile(t *testing.T) {
 	opts, _ := healthy(t)
-	opts.Identity.Kind, opts.Identity.TokenFile = identity.Default, ""
+	opts.Identity.Credential, opts.Identity.TokenFile = identity.Default, ""
 	t.Setenv("AZURE_TOKEN_CREDENTIALS", "AzureCLICredential")
 	t.Setenv("PATH", t.TempDir())
 	examine(t.Context(), t, opts, "ok settings, fail exchange, skip key, skip put, skip link, ok clock", "AzureCLICredential: executable not found")

@@ -1,6 +1,6 @@
-// Package identity keeps a token of the workload's identity at hand: it is
-// fetched and renewed in the background, so that no request ever waits for the
-// token exchange, and a failing one is told with what to fix.
+// Package identity fetches and renews the access token of the workload identity in the background.
+//
+// No request waits for a token exchange. A failed exchange is logged with what to fix.
 package identity
 
 import (
@@ -24,24 +24,24 @@ import (
 	"cats.example/signer/internal/refresh"
 )
 
-// Scope is what Blob Storage takes tokens for.
+// Scope is the OAuth scope of Blob Storage.
 const Scope = "https://storage.azure.com/.default"
 
-const fetchTimeout = 30 * time.Second // one token exchange, its retries included
+const fetchTimeout = 30 * time.Second // for one token exchange, retries included
 
-// Options are the settings and what the identity works with. With settings that are not valid, each exchange fails.
+// Options configure [Tokens]. With invalid settings each exchange fails with their validation errors.
 type Options struct {
 	Settings
 	Transport policy.Transporter
-	Tracing   tracing.Provider // the zero one for no spans
+	Tracing   tracing.Provider // the zero value traces nothing
 }
 
-// Tokens is an [azcore.TokenCredential] whose GetToken never waits: it returns
-// the token that [Tokens.Run] keeps fresh, or an error when there is none.
+// Tokens is an [azcore.TokenCredential] whose GetToken never waits. It returns the token that [Tokens.Run] renews. It is safe for
+// concurrent use.
 type Tokens struct {
-	fetch func(context.Context) (azcore.AccessToken, error) // an error of one line, with what to fix
+	fetch func(context.Context) (azcore.AccessToken, error) // the error is one line and says what to fix
 	log   *slog.Logger
-	first chan struct{} // closed once there has been a token
+	first chan struct{} // closed after the first successful exchange
 	once  sync.Once     // closes first
 	renew chan struct{}
 
@@ -50,15 +50,14 @@ type Tokens struct {
 
 	mu    sync.Mutex
 	token azcore.AccessToken
-	err   error // why there is no valid token, a apierror.Error
+	err   error // an apierror.Error: why there is no valid token
 }
 
-// New returns Tokens that fetch as opts say. Nothing is fetched before Run.
+// New returns Tokens. It fetches nothing before Run or Fetch.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 	return &Tokens{
 		fetch: func(ctx context.Context) (azcore.AccessToken, error) {
-			// A new credential each time: the SDK's own would go on using an assertion
-			// that it has read up to ten minutes ago.
+			// A new credential each time: the SDK's keeps an assertion for up to ten minutes after it has read the file.
 			cred, err := opts.credential()
 			if err != nil {
 				return azcore.AccessToken{}, err
@@ -71,7 +70,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		renew:    make(chan struct{}, 1),
 		acquired: telemetry.Counters(reg, "cats_signer_token_requests_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
 		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
-			Name: "cats_signer_token_last_success_timestamp_seconds", Help: "When a token was last obtained, in Unix time; 0 for never.",
+			Name: "cats_signer_token_last_success_timestamp_seconds", Help: "Unix time of the last successful token exchange; 0 if there was none.",
 		}),
 		err: apierror.ErrSignerUnavailable.Wrap(errors.New("the first token is being fetched")),
 	}
@@ -82,19 +81,19 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 		return nil, errors.New(strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	client := azcore.ClientOptions{
-		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // the public cloud if it is empty
+		Cloud:           cloud.Configuration{ActiveDirectoryAuthorityHost: o.AuthorityHost}, // empty is the public cloud
 		Transport:       o.Transport,
 		TracingProvider: o.Tracing,
 		Retry:           policy.RetryOptions{MaxRetries: 1, TryTimeout: 10 * time.Second, RetryDelay: 500 * time.Millisecond},
 	}
-	if o.Kind == Default {
+	if o.Credential == Default {
 		return azidentity.NewDefaultAzureCredential(&azidentity.DefaultAzureCredentialOptions{
 			ClientOptions:            client,
 			TenantID:                 o.TenantID,
 			DisableInstanceDiscovery: o.DisableInstanceDiscovery,
 		})
 	}
-	// The SDK hides why it could not read the file behind a long message.
+	// The SDK's own message about an unreadable file is long and hides the cause.
 	if _, err := o.FederatedToken(); err != nil {
 		return nil, err
 	}
@@ -108,8 +107,7 @@ func (o Options) credential() (azcore.TokenCredential, error) {
 	})
 }
 
-// GetToken returns the current token. The error is ErrIdentityUnavailable, or ErrSignerUnavailable until the first exchange has
-// ended.
+// GetToken returns the current token. The error is ErrIdentityUnavailable, or ErrSignerUnavailable until the first exchange has ended.
 func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,10 +117,10 @@ func (t *Tokens) GetToken(context.Context, policy.TokenRequestOptions) (azcore.A
 	return azcore.AccessToken{}, t.err
 }
 
-// First is closed once there has been a token.
+// First returns a channel that is closed after the first successful exchange.
 func (t *Tokens) First() <-chan struct{} { return t.first }
 
-// Renew has the token fetched anew soon, because storage refused it.
+// Renew requests an early renewal, because storage rejected the token. It does not wait.
 func (t *Tokens) Renew() {
 	select {
 	case t.renew <- struct{}{}:
@@ -130,17 +128,16 @@ func (t *Tokens) Renew() {
 	}
 }
 
-// Run fetches a token and keeps it fresh until ctx is done; then it returns nil.
-// It renews well before the end and, where that fails, tries again, ever more
-// slowly, while the token at hand goes on being used.
+// Run fetches a token and renews it until ctx is done, and then returns nil. It renews before half of the token's lifetime is over.
+// After a failure it retries with growing delays, and the current token stays in use.
 func (t *Tokens) Run(ctx context.Context) error {
-	refresh.Keep(ctx, t.log, "no token", t.renew, func(ctx context.Context) (time.Duration, error) {
+	refresh.Keep(ctx, t.log, "token exchange failed", t.renew, func(ctx context.Context) (time.Duration, error) {
 		token, err := t.Fetch(ctx)
 		if err != nil {
 			return 0, err
 		}
 		select {
-		case <-t.renew: // storage refused the previous token again
+		case <-t.renew: // storage rejected the previous token meanwhile
 		default:
 		}
 		wait := refresh.BeforeHalf(time.Until(token.ExpiresOn))
@@ -150,8 +147,8 @@ func (t *Tokens) Run(ctx context.Context) error {
 	return nil
 }
 
-// Fetch gets a token once, has GetToken return it, and returns it. Run does so
-// by itself. The error is one line, with what to fix.
+// Fetch exchanges the federated token once and returns the access token, which GetToken returns from then on. The error is one line
+// and says what to fix.
 func (t *Tokens) Fetch(ctx context.Context) (azcore.AccessToken, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()

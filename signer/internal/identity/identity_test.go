@@ -24,13 +24,13 @@ import (
 	"cats.example/signer/internal/refresh"
 )
 
-// entra gives tokens that live for life, or fails with err when that is set.
+// entra issues tokens with the lifetime life, or fails with err.
 type entra struct {
 	life time.Duration
 
 	mu    sync.Mutex
 	err   error
-	asked int
+	requests int
 }
 
 func (e *entra) failWith(err error) {
@@ -42,13 +42,13 @@ func (e *entra) failWith(err error) {
 func (e *entra) count() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.asked
+	return e.requests
 }
 
 func (e *entra) fetch(context.Context) (azcore.AccessToken, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.asked++
+	e.requests++
 	if e.err != nil {
 		return azcore.AccessToken{}, e.err
 	}
@@ -60,7 +60,7 @@ func ready(tokens *Tokens) error {
 	return err
 }
 
-// inBubble runs Tokens over e on a fake clock while body runs.
+// inBubble runs Tokens with e on a fake clock during body.
 func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buffer)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -79,7 +79,7 @@ func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buff
 	})
 }
 
-func TestATokenIsAlwaysAtHandAndFarFromItsEnd(t *testing.T) {
+func TestTokenIsRenewedLongBeforeItsEnd(t *testing.T) {
 	for _, life := range []time.Duration{10 * time.Second, time.Hour, 24 * time.Hour} {
 		e := &entra{life: life}
 		inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
@@ -100,7 +100,7 @@ func TestATokenIsAlwaysAtHandAndFarFromItsEnd(t *testing.T) {
 	}
 }
 
-func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
+func TestCurrentTokenIsUsedDuringAnOutage(t *testing.T) {
 	e := &entra{life: time.Hour}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
 		e.failWith(errors.New("down"))
@@ -115,12 +115,12 @@ func TestTheTokenAtHandIsUsedWhileEntraIsDown(t *testing.T) {
 		e.failWith(nil)
 		time.Sleep(refresh.LastRetry * 2)
 		if err := ready(tokens); err != nil {
-			t.Errorf("after Entra came back: %v", err)
+			t.Errorf("after the outage: %v", err)
 		}
 	})
 }
 
-func TestErrorBeforeTheFirstTokenSaysWhy(t *testing.T) {
+func TestGetTokenBeforeTheFirstToken(t *testing.T) {
 	e := &entra{life: time.Hour, err: errors.New("down")}
 	synctest.Test(t, func(t *testing.T) {
 		tokens, answer := New(Options{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), make(chan struct{})
@@ -147,7 +147,7 @@ func TestErrorBeforeTheFirstTokenSaysWhy(t *testing.T) {
 	})
 }
 
-func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
+func TestFailedExchangesAreRetriedAndLogged(t *testing.T) {
 	e := &entra{life: time.Hour, err: explain(errors.New("AADSTS700213: no matching record"), "")}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, log *bytes.Buffer) {
 		select {
@@ -157,7 +157,7 @@ func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		if n := e.count(); n < 10 || n > 60 {
-			t.Errorf("%d tries in ten minutes", n)
+			t.Errorf("%d attempts in ten minutes", n)
 		}
 		if got := testutil.ToFloat64(tokens.acquired.WithLabelValues("error")); got != float64(e.count()) {
 			t.Errorf("%v counted of %d", got, e.count())
@@ -172,21 +172,8 @@ func TestFailuresAreRetriedEverMoreSlowlyAndTold(t *testing.T) {
 	})
 }
 
-func TestRenewFetchesSoonButNotInAStorm(t *testing.T) {
-	e := &entra{life: time.Hour}
-	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
-		for range 1000 {
-			tokens.Renew()
-			time.Sleep(10 * time.Millisecond)
-		}
-		if n := e.count(); n < 5 || n > 12 {
-			t.Errorf("%d exchanges in ten seconds of Renew", n)
-		}
-	})
-}
-
-// Requests that storage refuses during an exchange have the token from before it.
-func TestRenewDuringAnExchangeIsDoneByIt(t *testing.T) {
+// Requests that storage rejects during an exchange have the previous token.
+func TestRenewDuringAnExchangeCausesNoOther(t *testing.T) {
 	e := &entra{life: time.Hour}
 	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
 		tokens.fetch = func(ctx context.Context) (azcore.AccessToken, error) {
@@ -201,20 +188,7 @@ func TestRenewDuringAnExchangeIsDoneByIt(t *testing.T) {
 	}
 }
 
-func TestRenewDoesNotHurryTriesThatFail(t *testing.T) {
-	e := &entra{life: time.Hour, err: errors.New("down")}
-	inBubble(t, e, func(_ *testing.T, tokens *Tokens, _ *bytes.Buffer) {
-		for range 600 {
-			tokens.Renew()
-			time.Sleep(time.Second)
-		}
-	})
-	if n := e.count(); n > 60 {
-		t.Errorf("%d tries in ten minutes of Renew", n)
-	}
-}
-
-func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
+func TestExplainIsOneLineWithAdvice(t *testing.T) {
 	answer := "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
 		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
 	for code := range fixes {
@@ -232,7 +206,7 @@ func TestExplainSaysWhatToFixInOneLine(t *testing.T) {
 	}
 }
 
-func TestAudienceIsThatOfTheCloud(t *testing.T) {
+func TestAudienceFollowsTheCloud(t *testing.T) {
 	for host, want := range map[string]string{
 		"":                                          "api://AzureADTokenExchange",
 		"https://login.microsoftonline.com/":        "api://AzureADTokenExchange",
@@ -255,17 +229,17 @@ func TestAudienceIsThatOfTheCloud(t *testing.T) {
 	}
 }
 
-func TestTheTokenFileIsReadAnewEachTime(t *testing.T) {
+func TestTokenFileIsReadForEachExchange(t *testing.T) {
 	const client = "11111111-1111-4111-8111-111111111111"
 	file := filepath.Join(t.TempDir(), "token")
-	tokens := New(Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	tokens := New(Options{Settings: Settings{Credential: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if _, err := tokens.fetch(t.Context()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a file: %v", err)
 	}
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Options{Settings: Settings{Kind: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file}}).credential(); err != nil {
+	if _, err := (Options{Settings: Settings{Credential: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file}}).credential(); err != nil {
 		t.Errorf("with a file: %v", err)
 	}
 }

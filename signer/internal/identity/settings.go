@@ -13,23 +13,23 @@ import (
 	"cats.example/shared/config"
 )
 
-// Kinds of credential.
+// Values of CREDENTIAL.
 const (
 	WorkloadIdentity = "workload-identity"
 	Default          = "default"
 )
 
-// Settings are the settings of the identity. The token file is read for each token exchange: the kubelet rotates it.
+// Settings are the settings of the identity. The token file is read for each exchange, because the kubelet rotates it.
 type Settings struct {
-	Kind                     string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (a person logged in with az)"`
+	Credential               string `env:"CREDENTIAL" envDefault:"workload-identity" help:"workload-identity, or default for DefaultAzureCredential (for example az login)"`
 	ClientID                 string `env:"AZURE_CLIENT_ID" quoted:"later" help:"client ID of the identity, a GUID; the workload identity webhook sets it"`
 	TenantID                 string `env:"AZURE_TENANT_ID" quoted:"later" help:"tenant of the identity, a GUID or a domain; the webhook sets it"`
-	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"file of the federated token; the webhook sets it"`
-	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"the Entra ID endpoint, https; the webhook sets it"`
-	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which Entra ID's public metadata does not list"`
+	TokenFile                string `env:"AZURE_FEDERATED_TOKEN_FILE" quoted:"later" help:"path of the federated token's file; the webhook sets it"`
+	AuthorityHost            string `env:"AZURE_AUTHORITY_HOST" quoted:"later" help:"URL of Entra ID, https; the webhook sets it"`
+	DisableInstanceDiscovery bool   `env:"DISABLE_INSTANCE_DISCOVERY" envDefault:"false" help:"true for private clouds, which are not in Entra ID's public metadata"`
 }
 
-// What settings look like. A tenant is named by its ID or by one of its domains.
+// Forms of the settings. A tenant has an ID and domains.
 var (
 	clientForm    = regexp.MustCompile(`^[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}$`)
 	tenantForm    = regexp.MustCompile(clientForm.String() + `|^[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)+$`)
@@ -38,15 +38,15 @@ var (
 )
 
 const (
-	zeroID       = "00000000-0000-0000-0000-000000000000" // the placeholder of documents
+	zeroID       = "00000000-0000-0000-0000-000000000000" // a placeholder in documentation
 	fixID        = "correct it in k8s/overlays/aks/settings.env, without quotes, and apply the overlay again; it is the annotation azure.workload.identity/"
 	fixByWebhook = "the workload identity webhook sets this variable; remove your own value"
 	fixMissing   = "the workload identity webhook sets them in pods with the label azure.workload.identity/use=true whose ServiceAccount has the annotation " +
 		"azure.workload.identity/client-id, which is AZURE_CLIENT_ID in k8s/overlays/aks/settings.env; with az login on a workstation, set CREDENTIAL=default"
 )
 
-// Validate returns an error for each setting with which no token can be requested, joined. Each names its variable and,
-// after "; fix: ", what to do.
+// Validate returns an error for each setting that makes token exchanges fail, joined. Each names its variable and, after "; fix: ", what
+// to do.
 func (s Settings) Validate() error {
 	var faults []error
 	var missing []string
@@ -61,7 +61,7 @@ func (s Settings) Validate() error {
 		{"AZURE_AUTHORITY_HOST", s.AuthorityHost, authorityForm, "an https:// URL", fixByWebhook},
 	} {
 		switch {
-		case v.value == "" && v.form != authorityForm && s.Kind != Default:
+		case v.value == "" && v.form != authorityForm && s.Credential != Default:
 			missing = append(missing, v.name)
 		case v.value == "":
 		case v.value == zeroID:
@@ -78,7 +78,7 @@ func (s Settings) Validate() error {
 	return errors.Join(faults...)
 }
 
-// audiences has the audiences of federated tokens in national clouds, by Entra ID's host.
+// audiences has the audience of federated tokens in national clouds, by the host of Entra ID.
 // Source: https://learn.microsoft.com/entra/workload-id/workload-identity-federation-config-app-trust-managed-identity
 var audiences = map[string]string{
 	"login.microsoftonline.us":         publicAudience + "USGov",
@@ -88,7 +88,7 @@ var audiences = map[string]string{
 
 const publicAudience = "api://AzureADTokenExchange"
 
-// Audience returns the audience that federated tokens have in the cloud of AuthorityHost.
+// Audience returns the audience of federated tokens in the cloud of AuthorityHost.
 func (s Settings) Audience() string {
 	u, err := url.Parse(s.AuthorityHost)
 	if err != nil {
@@ -104,7 +104,7 @@ func (s Settings) FederatedToken() (string, error) {
 		err = fmt.Errorf("%s is empty", s.TokenFile)
 	}
 	if err != nil {
-		err = fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: is the token's volume mounted in this container, and readable by its user", err)
+		err = fmt.Errorf("reading AZURE_FEDERATED_TOKEN_FILE: %w; fix: mount the token's volume in this container, readable for its user", err)
 	}
 	return string(token), err
 }

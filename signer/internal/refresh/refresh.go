@@ -1,4 +1,4 @@
-// Package refresh keeps something that expires, such as a token or a key, fresh in the background.
+// Package refresh renews a value that expires, such as a token or a key, in the background.
 package refresh
 
 import (
@@ -11,14 +11,14 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Waits after fetches that failed: they grow from FirstRetry to LastRetry, with jitter. Two fetches are never closer than FirstRetry.
+// Delays after failed fetches grow from FirstRetry to LastRetry, with jitter. Two fetches are at least FirstRetry apart.
 const (
 	FirstRetry = time.Second
 	LastRetry  = 30 * time.Second
 )
 
-// Keep calls fetch until ctx is done: again after the time that it returned, or early if there is something in early. After an
-// error, Keep logs failed with the error, and waits for a growing time, which early does not shorten.
+// Keep calls fetch until ctx is done. It calls fetch again after the returned time, or when early receives a value. After an error,
+// Keep logs the message failed with the error and waits for a growing delay, which early does not shorten.
 func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan struct{}, fetch func(context.Context) (time.Duration, error)) {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = FirstRetry, LastRetry
@@ -31,7 +31,7 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 			return
 		case err != nil:
 			wait, wake = retry.NextBackOff(), nil
-			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //nolint:sloglint // a constant of the caller
+			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //nolint:sloglint // callers pass a constant
 		default:
 			retry.Reset()
 		}
@@ -43,7 +43,7 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 	}
 }
 
-// BeforeHalf returns 40 to 50 % of life, at random so that replicas do not renew together.
+// BeforeHalf returns 40 to 50 % of life, at random, so that replicas do not renew at the same time.
 func BeforeHalf(life time.Duration) time.Duration {
-	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter is no secret
 }

@@ -22,19 +22,19 @@ func TestKeepWaitsForTheReturnedTime(t *testing.T) {
 			return time.Hour, nil
 		})
 		if n != 11 {
-			t.Errorf("%d fetches in 10 hours; want one at the start and one an hour", n)
+			t.Errorf("%d fetches in 10 hours; want one at the start and one each hour", n)
 		}
 	})
 }
 
-func TestKeepFetchesEarlyButNotWhileItFails(t *testing.T) {
+func TestKeepFetchesEarlyUnlessItFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		early := make(chan struct{}, 1)
 		var n atomic.Int64
 		var down atomic.Bool
 		var log bytes.Buffer
-		go Keep(ctx, slog.New(slog.NewJSONHandler(&log, nil)), "no token", early, func(context.Context) (time.Duration, error) {
+		go Keep(ctx, slog.New(slog.NewJSONHandler(&log, nil)), "token exchange failed", early, func(context.Context) (time.Duration, error) {
 			n.Add(1)
 			if down.Load() {
 				return 0, errors.New("down")
@@ -50,7 +50,7 @@ func TestKeepFetchesEarlyButNotWhileItFails(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		if wake(); n.Load() != 2 {
-			t.Errorf("%d fetches; want one more as soon as it is woken", n.Load())
+			t.Errorf("%d fetches; want one more at once", n.Load())
 		}
 		for range 100 {
 			time.Sleep(100 * time.Millisecond)
@@ -69,7 +69,7 @@ func TestKeepFetchesEarlyButNotWhileItFails(t *testing.T) {
 		if n.Load() < 15 || n.Load() > 60 {
 			t.Errorf("%d fetches that fail in ten minutes", n.Load())
 		}
-		if lines := strings.Count(log.String(), `"level":"ERROR","msg":"no token","error":"down","retry_in":"`); int64(lines) != n.Load() {
+		if lines := strings.Count(log.String(), `"level":"ERROR","msg":"token exchange failed","error":"down","retry_in":"`); int64(lines) != n.Load() {
 			t.Errorf("%d lines of %d failures: %s", lines, n.Load(), &log)
 		}
 		cancel()
