@@ -114,8 +114,8 @@ func All() iter.Seq[*Error] { return maps.Values(wire) }
 // ByCode returns the error of the contract with that code, nil if there is none.
 func ByCode(code string) *Error { return wire[code] }
 
-// With returns an error of the same code with another detail.
-func (e Error) With(detail string) *Error {
+// WithDetail returns an error of the same code with another detail.
+func (e Error) WithDetail(detail string) *Error {
 	e.Detail = detail
 	return &e
 }
@@ -126,16 +126,16 @@ func (e Error) Wrap(cause error) *Error {
 	return &e
 }
 
-// Unknown returns an error of the same code whose Outcome is unknown, with may at the end of its Detail: [MayBeStored] or
+// WithUnknownOutcome returns an error of the same code whose Outcome is unknown, with may at the end of its Detail: [MayBeStored] or
 // [MayBeDeleted].
-func (e Error) Unknown(may string) *Error {
+func (e Error) WithUnknownOutcome(may string) *Error {
 	e.Outcome = OutcomeUnknown
 	e.Detail += may
 	return &e
 }
 
-// After returns an error of the same code that asks to wait for d.
-func (e Error) After(d time.Duration) *Error {
+// WithRetryAfter returns an error of the same code that asks to wait for d.
+func (e Error) WithRetryAfter(d time.Duration) *Error {
 	e.RetryAfter = d
 	return &e
 }

@@ -98,8 +98,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Callers {
 	return &Callers{
 		opts: opts, log: log,
 		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
-		clients: ratelimit.NewRequestLimiter(opts.RequestLimits, reg, "signer", "caller"),
-		outcomes: telemetry.Counters(reg, "cats_signer_authentications_total", "Calls that needed a known caller, by what came of asking who calls.",
+		clients: ratelimit.NewRequestLimiter("signer", "caller", opts.RequestLimits, reg),
+		outcomes: telemetry.NewCounterVec(reg, "cats_signer_authentications_total", "Calls that needed a known caller, by what came of asking who calls.",
 			"outcome", known, anonymous, expired, invalid, forbidden, limited, unavailable),
 	}
 }
@@ -144,7 +144,7 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, jwt.ErrExpired):
-		return caller{}, c.refuse(expired, apierror.ErrUnauthenticated.With("the token has expired").Wrap(err))
+		return caller{}, c.refuse(expired, apierror.ErrUnauthenticated.WithDetail("the token has expired").Wrap(err))
 	case errors.Is(err, apierror.ErrIssuerUnavailable):
 		return caller{}, c.refuse(unavailable, err)
 	case errors.Is(err, apierror.ErrRateLimited), errors.Is(err, apierror.ErrOverloaded): // of the waiters
@@ -152,13 +152,13 @@ func (c *Callers) of(ctx context.Context) (caller, error) {
 	case ctx.Err() != nil: // while it waited for the issuer's keys
 		return caller{}, apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	default:
-		return caller{}, c.refuse(invalid, apierror.ErrUnauthenticated.With("the token is not valid here").Wrap(brief(err)))
+		return caller{}, c.refuse(invalid, apierror.ErrUnauthenticated.WithDetail("the token is not valid here").Wrap(brief(err)))
 	}
 	who := caller{}
 	who.name, who.noName = nameIn(claims, c.opts.Claim)
 	subject, _ := claims["sub"].(string)
 	who.id = cmp.Or(subject, who.name.String()) // Azure AD B2C can leave sub out
-	if _, err := c.clients.Request(who.id); err != nil {
+	if _, err := c.clients.Allow(who.id); err != nil {
 		return caller{}, c.refuse(limited, err)
 	}
 	return who, nil
@@ -216,7 +216,7 @@ func (c *Callers) permitted(ctx context.Context, user signerapi.User, rule acces
 	}
 	if rule != access.SignedIn && (who.name != user || who.noName != nil) {
 		reason := cmp.Or(who.noName, fmt.Errorf("the claim %s of the token names another user", c.opts.Claim))
-		return caller{}, c.refuse(forbidden, apierror.ErrForbidden.With("the token is not that of the one whose picture this is").Wrap(reason))
+		return caller{}, c.refuse(forbidden, apierror.ErrForbidden.WithDetail("the token is not that of the one whose picture this is").Wrap(reason))
 	}
 	c.outcomes.WithLabelValues(known).Inc()
 	return who, nil
