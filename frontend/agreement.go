@@ -31,7 +31,7 @@ func (a *agreement) ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.compare(about.Shared); err != nil {
+	if err := a.compare(about.SharedSettings); err != nil {
 		return apierror.ErrMisconfigured.Wrap(err)
 	}
 	return a.signer.Ready(ctx)

@@ -23,7 +23,7 @@ type signer struct {
 }
 
 func (s *signer) About(context.Context) (signerapi.About, error) {
-	return signerapi.About{Shared: s.shared}, s.down
+	return signerapi.About{SharedSettings: s.shared}, s.down
 }
 
 func (s *signer) Ready(context.Context) error { return s.notReady }

@@ -18,7 +18,7 @@ import (
 
 const (
 	name  = "frontend"
-	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes.\n" + telemetry.AboutTraces
+	about = "frontend takes pictures in from the public and hands out signed links to them, which the signer makes.\n" + telemetry.TracesHelp
 )
 
 type settings struct {

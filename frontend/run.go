@@ -22,10 +22,6 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err := cmp.Or(checkSplit(environ, tokenFiles, search()), err); err != nil {
 		return err
 	}
-	signer, err := signerapi.NewClient(cfg.SignerURL, httpserver.Propagate)
-	if err != nil {
-		return err
-	}
 	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.LogWarning(log)
 	cfg.LogAllowedHosts(log)
@@ -34,27 +30,29 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	signer, err := signerapi.NewClient(cfg.SignerURL, signerapi.ClientOptions{Header: httpserver.Propagate, Transport: traces.Transport})
+	if err != nil {
+		return err
+	}
 	reg := telemetry.NewRegistry(name)
 	pools := ratelimit.NewPools(name, cfg.ClientShare, reg)
 	slots := web.Slots{Requests: pools.New("requests", 4*cfg.MaxUploads), Uploads: pools.New("uploads", cfg.MaxUploads), Commits: pools.New("commits", max(1, cfg.MaxUploads/2))}
-	requests := httpserver.NewMiddleware(name, reg, log, cfg.Settings, slots.Uploads, web.Refuse)
-	requests.Trace(traces, true)
-	if traces != nil {
-		signer.Wrap(traces.Transport)
-	}
+	requests := httpserver.NewMiddleware(httpserver.MiddlewareOptions{
+		Name: name, Settings: cfg.Settings, Log: log, Registry: reg, Uploads: slots.Uploads, Traces: traces, Public: true, WriteError: web.Refuse,
+	})
 	agreement := &agreement{signer: signer, own: config.Shared(cfg), log: log}
 	endpoints := &endpoints{search: search, log: log}
 	return httpserver.Server{
-		Settings:    cfg.Settings,
-		Log:         log,
-		Registry:    reg,
-		Traces:      traces,
-		Name:        "public",
-		Address:     cfg.ListenAddress,
-		Handler:     web.New(signer, cfg.Options, requests, slots, log, reg),
-		OpsAddress:  cfg.OpsAddress,
-		Connections: pools.New("connections", 8*cfg.MaxUploads),
-		Proxies:     cfg.TrustedProxies,
+		Settings:       cfg.Settings,
+		Log:            log,
+		Registry:       reg,
+		Traces:         traces,
+		Name:           "public",
+		Address:        cfg.ListenAddress,
+		Handler:        web.New(signer, cfg.Options, requests, slots, log, reg),
+		OpsAddress:     cfg.OpsAddress,
+		Connections:    pools.New("connections", 8*cfg.MaxUploads),
+		TrustedProxies: cfg.TrustedProxies,
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {
 				return err

@@ -17,7 +17,7 @@ import (
 
 const (
 	name  = "signer"
-	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + telemetry.AboutTraces +
+	about = "signer stores pictures in Azure Blob Storage and signs links to them, for the frontend on the loopback interface.\n" + telemetry.TracesHelp +
 		"\n\nCommand doctor: checks settings, token, exchange, key, put, link, copy, callers and clock, and says what to do about what does not work"
 )
 
@@ -48,9 +48,9 @@ func parse(environ []string) (settings, error) {
 	host, _, err := net.SplitHostPort(c.APIAddress)
 	ip, _ := netip.ParseAddr(host) // the zero address is no loopback address
 	return c, errors.Join(c.Callers.Validate(), c.Limits.Validate(), c.Settings.Validate(), c.Storage.Validate(),
-		config.Require(c.MaxSize <= blobstore.MaxPicture,
+		config.Require(c.MaxPictureSize <= blobstore.MaxPicture,
 			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_UPLOAD_SIZE",
-			c.MaxSize, picture.Size(blobstore.MaxPicture)),
+			c.MaxPictureSize, picture.Size(blobstore.MaxPicture)),
 		config.Require(c.Identity.Credential == identity.WorkloadIdentity || c.Identity.Credential == identity.Default,
 			"CREDENTIAL is %q: want %s or %s", c.Identity.Credential, identity.WorkloadIdentity, identity.Default),
 		config.Require(err == nil && (host == "localhost" || ip.IsLoopback()),

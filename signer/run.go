@@ -85,33 +85,35 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
 	settings := cfg.Settings
 	settings.StallTimeout *= 3
-	requests := httpserver.NewMiddleware(name, reg, log, settings, slots.Uploads, func(w http.ResponseWriter, _ *http.Request, err error) {
-		signerapi.WriteError(w, err)
+	requests := httpserver.NewMiddleware(httpserver.MiddlewareOptions{
+		Name: name, Settings: settings, Log: log, Registry: reg, Uploads: slots.Uploads, Traces: traces,
+		WriteError: func(w http.ResponseWriter, _ *http.Request, err error) { signerapi.WriteError(w, err) },
 	})
-	requests.Trace(traces, false)
 	until := time.Now().Add(settleTime)
-	contract := signerapi.Settings{Anonymous: !cfg.Callers.AuthenticationOn(), Shared: config.Shared(cfg)}
-	calls := signerapi.NewHandler(signer, httpserver.SetError, contract, func(route string, probe bool, h http.Handler) http.Handler {
+	wrap := func(route string, probe bool, h http.Handler) http.Handler {
 		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
 		h = httpserver.RequireHost(httpserver.LocalHost, h)
 		if probe {
 			return h
 		}
 		return requests.Route(route, settled(h, signer.Ready, until))
+	}
+	calls := signerapi.NewHandler(signer, signerapi.HandlerOptions{
+		AuthenticationOff: !cfg.Callers.AuthenticationOn(), SharedSettings: config.Shared(cfg), LogError: httpserver.SetError, Wrap: wrap,
 	})
 
 	return httpserver.Server{
-		Settings:    cfg.Settings,
-		Log:         log,
-		Registry:    reg,
-		Traces:      traces,
-		Name:        "api",
-		Address:     cfg.APIAddress,
-		Connections: pools.New("connections", 4*cfg.MaxUploads), // as many as the frontend has requests in progress
-		Proxies:     loopback,                                   // the frontend has many clients
-		Handler:     calls,
-		OpsAddress:  cfg.OpsAddress,
-		Ready:       signer.Ready,
+		Settings:       cfg.Settings,
+		Log:            log,
+		Registry:       reg,
+		Traces:         traces,
+		Name:           "api",
+		Address:        cfg.APIAddress,
+		Connections:    pools.New("connections", 4*cfg.MaxUploads), // as many as the frontend has requests in progress
+		TrustedProxies: loopback,                                   // the frontend has many clients
+		Handler:        calls,
+		OpsAddress:     cfg.OpsAddress,
+		Ready:          signer.Ready,
 		Background: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
 			g.Go(func() error { return tokens.Run(ctx) })

@@ -290,7 +290,7 @@ func (c *client) get(ctx context.Context, user, path string, force bool) error {
 		return err
 	}
 	if path == "" {
-		if path, _ = picture.FileName(user, is.ContentType); filepath.Base(path) != path {
+		if path, _ = picture.WithExtension(user, is.ContentType); filepath.Base(path) != path {
 			return errors.New("no file can be called after this user: name one")
 		}
 		if !force {

@@ -35,7 +35,7 @@ func Parse(settings any, environ []string) error {
 	var faults []error
 	for _, s := range Describe(settings) {
 		variables[s.field.Name] = s.Name
-		if value := environment[s.Name]; Quoted(value) && s.field.Tag.Get("quoted") != "later" {
+		if value := environment[s.Name]; IsQuoted(value) && s.field.Tag.Get("quoted") != "later" {
 			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value: remove the quotes", s.Name, value))
 			environment[s.Name] = strings.Trim(value, quotes) // reported once
 		}
@@ -60,8 +60,8 @@ const quotes = "\"'`“”„‘’"
 
 var quotedForm = regexp.MustCompile("(?s)^[" + quotes + "].*[" + quotes + "]$")
 
-// Quoted reports whether value begins and ends with a quotation mark.
-func Quoted(value string) bool { return quotedForm.MatchString(value) }
+// IsQuoted reports whether value begins and ends with a quotation mark.
+func IsQuoted(value string) bool { return quotedForm.MatchString(value) }
 
 // Setting describes one environment variable.
 type Setting struct {

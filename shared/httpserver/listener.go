@@ -43,7 +43,7 @@ type listener struct {
 // limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
 func (s Server) limited(l net.Listener) net.Listener {
 	return &listener{
-		Listener: netutil.LimitListener(l, s.Connections.Total()), slots: s.Connections, proxies: s.Proxies, log: s.Log,
+		Listener: netutil.LimitListener(l, s.Connections.Total()), slots: s.Connections, proxies: s.TrustedProxies, log: s.Log,
 		lack: rate.Sometimes{Interval: openFilesWarns},
 	}
 }

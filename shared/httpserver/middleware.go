@@ -56,14 +56,7 @@ var (
 // Requests gives each request an ID, a log line, metrics, a minimum upload rate, a deadline for its response, and a 500 in place
 // of a panic.
 type Middleware struct {
-	log     *slog.Logger
-	window  time.Duration // STALL_TIMEOUT
-	minRate int64         // MIN_UPLOAD_RATE
-	uploads *ratelimit.Pool
-	refuse  func(http.ResponseWriter, *http.Request, error)
-
-	traces    *telemetry.Traces // nil for none
-	strangers bool              // send the requests
+	options MiddlewareOptions
 
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -73,17 +66,31 @@ type Middleware struct {
 	panics   prometheus.Counter
 }
 
-// NewMiddleware returns a Requests whose metrics are in reg, named cats_NAME_http_….
+// MiddlewareOptions are what a [Middleware] needs. Only Traces may be nil.
+type MiddlewareOptions struct {
+	Name     string // the metrics are named cats_NAME_http_…
+	Settings Settings
+	Log      *slog.Logger
+	Registry prometheus.Registerer
+	Uploads  *ratelimit.Pool
+	Traces   *telemetry.Traces // each request becomes a span; nil for none
+	// Public says that the clients are not trusted: each request starts a trace of its own, linked to that in its header.
+	Public bool
+	// WriteError writes the response of a request whose handler panicked; the error is ErrInternal.
+	WriteError func(http.ResponseWriter, *http.Request, error)
+}
+
+// NewMiddleware returns a Middleware.
 //
-// A body that brings less than MIN_UPLOAD_RATE in a window of STALL_TIMEOUT ends in [os.ErrDeadlineExceeded]; while uploads is
-// busy, it must bring busyRate. refuse writes the response of a request whose handler panicked, with ErrInternal.
-func NewMiddleware(name string, reg prometheus.Registerer, log *slog.Logger, settings Settings, uploads *ratelimit.Pool, refuse func(http.ResponseWriter, *http.Request, error)) *Middleware {
-	prefix, auto := "cats_"+name+"_http_", promauto.With(reg)
+// A body that brings less than MIN_UPLOAD_RATE in a window of STALL_TIMEOUT ends in [os.ErrDeadlineExceeded]; while Uploads is
+// busy, it must bring busyRate.
+func NewMiddleware(options MiddlewareOptions) *Middleware {
+	prefix, auto := "cats_"+options.Name+"_http_", promauto.With(options.Registry)
 	counter := func(name, help string) prometheus.Counter {
 		return auto.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
 	}
 	return &Middleware{
-		log: log, refuse: refuse, window: settings.StallTimeout, minRate: settings.MinUploadRate, uploads: uploads,
+		options: options,
 		total: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "requests_total", Help: "Requests answered.",
 		}, []string{"route", "method", "code"}),
@@ -99,11 +106,6 @@ func NewMiddleware(name string, reg prometheus.Registerer, log *slog.Logger, set
 		panics:   counter("panics_total", "Handlers that panicked; each was one 500."),
 	}
 }
-
-// Trace has each request be a span of t, which may be nil, in the trace that the
-// request's header names. Where strangers send requests, each is a trace of its own.
-// It must be called before Route.
-func (q *Middleware) Trace(t *telemetry.Traces, strangers bool) { q.traces, q.strangers = t, strangers }
 
 // exchange is a request and its response, as the log has them. It counts the bytes of the response and sets its write deadline.
 type exchange struct {
@@ -134,9 +136,9 @@ func RequestID(ctx context.Context) string { return exchangeOf(ctx).requestID }
 // request's own goroutine may call it.
 func SetError(ctx context.Context, err error) { exchangeOf(ctx).err = err }
 
-// SetClient keeps, for the log line of the request that ctx belongs to, who sent it
+// SetClientAddress keeps, for the log line of the request that ctx belongs to, who sent it
 // where that is not the peer. Only the request's own goroutine may call it.
-func SetClient(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
+func SetClientAddress(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
 
 // Propagate adds the id and the trace context of the request that ctx belongs to,
 // to the header of a request to the other container.
@@ -154,7 +156,7 @@ func Propagate(ctx context.Context, h http.Header) {
 // a template such as "/cat/{user}", from a closed set, never a path as it came.
 // "other" is for those that have none.
 func (q *Middleware) Route(route string, h http.Handler) http.Handler {
-	return q.traces.Handler(route, q.strangers, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return q.options.Traces.Handler(route, q.options.Public, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		x := &exchange{ResponseWriter: w, requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
 		if !requestIDForm.MatchString(x.requestID) {
@@ -165,7 +167,7 @@ func (q *Middleware) Route(route string, h http.Handler) http.Handler {
 		}
 		w.Header().Set(requestIDHeader, x.requestID)
 		ctx := context.WithValue(r.Context(), exchangeKey{}, x)
-		if q.traces != nil {
+		if q.options.Traces != nil {
 			x.traceParent = telemetry.TraceParent(ctx)
 		}
 		r = r.WithContext(ctx)
@@ -184,9 +186,9 @@ func (q *Middleware) Route(route string, h http.Handler) http.Handler {
 			cut := recover()
 			if cut != nil && cut != http.ErrAbortHandler { //nolint:errorlint // the sentinel itself is panicked with
 				q.panics.Inc()
-				q.log.ErrorContext(r.Context(), "panic", "request_id", x.requestID, "panic", cut, "stack", string(debug.Stack()))
+				q.options.Log.ErrorContext(r.Context(), "panic", "request_id", x.requestID, "panic", cut, "stack", string(debug.Stack()))
 				if x.status == 0 {
-					q.refuse(x, r, apierror.ErrInternal)
+					q.options.WriteError(x, r, apierror.ErrInternal)
 					cut = nil
 				}
 			}
@@ -239,7 +241,7 @@ func (q *Middleware) done(r *http.Request, route string, x *exchange, took time.
 	if x.err != nil {
 		attrs = append(attrs, slog.String("error", telemetry.Truncate(x.err.Error())))
 	}
-	if h := q.log.Handler(); h.Enabled(r.Context(), level) {
+	if h := q.options.Log.Handler(); h.Enabled(r.Context(), level) {
 		line := slog.NewRecord(time.Now(), level, "request", 0) // the logger itself would look for where it was called
 		line.AddAttrs(attrs...)
 		_ = h.Handle(r.Context(), line) // there is nowhere to tell
@@ -257,11 +259,11 @@ func methodLabel(m string) string {
 
 // windowBytes returns the number of bytes that a body must bring in each window.
 func (q *Middleware) windowBytes() int64 {
-	rate := q.minRate
-	if q.uploads.Taken() > q.uploads.Total()/2 {
+	rate, uploads := q.options.Settings.MinUploadRate, q.options.Uploads
+	if uploads.Taken() > uploads.Total()/2 {
 		rate = max(rate, busyRate)
 	}
-	return int64(float64(rate) * q.window.Seconds())
+	return int64(float64(rate) * q.options.Settings.StallTimeout.Seconds())
 }
 
 // body counts the bytes of a request's body and enforces the minimum upload rate. A handler that forwards a body may return
@@ -285,7 +287,7 @@ type body struct {
 
 // Read implements [io.Reader]. Only time inside Read counts for the minimum upload rate.
 func (b *body) Read(p []byte) (int, error) {
-	window, need := b.requests.window, b.requests.windowBytes()
+	window, need := b.requests.options.Settings.StallTimeout, b.requests.windowBytes()
 	if b.chunked { // net/http fills p before it returns from a chunk, however long that takes
 		p = p[:min(int64(len(p)), max(smallRead, need/2))]
 	}

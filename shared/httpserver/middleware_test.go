@@ -202,7 +202,7 @@ func TestBusyPoolRaisesTheMinimumRate(t *testing.T) {
 	uploads := ratelimit.NewPools("busy", 0, prometheus.NewRegistry()).New("uploads", 2)
 	for taken, want := range []int64{2 << 10, 2 << 10, 16 << 10} {
 		for rate, want := range map[int64]int64{2 << 10: want, 20 << 10: 20 << 10} {
-			q := &Middleware{window: 30 * time.Second, minRate: rate, uploads: uploads}
+			q := &Middleware{options: MiddlewareOptions{Settings: Settings{StallTimeout: 30 * time.Second, MinUploadRate: rate}, Uploads: uploads}}
 			if got := q.windowBytes(); got != 30*want {
 				t.Errorf("with %d of 2 slots taken and a minimum of %d: %d bytes in 30 s; want %d", taken, rate, got, 30*want)
 			}

@@ -47,10 +47,10 @@ type Server struct {
 	Address    string // of the work listener
 	Handler    http.Handler
 	OpsAddress string // of /metrics, /livez and /readyz
-	// Connections are the slots for connections to the work listener, and Proxies the addresses whose connections serve many
+	// Connections are the slots for connections to the work listener, and TrustedProxies the addresses whose connections serve many
 	// clients: they have no share.
-	Connections *ratelimit.Pool
-	Proxies     []netip.Prefix
+	Connections    *ratelimit.Pool
+	TrustedProxies []netip.Prefix
 
 	// Ready says why the process should get no requests now; nil means that it
 	// should. It is asked at each probe and must be cheap.
@@ -88,7 +88,7 @@ func (s Server) Run(ctx context.Context) error {
 		s.Handler.ServeHTTP(w, r)
 	})))
 	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
-	if len(s.Proxies) > 0 {
+	if len(s.TrustedProxies) > 0 {
 		workServer.IdleTimeout = behindProxies
 	}
 	opsServer.WriteTimeout = opsTimeout // responses of the work server have deadlines of their own, behind bodies of any length

@@ -70,12 +70,11 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	r := &running{log: &logBuffer{}, reg: telemetry.NewRegistry("test"), done: make(chan error, 1)}
 	log := telemetry.NewLogger(r.log, slog.LevelDebug, "test")
 	pools := ratelimit.NewPools("test", settings.ClientShare, r.reg)
-	requests := NewMiddleware("test", r.reg, log, settings, pools.New("uploads", settings.MaxUploads), func(w http.ResponseWriter, _ *http.Request, err error) {
-		status := http.StatusInternalServerError
-		if errors.Is(err, apierror.ErrOverloaded) {
-			status = http.StatusServiceUnavailable
-		}
-		http.Error(w, "sorry", status)
+	requests := NewMiddleware(MiddlewareOptions{
+		Name: "test", Settings: settings, Log: log, Registry: r.reg, Uploads: pools.New("uploads", settings.MaxUploads),
+		WriteError: func(w http.ResponseWriter, _ *http.Request, err error) {
+			http.Error(w, "sorry", apierror.AsError(err).Status)
+		},
 	})
 	mux := http.NewServeMux()
 	for path, h := range handlers {
@@ -90,7 +89,7 @@ func start(t *testing.T, settings Settings, ready func(context.Context) error, b
 	go func() {
 		r.done <- Server{
 			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
-			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Connections: pools.New("connections", 8*settings.MaxUploads), Proxies: testProxies,
+			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Connections: pools.New("connections", 8*settings.MaxUploads), TrustedProxies: testProxies,
 		}.Run(ctx)
 	}()
 	eventually(t, "both listeners", func() bool { return len(r.log.lines(t, "listening")) == 2 })

@@ -40,8 +40,10 @@ func newTraced(t *testing.T, strangers bool, h http.HandlerFunc) *traced {
 	r := &traced{spans: tracetest.NewSpanRecorder(), sent: tracetest.NewInMemoryExporter(), log: &logBuffer{}, reg: prometheus.NewRegistry()}
 	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans), sdktrace.WithSyncer(telemetry.RedactSpans(r.sent))) // the sampler of the environment
 	r.traces = &telemetry.Traces{TracerProvider: provider}
-	requests := NewMiddleware("test", r.reg, telemetry.NewLogger(r.log, slog.LevelDebug, "test"), relaxed, ratelimit.NewPools("test", 0, r.reg).New("uploads", 1), func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) })
-	requests.Trace(r.traces, strangers)
+	requests := NewMiddleware(MiddlewareOptions{
+		Name: "test", Settings: relaxed, Log: telemetry.NewLogger(r.log, slog.LevelDebug, "test"), Registry: r.reg, Uploads: ratelimit.NewPools("test", 0, r.reg).New("uploads", 1),
+		Traces: r.traces, Public: strangers, WriteError: func(w http.ResponseWriter, _ *http.Request, _ error) { http.Error(w, "sorry", 500) },
+	})
 	r.handler = requests.Route("/cat/{user}", h)
 	return r
 }

@@ -58,8 +58,8 @@ func (l Limits) sniff(h *head) (mediaType string, err error) {
 	}
 	mediaType, ok := l.detect(h.kept)
 	if !ok {
-		return "", apierror.ErrUnsupportedMediaType.With(
-			fmt.Sprintf("the file is %s, which is not accepted; accepted types: %s", mediaType, strings.Join(l.Types, ", ")))
+		return "", apierror.ErrUnsupportedMediaType.WithDetail(
+			fmt.Sprintf("the file is %s, which is not accepted; accepted types: %s", mediaType, strings.Join(l.AcceptedTypes, ", ")))
 	}
 	return mediaType, nil
 }
@@ -74,7 +74,7 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 		return "", h.err
 	}
 	if pixels := width * height; pixels > l.MaxPixels {
-		return "", apierror.ErrTooLarge.With(
+		return "", apierror.ErrTooLarge.WithDetail(
 			fmt.Sprintf("the picture has %d pixels (%d × %d); at most %d are accepted", pixels, width, height, l.MaxPixels))
 	}
 	return mediaType, nil
@@ -85,18 +85,18 @@ func (l Limits) check(h *head) (mediaType string, err error) {
 func (l Limits) detect(first []byte) (string, bool) {
 	if t := imageType(first); t != "" {
 		general := strings.Replace(t, "image/heic", "image/heif", 1) // every HEIC file is a HEIF file
-		if !slices.Contains(l.Types, t) && slices.Contains(l.Types, general) {
+		if !slices.Contains(l.AcceptedTypes, t) && slices.Contains(l.AcceptedTypes, general) {
 			t = general
 		}
-		return t, slices.Contains(l.Types, t)
+		return t, slices.Contains(l.AcceptedTypes, t)
 	}
 	found := mimetype.Detect(first)
 	if p := found.Parent(); p != nil && p.Is("video/mp4") && strings.HasPrefix(found.String(), "image/") {
 		found = p // an image by a brand that is not registered for one
 	}
 	for m := found; m != nil; m = m.Parent() {
-		if i := slices.IndexFunc(l.Types, m.Is); i >= 0 {
-			return l.Types[i], true
+		if i := slices.IndexFunc(l.AcceptedTypes, m.Is); i >= 0 {
+			return l.AcceptedTypes[i], true
 		}
 	}
 	bare, _, _ := strings.Cut(found.String(), ";") // without a charset

@@ -97,9 +97,9 @@ func vp8x(flags byte, width, height int) string {
 	return webpOf("VP8X", string([]byte{flags, 0, 0, 0})+le24(width-1)+le24(height-1))
 }
 
-// opened returns what Open makes of content, read to its end.
+// opened returns what Inspect makes of content, read to its end.
 func opened(l Limits, content string) (mediaType string, err error) {
-	mediaType, whole, err := l.Open(strings.NewReader(content), -1)
+	mediaType, whole, err := l.Inspect(strings.NewReader(content), -1)
 	if err != nil {
 		return "", err
 	}
@@ -157,7 +157,7 @@ func TestOpenFollowsMajorAndCompatibleBrands(t *testing.T) {
 	} {
 		for _, mediaType := range []func() (string, error){
 			func() (string, error) { return opened(defaults(t), c.content) },
-			func() (string, error) { return defaults(t).Inspect(strings.NewReader(c.content)) },
+			func() (string, error) { return defaults(t).InspectHead(strings.NewReader(c.content)) },
 		} {
 			if got, err := mediaType(); got != c.want || err != nil {
 				t.Errorf("%s: %q, %v; want %s", c.what, got, err, c.want)
@@ -258,24 +258,24 @@ var bombs = map[string]struct {
 func TestOpenRejectsAnnouncedPixels(t *testing.T) {
 	for what, c := range bombs {
 		content := c.content + strings.Repeat("\x00", 100_000)
-		_, _, err := defaults(t).Open(strings.NewReader(content), int64(len(content)))
+		_, _, err := defaults(t).Inspect(strings.NewReader(content), int64(len(content)))
 		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrTooLarge) || !strings.HasPrefix(e.Detail, fmt.Sprintf("the picture has %d pixels (", c.pixels)) ||
 			!strings.HasSuffix(e.Detail, "; at most 210000000 are accepted") {
 			t.Errorf("%s: %v", what, err)
 		}
 		l := defaults(t)
 		l.MaxPixels = c.pixels
-		if _, _, err := l.Open(strings.NewReader(content), -1); err != nil {
+		if _, _, err := l.Inspect(strings.NewReader(content), -1); err != nil {
 			t.Errorf("%s where as many are accepted: %v", what, err)
 		}
 		l.MaxPixels = c.pixels - 1
-		if _, _, err := l.Open(strings.NewReader(content), -1); !errors.Is(err, apierror.ErrTooLarge) {
+		if _, _, err := l.Inspect(strings.NewReader(content), -1); !errors.Is(err, apierror.ErrTooLarge) {
 			t.Errorf("%s where one less is accepted: %v", what, err)
 		}
 	}
 }
 
-func TestInspectDecidesLikeOpen(t *testing.T) {
+func TestInspectHeadDecidesLikeInspect(t *testing.T) {
 	contents := map[string]string{"text": "hello", "empty": "", "MP4": box("ftyp", "mp42"+be32(0)+"isom")}
 	for what, c := range accepted(t) {
 		contents[what] = c.content
@@ -284,10 +284,10 @@ func TestInspectDecidesLikeOpen(t *testing.T) {
 		contents[what] = c.content + strings.Repeat("\x00", 100_000)
 	}
 	for what, content := range contents {
-		wantType, _, want := defaults(t).Open(strings.NewReader(content), -1)
-		got, err := defaults(t).Inspect(strings.NewReader(content[:min(len(content), HeadBytes)]))
+		wantType, _, want := defaults(t).Inspect(strings.NewReader(content), -1)
+		got, err := defaults(t).InspectHead(strings.NewReader(content[:min(len(content), HeadBytes)]))
 		if got != wantType || fmt.Sprint(err) != fmt.Sprint(want) {
-			t.Errorf("%s: %q, %v; Open returns %q, %v", what, got, err, wantType, want)
+			t.Errorf("%s: InspectHead returns %q, %v; Inspect %q, %v", what, got, err, wantType, want)
 		}
 	}
 }
@@ -306,7 +306,7 @@ func TestOpenBuffersWhatItNeeds(t *testing.T) {
 		"JPEG": {longHeader(t, 0xe1, 9), HeadBytes},
 	} {
 		body := strings.NewReader(c.content)
-		if _, _, err := defaults(t).Open(body, -1); err != nil || len(c.content)-body.Len() > c.most {
+		if _, _, err := defaults(t).Inspect(body, -1); err != nil || len(c.content)-body.Len() > c.most {
 			t.Errorf("%s: %v, after %d bytes", what, err, len(c.content)-body.Len())
 		}
 	}
@@ -318,7 +318,7 @@ func TestDecodersAllocateNothingByDimensions(t *testing.T) {
 		l.MaxPixels = 1<<64 - 1
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, _, err := l.Open(strings.NewReader(c.content), -1)
+		_, _, err := l.Inspect(strings.NewReader(c.content), -1)
 		runtime.ReadMemStats(&after)
 		if got := after.TotalAlloc - before.TotalAlloc; err != nil || got > 1<<20 {
 			t.Errorf("%s: %d bytes, %v", what, got, err)
@@ -340,7 +340,7 @@ func BenchmarkOpen(b *testing.B) {
 			l := defaults(b)
 			b.ReportAllocs()
 			for b.Loop() {
-				_, _, _ = l.Open(bytes.NewReader([]byte(content)), -1)
+				_, _, _ = l.Inspect(bytes.NewReader([]byte(content)), -1)
 			}
 		})
 	}

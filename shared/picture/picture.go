@@ -31,10 +31,10 @@ var extensions = map[string][]string{
 	"image/heif-sequence": {".heifs", ".heics", ".heif", ".heic", ".hif"},
 }
 
-// FileName returns name with the extension of the media type at its end, unless
+// WithExtension returns name with the extension of the media type at its end, unless
 // it has one of that type already. It is false, and name as it was, when no picture
 // that was stored can have that type, whatever the limits are.
-func FileName(name, mediaType string) (string, bool) {
+func WithExtension(name, mediaType string) (string, bool) {
 	of, ok := extensions[mediaType]
 	if !ok {
 		return name, false
@@ -47,8 +47,8 @@ func FileName(name, mediaType string) (string, bool) {
 
 // Limits are the settings of what is accepted.
 type Limits struct {
-	MaxSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
-	Types   []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
+	MaxPictureSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
+	AcceptedTypes  []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
 
 	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that the header of a JPEG, PNG, GIF or WebP may announce, width times height"`
 }
@@ -69,10 +69,10 @@ func (s Size) String() string { return units.BytesSize(float64(s)) }
 // Validate reports the faults of the limits, joined.
 func (l Limits) Validate() error {
 	var faults []error
-	if l.MaxSize <= 0 || l.MaxPixels == 0 {
+	if l.MaxPictureSize <= 0 || l.MaxPixels == 0 {
 		faults = append(faults, errors.New("MAX_PICTURE_SIZE and MAX_PIXELS must be above zero"))
 	}
-	for _, t := range l.Types {
+	for _, t := range l.AcceptedTypes {
 		if _, ok := extensions[t]; !ok {
 			faults = append(faults, fmt.Errorf("ACCEPTED_TYPES: %q is not possible, only %s are", t, strings.Join(slices.Sorted(maps.Keys(extensions)), ", ")))
 		}
@@ -80,34 +80,34 @@ func (l Limits) Validate() error {
 	return errors.Join(faults...)
 }
 
-// CheckSize returns ErrTooLarge when size, in bytes, is over the limit, and
+// ValidateSize returns ErrTooLarge when size, in bytes, is over the limit, and
 // ErrEmpty when it is zero. A size of -1 is not known and passes.
-func (l Limits) CheckSize(size int64) error {
+func (l Limits) ValidateSize(size int64) error {
 	switch {
-	case size > int64(l.MaxSize):
-		return apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", l.MaxSize))
+	case size > int64(l.MaxPictureSize):
+		return apierror.ErrTooLarge.WithDetail(fmt.Sprintf("the picture is larger than %v", l.MaxPictureSize))
 	case size == 0:
 		return apierror.ErrEmpty
 	}
 	return nil
 }
 
-// Open reads the first bytes of body and decides what it is. It returns the media type and a reader of the whole picture.
+// Inspect reads the first bytes of body and decides what it is. It returns the media type and a reader of the whole picture.
 //
 // The reader fails with ErrTooLarge once it has returned the limit, and with ErrIncomplete if size is not -1 and body has
-// another length. Errors of body come through unchanged. Open itself returns ErrEmpty, ErrTooLarge (size, or pixels
+// another length. Errors of body come through unchanged. Inspect itself returns ErrEmpty, ErrTooLarge (size, or pixels
 // announced in the first HeadBytes) and ErrUnsupportedMediaType.
-func (l Limits) Open(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
+func (l Limits) Inspect(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
 	return l.open(body, size, l.check)
 }
 
-// Sniff is Open without the check of the pixels. It keeps a few KiB of the picture, where Open may keep HeadBytes.
+// Sniff is Inspect without the check of the pixels. It keeps a few KiB of the picture, where Inspect may keep HeadBytes.
 func (l Limits) Sniff(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
 	return l.open(body, size, l.sniff)
 }
 
 func (l Limits) open(body io.Reader, size int64, check func(*head) (string, error)) (mediaType string, whole io.Reader, err error) {
-	if err := l.CheckSize(size); err != nil {
+	if err := l.ValidateSize(size); err != nil {
 		return "", nil, err
 	}
 	limited := &limitedReader{r: body, limits: l, want: size}
@@ -118,9 +118,9 @@ func (l Limits) open(body io.Reader, size int64, check func(*head) (string, erro
 	return mediaType, io.MultiReader(bytes.NewReader(h.kept), limited), nil
 }
 
-// Inspect decides what a picture is that begins with first, exactly as Open does. It reads at most HeadBytes. Errors of first
+// InspectHead decides what a picture is that begins with first, exactly as Inspect does. It reads at most HeadBytes. Errors of first
 // come through unchanged.
-func (l Limits) Inspect(first io.Reader) (mediaType string, err error) {
+func (l Limits) InspectHead(first io.Reader) (mediaType string, err error) {
 	return l.check(newHead(first))
 }
 
@@ -135,11 +135,11 @@ type limitedReader struct {
 func (r *limitedReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.n += int64(n)
-	if tooLarge := r.limits.CheckSize(max(r.n, 1)); tooLarge != nil {
+	if tooLarge := r.limits.ValidateSize(max(r.n, 1)); tooLarge != nil {
 		return 0, tooLarge
 	}
 	if r.want >= 0 && (r.n > r.want || err == io.EOF && r.n < r.want) {
-		return 0, apierror.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+		return 0, apierror.ErrIncomplete.WithDetail("the picture is not as long as announced; nothing was stored")
 	}
 	return n, err
 }

@@ -52,9 +52,9 @@ func TestOpenAcceptsEveryDefaultType(t *testing.T) {
 	if err := l.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range l.Types {
+	for _, want := range l.AcceptedTypes {
 		content := pixel(t, want) + strings.Repeat("\x00", 10_000)
-		got, whole, err := l.Open(iotest.OneByteReader(strings.NewReader(content)), int64(len(content)))
+		got, whole, err := l.Inspect(iotest.OneByteReader(strings.NewReader(content)), int64(len(content)))
 		if err != nil || got != want {
 			t.Errorf("%s: %q, %v", want, got, err)
 			continue
@@ -67,7 +67,7 @@ func TestOpenAcceptsEveryDefaultType(t *testing.T) {
 
 func TestOpenTakesAnimatedPNGForPNG(t *testing.T) {
 	apng := pixel(t, "image/png")[:33] + "\x00\x00\x00\x08acTL\x00\x00\x00\x01"
-	if got, _, err := defaults(t).Open(strings.NewReader(apng), -1); err != nil || got != "image/png" {
+	if got, _, err := defaults(t).Inspect(strings.NewReader(apng), -1); err != nil || got != "image/png" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -84,7 +84,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 		box("ftyp", "heix")[:11]:                    "application/octet-stream",
 		"the text ftypheic":                         "text/plain",
 	} {
-		_, _, err := defaults(t).Open(strings.NewReader(content), -1)
+		_, _, err := defaults(t).Inspect(strings.NewReader(content), -1)
 		want := "the file is " + name
 		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrUnsupportedMediaType) || !strings.HasPrefix(e.Detail, want) ||
 			!strings.HasSuffix(e.Detail, ", which is not accepted; accepted types: image/jpeg, image/png, image/gif, image/webp, image/avif, image/heic, image/heif, image/heic-sequence, image/heif-sequence") {
@@ -92,18 +92,18 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 		}
 	}
 	l := defaults(t, "ACCEPTED_TYPES=image/heif,image/png")
-	if got, _, err := l.Open(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
+	if got, _, err := l.Inspect(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
 		t.Errorf("HEIC where HEIF is accepted: %q, %v", got, err)
 	}
 	for _, mediaType := range []string{"image/heic-sequence", "image/heif-sequence", "image/avif", "image/jpeg"} {
-		_, _, err := l.Open(strings.NewReader(pixel(t, mediaType)), -1)
+		_, _, err := l.Inspect(strings.NewReader(pixel(t, mediaType)), -1)
 		if want := "the file is " + mediaType + ", which is not accepted; accepted types: image/heif, image/png"; apierror.AsError(err).Detail != want {
 			t.Errorf("%v; want %q", err, want)
 		}
 	}
 }
 
-func TestFileNameKeepsKnownExtensions(t *testing.T) {
+func TestWithExtensionKeepsKnownExtensions(t *testing.T) {
 	for _, c := range []struct{ name, mediaType, want string }{
 		{"cat", "image/jpeg", "cat.jpg"},
 		{"cat.JPEG", "image/jpeg", "cat.JPEG"},
@@ -119,11 +119,11 @@ func TestFileNameKeepsKnownExtensions(t *testing.T) {
 		{"cat.heics", "image/heic", "cat.heics.heic"},
 		{".jpg", "image/jpeg", ".jpg.jpg"},
 	} {
-		if got, ok := FileName(c.name, c.mediaType); got != c.want || !ok {
+		if got, ok := WithExtension(c.name, c.mediaType); got != c.want || !ok {
 			t.Errorf("%s of %s: %q, %v; want %q", c.name, c.mediaType, got, ok, c.want)
 		}
 	}
-	if got, ok := FileName("cat", "image/tiff"); got != "cat" || ok {
+	if got, ok := WithExtension("cat", "image/tiff"); got != "cat" || ok {
 		t.Errorf("image/tiff: %q, %v", got, ok)
 	}
 }
@@ -149,7 +149,7 @@ func TestLengthsAreHeldTo(t *testing.T) {
 		{0, 5, apierror.ErrIncomplete},
 	} {
 		content := (png + strings.Repeat("\x00", 60_000))[:c.length]
-		_, whole, err := l.Open(strings.NewReader(content), int64(c.announced))
+		_, whole, err := l.Inspect(strings.NewReader(content), int64(c.announced))
 		var n int64
 		if err == nil {
 			n, err = io.Copy(io.Discard, whole)
@@ -171,14 +171,14 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 		for _, at := range []int{0, 1, 100, typeBytes - 1, typeBytes, typeBytes + 1, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
 			for _, content := range []string{pixel(t, "image/png") + strings.Repeat("\x00", 200_000), longHeader(t, 0xe1, 4)} {
 				body := func() io.Reader { return io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause)) }
-				_, whole, err := l.Open(body(), -1)
+				_, whole, err := l.Inspect(body(), -1)
 				if err == nil {
 					_, err = io.Copy(io.Discard, whole)
 				}
 				if err != cause { //nolint:errorlint // as it came
 					t.Errorf("%.4q cut at %d by %v: %v", content, at, cause, err)
 				}
-				if _, err := l.Inspect(body()); err != cause && (err != nil || at < typeBytes) { //nolint:errorlint // as it came
+				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) { //nolint:errorlint // as it came
 					t.Errorf("the head of %.4q cut at %d by %v: %v", content, at, cause, err)
 				}
 			}
@@ -209,7 +209,7 @@ func FuzzOpen(f *testing.F) {
 		if size < -1 {
 			return
 		}
-		mediaType, whole, err := l.Open(bytes.NewReader(content), size)
+		mediaType, whole, err := l.Inspect(bytes.NewReader(content), size)
 		if err != nil {
 			return
 		}
@@ -223,8 +223,8 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-// FuzzInspect checks that Inspect decides like Open, whatever the sizes of the reads.
-func FuzzInspect(f *testing.F) {
+// FuzzInspectHead checks that InspectHead decides like Inspect, whatever the sizes of the reads.
+func FuzzInspectHead(f *testing.F) {
 	for mediaType := range extensions {
 		f.Add([]byte(pixel(f, mediaType)), 1)
 	}
@@ -233,13 +233,13 @@ func FuzzInspect(f *testing.F) {
 	f.Add([]byte("<svg"), 4)
 	f.Fuzz(func(t *testing.T, content []byte, piece int) {
 		l := defaults(t)
-		wantType, whole, want := l.Open(bytes.NewReader(content), -1)
+		wantType, whole, want := l.Inspect(bytes.NewReader(content), -1)
 		if want == nil {
 			_, want = io.Copy(io.Discard, whole)
 		}
-		got, err := l.Inspect(&pieces{content[:min(len(content), HeadBytes)], max(piece, 1)})
+		got, err := l.InspectHead(&pieces{content[:min(len(content), HeadBytes)], max(piece, 1)})
 		if fmt.Sprint(err) != fmt.Sprint(want) || got != wantType {
-			t.Fatalf("Inspect returns %q, %v; Open %q, %v", got, err, wantType, want)
+			t.Fatalf("InspectHead returns %q, %v; Inspect %q, %v", got, err, wantType, want)
 		}
 	})
 }

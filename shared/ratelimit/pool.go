@@ -70,7 +70,7 @@ func (p *Pool) Take(client string) (release func(), err error) {
 	switch {
 	case client != "" && p.clients[client] >= p.share && p.share < p.total:
 		p.overShare.Inc()
-		return nil, apierror.ErrRateLimited.With(fmt.Sprintf("too many %s from this client at once: %d are possible; try again when one has ended", p.kind, p.share))
+		return nil, apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many %s from this client at once: %d are possible; try again when one has ended", p.kind, p.share))
 	case p.taken >= p.total:
 		p.overTotal.Inc()
 		return nil, apierror.ErrOverloaded

@@ -57,12 +57,12 @@ type RequestLimiter struct {
 
 // New returns a Clients that calls a client who, such as "address" or "caller", in its error, and whose metric is in reg, named
 // cats_NAME_requests_rate_limited_total.
-func NewRequestLimiter(settings RequestLimits, reg prometheus.Registerer, name, who string) *RequestLimiter {
+func NewRequestLimiter(name, client string, settings RequestLimits, reg prometheus.Registerer) *RequestLimiter {
 	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // it fails for a size below 1 alone
 	return &RequestLimiter{
 		settings: settings, buckets: buckets,
-		rejected: apierror.ErrRateLimited.With(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
-			who, strconv.FormatFloat(settings.RateLimit, 'f', -1, 64))),
+		rejected: apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
+			client, strconv.FormatFloat(settings.RateLimit, 'f', -1, 64))),
 		total: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "cats_" + name + "_requests_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
 		}),
@@ -72,16 +72,16 @@ func NewRequestLimiter(settings RequestLimits, reg prometheus.Registerer, name, 
 // Quota is what a client has left.
 type Quota struct {
 	Remaining int           // requests that it may make now
-	Full      time.Duration // until it has RATE_BURST of them again, if it makes none
+	Reset     time.Duration // until it has RATE_BURST of them again, if it makes none
 }
 
-// Limited reports whether requests are limited.
-func (c *RequestLimiter) Limited() bool { return c.settings.RateLimit > 0 }
+// Enabled reports whether requests are limited.
+func (c *RequestLimiter) Enabled() bool { return c.settings.RateLimit > 0 }
 
-// Request counts a request of client. The error, an ErrRateLimited, says when it may
+// Allow counts a request of client. The error, an ErrRateLimited, says when it may
 // make the next. Without a limit the Quota means nothing.
-func (c *RequestLimiter) Request(client string) (Quota, error) {
-	if !c.Limited() {
+func (c *RequestLimiter) Allow(client string) (Quota, error) {
+	if !c.Enabled() {
 		return Quota{}, nil
 	}
 	bucket, ok := c.buckets.Get(client)
@@ -97,7 +97,7 @@ func (c *RequestLimiter) Request(client string) (Quota, error) {
 	state := Quota{max(0, int(left)), c.after(float64(c.settings.RateBurst) - left)}
 	if !allowed {
 		c.total.Inc()
-		return state, c.rejected.After(max(time.Second, c.after(1-left)))
+		return state, c.rejected.WithRetryAfter(max(time.Second, c.after(1-left)))
 	}
 	return state, nil
 }

@@ -25,7 +25,7 @@ func callers(t testing.TB, settings RequestLimits) (*RequestLimiter, *prometheus
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	return NewRequestLimiter(settings, reg, "test", "caller"), reg
+	return NewRequestLimiter("test", "caller", settings, reg), reg
 }
 
 // retryAfter returns what a refusal asks for, and fails when err is none.
@@ -41,30 +41,30 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := callers(t, RequestLimits{RateLimit: 0.5, RateBurst: 10})
 		for i := range 10 {
-			state, err := c.Request("mia")
+			state, err := c.Allow("mia")
 			want := Quota{9 - i, time.Duration(2*(i+1)) * time.Second}
 			if err != nil || state != want {
 				t.Fatalf("request %d: %+v, %v; want %+v", i, state, err, want)
 			}
 		}
 		for range 3 { // a refusal costs nothing
-			state, err := c.Request("mia")
+			state, err := c.Allow("mia")
 			if wait := retryAfter(t, err); wait != 2*time.Second || state != (Quota{0, 20 * time.Second}) {
 				t.Fatalf("one too many: %+v, wait %v", state, wait)
 			}
 		}
-		if _, err := c.Request("leo"); err != nil {
+		if _, err := c.Allow("leo"); err != nil {
 			t.Errorf("another client: %v", err)
 		}
 		time.Sleep(2 * time.Second)
-		if _, err := c.Request("mia"); err != nil {
+		if _, err := c.Allow("mia"); err != nil {
 			t.Errorf("after the wait that was asked for: %v", err)
 		}
-		if _, err := c.Request("mia"); err == nil {
+		if _, err := c.Allow("mia"); err == nil {
 			t.Error("two after a wait for one")
 		}
 		time.Sleep(time.Hour)
-		if state, err := c.Request("mia"); err != nil || state.Remaining != 9 {
+		if state, err := c.Allow("mia"); err != nil || state.Remaining != 9 {
 			t.Errorf("after a long pause: %+v, %v; want no more than the burst", state, err)
 		}
 	})
@@ -72,8 +72,8 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 
 func TestRejectionNamesTheRate(t *testing.T) {
 	c, reg := callers(t, RequestLimits{RateLimit: 0.25, RateBurst: 1})
-	_, _ = c.Request("x")
-	_, err := c.Request("x")
+	_, _ = c.Allow("x")
+	_, err := c.Allow("x")
 	if want := "too many requests from this caller: 0.25 a second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
 		t.Errorf("%v, after %v; want %q", err, apierror.AsError(err).RetryAfter, want)
 	}
@@ -89,11 +89,11 @@ cats_test_requests_rate_limited_total 1
 func TestZeroIsNoLimit(t *testing.T) {
 	c, _ := callers(t, RequestLimits{})
 	for range 10_000 {
-		if _, err := c.Request("x"); err != nil {
+		if _, err := c.Allow("x"); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if c.Limited() || c.buckets.Len() > 0 {
+	if c.Enabled() || c.buckets.Len() > 0 {
 		t.Error("something was kept")
 	}
 }
@@ -106,7 +106,7 @@ func TestManyAtOnceShareOneBurst(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 200 {
-				if _, err := c.Request("x"); err == nil {
+				if _, err := c.Allow("x"); err == nil {
 					allowed.Add(1)
 				}
 			}
@@ -119,7 +119,7 @@ func TestManyAtOnceShareOneBurst(t *testing.T) {
 }
 
 func TestStrangersCannotGrowTheTable(t *testing.T) {
-	c := NewRequestLimiter(RequestLimits{RateLimit: 1, RateBurst: 1}, prometheus.NewRegistry(), "test", "address")
+	c := NewRequestLimiter("test", "address", RequestLimits{RateLimit: 1, RateBurst: 1}, prometheus.NewRegistry())
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -128,7 +128,7 @@ func TestStrangersCannotGrowTheTable(t *testing.T) {
 	}
 	before := heap()
 	for i := range 3 * tableSize {
-		_, _ = c.Request(ClientKey(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
+		_, _ = c.Allow(ClientKey(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
 	}
 	grown := heap() - before
 	t.Logf("%d clients take %d KiB", c.buckets.Len(), grown>>10)
@@ -169,12 +169,12 @@ func TestFaultySettingsAreNamed(t *testing.T) {
 }
 
 func BenchmarkRequest(b *testing.B) {
-	c := NewRequestLimiter(RequestLimits{RateLimit: 1e6, RateBurst: 1e6}, prometheus.NewRegistry(), "test", "address")
+	c := NewRequestLimiter("test", "address", RequestLimits{RateLimit: 1e6, RateBurst: 1e6}, prometheus.NewRegistry())
 	var clients []string
 	for i := range 256 {
 		clients = append(clients, ClientKey(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
 	}
 	for i := 0; b.Loop(); i++ {
-		_, _ = c.Request(clients[i%len(clients)])
+		_, _ = c.Allow(clients[i%len(clients)])
 	}
 }

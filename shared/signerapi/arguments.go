@@ -37,8 +37,8 @@ func (a *arguments) all() [12]argument {
 		{"user", &a.user},
 		{"upload_id", &a.uploadID},
 		{"size", &a.Size},
-		{"at_least", &a.AtLeast},
-		{"at_most", &a.AtMost},
+		{"min_size", &a.MinSize},
+		{"max_size", &a.MaxSize},
 		{"if_match", &a.IfMatch},
 		{"if_none_match", &a.IfNoneMatch},
 		{"md5", &a.MD5},
@@ -81,7 +81,7 @@ func parseArguments(query string) (User, *arguments, error) {
 	a := argumentsFor(User{})
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return User{}, nil, apierror.ErrInvalidArgument.With("the query cannot be read")
+		return User{}, nil, apierror.ErrInvalidArgument.WithDetail("the query cannot be read")
 	}
 	all := a.all()
 	for name, given := range values {
@@ -105,9 +105,9 @@ func parseArguments(query string) (User, *arguments, error) {
 			*v = time.Duration(seconds) * time.Second
 		}
 		if err != nil || !valid {
-			return User{}, nil, apierror.ErrInvalidArgument.With(name + ": given twice, or not valid")
+			return User{}, nil, apierror.ErrInvalidArgument.WithDetail(name + ": given twice, or not valid")
 		}
 	}
 	user, err := ParseUser(a.user)
-	return user, a, cmp.Or(err, a.Preconditions.Check(), a.Digests.Check(), CheckDownloadName(a.Download))
+	return user, a, cmp.Or(err, a.Preconditions.Validate(), a.Digests.Validate(), ValidateDownloadName(a.Download))
 }

@@ -63,28 +63,32 @@ const maxAnswer = 64 << 10
 type Client struct {
 	host      string
 	transport http.RoundTripper
-	turns     chan struct{} // one for each call for a URL
-	about     func(context.Context, http.Header)
+	turns     chan struct{}                      // one for each call for a URL
+	header    func(context.Context, http.Header) // nil for none
 }
 
 var _ Signer = (*Client)(nil)
 
-// NewClient returns a client of the signer at base, such as
-// "http://127.0.0.1:8081". about adds to the header of each call what is to be known
-// of it on the other side.
-func NewClient(base string, about func(context.Context, http.Header)) (*Client, error) {
+// ClientOptions are options of a [Client]. The zero value has none.
+type ClientOptions struct {
+	// Header adds fields to the header of each call.
+	Header func(context.Context, http.Header)
+	// Transport wraps the transport of all calls, for traces. The path of a call contains nothing that a user can choose; the
+	// query does.
+	Transport func(http.RoundTripper) http.RoundTripper
+}
+
+// NewClient returns a client of the signer at base, such as "http://127.0.0.1:8081".
+func NewClient(base string, options ClientOptions) (*Client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Port() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
-	return &Client{u.Host, newTransport(), make(chan struct{}, maxTurns), about}, nil
-}
-
-// Wrap has all calls go through what wrap makes of the client's transport. It must be
-// called before the first of them. The paths of calls are the contract's, with nothing
-// in them that a user can choose; the query has that.
-func (c *Client) Wrap(wrap func(http.RoundTripper) http.RoundTripper) {
-	c.transport = wrap(c.transport)
+	c := &Client{host: u.Host, transport: newTransport(), turns: make(chan struct{}, maxTurns), header: options.Header}
+	if options.Transport != nil {
+		c.transport = options.Transport(c.transport)
+	}
+	return c, nil
 }
 
 // Put implements [Signer]. A body that ends in anything but io.EOF reaches the
@@ -94,7 +98,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
 	defer tracked.end()
-	watch := watchdog.New(tracked, acceptTimeout, writeTimeout, cancel)
+	watch := watchdog.NewReader(tracked, acceptTimeout, writeTimeout, cancel)
 	defer watch.Stop()
 	args := argumentsFor(user)
 	args.PutOptions = opts
@@ -192,7 +196,9 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
 	req.Header.Set(clientHeader, ClientFrom(ctx))
-	c.about(ctx, req.Header)
+	if c.header != nil {
+		c.header(ctx, req.Header)
+	}
 	return req.WithContext(ctx)
 }
 
@@ -200,7 +206,7 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 // Outcome is unknown, and the Detail ends with may.
 func unknownIfLost(err error, may string) error {
 	if _, lost := errors.AsType[lostError](err); lost {
-		return apierror.AsError(err).Unknown(may)
+		return apierror.AsError(err).WithUnknownOutcome(may)
 	}
 	return err
 }
@@ -254,7 +260,7 @@ func unreachable(ctx context.Context, err error) error {
 func decodeError(resp *http.Response, answer []byte) error {
 	var got apierror.Error
 	if json.Unmarshal(answer, &got) == nil && apierror.ByCode(got.Code) != nil {
-		e := apierror.ByCode(got.Code).With(got.Detail)
+		e := apierror.ByCode(got.Code).WithDetail(got.Detail)
 		if got.Outcome == apierror.OutcomeUnknown || got.Outcome == apierror.OutcomeStored {
 			e.Outcome = got.Outcome
 		}
@@ -324,7 +330,7 @@ func (b *trackedBody) outcome(err error) error {
 		lost, err = lost || err == nil, b.e
 	}
 	if lost && b.whole {
-		return apierror.AsError(err).Unknown(apierror.MayBeStored)
+		return apierror.AsError(err).WithUnknownOutcome(apierror.MayBeStored)
 	}
 	return err
 }

@@ -50,11 +50,9 @@ func (s stub) Ready(context.Context) error          { return s.ready }
 // unknown is all that is known of a picture in most tests.
 var unknown = PutOptions{Size: -1}
 
-func ignore(context.Context, error) {}
-
 // served is the signer's side of the contract over s, with nothing around it.
 func served(s Signer) http.Handler {
-	return NewHandler(s, ignore, Settings{}, func(_ string, _ bool, h http.Handler) http.Handler { return h })
+	return NewHandler(s, HandlerOptions{})
 }
 
 // across returns a client whose signer, on the other side of HTTP, is s.
@@ -67,7 +65,7 @@ func across(t *testing.T, s Signer) *Client {
 
 func clientOf(t *testing.T, base string) *Client {
 	t.Helper()
-	c, err := NewClient(base, func(context.Context, http.Header) {})
+	c, err := NewClient(base, ClientOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +186,7 @@ func TestATicketAndItsCommitCarryEverything(t *testing.T) {
 func TestContractErrorsCrossTheWire(t *testing.T) {
 	for e := range apierror.All() {
 		c := across(t, stub{delete: func(User, Preconditions) error {
-			return fmt.Errorf("deleting: %w", e.With("why").After(7*time.Second).Wrap(errors.New("secret")))
+			return fmt.Errorf("deleting: %w", e.WithDetail("why").WithRetryAfter(7*time.Second).Wrap(errors.New("secret")))
 		}})
 		err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
 		if !errors.Is(err, e) {
@@ -355,9 +353,9 @@ func TestTheHandlerTrustsNothing(t *testing.T) {
 }
 
 func TestHandlerMatchesPathsByteByByte(t *testing.T) {
-	h := NewHandler(stub{}, ignore, Settings{}, func(route string, probe bool, _ http.Handler) http.Handler {
+	h := NewHandler(stub{}, HandlerOptions{Wrap: func(route string, probe bool, _ http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, route, " ", probe) })
-	})
+	}})
 	for target, want := range map[string]string{
 		"/v1/link": "/v1/link false", "/v1/link?user=a/../b": "/v1/link false", "http://elsewhere/v1/link": "/v1/link false", "/v1/ready": "/v1/ready true",
 		"/": "other false", "//v1/link": "other false", "/v1//link": "other false", "/v1/./link": "other false", "/v1/picture/../link": "other false", "/v1/link/": "other false",
@@ -402,7 +400,7 @@ func TestASignedURLDoesNotPrintOrLog(t *testing.T) {
 
 func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
 	for _, base := range []string{"", "127.0.0.1:8081", "http://127.0.0.1", "https://127.0.0.1:1", "http://127.0.0.1:1/x", "http://", "http://a:1?b", ":"} {
-		if _, err := NewClient(base, nil); err == nil {
+		if _, err := NewClient(base, ClientOptions{}); err == nil {
 			t.Errorf("NewClient(%q) took it", base)
 		}
 	}

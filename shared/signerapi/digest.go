@@ -26,11 +26,11 @@ func (d Digests) all() [3]digest {
 	return [3]digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
 }
 
-// Check returns apierror.ErrInvalidArgument when a digest is not as long as its kind is.
-func (d Digests) Check() error {
+// Validate returns apierror.ErrInvalidArgument when a digest is not as long as its kind is.
+func (d Digests) Validate() error {
 	for _, one := range d.all() {
 		if one.sum != nil && len(one.sum) != one.kind.Size() {
-			return apierror.ErrInvalidArgument.With(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
+			return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
 		}
 	}
 	return nil

@@ -64,7 +64,7 @@ func FuzzContract(f *testing.F) {
 
 		conditions, link := Preconditions{ifMatch, ifNoneMatch}, LinkOptions{time.Duration(seconds) * time.Second, download}
 		want := seen{User: who}
-		allowed := conditions.Check() == nil
+		allowed := conditions.Validate() == nil
 		switch call % 3 {
 		case 0:
 			put := PutOptions{Size: max(size, -1), Preconditions: conditions}
@@ -74,10 +74,10 @@ func FuzzContract(f *testing.F) {
 			if len(sha256) > 0 {
 				put.SHA256 = sha256
 			}
-			want.PutOptions, allowed = put, allowed && put.Digests.Check() == nil
+			want.PutOptions, allowed = put, allowed && put.Digests.Validate() == nil
 			_, err = c.Put(t.Context(), who, strings.NewReader(""), put)
 		case 1:
-			want.LinkOptions, allowed = link, seconds >= 0 && CheckDownloadName(download) == nil
+			want.LinkOptions, allowed = link, seconds >= 0 && ValidateDownloadName(download) == nil
 			_, err = c.Link(t.Context(), who, link)
 		case 2:
 			want.Preconditions = conditions
@@ -104,7 +104,7 @@ func FuzzConditions(f *testing.F) {
 	f.Fuzz(func(t *testing.T, ifMatch, ifNoneMatch, there string) {
 		ok := func(v string) bool { return v == "" || v == "*" || entityTag.MatchString(v) }
 		c := Preconditions{ifMatch, ifNoneMatch}
-		if err := c.Check(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, apierror.ErrInvalidArgument) {
+		if err := c.Validate(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, apierror.ErrInvalidArgument) {
 			t.Fatalf("%+v: %v", c, err)
 		}
 		if !entityTag.MatchString(there) {
@@ -121,7 +121,7 @@ func FuzzConditions(f *testing.F) {
 		} else if ifNoneMatch != "" {
 			holds = holds && (there == "" || there != ifNoneMatch)
 		}
-		if err := c.Hold(there); (err == nil) != holds {
+		if err := c.Evaluate(there); (err == nil) != holds {
 			t.Fatalf("%+v with %q there: %v", c, there, err)
 		}
 	})
@@ -144,7 +144,7 @@ func FuzzHandler(f *testing.F) {
 			put: func(u User, _ io.Reader, o PutOptions) (Info, error) { check(u); return Info{Size: o.Size}, nil },
 			link: func(u User, o LinkOptions) (Link, error) {
 				check(u)
-				if o.TTL < 0 || CheckDownloadName(o.Download) != nil {
+				if o.TTL < 0 || ValidateDownloadName(o.Download) != nil {
 					t.Fatalf("options %+v reached the signer", o)
 				}
 				return Link{}, nil
@@ -159,7 +159,7 @@ func FuzzHandler(f *testing.F) {
 			},
 			commit: func(u User, id string, o CommitOptions) (Info, error) {
 				check(u)
-				if CheckUploadID(id) != nil || o.Check() != nil || (Digests{MD5: o.MD5}).Check() != nil {
+				if ValidateUploadID(id) != nil || o.Validate() != nil || (Digests{MD5: o.MD5}).Validate() != nil {
 					t.Fatalf("the ticket %q with %+v reached the signer", id, o)
 				}
 				return Info{}, nil

@@ -14,24 +14,29 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// Settings are the settings of the signer that its side of the contract depends on.
-type Settings struct {
-	// Anonymous says that authentication is off. A call with a token is then
-	// apierror.ErrMisconfigured: the frontend sends tokens only where authentication is on.
-	Anonymous bool
-	// Shared is the field of About.
-	Shared map[string]string
+// HandlerOptions are options of [NewHandler].
+type HandlerOptions struct {
+	// AuthenticationOff says that the signer accepts calls without a token. A call with a token is then ErrMisconfigured: the
+	// frontend sends tokens only if authentication is on.
+	AuthenticationOff bool
+	// SharedSettings is returned in [About].
+	SharedSettings map[string]string
+	// LogError gets the error behind each error response, with the cause that does not cross the wire; nil for none.
+	LogError func(context.Context, error)
+	// Wrap wraps the handler of each route. route is its path, for metrics, and "other" for the handler of all other paths. probe
+	// is true for routes that monitoring calls every few seconds: they need no log line. nil wraps none.
+	Wrap func(route string, probe bool, h http.Handler) http.Handler
 }
 
 // NewHandler returns the server's side of the contract over s. It checks all arguments again that the frontend should have
-// checked. note gets the error behind each response, with the cause that does not cross the wire.
+// checked.
 //
-// wrap wraps the handler of each route. route is its path, for metrics, and "other" for the handler of all other paths. probe
-// says that monitoring calls the route every few seconds, so that its requests are not worth a log line.
-//
-// A path is matched byte by byte. An [http.ServeMux] would redirect paths such as //v1/link before wrap sees the request.
-func NewHandler(s Signer, note func(context.Context, error), settings Settings, wrap func(route string, probe bool, h http.Handler) http.Handler) http.Handler {
-	h := handler{s, note, settings}
+// A path is matched byte by byte. An [http.ServeMux] would redirect paths such as //v1/link before Wrap sees the request.
+func NewHandler(s Signer, options HandlerOptions) http.Handler {
+	h, wrap := handler{s, options}, options.Wrap
+	if wrap == nil {
+		wrap = func(_ string, _ bool, h http.Handler) http.Handler { return h }
+	}
 	routes := map[string]http.Handler{
 		picturePath: wrap(picturePath, false, h.by(map[string]call{http.MethodPut: forUser(h.put), http.MethodDelete: forUser(h.delete)})),
 		linkPath:    wrap(linkPath, false, h.by(map[string]call{http.MethodGet: forUser(h.link)})),
@@ -51,9 +56,8 @@ func NewHandler(s Signer, note func(context.Context, error), settings Settings, 
 }
 
 type handler struct {
-	signer   Signer
-	note     func(context.Context, error)
-	settings Settings
+	signer  Signer
+	options HandlerOptions
 }
 
 // call answers one request: a value to send as JSON, nil for 204, or an error.
@@ -74,7 +78,7 @@ func (h handler) by(calls map[string]call) http.Handler {
 		token, err := BearerToken(r.Header)
 		if token != "" {
 			ctx = WithToken(ctx, token)
-			if h.settings.Anonymous {
+			if h.options.AuthenticationOff {
 				err = apierror.ErrMisconfigured
 			}
 		}
@@ -85,7 +89,9 @@ func (h handler) by(calls map[string]call) http.Handler {
 		}
 		switch {
 		case err != nil:
-			h.note(r.Context(), err)
+			if h.options.LogError != nil {
+				h.options.LogError(r.Context(), err)
+			}
 			WriteError(w, err)
 		case answer == nil:
 			w.WriteHeader(http.StatusNoContent)
@@ -120,13 +126,13 @@ func (h handler) delete(r *http.Request, user User, args *arguments) (any, error
 
 func (h handler) ticket(r *http.Request, user User, args *arguments) (any, error) {
 	if args.Size < 0 {
-		return nil, apierror.ErrInvalidArgument.With("size: want a number of bytes")
+		return nil, apierror.ErrInvalidArgument.WithDetail("size: want a number of bytes")
 	}
 	return h.signer.StartUpload(r.Context(), user, args.Size)
 }
 
 func (h handler) commit(r *http.Request, user User, args *arguments) (any, error) {
-	if err := CheckUploadID(args.uploadID); err != nil {
+	if err := ValidateUploadID(args.uploadID); err != nil {
 		return nil, err
 	}
 	return h.signer.CommitUpload(r.Context(), user, args.uploadID, CommitOptions{args.Preconditions, args.MD5})
@@ -134,7 +140,7 @@ func (h handler) commit(r *http.Request, user User, args *arguments) (any, error
 
 func (h handler) about(r *http.Request) (any, error) {
 	about, err := h.signer.About(r.Context())
-	about.Shared = h.settings.Shared
+	about.SharedSettings = h.options.SharedSettings
 	return about, err
 }
 

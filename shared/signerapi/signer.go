@@ -11,7 +11,7 @@
 //
 // On the wire it is HTTP/1.1 on the loopback interface:
 //
-//	PUT    /v1/picture?user=U[&size=N | &at_least=N&at_most=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
+//	PUT    /v1/picture?user=U[&size=N | &min_size=N&max_size=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
 //	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
 //	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
 //	POST   /v1/uploads?user=U&size=N                             → 200 Ticket
@@ -107,9 +107,9 @@ type PutOptions struct {
 	// Size of the picture in bytes, -1 when it is not known. A body of another
 	// length is apierror.ErrIncomplete or apierror.ErrTooLarge.
 	Size int64
-	// AtLeast and AtMost are bounds of the size in bytes if Size is -1; AtMost is 0 if there are none. A body outside them is
+	// MinSize and MaxSize are bounds of the size in bytes if Size is -1; MaxSize is 0 if there are none. A body outside them is
 	// apierror.ErrIncomplete. Bounds that are more than [MaxSizeRange] apart are apierror.ErrInvalidArgument.
-	AtLeast, AtMost int64
+	MinSize, MaxSize int64
 	// Preconditions on the picture that is there; apierror.ErrPreconditionFailed otherwise.
 	Preconditions
 	// Digests of the picture; apierror.ErrDigestMismatch when one is not its own.
@@ -124,9 +124,9 @@ type Preconditions struct {
 	IfNoneMatch string // only if it is not; "*" creates and never replaces
 }
 
-// Hold returns apierror.ErrPreconditionFailed unless the conditions hold for the picture
+// Evaluate returns apierror.ErrPreconditionFailed unless the conditions hold for the picture
 // with the entity tag etag, "" for none.
-func (c Preconditions) Hold(etag string) error {
+func (c Preconditions) Evaluate(etag string) error {
 	is := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
 	if c.IfMatch != "" && !is(c.IfMatch) || c.IfNoneMatch != "" && is(c.IfNoneMatch) {
 		return apierror.ErrPreconditionFailed
@@ -138,11 +138,11 @@ func (c Preconditions) Hold(etag string) error {
 // storage have.
 var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
-// Check returns apierror.ErrInvalidArgument for conditions that cannot be asked.
-func (c Preconditions) Check() error {
+// Validate returns apierror.ErrInvalidArgument for conditions that cannot be asked.
+func (c Preconditions) Validate() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
 		if field[1] != "" && !conditionForm.MatchString(field[1]) {
-			return apierror.ErrInvalidArgument.With(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
+			return apierror.ErrInvalidArgument.WithDetail(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
 	return nil
@@ -175,7 +175,7 @@ func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
 
 // UploadSession is an upload session: the right to upload one picture directly to storage. The public API returns its fields, too.
 type UploadSession struct {
-	// ID names the upload in Commit. It is of [CheckUploadID]'s form, and unguessable.
+	// ID names the upload in Commit. It is of [ValidateUploadID]'s form, and unguessable.
 	ID string `json:"id"`
 	// URL can only write, and only the blob of this upload. Without BlockSize it
 	// creates that, and does not replace it; with it, blocks can be put and put again.
@@ -200,9 +200,9 @@ type CommitOptions struct {
 // uploadIDForm is the form of the ID of a ticket.
 var uploadIDForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
 
-// CheckUploadID returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
+// ValidateUploadID returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
 // ASCII, digits and hyphens.
-func CheckUploadID(id string) error {
+func ValidateUploadID(id string) error {
 	if !uploadIDForm.MatchString(id) {
 		return apierror.ErrNoUpload
 	}
@@ -218,9 +218,9 @@ type About struct {
 	// UserClaim is the claim of a caller's token that is the name of their picture;
 	// "" where callers are not known.
 	UserClaim string `json:"user_claim,omitempty"`
-	// Shared has the signer's values of the settings that must be the same in both
+	// SharedSettings has the signer's values of the settings that must be the same in both
 	// containers, by name.
-	Shared map[string]string `json:"shared_settings,omitempty"`
+	SharedSettings map[string]string `json:"shared_settings,omitempty"`
 }
 
 // Secret is a credential, or has one in it. It prints and logs as a placeholder; string(s) is the secret itself, JSON carries it

@@ -22,7 +22,7 @@ func BearerToken(h http.Header) (Token, error) {
 	scheme, token, _ := strings.Cut(fields[0], " ")
 	token = strings.TrimLeft(token, " ")
 	if len(fields) > 1 || !strings.EqualFold(scheme, "Bearer") || token == "" || !IsToken68(token) {
-		return "", apierror.ErrUnauthenticated.With("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
+		return "", apierror.ErrUnauthenticated.WithDetail("Authorization: want one bearer token, as in Authorization: Bearer TOKEN")
 	}
 	return Token(token), nil
 }

@@ -76,11 +76,12 @@ func (s tokens) Delete(ctx context.Context, _ User, _ Preconditions) error {
 
 func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
 	var paths []string
-	settings := Settings{Anonymous: true, Shared: map[string]string{"OIDC_ISSUER": ""}}
-	h := NewHandler(stub{about: About{LinkTTL: 7}}, ignore, settings, func(route string, _ bool, h http.Handler) http.Handler { // the stub's other calls panic
+	wrap := func(route string, _ bool, h http.Handler) http.Handler {
 		paths = append(paths, route)
 		return h
-	})
+	}
+	// The stub's other calls panic.
+	h := NewHandler(stub{about: About{LinkTTL: 7}}, HandlerOptions{AuthenticationOff: true, SharedSettings: map[string]string{"OIDC_ISSUER": ""}, Wrap: wrap})
 	for _, path := range paths {
 		for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
 			for _, token := range []string{"mew", "a.b.c"} {
@@ -101,7 +102,7 @@ func TestTokensAreRejectedWithoutAuthentication(t *testing.T) {
 	srv := httptest.NewServer(h)
 	defer srv.Close()
 	c := clientOf(t, srv.URL)
-	if about, err := c.About(t.Context()); err != nil || about.LinkTTL != 7 || about.Shared["OIDC_ISSUER"] != "" || len(about.Shared) != 1 {
+	if about, err := c.About(t.Context()); err != nil || about.LinkTTL != 7 || about.SharedSettings["OIDC_ISSUER"] != "" || len(about.SharedSettings) != 1 {
 		t.Errorf("about without a token: %+v, %v", about, err)
 	}
 	if err := c.Ready(t.Context()); err != nil {

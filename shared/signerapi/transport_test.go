@@ -339,14 +339,16 @@ func TestSignersDeathEndsUploadOfSilentClient(t *testing.T) {
 
 // A round trip may return while it still sends the body.
 func TestPutReadsNothingAfterItsReturn(t *testing.T) {
-	c := clientOf(t, "http://signer.test:1")
 	var late io.Reader
-	c.Wrap(func(http.RoundTripper) http.RoundTripper {
+	c, err := NewClient("http://signer.test:1", ClientOptions{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTrip(func(r *http.Request) (*http.Response, error) {
 			late = r.Body
 			return &http.Response{StatusCode: http.StatusServiceUnavailable, Body: http.NoBody, Request: r}, nil
 		})
-	})
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	body := new(counting)
 	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); err == nil {
 		t.Error("Put succeeded")

@@ -26,19 +26,19 @@ type User struct{ name string }
 func ParseUser(name string) (User, error) {
 	switch {
 	case name == "":
-		return User{}, apierror.ErrInvalidUser.With("the user name is empty")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name is empty")
 	case len(name) > MaxUserName:
-		return User{}, apierror.ErrInvalidUser.With("the user name is longer than 128 bytes of UTF-8")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name is longer than 128 bytes of UTF-8")
 	case !utf8.ValidString(name):
-		return User{}, apierror.ErrInvalidUser.With("the user name is not valid UTF-8")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name is not valid UTF-8")
 	case strings.ContainsAny(name, `/\`):
-		return User{}, apierror.ErrInvalidUser.With(`the user name must not hold "/" or "\"`)
+		return User{}, apierror.ErrInvalidUser.WithDetail(`the user name must not hold "/" or "\"`)
 	case strings.ContainsFunc(name, isControl):
-		return User{}, apierror.ErrInvalidUser.With("the user name must not hold control characters")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name must not hold control characters")
 	case strings.ContainsFunc(name, func(r rune) bool { return unicode.In(r, unicode.Co, unicode.Noncharacter_Code_Point) }):
-		return User{}, apierror.ErrInvalidUser.With("the user name must not hold private-use characters or Unicode noncharacters")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name must not hold private-use characters or Unicode noncharacters")
 	case strings.HasSuffix(name, "."): // "." and ".." among them
-		return User{}, apierror.ErrInvalidUser.With("the user name must not end with a dot")
+		return User{}, apierror.ErrInvalidUser.WithDetail("the user name must not end with a dot")
 	}
 	return User{name}, nil
 }
@@ -52,16 +52,16 @@ func isControl(r rune) bool {
 	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029'
 }
 
-// CheckDownloadName returns apierror.ErrInvalidArgument unless name can be the file name
+// ValidateDownloadName returns apierror.ErrInvalidArgument unless name can be the file name
 // of a download as [LinkOptions] describes it.
-func CheckDownloadName(name string) error {
+func ValidateDownloadName(name string) error {
 	switch {
 	case len(name) > MaxDownloadName:
-		return apierror.ErrInvalidArgument.With("download: the file name is longer than 255 bytes of UTF-8")
+		return apierror.ErrInvalidArgument.WithDetail("download: the file name is longer than 255 bytes of UTF-8")
 	case !utf8.ValidString(name):
-		return apierror.ErrInvalidArgument.With("download: the file name is not valid UTF-8")
+		return apierror.ErrInvalidArgument.WithDetail("download: the file name is not valid UTF-8")
 	case strings.ContainsAny(name, `/\`) || strings.ContainsFunc(name, isControl):
-		return apierror.ErrInvalidArgument.With(`download: the file name must not hold "/", "\" or control characters`)
+		return apierror.ErrInvalidArgument.WithDetail(`download: the file name must not hold "/", "\" or control characters`)
 	}
 	return nil
 }

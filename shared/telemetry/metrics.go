@@ -7,8 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// Counters registers a counter with one label, whose series of values begin at 0: a rate then includes their first increment.
-func Counters(reg prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
+// NewCounterVec registers a counter with one label, whose series of values begin at 0: a rate then includes their first increment.
+func NewCounterVec(reg prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
 	counters := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, v := range values {
 		counters.WithLabelValues(v)

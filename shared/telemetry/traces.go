@@ -30,8 +30,8 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// AboutTraces is the part of --help on what [NewTraces] reads.
-const AboutTraces = "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://COLLECTOR:4318, turns traces on; with it, the other\n" +
+// TracesHelp is the part of --help on what [NewTraces] reads.
+const TracesHelp = "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://COLLECTOR:4318, turns traces on; with it, the other\n" +
 	"variables OTEL_* have the meaning that OpenTelemetry defines. gRPC is not supported."
 
 const (
@@ -177,8 +177,12 @@ func SetErrorType(ctx context.Context, err error) {
 }
 
 // Transport returns next with a span for each call in the trace of its context, which the request names in its header. Calls
-// outside of a trace have no span. The paths of the calls must be from a closed set: the names of the spans contain them.
+// outside of a trace have no span. The paths of the calls must be from a closed set: the names of the spans contain them. A nil
+// t returns next itself.
 func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
+	if t == nil {
+		return next
+	}
 	return otelhttp.NewTransport(next, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithFilter(func(r *http.Request) bool { return trace.SpanContextFromContext(r.Context()).IsValid() }),
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))

@@ -21,11 +21,11 @@ type Reader struct {
 	timer        *time.Timer
 }
 
-// New returns a Reader of r. It calls expire with ErrExpired in two cases. The next Read does not begin within next after a
+// NewReader returns a Reader of r. It calls expire with ErrExpired in two cases. The next Read does not begin within next after a
 // Read has returned. Or Stop is not called within answer after a Read has returned io.EOF.
 //
 // Time in which a Read waits for r does not count, nor does the time before the first Read and after another error of r.
-func New(r io.Reader, next, answer time.Duration, expire func(error)) *Reader {
+func NewReader(r io.Reader, next, answer time.Duration, expire func(error)) *Reader {
 	timer := time.AfterFunc(answer, func() { expire(ErrExpired) })
 	timer.Stop()
 	return &Reader{r, next, answer, timer}

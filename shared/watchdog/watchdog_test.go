@@ -41,7 +41,7 @@ func TestReaderExpires(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var got error
-				w := New(c.r, next, answer, func(err error) { got = err })
+				w := NewReader(c.r, next, answer, func(err error) { got = err })
 				defer w.Stop()
 				for range c.reads {
 					_, _ = w.Read(make([]byte, 1)) // the error is what some rows are about
@@ -58,7 +58,7 @@ func TestReaderExpires(t *testing.T) {
 
 func TestStoppedReaderNeverExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := New(strings.NewReader("cat"), time.Second, time.Second, func(error) { t.Error("expired") })
+		w := NewReader(strings.NewReader("cat"), time.Second, time.Second, func(error) { t.Error("expired") })
 		_, _ = w.Read(make([]byte, 1))
 		w.Stop()
 		time.Sleep(time.Hour)

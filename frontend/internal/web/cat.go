@@ -75,13 +75,13 @@ func (s web) link(r *http.Request, user signerapi.User) (link signerapi.Link, er
 	opts := signerapi.LinkOptions{Download: query.Get("download")}
 	if query.Has("ttl") {
 		if opts.TTL, err = time.ParseDuration(query.Get("ttl")); err != nil || opts.TTL <= 0 || opts.TTL%time.Second != 0 {
-			return link, apierror.ErrInvalidArgument.With("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
+			return link, apierror.ErrInvalidArgument.WithDetail("ttl: want a time in whole seconds, such as 90s, 10m or 1h30m")
 		}
 	}
 	if query.Has("download") && opts.Download == "" {
-		return link, apierror.ErrInvalidArgument.With("download: want a file name, such as cat.jpg")
+		return link, apierror.ErrInvalidArgument.WithDetail("download: want a file name, such as cat.jpg")
 	}
-	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
+	if err := signerapi.ValidateDownloadName(opts.Download); err != nil {
 		return link, err
 	}
 	link, err = s.signer.Link(r.Context(), user, opts)
@@ -94,11 +94,11 @@ func (s web) link(r *http.Request, user signerapi.User) (link signerapi.Link, er
 func arguments(r *http.Request, names ...string) (url.Values, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return nil, apierror.ErrInvalidArgument.With("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
+		return nil, apierror.ErrInvalidArgument.WithDetail("the query cannot be parsed: write % as %25, ; as %3B and & in a value as %26")
 	}
 	for _, name := range names {
 		if len(query[name]) > 1 {
-			return nil, apierror.ErrInvalidArgument.With(name + ": given more than once")
+			return nil, apierror.ErrInvalidArgument.WithDetail(name + ": given more than once")
 		}
 	}
 	return query, nil
@@ -131,7 +131,7 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 	}
 	err = s.store(w, r, user, signerapi.BodyReader{Body: r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
 	if mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); errors.Is(err, apierror.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
-		return apierror.ErrUnsupportedMediaType.With("the body is a form: send forms with POST, or PUT the picture itself")
+		return apierror.ErrUnsupportedMediaType.WithDetail("the body is a form: send forms with POST, or PUT the picture itself")
 	}
 	return err
 }
@@ -141,9 +141,9 @@ func (s web) putCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	// A client that sends Expect: 100-continue gets its answer instead of 100. For other clients, a wrong field name is the
 	// better answer.
-	maxSize := int64(s.options.MaxSize)
+	maxSize := int64(s.options.MaxPictureSize)
 	if r.ContentLength > maxSize+formOverhead+maxAfterFile && r.Header.Get("Expect") != "" {
-		return s.options.CheckSize(r.ContentLength)
+		return s.options.ValidateSize(r.ContentLength)
 	}
 	form, err := openForm(r)
 	if err != nil {
@@ -154,7 +154,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 		return err
 	}
 	if form.atLeast > maxSize {
-		return apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v, or more than 64 KiB follow it in the form", s.options.MaxSize))
+		return apierror.ErrTooLarge.WithDetail(fmt.Sprintf("the picture is larger than %v, or more than 64 KiB follow it in the form", s.options.MaxPictureSize))
 	}
 	if err := cmp.Or(checkWhole(http.Header(header)), checkCoding(http.Header(header))); err != nil {
 		return err
@@ -163,7 +163,7 @@ func (s web) postCat(w http.ResponseWriter, r *http.Request, user signerapi.User
 	if err != nil {
 		return err
 	}
-	return s.store(w, r, user, file, signerapi.PutOptions{Size: -1, AtLeast: form.atLeast, AtMost: form.atMost, Digests: digests})
+	return s.store(w, r, user, file, signerapi.PutOptions{Size: -1, MinSize: form.atLeast, MaxSize: form.atMost, Digests: digests})
 }
 
 // store checks and forwards a picture.

@@ -48,7 +48,7 @@ func (s web) getAbout(w http.ResponseWriter, r *http.Request) error {
 	}
 	o := s.options
 	answer := about{
-		MaxPicture: o.MaxSize, MaxDirect: said.MaxDirectUploadSize, Types: o.Types, MaxPixels: o.MaxPixels,
+		MaxPicture: o.MaxPictureSize, MaxDirect: said.MaxDirectUploadSize, Types: o.AcceptedTypes, MaxPixels: o.MaxPixels,
 		LinkTTL: said.LinkTTL, LinkMaxTTL: said.LinkMaxTTL, StorageOrigin: said.LinkOrigin,
 	}
 	if o.AuthenticationOn() {
@@ -75,7 +75,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 	}
 	size, err := strconv.ParseInt(query.Get("size"), 10, 64)
 	if err != nil || size < 0 {
-		return apierror.ErrInvalidArgument.With("size: want how many bytes the picture has, such as size=240512")
+		return apierror.ErrInvalidArgument.WithDetail("size: want how many bytes the picture has, such as size=240512")
 	}
 	given, err := s.signer.StartUpload(r.Context(), user, size)
 	s.metrics.count("start_upload", err)
@@ -89,7 +89,7 @@ func (s web) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 // postCommit commits a direct upload: the staged blob becomes the picture.
 func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
 	id := mux.Vars(r)["id"]
-	if err := signerapi.CheckUploadID(id); err != nil {
+	if err := signerapi.ValidateUploadID(id); err != nil {
 		return err
 	}
 	conditions, err := conditionsOf(r.Header)
@@ -103,7 +103,7 @@ func (s web) postCommit(w http.ResponseWriter, r *http.Request, user signerapi.U
 	opts := signerapi.CommitOptions{Preconditions: conditions}
 	if query.Has("content_md5") {
 		if opts.MD5, err = base64.StdEncoding.DecodeString(query.Get("content_md5")); err != nil || len(opts.MD5) != 16 {
-			return apierror.ErrInvalidArgument.With("content_md5: want an MD5 in base64, percent-encoded")
+			return apierror.ErrInvalidArgument.WithDetail("content_md5: want an MD5 in base64, percent-encoded")
 		}
 	}
 	info, err := s.signer.CommitUpload(r.Context(), user, id, opts)

@@ -157,7 +157,7 @@ func (f *form) missing(wrong string) error {
 		return errMissingFile
 	}
 	detail := fmt.Sprintf(`%s; its first fields are %.40q; the picture must be a file in the field "file"`, wrong, f.names)
-	return errMissingFile.With(detail).Wrap(errors.New("the picture is missing from the form"))
+	return errMissingFile.WithDetail(detail).Wrap(errors.New("the picture is missing from the form"))
 }
 
 // next returns the next part and what its header says; io.EOF, bare, is the last boundary.
@@ -180,7 +180,7 @@ func (f *form) next() (*multipart.Part, field, error) {
 
 var (
 	errNoSpare    = errors.New("the fields besides the file are too long")
-	errAfterFile  = apierror.ErrInvalidArgument.With("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
+	errAfterFile  = apierror.ErrInvalidArgument.WithDetail("more than 64 KiB follow the file in the form: send the other fields before the file; nothing was stored")
 	errPartHeader = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
 )
 
@@ -259,7 +259,7 @@ func (f *form) failed(err error) error {
 
 // malformed returns errMalformedForm for that reason. The client is also shown what the log is not: a piece of the form.
 func malformed(reason, shown string) error {
-	return errMalformedForm.With(reason + shown + "; nothing was stored").Wrap(errors.New(reason))
+	return errMalformedForm.WithDetail(reason + shown + "; nothing was stored").Wrap(errors.New(reason))
 }
 
 // errBodyEnd is the error after the last byte of a body, in place of io.EOF.

@@ -36,7 +36,7 @@ func FuzzWrittenForm(f *testing.F) {
 			h.ServeHTTP(rec, r)
 			stored, ok := m.cats["x"]
 			switch {
-			case rec.Code == 200 && rest <= maxAfterFile+2*readAhead && stored == want && (m.put.AtMost > 0) == (length >= 0):
+			case rec.Code == 200 && rest <= maxAfterFile+2*readAhead && stored == want && (m.put.MaxSize > 0) == (length >= 0):
 			case rec.Code == 422 && rest > maxAfterFile && !ok && strings.Contains(rec.Body.String(), "64 KiB"):
 			default:
 				t.Fatalf("a form of %d of %d bytes with %d after the file: %d %s; stored %d bytes with %+v", length, len(body), rest, rec.Code, rec.Body, len(stored), m.put)

@@ -46,7 +46,7 @@ func (s *strict) check(u signerapi.User, errs ...error) {
 }
 
 func (s *strict) Put(ctx context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
-	s.check(u, opts.Preconditions.Check(), opts.Digests.Check())
+	s.check(u, opts.Preconditions.Validate(), opts.Digests.Validate())
 	info, err := s.memory.Put(ctx, u, body, opts)
 	if err == nil && (info.Size > maxSize || info.Size == 0 || opts.Size >= 0 && opts.Size != info.Size) {
 		s.t.Errorf("a picture of %d bytes, announced as %d, reached the signer whole", info.Size, opts.Size)
@@ -55,12 +55,12 @@ func (s *strict) Put(ctx context.Context, u signerapi.User, body io.Reader, opts
 }
 
 func (s *strict) Link(ctx context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	s.check(u, signerapi.CheckDownloadName(opts.Download))
+	s.check(u, signerapi.ValidateDownloadName(opts.Download))
 	return s.memory.Link(ctx, u, opts)
 }
 
 func (s *strict) Delete(ctx context.Context, u signerapi.User, c signerapi.Preconditions) error {
-	s.check(u, c.Check())
+	s.check(u, c.Validate())
 	return s.memory.Delete(ctx, u, c)
 }
 
@@ -73,7 +73,7 @@ func (s *strict) StartUpload(ctx context.Context, u signerapi.User, size int64) 
 }
 
 func (s *strict) CommitUpload(ctx context.Context, u signerapi.User, ticket string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	s.check(u, signerapi.CheckUploadID(ticket), opts.Check(), signerapi.Digests{MD5: opts.MD5}.Check())
+	s.check(u, signerapi.ValidateUploadID(ticket), opts.Validate(), signerapi.Digests{MD5: opts.MD5}.Validate())
 	return s.memory.CommitUpload(ctx, u, ticket, opts)
 }
 
@@ -304,7 +304,7 @@ func FuzzDigests(f *testing.F) {
 		if err != nil && apierror.AsError(err).Status != 422 {
 			t.Fatalf("%q, %q: %v", contentMD5, contentDigest, err)
 		}
-		if err == nil && d.Check() != nil {
+		if err == nil && d.Validate() != nil {
 			t.Fatalf("%q, %q: %+v", contentMD5, contentDigest, d)
 		}
 		var want signerapi.Digests
@@ -331,7 +331,7 @@ func FuzzDigests(f *testing.F) {
 		} else if contentDigest != "" {
 			return
 		}
-		if known := contentDigest != "" || contentMD5 != ""; (err == nil) != (want.Check() == nil) && known {
+		if known := contentDigest != "" || contentMD5 != ""; (err == nil) != (want.Validate() == nil) && known {
 			t.Fatalf("%q, %q: %v", contentMD5, contentDigest, err)
 		}
 		if err == nil && (!bytes.Equal(d.MD5, want.MD5) || !bytes.Equal(d.SHA256, want.SHA256) || !bytes.Equal(d.SHA512, want.SHA512)) {

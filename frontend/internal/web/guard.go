@@ -98,8 +98,8 @@ type guard struct {
 }
 
 func newGuard(options Options, slots Slots, log *slog.Logger, reg prometheus.Registerer) *guard {
-	g := &guard{Options: options, slots: slots, log: log, clients: ratelimit.NewRequestLimiter(options.RequestLimits, reg, "frontend", "address")}
-	if g.clients.Limited() {
+	g := &guard{Options: options, slots: slots, log: log, clients: ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, reg)}
+	if g.clients.Enabled() {
 		g.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))}
 	}
 	var origins []string
@@ -163,7 +163,7 @@ func (g *guard) inner(h handler) handler {
 		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // the zero value if it is not of a network
 		addr := clientOf(peer.Addr(), r.Header[forwardedFor], g.TrustedProxies)
 		if addr != peer.Addr().Unmap().WithZone("") {
-			httpserver.SetClient(r.Context(), addr)
+			httpserver.SetClientAddress(r.Context(), addr)
 		}
 		client := ratelimit.ClientKey(addr)
 		if err := g.count(w, client); err != nil {
@@ -224,11 +224,11 @@ const (
 // draft-ietf-httpapi-ratelimit-headers-11 has it: until the quota is there again, or
 // after a refusal, until the next request is possible.
 func (g *guard) count(w http.ResponseWriter, client string) error {
-	if !g.clients.Limited() {
+	if !g.clients.Enabled() {
 		return nil
 	}
-	state, err := g.clients.Request(client)
-	wait := state.Full
+	state, err := g.clients.Allow(client)
+	wait := state.Reset
 	if err != nil {
 		wait = apierror.AsError(err).RetryAfter
 	}

@@ -218,7 +218,7 @@ func TestClientHasItsShareOfEachPool(t *testing.T) {
 // A signed-in caller is counted by the signer.
 func TestARefusalOfTheCallerIsTold(t *testing.T) {
 	h, m, _ := newWebWith(t, "RATE_LIMIT=0.1", "RATE_BURST=100")
-	m.fail = apierror.ErrRateLimited.After(7 * time.Second)
+	m.fail = apierror.ErrRateLimited.WithRetryAfter(7 * time.Second)
 	rec := send(t, h, "GET", "/cat/x", "", nil)
 	wantProblem(t, rec, 429, "rate_limited")
 	want := []string{`"default";r=99;t=10`, `"caller";r=0;t=7`}

@@ -17,7 +17,7 @@ import (
 // conditionsOf returns the conditions in a request's header. A list of entity tags is not one.
 func conditionsOf(h http.Header) (signerapi.Preconditions, error) {
 	c := signerapi.Preconditions{IfMatch: list(h, "If-Match"), IfNoneMatch: list(h, "If-None-Match")}
-	return c, c.Check()
+	return c, c.Validate()
 }
 
 // list returns the fields called name as one (RFC 9110 section 5.3).
@@ -42,7 +42,7 @@ func checkWhole(h http.Header) error {
 	for name, whole := range map[string]string{"Content-Range": "", "X-Content-Range": "", "Upload-Complete": "?1", "Upload-Incomplete": "?0", "Upload-Offset": ""} {
 		for _, value := range h.Values(name) {
 			if whole == "" || value != whole {
-				return errPartialUpload.With(fmt.Sprintf("%s is set: %s", name, errPartialUpload.Detail))
+				return errPartialUpload.WithDetail(fmt.Sprintf("%s is set: %s", name, errPartialUpload.Detail))
 			}
 		}
 	}
@@ -56,7 +56,7 @@ var chunkTotals = []string{"dztotalchunkcount", "chunks", "resumabletotalchunks"
 // checkChunks returns errPartialUpload if a field of a form or of the query says that a file comes in several requests.
 func checkChunks(name, value string) error {
 	if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && n > 1 && slices.Contains(chunkTotals, strings.ToLower(name)) {
-		return errPartialUpload.With(fmt.Sprintf("the field %q says that the picture comes in several requests: %s", name, errPartialUpload.Detail))
+		return errPartialUpload.WithDetail(fmt.Sprintf("the field %q says that the picture comes in several requests: %s", name, errPartialUpload.Detail))
 	}
 	return nil
 }
@@ -68,7 +68,7 @@ func checkCoding(h http.Header) error {
 		field := list(h, name)
 		for coding := range strings.SplitSeq(field, ",") {
 			if !slices.Contains(plain, strings.ToLower(strings.TrimSpace(coding))) {
-				return apierror.ErrUnsupportedMediaType.With(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
+				return apierror.ErrUnsupportedMediaType.WithDetail(fmt.Sprintf("the %s %.80q is not supported: send the picture without it", name, field))
 			}
 		}
 	}
@@ -80,12 +80,12 @@ func checkCoding(h http.Header) error {
 func digestsOf(h http.Header) (d signerapi.Digests, err error) {
 	if v := list(h, "Content-MD5"); v != "" {
 		if d.MD5, err = base64.StdEncoding.DecodeString(v); err != nil {
-			return d, apierror.ErrInvalidArgument.With("Content-MD5: want one MD5 in base64")
+			return d, apierror.ErrInvalidArgument.WithDetail("Content-MD5: want one MD5 in base64")
 		}
 	}
 	digests, err := httpsfv.UnmarshalDictionary(h.Values("Content-Digest"))
 	if err != nil {
-		return d, apierror.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:")
+		return d, apierror.ErrInvalidArgument.WithDetail("Content-Digest: want such as sha-256=:BASE64:")
 	}
 	for name, to := range map[string]*[]byte{"md5": &d.MD5, "sha-256": &d.SHA256, "sha-512": &d.SHA512} {
 		member, ok := digests.Get(name)
@@ -95,9 +95,9 @@ func digestsOf(h http.Header) (d signerapi.Digests, err error) {
 		item, _ := member.(httpsfv.Item)
 		sum, ok := item.Value.([]byte)
 		if !ok || *to != nil && string(*to) != string(sum) {
-			return d, apierror.ErrInvalidArgument.With("Content-Digest: want such as sha-256=:BASE64:, and no two that differ")
+			return d, apierror.ErrInvalidArgument.WithDetail("Content-Digest: want such as sha-256=:BASE64:, and no two that differ")
 		}
 		*to = sum
 	}
-	return d, d.Check()
+	return d, d.Validate()
 }

@@ -23,7 +23,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		calls: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "cats_frontend_signer_requests_total", Help: "Calls to the signer by operation and outcome: ok, or the code of the error.",
 		}, []string{"operation", "outcome"}),
-		rejected: telemetry.Counters(reg, "cats_frontend_uploads_rejected_total",
+		rejected: telemetry.NewCounterVec(reg, "cats_frontend_uploads_rejected_total",
 			"Uploads that were refused or not stored, by the code of the error.", "reason",
 			apierror.ErrIncomplete.Code, apierror.ErrStalled.Code, apierror.ErrTooLarge.Code, apierror.ErrUnsupportedMediaType.Code,
 			apierror.ErrOverloaded.Code, apierror.ErrDigestMismatch.Code, apierror.ErrPreconditionFailed.Code),

@@ -30,15 +30,15 @@ func TestProblemsHaveTheOutcomeOfTheWrite(t *testing.T) {
 		"refused":                             {apierror.ErrConflict, 409, "conflict", ""},
 		"failed":                              {apierror.ErrStorageUnavailable, 503, "storage_unavailable", ""},
 		"without a case":                      {errors.New("hunter2"), 500, "internal", ""},
-		"lost by storage":                     {apierror.ErrStorageUnavailable.Unknown(apierror.MayBeStored), 503, "storage_unavailable", `"unknown"`},
-		"lost by the signer":                  {apierror.ErrSignerUnavailable.Unknown(apierror.MayBeDeleted), 503, "signer_unavailable", `"unknown"`},
-		"refused when repeated":               {apierror.ErrPreconditionFailed.Unknown(apierror.MayBeStored), 412, "precondition_failed", `"unknown"`},
-		"lost, wrapped":                       {fmt.Errorf("storing: %w", apierror.ErrThrottled.Unknown(apierror.MayBeStored)), 503, "throttled", `"unknown"`},
-		"lost, without a case":                {apierror.ErrInternal.Wrap(errors.New("hunter2")).Unknown(apierror.MayBeStored), 500, "internal", `"unknown"`},
+		"lost by storage":                     {apierror.ErrStorageUnavailable.WithUnknownOutcome(apierror.MayBeStored), 503, "storage_unavailable", `"unknown"`},
+		"lost by the signer":                  {apierror.ErrSignerUnavailable.WithUnknownOutcome(apierror.MayBeDeleted), 503, "signer_unavailable", `"unknown"`},
+		"refused when repeated":               {apierror.ErrPreconditionFailed.WithUnknownOutcome(apierror.MayBeStored), 412, "precondition_failed", `"unknown"`},
+		"lost, wrapped":                       {fmt.Errorf("storing: %w", apierror.ErrThrottled.WithUnknownOutcome(apierror.MayBeStored)), 503, "throttled", `"unknown"`},
+		"lost, without a case":                {apierror.ErrInternal.Wrap(errors.New("hunter2")).WithUnknownOutcome(apierror.MayBeStored), 500, "internal", `"unknown"`},
 		"a code without a status":             {private, 500, "internal", ""},
-		"a code without a status, lost":       {private.Unknown(apierror.MayBeStored), 500, "internal", `"unknown"`},
+		"a code without a status, lost":       {private.WithUnknownOutcome(apierror.MayBeStored), 500, "internal", `"unknown"`},
 		"stored damaged":                      {apierror.ErrDamaged, 502, "damaged", `"stored"`},
-		"stored damaged, with another detail": {apierror.ErrDamaged.With("x"), 502, "damaged", `"stored"`},
+		"stored damaged, with another detail": {apierror.ErrDamaged.WithDetail("x"), 502, "damaged", `"stored"`},
 	} {
 		for _, r := range changing {
 			t.Run(r.method+" "+r.path+" "+name, func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestProblemsHaveTheOutcomeOfTheWrite(t *testing.T) {
 // A request that does not reach the signer changes nothing.
 func TestRefusalsOfTheFrontendHaveNoOutcome(t *testing.T) {
 	h, m, _ := newWeb(t)
-	m.fail = apierror.ErrSignerUnavailable.Unknown(apierror.MayBeStored)
+	m.fail = apierror.ErrSignerUnavailable.WithUnknownOutcome(apierror.MayBeStored)
 	for _, c := range []struct {
 		method, path, body string
 		header             []string

@@ -121,7 +121,7 @@ func (res resource) serve(w http.ResponseWriter, r *http.Request) error {
 	allow := strings.Join(methods, ", ")
 	w.Header().Set("Allow", allow)
 	if method != http.MethodOptions {
-		return errMethod.With(fmt.Sprintf("this method is not possible here; %s are", allow))
+		return errMethod.WithDetail(fmt.Sprintf("this method is not possible here; %s are", allow))
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -141,7 +141,7 @@ func forUser(h func(http.ResponseWriter, *http.Request, signerapi.User) error) h
 	return func(w http.ResponseWriter, r *http.Request) error {
 		name, err := url.PathUnescape(mux.Vars(r)["user"])
 		if err != nil {
-			return apierror.ErrInvalidUser.With("the user name is not well percent-encoded")
+			return apierror.ErrInvalidUser.WithDetail("the user name is not well percent-encoded")
 		}
 		user, err := signerapi.ParseUser(name)
 		if err != nil {

@@ -59,7 +59,7 @@ func (m *memory) Put(ctx context.Context, u signerapi.User, body io.Reader, opts
 			return signerapi.Info{}, err
 		}
 	}
-	if n := int64(b.Len()); opts.AtMost == 0 && opts.AtLeast > 0 || opts.AtMost > 0 && (opts.Size >= 0 || n < opts.AtLeast || n > opts.AtMost || opts.AtMost-opts.AtLeast > signerapi.MaxSizeRange) {
+	if n := int64(b.Len()); opts.MaxSize == 0 && opts.MinSize > 0 || opts.MaxSize > 0 && (opts.Size >= 0 || n < opts.MinSize || n > opts.MaxSize || opts.MaxSize-opts.MinSize > signerapi.MaxSizeRange) {
 		return signerapi.Info{}, fmt.Errorf("a picture of %d bytes has the options %+v", n, opts)
 	}
 	m.mu.Lock()
@@ -101,7 +101,7 @@ func (m *memory) Delete(ctx context.Context, u signerapi.User, c signerapi.Preco
 	if _, ok := m.cats[u.String()]; !ok {
 		return apierror.ErrNotFound
 	}
-	if err := c.Hold(`"1"`); err != nil {
+	if err := c.Evaluate(`"1"`); err != nil {
 		return err
 	}
 	delete(m.cats, u.String())
@@ -147,7 +147,10 @@ func newSlots(share float64, reg *prometheus.Registry) Slots {
 }
 
 func newRequests(slots Slots, reg *prometheus.Registry) *httpserver.Middleware {
-	return httpserver.NewMiddleware("frontend", reg, slog.New(slog.DiscardHandler), httpserver.Settings{StallTimeout: time.Minute, MinUploadRate: 1}, slots.Uploads, Refuse)
+	return httpserver.NewMiddleware(httpserver.MiddlewareOptions{
+		Name: "frontend", Settings: httpserver.Settings{StallTimeout: time.Minute, MinUploadRate: 1}, Log: slog.New(slog.DiscardHandler), Registry: reg,
+		Uploads: slots.Uploads, WriteError: Refuse,
+	})
 }
 
 // newHandler returns the public API over signer with newSlots(share, reg).

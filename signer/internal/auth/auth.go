@@ -98,8 +98,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Authenticat
 	return &Authenticator{
 		opts: opts, log: log,
 		limit:   rate.NewLimiter(rate.Every(keysEvery), keysBurst),
-		callers: ratelimit.NewRequestLimiter(opts.RequestLimits, reg, "signer", "caller"),
-		outcomes: telemetry.Counters(reg, "cats_signer_authentications_total", "Calls that need an authenticated caller, by outcome.",
+		callers: ratelimit.NewRequestLimiter("signer", "caller", opts.RequestLimits, reg),
+		outcomes: telemetry.NewCounterVec(reg, "cats_signer_authentications_total", "Calls that need an authenticated caller, by outcome.",
 			"outcome", accepted, noToken, expired, invalid, forbidden, limited, unavailable),
 	}
 }
@@ -144,7 +144,7 @@ func (a *Authenticator) authenticate(ctx context.Context) (caller, error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, jwt.ErrExpired):
-		return caller{}, a.reject(expired, apierror.ErrUnauthenticated.With("the token has expired").Wrap(err))
+		return caller{}, a.reject(expired, apierror.ErrUnauthenticated.WithDetail("the token has expired").Wrap(err))
 	case errors.Is(err, apierror.ErrIssuerUnavailable):
 		return caller{}, a.reject(unavailable, err)
 	case errors.Is(err, apierror.ErrRateLimited), errors.Is(err, apierror.ErrOverloaded): // from Waiters
@@ -152,13 +152,13 @@ func (a *Authenticator) authenticate(ctx context.Context) (caller, error) {
 	case ctx.Err() != nil: // while the request waited for the issuer's keys
 		return caller{}, apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	default:
-		return caller{}, a.reject(invalid, apierror.ErrUnauthenticated.With("the token is not valid for this service").Wrap(brief(err)))
+		return caller{}, a.reject(invalid, apierror.ErrUnauthenticated.WithDetail("the token is not valid for this service").Wrap(brief(err)))
 	}
 	who := caller{}
 	who.user, who.noUser = userOf(claims, a.opts.UserClaim)
 	subject, _ := claims["sub"].(string)
 	who.id = cmp.Or(subject, who.user.String()) // tokens of Azure AD B2C can lack sub
-	if _, err := a.callers.Request(who.id); err != nil {
+	if _, err := a.callers.Allow(who.id); err != nil {
 		return caller{}, a.reject(limited, err)
 	}
 	return who, nil
@@ -216,7 +216,7 @@ func (a *Authenticator) authorize(ctx context.Context, user signerapi.User, rule
 	}
 	if rule != access.SignedIn && (who.user != user || who.noUser != nil) {
 		reason := cmp.Or(who.noUser, fmt.Errorf("the claim %s of the token names another user", a.opts.UserClaim))
-		return caller{}, a.reject(forbidden, apierror.ErrForbidden.With("the token does not belong to the owner of this picture").Wrap(reason))
+		return caller{}, a.reject(forbidden, apierror.ErrForbidden.WithDetail("the token does not belong to the owner of this picture").Wrap(reason))
 	}
 	a.outcomes.WithLabelValues(accepted).Inc()
 	return who, nil

@@ -238,7 +238,7 @@ func pngOf(n int) string {
 }
 
 func TestTheSignerChecksSizeAndTypeAgain(t *testing.T) {
-	s, back, _ := newStore(t, func(o *Options) { o.Limits.MaxSize = 1000 })
+	s, back, _ := newStore(t, func(o *Options) { o.Limits.MaxPictureSize = 1000 })
 	for _, c := range []struct {
 		content string
 		size    int64

@@ -35,7 +35,7 @@ const (
 )
 
 // errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
-var errTooSlow = apierror.ErrStalled.With("the picture came too slowly while many uploads of unknown length were in progress; " +
+var errTooSlow = apierror.ErrStalled.WithDetail("the picture came too slowly while many uploads of unknown length were in progress; " +
 	"nothing was stored; send it with PUT and a Content-Length")
 
 // buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when

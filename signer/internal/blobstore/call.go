@@ -89,7 +89,7 @@ func (s *Store) call(ctx context.Context, op *operation, doing string, f func(co
 	} else {
 		streaming, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 		defer cancel(nil)
-		watch := watchdog.New(op.stream, s.accept, 2*s.accept, cancel)
+		watch := watchdog.NewReader(op.stream, s.accept, 2*s.accept, cancel)
 		defer watch.Stop()
 		op.stream.source, ctx = watch, streaming
 		options.TryTimeout = 0

@@ -75,7 +75,7 @@ func parseTicket(id string) (ticket, error) {
 	size, _, ok := strings.Cut(rest, "-")
 	seconds, err1 := strconv.ParseUint(end, 10, 33) // ten digits at most
 	n, err2 := strconv.ParseUint(size, 10, 62)
-	if err := errors.Join(signerapi.CheckUploadID(id), err1, err2); err != nil || !ok {
+	if err := errors.Join(signerapi.ValidateUploadID(id), err1, err2); err != nil || !ok {
 		return ticket{}, apierror.ErrNoUpload
 	}
 	return ticket{id, time.Unix(int64(seconds), 0).UTC(), int64(n)}, nil
@@ -105,9 +105,9 @@ func endOf(name string) (time.Time, bool) {
 func (s *Store) StartUpload(_ context.Context, user signerapi.User, size int64) (signerapi.UploadSession, error) {
 	switch {
 	case s.opts.MaxDirectUploadSize == 0:
-		return signerapi.UploadSession{}, apierror.ErrTooLarge.With("pictures cannot be sent straight to storage here")
+		return signerapi.UploadSession{}, apierror.ErrTooLarge.WithDetail("pictures cannot be sent straight to storage here")
 	case size > int64(s.opts.MaxDirectUploadSize):
-		return signerapi.UploadSession{}, apierror.ErrTooLarge.With(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirectUploadSize))
+		return signerapi.UploadSession{}, apierror.ErrTooLarge.WithDetail(fmt.Sprintf("the picture is larger than %v", s.opts.MaxDirectUploadSize))
 	case size <= 0:
 		return signerapi.UploadSession{}, apierror.ErrEmpty
 	}
@@ -182,7 +182,7 @@ func (s *Store) CommitUpload(ctx context.Context, user signerapi.User, id string
 	case err != nil:
 		return signerapi.Info{}, err
 	case sent.Size != t.size:
-		return signerapi.Info{}, apierror.ErrIncomplete.With(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
+		return signerapi.Info{}, apierror.ErrIncomplete.WithDetail(fmt.Sprintf("%d bytes of %d were sent; nothing was stored", sent.Size, t.size))
 	}
 	c.mark += " " + sent.ETag // the client may upload and commit several versions
 	info, ok, err := c.stored(ctx)
@@ -215,18 +215,18 @@ type commit struct {
 }
 
 // errChanged is returned when the client uploads another version of the staged blob during the commit.
-var errChanged = apierror.ErrConflict.With("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
+var errChanged = apierror.ErrConflict.WithDetail("what was sent changed while it was being stored; nothing was stored, and it can be asked for again")
 
 // run stores the version of the staged blob that sent describes as the picture. The stored picture has the ETag before, "" for
 // none.
 func (c *commit) run(ctx context.Context, sent signerapi.Info, before string) (signerapi.Info, error) {
-	if err := c.opts.Hold(before); err != nil { // storage would only say so at the end
+	if err := c.opts.Evaluate(before); err != nil { // storage would only say so at the end
 		return signerapi.Info{}, err
 	}
 	// The MD5 of a staged blob is what the client claimed, so it is verified like the one of the commit.
 	switch c.info.MD5 = sent.MD5; {
 	case sent.Size > copyWhole && c.opts.MD5 != nil:
-		return signerapi.Info{}, apierror.ErrInvalidArgument.With(fmt.Sprintf(
+		return signerapi.Info{}, apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf(
 			"content_md5: storage can check it of pictures of up to %v; send one with each block instead", picture.Size(copyWhole)))
 	case sent.Size > copyWhole:
 		c.info.MD5 = nil
@@ -257,7 +257,7 @@ func (c *commit) inspect(ctx context.Context, etag string) (mediaType string, er
 			return err
 		}
 		defer resp.Body.Close()
-		mediaType, err = s.opts.Limits.Inspect(resp.Body)
+		mediaType, err = s.opts.Limits.InspectHead(resp.Body)
 		return err
 	})
 	if errors.Is(err, apierror.ErrPreconditionFailed) || errors.Is(err, apierror.ErrNotFound) {

@@ -100,7 +100,7 @@ func (s *Store) storageError(ctx context.Context, doing, role string, err error)
 		s.metrics.conflicts.Inc()
 		return apierror.ErrConflict.Wrap(err)
 	case s.rejectsName(resp):
-		return apierror.ErrInvalidUser.With("storage does not accept this user name").Wrap(err)
+		return apierror.ErrInvalidUser.WithDetail("storage does not accept this user name").Wrap(err)
 	case resp.StatusCode == http.StatusConflict, resp.StatusCode == http.StatusPreconditionFailed:
 		return stateError(resp.StatusCode, resp.ErrorCode, conditional(resp)).Wrap(err)
 	case resp.StatusCode == http.StatusUnauthorized:
@@ -111,7 +111,7 @@ func (s *Store) storageError(ctx context.Context, doing, role string, err error)
 	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode == http.StatusServiceUnavailable:
 		throttled := apierror.ErrThrottled
 		if seconds, err := strconv.ParseUint(resp.RawResponse.Header.Get("Retry-After"), 10, 12); err == nil && seconds > 0 { // about an hour at most
-			throttled = throttled.After(time.Duration(seconds) * time.Second)
+			throttled = throttled.WithRetryAfter(time.Duration(seconds) * time.Second)
 		}
 		return throttled.Wrap(err)
 	case resp.StatusCode >= http.StatusInternalServerError, resp.StatusCode == http.StatusRequestTimeout:
@@ -141,9 +141,9 @@ func stateError(status int, code string, conditional bool) *apierror.Error {
 func stagedError(err error) error {
 	switch {
 	case errors.Is(err, apierror.ErrArchived):
-		return apierror.AsError(err).With("the uploaded blob is in the archive tier, where it cannot be read; get a new upload URL, and upload the picture again without x-ms-access-tier")
+		return apierror.AsError(err).WithDetail("the uploaded blob is in the archive tier, where it cannot be read; get a new upload URL, and upload the picture again without x-ms-access-tier")
 	case errors.Is(err, apierror.ErrRejectedByStorage):
-		return apierror.AsError(err).With("storage does not allow the uploaded blob to be read; get a new upload URL, and upload the picture again with no x-ms header besides x-ms-blob-type")
+		return apierror.AsError(err).WithDetail("storage does not allow the uploaded blob to be read; get a new upload URL, and upload the picture again with no x-ms header besides x-ms-blob-type")
 	}
 	return err
 }

@@ -126,7 +126,7 @@ func (s *Store) servedAs(contentType, download string) (servedType, disposition 
 	if download != "" {
 		kind, name = "attachment", download
 	}
-	name, ok := picture.FileName(name, contentType)
+	name, ok := picture.WithExtension(name, contentType)
 	if !ok {
 		contentType, kind, name = opaque, "attachment", name+".bin"
 	}

@@ -257,7 +257,7 @@ func FuzzLink(f *testing.F) {
 	s, _, _ := withKey(f, func(o *Options) { o.LinkBaseURL = "https://cdn.example.com" })
 	f.Fuzz(func(t *testing.T, name, download string) {
 		u, err := signerapi.ParseUser(name)
-		if err != nil || signerapi.CheckDownloadName(download) != nil {
+		if err != nil || signerapi.ValidateDownloadName(download) != nil {
 			return
 		}
 		signed, err := s.link(u, &existing{info: signerapi.Info{ContentType: "image/png"}}, time.Hour, download)
@@ -282,7 +282,7 @@ func FuzzLink(f *testing.F) {
 		wantKind, wantName := "inline", "cat.png"
 		if download != "" {
 			wantKind = "attachment"
-			wantName, _ = picture.FileName(download, "image/png")
+			wantName, _ = picture.WithExtension(download, "image/png")
 		}
 		plain, _, _ := strings.Cut(q.Get("rscd"), "; filename*=")
 		if _, params, err := mime.ParseMediaType(plain); err != nil || path.Ext(params["filename"]) != path.Ext(wantName) && !strings.ContainsAny(path.Ext(wantName), `"%`) || strings.ContainsFunc(params["filename"], func(r rune) bool { return r < ' ' || r > '~' || r == '%' || r == '"' }) {

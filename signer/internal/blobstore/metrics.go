@@ -50,7 +50,7 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 	auto.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: p + "upload_buffers_in_use", Help: "Buffers in use, of 5 that hold uploads whose size the client did not announce.",
 	}, func() float64 { return float64(b.taken()) })
-	signed := telemetry.Counters(reg, p+"signed_urls_total",
+	signed := telemetry.NewCounterVec(reg, p+"signed_urls_total",
 		"Signed URLs given out: view shows the picture in place, download saves it under a name, upload is a ticket to send one.", "kind", "view", "download", "upload")
 	m := &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
@@ -62,11 +62,11 @@ func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
 		}, []string{"op"}),
 		views:  signed.WithLabelValues("view"),
 		signed: signed,
-		unstaged: telemetry.Counters(reg, p+"staged_blobs_deleted_total",
+		unstaged: telemetry.NewCounterVec(reg, p+"staged_blobs_deleted_total",
 			"Blobs that were sent straight to storage and removed, by what became of them.", "outcome", removedCommitted, removedRefused, removedAbandoned),
 		keyExpiry:  gauge("user_delegation_key_expiry_timestamp_seconds", "When the user delegation key at hand ends, in Unix time; 0 for none."),
-		keyRefresh: telemetry.Counters(reg, p+"user_delegation_key_requests_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
-		trials: telemetry.Counters(reg, p+"key_probes_total",
+		keyRefresh: telemetry.NewCounterVec(reg, p+"user_delegation_key_requests_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
+		trials: telemetry.NewCounterVec(reg, p+"key_probes_total",
 			"Links that the signer tried itself, by outcome: refused is because of the key, unclear says nothing about it.", "outcome", trialOK, trialRefused, trialUnclear),
 		clockAhead: gauge("clock_skew_seconds", "How far the clock was ahead of storage's when last compared; below 0 it was behind."),
 		conflicts:  counter("uploads_conflicted_total", "Uploads that lost against another one to the same name."),

@@ -141,17 +141,17 @@ func (s *Store) hold(ctx context.Context, user signerapi.User, conditions signer
 	if err != nil && !errors.Is(err, apierror.ErrNotFound) {
 		return err
 	}
-	return conditions.Hold(info.ETag)
+	return conditions.Evaluate(info.ETag)
 }
 
 // Link implements [signerapi.Signer].
 func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
 	ttl := cmp.Or(opts.TTL, s.opts.LinkTTL)
 	if ttl < MinLinkTTL || ttl > s.opts.LinkMaxTTL {
-		return signerapi.Link{}, apierror.ErrInvalidArgument.With(
+		return signerapi.Link{}, apierror.ErrInvalidArgument.WithDetail(
 			fmt.Sprintf("ttl: a link lives at least %v and at most %v", MinLinkTTL, s.opts.LinkMaxTTL))
 	}
-	if err := signerapi.CheckDownloadName(opts.Download); err != nil {
+	if err := signerapi.ValidateDownloadName(opts.Download); err != nil {
 		return signerapi.Link{}, err
 	}
 	there, err := s.known.of(ctx, user)

@@ -15,7 +15,7 @@ var (
 	errRevoked = errors.New("this try has ended")
 	// errReceivedOther is returned before a picture is stored.
 	errReceivedOther = apierror.ErrStorageUnavailable.Wrap(errors.New("storage received other bytes than were sent"))
-	errWrongLength   = apierror.ErrIncomplete.With("the picture is not as long as announced; nothing was stored")
+	errWrongLength   = apierror.ErrIncomplete.WithDetail("the picture is not as long as announced; nothing was stored")
 )
 
 // stream is the body of a request to storage that is read from the client while it is sent. At most one try reads it.

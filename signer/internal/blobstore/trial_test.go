@@ -135,7 +135,7 @@ func inBubble(t *testing.T, body func(*testing.T, *tried)) {
 				AccountURL: "https://acct.blob.localhost", LinkBaseURL: "https://cdn.example.com", Container: "cats", BlobName: "cat",
 				LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour,
 			},
-			Limits: picture.Limits{MaxSize: 32 << 20, Types: []string{"image/png"}, MaxPixels: 100}, Credential: &cred{}, Transport: s.way, Slots: newSlots(),
+			Limits: picture.Limits{MaxPictureSize: 32 << 20, AcceptedTypes: []string{"image/png"}, MaxPixels: 100}, Credential: &cred{}, Transport: s.way, Slots: newSlots(),
 		}, slog.New(slog.NewJSONHandler(s.log, nil)), prometheus.NewRegistry()); err != nil {
 			t.Fatal(err)
 		}

@@ -59,10 +59,10 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 		return signerapi.Info{}, err
 	}
 	defer release()
-	if err := errors.Join(s.opts.Limits.CheckSize(opts.Size), s.checkBounds(opts), s.available(ctx, user)); err != nil {
+	if err := errors.Join(s.opts.Limits.ValidateSize(opts.Size), s.checkBounds(opts), s.available(ctx, user)); err != nil {
 		return signerapi.Info{}, err
 	}
-	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.AtMost > 0 && opts.AtLeast <= smallBytes
+	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.MaxSize > 0 && opts.MinSize <= smallBytes
 	if opts.Preconditions != (signerapi.Preconditions{}) && !small {
 		if err := s.hold(ctx, user, opts.Preconditions); err != nil { // storage would only say so at the end
 			return signerapi.Info{}, err
@@ -72,7 +72,7 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	if opts.Size > smallBytes {
 		digests.MD5 = nil // storage verifies it
 	}
-	contentType, picture, err := s.opts.Limits.Open(digests.Reader(body), opts.Size)
+	contentType, picture, err := s.opts.Limits.Inspect(digests.Reader(body), opts.Size)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -85,10 +85,10 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	memory := int64(streamBytes) // that the upload takes of the budget, unless it has a buffer
 	switch {
 	case small:
-		memory = max(opts.Size, opts.AtMost)
-	case opts.Size < 0 && opts.AtMost == 0:
+		memory = max(opts.Size, opts.MaxSize)
+	case opts.Size < 0 && opts.MaxSize == 0:
 		memory = smallBytes
-	case opts.Size < 0 && opts.AtMost < bufferBytes:
+	case opts.Size < 0 && opts.MaxSize < bufferBytes:
 		if buf := s.buffers.try(); buf != nil {
 			return up.buffered(ctx, picture, buf, 0)
 		}
@@ -108,7 +108,7 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	case opts.Size >= 0:
 		body := &stream{r: picture, size: opts.Size, commit: true}
 		return up.putBlob(ctx, &operation{name: opPut, stream: body}, body, opts.MD5)
-	case opts.AtMost > 0:
+	case opts.MaxSize > 0:
 		return up.bounded(ctx, picture)
 	}
 	return up.chunked(ctx, picture)
@@ -121,17 +121,17 @@ func (s *Store) newUpload(user signerapi.User, opts signerapi.PutOptions) *uploa
 // checkBounds returns an error for bounds of a size that cannot be used.
 func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	switch {
-	case opts.AtLeast == 0 && opts.AtMost == 0:
+	case opts.MinSize == 0 && opts.MaxSize == 0:
 		return nil
-	case opts.Size >= 0 || opts.AtLeast < 0 || opts.AtMost <= opts.AtLeast || opts.AtMost-opts.AtLeast > signerapi.MaxSizeRange:
-		return apierror.ErrInvalidArgument.With(fmt.Sprintf("at_least, at_most: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxSizeRange))
+	case opts.Size >= 0 || opts.MinSize < 0 || opts.MaxSize <= opts.MinSize || opts.MaxSize-opts.MinSize > signerapi.MaxSizeRange:
+		return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("min_size, max_size: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxSizeRange))
 	}
-	return s.opts.Limits.CheckSize(max(opts.AtLeast, 1))
+	return s.opts.Limits.ValidateSize(max(opts.MinSize, 1))
 }
 
 // put stores a picture that is in memory. The SDK can repeat that.
 func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, error) {
-	if int64(len(picture)) < up.opts.AtLeast || up.opts.AtMost > 0 && int64(len(picture)) > up.opts.AtMost {
+	if int64(len(picture)) < up.opts.MinSize || up.opts.MaxSize > 0 && int64(len(picture)) > up.opts.MaxSize {
 		return signerapi.Info{}, errWrongLength
 	}
 	sum := md5.Sum(picture) //nolint:gosec // see the import
@@ -165,15 +165,15 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 // bounded stores the file of a form, of which only bounds of the size are known, in two blocks: the first is streamed.
 func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
 	var sum hash.Hash
-	if up.opts.AtMost < bufferBytes {
+	if up.opts.MaxSize < bufferBytes {
 		sum = md5.New() //nolint:gosec // see the import
 		picture = io.TeeReader(picture, sum)
 	}
-	first := &stream{r: picture, size: up.opts.AtLeast}
+	first := &stream{r: picture, size: up.opts.MinSize}
 	if err := up.stage(ctx, &operation{name: opBlock, stream: first}, first, nil); err != nil {
 		return signerapi.Info{}, err
 	}
-	tail, err := readAll(picture, up.opts.AtMost-up.opts.AtLeast)
+	tail, err := readAll(picture, up.opts.MaxSize-up.opts.MinSize)
 	if err == nil && len(tail) > 0 {
 		err = up.stageBytes(ctx, tail)
 	}
@@ -183,7 +183,7 @@ func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Inf
 	if sum != nil {
 		up.info.MD5 = sum.Sum(nil)
 	}
-	return up.commit(ctx, up.opts.AtLeast+int64(len(tail)))
+	return up.commit(ctx, up.opts.MinSize+int64(len(tail)))
 }
 
 // chunked stores a picture about whose size nothing is known.
@@ -219,7 +219,7 @@ func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte, n
 		switch {
 		case err != nil && err != io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
 			return signerapi.Info{}, err
-		case err == nil && up.opts.AtMost > 0: // the buffer is larger
+		case err == nil && up.opts.MaxSize > 0: // the buffer is larger
 			return signerapi.Info{}, errWrongLength
 		case err != nil && size == 0:
 			return up.put(ctx, buf[:n])
@@ -299,11 +299,11 @@ func unknownOutcome(err error, may, write string) error {
 	e := apierror.AsError(err)
 	switch {
 	case errors.Is(e, apierror.ErrPreconditionFailed), errors.Is(e, apierror.ErrConflict):
-		e = e.With("storage rejected the repetition of this " + write)
+		e = e.WithDetail("storage rejected the repetition of this " + write)
 	case errors.Is(e, apierror.ErrIncomplete):
-		e = e.With("the client closed the connection")
+		e = e.WithDetail("the client closed the connection")
 	}
-	return e.Unknown(may)
+	return e.WithUnknownOutcome(may)
 }
 
 // stored returns the stored picture, and whether its mark begins with that of up.

@@ -28,7 +28,7 @@ func sized(n int) signerapi.PutOptions { return signerapi.PutOptions{Size: int64
 
 // inForm returns the options of a file of n bytes in a form, in which after bytes follow it.
 func inForm(n, after int) signerapi.PutOptions {
-	return signerapi.PutOptions{Size: -1, AtLeast: int64(max(0, n+after-90_000)), AtMost: int64(n + after)}
+	return signerapi.PutOptions{Size: -1, MinSize: int64(max(0, n+after-90_000)), MaxSize: int64(n + after)}
 }
 
 // broken is a body that breaks off.
@@ -146,7 +146,7 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 // A frontend that is not honest about a size gets nothing stored.
 func TestPutRejectsWrongSizes(t *testing.T) {
 	form := func(least, most int64) signerapi.PutOptions {
-		return signerapi.PutOptions{Size: -1, AtLeast: least, AtMost: most}
+		return signerapi.PutOptions{Size: -1, MinSize: least, MaxSize: most}
 	}
 	for _, c := range []struct {
 		size int
@@ -166,7 +166,7 @@ func TestPutRejectsWrongSizes(t *testing.T) {
 		{mib, form(mib, mib), apierror.ErrInvalidArgument},
 		{mib, form(-1, 10), apierror.ErrInvalidArgument},
 		{mib, form(10, 0), apierror.ErrInvalidArgument},
-		{mib, signerapi.PutOptions{Size: mib, AtLeast: 1, AtMost: 2}, apierror.ErrInvalidArgument},
+		{mib, signerapi.PutOptions{Size: mib, MinSize: 1, MaxSize: 2}, apierror.ErrInvalidArgument},
 		{mib, form(33*mib, 33*mib+10), apierror.ErrTooLarge},
 		{33 * mib, form(32*mib-10, 32*mib+10), apierror.ErrTooLarge},
 		{33 * mib, unknown, apierror.ErrTooLarge},

@@ -68,7 +68,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Tokens {
 		log:      log,
 		first:    make(chan struct{}),
 		renew:    make(chan struct{}, 1),
-		acquired: telemetry.Counters(reg, "cats_signer_token_requests_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
+		acquired: telemetry.NewCounterVec(reg, "cats_signer_token_requests_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
 		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 			Name: "cats_signer_token_last_success_timestamp_seconds", Help: "Unix time of the last successful token exchange; 0 if there was none.",
 		}),

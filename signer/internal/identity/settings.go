@@ -66,7 +66,7 @@ func (s Settings) Validate() error {
 		case v.value == "":
 		case v.value == zeroID:
 			faults = append(faults, fmt.Errorf("%s is %s, which is a placeholder; fix: %s", v.name, v.value, v.fix))
-		case config.Quoted(v.value):
+		case config.IsQuoted(v.value):
 			faults = append(faults, fmt.Errorf("%s is %s, in quotes, which are part of the value; fix: remove the quotes; %s", v.name, v.value, v.fix))
 		case !v.form.MatchString(v.value):
 			faults = append(faults, fmt.Errorf("%s is %q: want %s; fix: %s", v.name, v.value, v.want, v.fix))
