@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-MODULES := shared frontend signer local k8s e2e
+MODULES := shared frontend signer local k8s e2e tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE_TAG ?= dev
 REVISION ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || echo unknown)
@@ -67,9 +67,9 @@ lint: .bin/golangci-lint ## everything that is checked without running
 	  else echo "skipped: shellcheck is not installed"; fi
 
 # The hundreds of modules of the tools stay out of the workspace.
-.bin/%: tools/go.mod tools/go.sum
+.bin/%: tools/pinned/go.mod tools/pinned/go.sum
 	@echo "building $*, once (golangci-lint takes about two minutes)"
-	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools install $$(GOWORK=off go -C tools list tool | grep '/$*$$')
+	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools/pinned install $$(GOWORK=off go -C tools/pinned list tool | grep '/$*$$')
 	@touch $@
 
 .PHONY: vuln
@@ -80,9 +80,9 @@ vuln: .bin/govulncheck ## look for known vulnerabilities in what is called; GOVU
 	    *) bad+=" $$m: NOT CHECKED." ;; \
 	  esac; done; [ -z "$$bad" ] || { echo "vuln:$$bad NOT CHECKED means that the database could not be read: https://vuln.go.dev, or GOVULNDB" >&2; exit 1; }
 
-.PHONY: licences
-licences: ## write docs/licences.md anew, after a change of dependencies
-	go run ./e2e/licences
+.PHONY: licenses
+licenses: ## write docs/licenses.md; needed after a change of dependencies
+	go run ./tools/licenses
 
 .PHONY: sbom
 sbom: build .bin/cyclonedx-gomod ## list what the programs link, as CycloneDX, in bin/
@@ -91,7 +91,7 @@ sbom: build .bin/cyclonedx-gomod ## list what the programs link, as CycloneDX, i
 .PHONY: bench
 bench: ## measure against bare yardsticks, on Linux (about nine minutes); BENCH="-only cached,sink" and more: BENCH=--help
 	@mkdir -p bin
-	@go build -o bin/bench ./e2e/bench
+	@go build -o bin/bench ./tools/bench
 	@exec bin/bench $(BENCH)
 
 # The full name of an image that the manifests call cats-api-…: buildah would name it localhost/cats-api-….

@@ -199,7 +199,7 @@ func TestImagesBuildFromWhatTheirDockerfilesCopy(t *testing.T) {
 				wantStaticAndStripped(t, binary)
 			}
 			wantPlainImage(t, parsed, name)
-			wantLicences(t, binary, filepath.Join(root, "licences"))
+			wantLicenses(t, binary, filepath.Join(root, "licenses"))
 			wantSameBytes(t, binary, filepath.Join(build(t, parsed[0], args), name))
 		})
 	}
@@ -222,9 +222,9 @@ func wantStaticAndStripped(t *testing.T, binary string) {
 	}
 }
 
-// wantLicences checks that there is the licence of each module that is linked, and
+// wantLicenses checks that there is the license of each module that is linked, and
 // of Go itself, and nothing but such texts.
-func wantLicences(t *testing.T, binary, dir string) {
+func wantLicenses(t *testing.T, binary, dir string) {
 	t.Helper()
 	info, err := buildinfo.ReadFile(binary)
 	if err != nil || len(info.Deps) < 10 {
@@ -238,7 +238,7 @@ func wantLicences(t *testing.T, binary, dir string) {
 	}
 	for _, m := range modules {
 		if found, err := filepath.Glob(filepath.Join(dir, m, "LICENSE*")); err != nil || len(found) == 0 {
-			t.Errorf("licences/%s has no LICENSE: %v", m, err)
+			t.Errorf("licenses/%s has no LICENSE: %v", m, err)
 		}
 	}
 	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -270,7 +270,7 @@ func wantSameBytes(t *testing.T, one, other string) {
 }
 
 // wantPlainImage checks the final stage: distroless, a numeric user, one program and
-// the licences, no shell, and bases pinned by version.
+// the licenses, no shell, and bases pinned by version.
 func wantPlainImage(t *testing.T, parsed [][]instruction, name string) {
 	t.Helper()
 	final := parsed[1]
@@ -286,7 +286,7 @@ func wantPlainImage(t *testing.T, parsed [][]instruction, name string) {
 	if got := find(final, "ENTRYPOINT"); !slices.Equal(got, []string{`["/` + name + `"]`}) {
 		t.Errorf("ENTRYPOINT %v", got)
 	}
-	if got := find(final, "COPY"); !slices.Equal(got, []string{"--from=build /licences /licences", "--from=build /" + name + " /" + name}) {
+	if got := find(final, "COPY"); !slices.Equal(got, []string{"--from=build /licenses /licenses", "--from=build /" + name + " /" + name}) {
 		t.Errorf("COPY %v", got)
 	}
 	if labels := strings.Join(find(final, "LABEL"), " "); !strings.Contains(labels, "org.opencontainers.image.version") || len(find(final, "RUN")) > 0 {

@@ -9,8 +9,7 @@ import (
 	"testing"
 )
 
-// deps lists every package that a module's own packages link, as the module
-// builds by itself, without the workspace.
+// deps lists the packages that a module's packages link when it is built without the workspace.
 func deps(t *testing.T, dir string) []string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "./...")
@@ -22,7 +21,7 @@ func deps(t *testing.T, dir string) []string {
 	return strings.Fields(string(out))
 }
 
-// azure returns those of the packages that come from Azure's organisations.
+// azure returns the packages of Azure's organizations.
 func azure(packages []string) []string {
 	var found []string
 	for _, p := range packages {
@@ -33,28 +32,28 @@ func azure(packages []string) []string {
 	return found
 }
 
-func TestNothingThatFacesTheInternetLinksAzure(t *testing.T) {
+func TestOnlySignerLinksAzure(t *testing.T) {
 	own(t)
-	for _, dir := range []string{"frontend", "shared", "local"} {
+	for _, dir := range []string{"frontend", "shared", "local/cats"} {
 		if found := azure(deps(t, dir)); len(found) > 0 {
-			t.Errorf("%s links %v: only the signer may, so that no bug in the public container can use an identity", dir, found)
+			t.Errorf("%s links %v; no shipped program but the signer may, so that a bug in the public container cannot use the identity", dir, found)
 		}
 	}
 	if len(azure(deps(t, "signer"))) == 0 {
-		t.Error("the signer links no Azure either: this test sees nothing")
+		t.Error("signer links no Azure package; the test is broken")
 	}
 }
 
-func TestTheContractIsStandardLibraryOnly(t *testing.T) {
+func TestContractImportsOnlyStandardLibrary(t *testing.T) {
 	own(t)
 	for _, p := range deps(t, "shared/signerapi") {
 		if first, _, _ := strings.Cut(p, "/"); strings.Contains(first, ".") && p != "cats.example/shared/signerapi" && p != "cats.example/shared/watchdog" {
-			t.Errorf("shared/signerapi links %s: what both processes trust should be small enough to read", p)
+			t.Errorf("shared/signerapi links %s; the code that both processes trust must be small enough to review", p)
 		}
 	}
 }
 
-func TestTheFrontendBinaryHoldsNoAzureCode(t *testing.T) {
+func TestFrontendBinaryContainsNoAzureCode(t *testing.T) {
 	own(t)
 	for name, want := range map[string]bool{"frontend": false, "signer": true} {
 		binary, err := os.ReadFile(filepath.Join(binDir, name))

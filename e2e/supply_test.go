@@ -147,7 +147,7 @@ func modules(t *testing.T) []string {
 	for _, m := range regexp.MustCompile(`(?m)^\t\./(\w+)$`).FindAllStringSubmatch(read(t, filepath.Join("..", "go.work")), -1) {
 		found = append(found, m[1])
 	}
-	if len(found) < 6 {
+	if len(found) < 7 {
 		t.Fatalf("go.work has %v", found)
 	}
 	return found
@@ -188,8 +188,8 @@ func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
 	for _, file := range append(files, "local/emulator/Dockerfile") {
 		if name := strings.TrimPrefix(file, "../"); name != "Dockerfile.bases" && !strings.Contains(release.text, "dockerfile: "+name+"}") {
 			t.Errorf("%s is not released", name)
-		} else if name != "Dockerfile.bases" && !slices.Contains(find(stages(t, filepath.Join("..", name))[1], "COPY"), "--from=build /licences /licences") {
-			t.Errorf("%s: the image has no licences", name)
+		} else if name != "Dockerfile.bases" && !slices.Contains(find(stages(t, filepath.Join("..", name))[1], "COPY"), "--from=build /licenses /licenses") {
+			t.Errorf("%s: the image has no licenses", name)
 		}
 	}
 }
@@ -274,11 +274,11 @@ func TestImagesInManifestsHaveATagThatStays(t *testing.T) {
 
 func TestToolsArePinned(t *testing.T) {
 	own(t)
-	mod, sum := read(t, filepath.Join("..", "tools", "go.mod")), read(t, filepath.Join("..", "tools", "go.sum"))
+	mod, sum := read(t, filepath.Join("..", "tools", "pinned", "go.mod")), read(t, filepath.Join("..", "tools", "pinned", "go.sum"))
 	for _, module := range []string{"github.com/golangci/golangci-lint/v2", "golang.org/x/vuln", "github.com/CycloneDX/cyclonedx-gomod"} {
 		m := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (v\S+)`).FindStringSubmatch(mod)
 		if m == nil || !strings.Contains(sum, module+" "+m[1]+" h1:") {
-			t.Errorf("tools/go.mod and go.sum do not pin %s: %v", module, m)
+			t.Errorf("tools/pinned/go.mod and go.sum do not pin %s: %v", module, m)
 		}
 	}
 	// Whatever is fetched some other way is whatever is there that day.
@@ -344,7 +344,7 @@ func TestEveryModuleIsKeptFromGrowingOld(t *testing.T) {
 			there[u.Ecosystem+" "+dir] = true
 		}
 	}
-	want := []string{"npm /local", "docker /", "docker /local/emulator", "docker /k8s/overlays/emulator", "github-actions /", "gomod /tools"}
+	want := []string{"npm /local", "docker /", "docker /local/emulator", "docker /k8s/overlays/emulator", "github-actions /", "gomod /tools/pinned"}
 	for _, m := range modules(t) {
 		want = append(want, "gomod /"+m)
 	}

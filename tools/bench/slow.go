@@ -19,25 +19,25 @@ import (
 
 // client is a kind of slow client.
 type client struct {
-	header  string // of its request, and the first bytes of its body; USER stands for a name of its own
-	burst   int    // bytes of the body that it sends at once
-	rate    int    // bytes that it sends every second from then on
+	header  string // request header and first bytes of the body; send replaces USER with a unique name
+	burst   int    // bytes of the body sent at once
+	rate    int    // bytes sent per second after the burst
 	chunked bool
 	idle    bool // keeps the connection open after the response
-	unread  bool // reads no response
-	again   bool // opens a connection every second
+	unread  bool // does not read the response
+	again   bool // reconnects a second after the server has closed the connection
 }
 
 // idleClient is a client with an idle connection.
 var idleClient = client{header: "GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n\r\n", idle: true}
 
-// silentClient is a client that sends a part of a header only, and connects again when the server has closed the connection.
+// silentClient is a client that sends only a part of a header.
 var silentClient = client{header: "GET /cat/probe HTTP/1.1\r\n", again: true}
 
-// slowReader is a client that reads no response.
+// slowReader is a client that does not read its response.
 var slowReader = client{header: "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n", unread: true}
 
-// longHeader is a client that sends a header of 15 KiB without its end.
+// longHeader returns a client that sends an unfinished header of 15 KiB.
 func longHeader(lines int) client {
 	var b strings.Builder
 	b.WriteString("GET /cat/probe HTTP/1.1\r\nHost: localhost\r\n")
@@ -47,7 +47,8 @@ func longHeader(lines int) client {
 	return client{header: b.String(), again: true}
 }
 
-// slowPUT, slowForm, slowChunked and commit are clients that announce size bytes.
+// slowPUT returns a client that uploads size bytes: first burst bytes, then rate bytes per second. slowForm and slowChunked do
+// the same by another kind of request.
 func slowPUT(size, burst, rate int) client {
 	header := fmt.Sprintf("PUT /cat/USER HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n%s", size, pngMagic)
 	return client{header: header, burst: burst, rate: rate}
@@ -67,7 +68,7 @@ func slowChunked(burst, rate int) client {
 	return client{header: header, burst: burst, rate: rate, chunked: true}
 }
 
-// commit is a client that commits a direct upload. The sink delays the response.
+// commit returns a client that commits a direct upload. The sink delays the response.
 func commit() client {
 	id := fmt.Sprintf("%d-%d-%s", time.Now().Add(time.Hour).Unix(), mib, rand.Text())
 	return client{header: "POST /cat/USER/upload/" + id + "/commit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"}
@@ -75,11 +76,11 @@ func commit() client {
 
 func chunk(b []byte) []byte { return fmt.Appendf(nil, "%x\r\n%s\r\n", len(b), b) }
 
-// clients are many slow clients, each with an address of its own in 127.0.0.0/8.
+// clients are many slow clients, each with its own address in 127.0.0.0/8.
 type clients struct {
-	ended  atomic.Int64 // clients whose connection the server has answered or closed
-	stop   context.CancelFunc
-	during sync.WaitGroup
+	ended   atomic.Int64 // clients whose connection the server has answered or closed
+	stop    context.CancelFunc
+	running sync.WaitGroup
 }
 
 // connect starts one slow client for each of kinds.
@@ -89,7 +90,7 @@ func connect(ctx context.Context, url string, kinds ...client) (*clients, error)
 	for i, kind := range kinds {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(i/250), byte(1+i%250))}}
 		if kind.unread {
-			dialer.Control = small
+			dialer.Control = shrinkBuffers
 		}
 		open := func() (net.Conn, error) { return dialer.DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://")) }
 		conn, err := open()
@@ -98,7 +99,7 @@ func connect(ctx context.Context, url string, kinds ...client) (*clients, error)
 			return nil, err
 		}
 		offset := time.Duration(i) * time.Second / time.Duration(len(kinds))
-		c.during.Go(func() {
+		c.running.Go(func() {
 			for {
 				c.use(ctx, conn, kind, fmt.Sprintf("slow-%d", i), offset)
 				c.ended.Add(1)
@@ -120,7 +121,7 @@ func (c *clients) use(ctx context.Context, conn net.Conn, kind client, user stri
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
-	c.during.Go(func() { kind.send(ctx, conn, user, offset) })
+	c.running.Go(func() { kind.send(ctx, conn, user, offset) })
 	if kind.unread {
 		<-ctx.Done()
 		return
@@ -131,9 +132,9 @@ func (c *clients) use(ctx context.Context, conn net.Conn, kind client, user stri
 	}
 }
 
-// small gives a connection the segments of an Ethernet and a small receive buffer, since the kernel would buffer megabytes of
-// each loopback connection.
-func small(_, _ string, conn syscall.RawConn) error {
+// shrinkBuffers sets Ethernet's segment size and a small receive buffer, because the kernel buffers megabytes of each loopback
+// connection by default.
+func shrinkBuffers(_, _ string, conn syscall.RawConn) error {
 	var errs [2]error
 	err := conn.Control(func(fd uintptr) {
 		errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
@@ -142,7 +143,7 @@ func small(_, _ string, conn syscall.RawConn) error {
 	return errors.Join(err, errs[0], errs[1])
 }
 
-// pause returns false when ctx is done before d has passed.
+// pause waits for d. It returns false if ctx is done first.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -152,8 +153,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// send sends the request of one client until the connection is closed. Its first
-// pause begins after offset, so that not all clients send at once.
+// send sends the request of one client until the connection is closed. It waits for offset before its first piece, so that
+// clients do not send in step.
 func (k client) send(ctx context.Context, conn net.Conn, user string, offset time.Duration) {
 	if _, err := io.WriteString(conn, strings.ReplaceAll(k.header, "USER", user)); err != nil {
 		return
@@ -183,7 +184,7 @@ func (k client) send(ctx context.Context, conn net.Conn, user string, offset tim
 
 func (c *clients) close() {
 	c.stop()
-	c.during.Wait()
+	c.running.Wait()
 }
 
 // repeat returns n clients of one kind.

@@ -1,6 +1,5 @@
-// Command straight loads storage with azblob alone, from one process, as a yardstick
-// of make bench: with HEADs, or with uploads of one buffer. It reads the signer's
-// settings of the account and the identity.
+// Command azblob is a yardstick of make bench: it loads storage with azblob alone, with HEADs or with uploads of one buffer. It
+// reads the account and the identity from the signer's environment variables.
 package main
 
 import (
@@ -13,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,23 +19,24 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+	"golang.org/x/sync/errgroup"
 )
 
 func main() {
-	head := flag.Bool("head", false, "HEADs instead of uploads")
-	users := flag.Int("users", 1, "over how many pictures, USER-0/cat and on")
-	conns := flag.Int("conns", 8, "at once")
-	size := flag.Int("size", 10<<20, "of an upload, in bytes")
-	duration := flag.Duration("duration", time.Second, "for how long")
+	head := flag.Bool("head", false, "send HEADs instead of uploads")
+	users := flag.Int("users", 1, "number of blobs, user-0/cat and following")
+	conns := flag.Int("conns", 8, "requests in flight")
+	size := flag.Int("size", 10<<20, "size of an upload in bytes")
+	duration := flag.Duration("duration", time.Second, "duration of the load")
 	flag.Parse()
 	if err := measure(*head, *users, *conns, *size, *duration); err != nil {
-		fmt.Fprintln(os.Stderr, "straight:", err)
+		fmt.Fprintln(os.Stderr, "azblob:", err)
 		os.Exit(1)
 	}
 }
 
-// transport returns a transport with the settings of the signer's own. Names under .localhost are loopback addresses
-// (RFC 6761 section 6.3); Go's resolver does not know that.
+// transport returns a transport with the signer's settings. It dials loopback for names under .localhost (RFC 6761
+// section 6.3), which Go's resolver does not know.
 func transport() *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -78,27 +77,24 @@ func measure(head bool, users, conns, size int, duration time.Duration) error {
 		return err
 	}
 	ctx := context.Background()
-	if err := one(ctx, 0); err != nil { // the token, and the first connection
+	if err := one(ctx, 0); err != nil { // fetches the token and opens a connection
 		return err
 	}
-	var (
-		running sync.WaitGroup
-		n       atomic.Int64
-		failed  atomic.Pointer[error]
-		began   = time.Now()
-	)
+	g, ctx := errgroup.WithContext(ctx)
+	var n atomic.Int64
+	began := time.Now()
 	for range conns {
-		running.Go(func() {
-			for time.Since(began) < duration && failed.Load() == nil {
+		g.Go(func() error {
+			for time.Since(began) < duration {
 				if err := one(ctx, n.Add(1)); err != nil {
-					failed.Store(&err)
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	running.Wait()
-	if err := failed.Load(); err != nil {
-		return *err
+	if err := g.Wait(); err != nil {
+		return err
 	}
 	return json.NewEncoder(os.Stdout).Encode(map[string]float64{"n": float64(n.Load()), "seconds": time.Since(began).Seconds()})
 }

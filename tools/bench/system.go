@@ -20,29 +20,29 @@ import (
 	"cats.example/local/stack"
 )
 
-// The memory limits of the containers in k8s/base, and the share of them that the
-// containers set as GOMEMLIMIT. The processes here have no such limit.
+// The memory limits of the containers in k8s/base, and the share of them that the containers set as GOMEMLIMIT. The
+// benchmark sets GOMEMLIMIT too, but does not enforce the limits.
 const (
 	frontendLimit = 60 * mib
 	signerLimit   = 60 * mib
 	memoryRatio   = 0.6
 )
 
-// on is the kind of storage of a system.
-type on bool
+// backend is the storage of a system.
+type backend bool
 
 const (
-	onSink    on = true
-	onAzurite on = false
+	onSink    backend = true
+	onAzurite backend = false
 )
 
-// start starts a system in st, with env besides its defaults in both processes.
-func (b *bench) start(ctx context.Context, st *stack.Stack, storage on, env map[string]string) (*stack.System, error) {
+// start starts a system in st. Both processes get env in addition to their defaults.
+func (b *bench) start(ctx context.Context, st *stack.Stack, storage backend, env map[string]string) (*stack.System, error) {
 	b.systems++
 	both := func(limit float64) map[string]string {
 		all := map[string]string{
 			"GOMEMLIMIT": fmt.Sprint(int(memoryRatio * limit)), "PPROF_ENABLED": "true",
-			"RATE_LIMIT": "0", // a few addresses send all requests
+			"RATE_LIMIT": "0", // all requests come from a few addresses
 		}
 		maps.Copy(all, env)
 		return all
@@ -64,21 +64,20 @@ func (b *bench) start(ctx context.Context, st *stack.Stack, storage on, env map[
 	return st.StartSystem(ctx, opts)
 }
 
-// startOnAzurite starts a system on an Azurite of its own that has a core of its
-// own; see apart.
+// startOnAzurite starts a system and its own Azurite, which it pins to its own core; see isolate. stop stops Azurite.
 func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys *stack.System, stop func(), err error) {
 	st, err := stack.New(ctx, stack.Options{Root: b.root, Dir: filepath.Join(b.dir, fmt.Sprint("azurite-", b.systems))})
 	if err != nil {
 		return nil, nil, err
 	}
-	back := func() {}
+	unpin := func() {}
 	stop = func() {
-		back()
+		unpin()
 		if err := st.Close(context.WithoutCancel(ctx)); err != nil {
 			progress("stopping: %v", err)
 		}
 	}
-	if back, err = apart(st.Storage.Process.Pid()); err == nil {
+	if unpin, err = isolate(st.Storage.Process.Pid()); err == nil {
 		sys, err = b.start(ctx, st, onAzurite, env)
 	}
 	if err != nil {
@@ -88,7 +87,7 @@ func (b *bench) startOnAzurite(ctx context.Context, env map[string]string) (sys 
 	return sys, stop, nil
 }
 
-// end stops a system. An error does not change the results.
+// end stops a system. It only reports an error, because the results are complete.
 func end(ctx context.Context, sys *stack.System) {
 	if err := sys.Close(context.WithoutCancel(ctx)); err != nil {
 		progress("stopping: %v", err)
@@ -97,32 +96,30 @@ func end(ctx context.Context, sys *stack.System) {
 
 func pids(sys *stack.System) []int { return []int{sys.Frontend.Pid(), sys.Signer.Pid()} }
 
-// build builds one program of the checkout into the bench's folder.
+// build builds one program of the checkout and returns the path of its binary.
 func (b *bench) build(ctx context.Context, pkg string) (string, error) {
 	out := filepath.Join(b.dir, filepath.Base(pkg))
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg) //nolint:gosec // our own packages
 	cmd.Dir = b.root
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, said)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, output)
 	}
 	return out, nil
 }
 
-// straightly returns a side's run that loads the storage of sys with azblob alone.
-func (b *bench) straightly(sys *stack.System, args ...string) func(context.Context, time.Duration) (load, error) {
+// azblobLoad returns a side's run that loads the storage of sys with azblob alone.
+func (b *bench) azblobLoad(sys *stack.System, args ...string) func(context.Context, time.Duration) (load, error) {
 	return func(ctx context.Context, turn time.Duration) (load, error) {
-		cmd := exec.CommandContext(ctx, b.straight, append(args, "-duration", turn.String())...) //nolint:gosec // a program that was built here
+		cmd := exec.CommandContext(ctx, b.azblob, append(args, "-duration", turn.String())...) //nolint:gosec // built by setUp
 		cmd.Env = sys.Signer.Environ()
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()
 		if err != nil {
-			return load{}, fmt.Errorf("azblob alone: %w", err)
+			return load{}, fmt.Errorf("azblob yardstick: %w", err)
 		}
-		var said struct{ N, Seconds float64 }
-		if err := json.Unmarshal(out, &said); err != nil {
-			return load{}, err
-		}
-		return load{n: int(said.N), seconds: said.Seconds}, nil
+		var result struct{ N, Seconds float64 }
+		err = json.Unmarshal(out, &result)
+		return load{n: int(result.N), seconds: result.Seconds}, err
 	}
 }
 
@@ -148,13 +145,13 @@ func (b *bench) callsDuring(ctx context.Context, f func() error) (map[string]int
 	return after, err
 }
 
-// unlimited returns an error unless neither process of sys has a memory limit.
-func (b *bench) unlimited(ctx context.Context, sys *stack.System) error {
+// checkUnlimited returns an error if a process of sys has a Go memory limit.
+func (b *bench) checkUnlimited(ctx context.Context, sys *stack.System) error {
 	for _, ops := range []string{sys.FrontendOps, sys.SignerOps} {
 		if err := b.fetch(ctx, ops+"/metrics", func(body io.Reader) error {
 			metrics, err := io.ReadAll(body)
 			if err == nil && !bytes.Contains(metrics, []byte("\ngo_gc_gomemlimit_bytes 9.223372036854776e+18\n")) {
-				err = errors.New("a process has a memory limit")
+				err = errors.New("a process has a Go memory limit")
 			}
 			return err
 		}); err != nil {
@@ -181,9 +178,8 @@ func (b *bench) fetch(ctx context.Context, url string, read func(io.Reader) erro
 	return read(resp.Body)
 }
 
-// profile keeps CPU profiles of both processes over the given time, and heap
-// profiles after it, if -profiles is set. wait returns when they are there.
-func (b *bench) profile(ctx context.Context, sys *stack.System, name string, during time.Duration) (wait func() error) {
+// profile saves a CPU profile of each process over duration and then a heap profile, if -profiles is set. wait waits for them.
+func (b *bench) profile(ctx context.Context, sys *stack.System, name string, duration time.Duration) (wait func() error) {
 	if b.profiles == "" {
 		return func() error { return nil }
 	}
@@ -192,10 +188,10 @@ func (b *bench) profile(ctx context.Context, sys *stack.System, name string, dur
 	for i, ops := range []string{sys.FrontendOps, sys.SignerOps} {
 		file := filepath.Join(b.profiles, name+[]string{"-frontend", "-signer"}[i])
 		fetching.Go(func() {
-			for _, p := range []struct{ path, ending string }{{fmt.Sprintf("profile?seconds=%.0f", during.Seconds()), ".cpu"}, {"heap", ".heap"}} {
+			for _, p := range []struct{ path, ending string }{{fmt.Sprintf("profile?seconds=%.0f", duration.Seconds()), ".cpu"}, {"heap", ".heap"}} {
 				errs[i] = errors.Join(errs[i], b.fetch(ctx, ops+"/debug/pprof/"+p.path, func(body io.Reader) error {
-					kept, err := io.ReadAll(body)
-					return errors.Join(err, os.MkdirAll(b.profiles, 0o750), os.WriteFile(file+p.ending, kept, 0o600))
+					data, err := io.ReadAll(body)
+					return errors.Join(err, os.MkdirAll(b.profiles, 0o750), os.WriteFile(file+p.ending, data, 0o600))
 				}))
 			}
 		})

@@ -17,8 +17,8 @@ import (
 
 const mib = 1 << 20
 
-// toSink compares uploads of size MiB through both containers, conns at once, with a
-// bare pipe of two processes into the same sink.
+// toSink compares uploads of size MiB through both containers, conns at once, with a bare pipe of two processes into the same
+// sink.
 func toSink(size, conns int) figure {
 	return func(b *bench, ctx context.Context) ([]result, error) {
 		pipe, at, err := b.startPipe(ctx)
@@ -53,14 +53,13 @@ func toSink(size, conns int) figure {
 			Measured: millis(put.cpu / float64(size)), Against: millis(put.yardCPU / float64(size)),
 		}.atMost(put.cpuRatio, 1.6, " ×")}
 		form, row, err := compare("form")
-		row.Value, row.Bar, row.Verdict = form.ratio, "(target 0.7 ×)", told
+		row.Value, row.Bar, row.Verdict = form.ratio, "(target 0.7 ×)", noBar
 		return append(results, row), err
 	}
 }
 
-// toAzurite compares uploads of size MiB through both containers, conns at once, with
-// azblob's Upload of one buffer. It has an Azurite of its own, which keeps all content
-// in memory.
+// toAzurite compares uploads of size MiB through both containers, conns at once, with azblob's Upload of one buffer. It starts
+// a new Azurite, because Azurite keeps all content in memory.
 func toAzurite(kind string, size, conns int) figure {
 	return func(b *bench, ctx context.Context) ([]result, error) {
 		sys, stop, err := b.startOnAzurite(ctx, nil)
@@ -71,7 +70,7 @@ func toAzurite(kind string, size, conns int) figure {
 		contentType, body := bodyOf(kind, size*mib)
 		ours := users(16, func(u string) vegeta.Target { return upload(sys.URL, u, contentType, body) })
 		c, err := b.compare(ctx, time.Second, sys, fmt.Sprintf("azurite-%s-%d", kind, size),
-			side{run: b.straightly(sys, "-conns", strconv.Itoa(conns), "-users", "16", "-size", strconv.Itoa(size*mib))},
+			side{run: b.azblobLoad(sys, "-conns", strconv.Itoa(conns), "-users", "16", "-size", strconv.Itoa(size*mib))},
 			side{run: attacker(conns, ours)})
 		return []result{result{
 			What:     fmt.Sprintf("%s of %d MiB, %d at once, on Azurite, against azblob's Upload", kind, size, conns),
@@ -88,7 +87,7 @@ func bodyOf(kind string, size int) (contentType string, body []byte) {
 	return "image/png", pictureOf(size)
 }
 
-// requests counts the requests to storage.
+// requests counts the requests to storage per API request.
 func (b *bench) requests(ctx context.Context) (results []result, err error) {
 	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"EXISTENCE_CACHE_TTL": "0s"})
 	if err != nil {
@@ -120,7 +119,7 @@ func (b *bench) requests(ctx context.Context) (results []result, err error) {
 		{"form of 4 MiB", form(4 * mib), 1},
 		{"form of 10 MiB", form(10 * mib), 3},
 	} {
-		calls, err := b.callsDuring(ctx, func() error { return ask(ctx, c.target) })
+		calls, err := b.callsDuring(ctx, func() error { return send(ctx, c.target) })
 		if err != nil {
 			return results, fmt.Errorf("%s: %w", c.what, err)
 		}
@@ -140,7 +139,7 @@ func (b *bench) requests(ctx context.Context) (results []result, err error) {
 	return append(results, result{What: fmt.Sprintf("GET, existence not cached: requests to storage for each of %d", gets.n), Measured: kinds}.atMost(each, 1, "")), nil
 }
 
-// sum returns the number of all calls, and how many there are of each kind.
+// sum returns the number of calls, and a list of the numbers by kind.
 func sum(calls map[string]int64) (all float64, kinds string) {
 	var each []string
 	for _, kind := range callKinds {
@@ -152,27 +151,27 @@ func sum(calls map[string]int64) (all float64, kinds string) {
 	return all, strings.Join(each, ", ")
 }
 
-var asker = &http.Client{Transport: &http.Transport{DialContext: fromMany()}}
+var httpClient = &http.Client{Transport: &http.Transport{DialContext: dialFromMany()}}
 
-// ask sends one request and returns an error unless the response is a 2xx.
-func ask(ctx context.Context, target vegeta.Target) error {
+// send sends one request and returns an error unless the response is a 2xx.
+func send(ctx context.Context, target vegeta.Target) error {
 	req, err := target.Request()
 	if err != nil {
 		return err
 	}
-	resp, err := asker.Do(req.WithContext(ctx))
+	resp, err := httpClient.Do(req.WithContext(ctx))
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	said, err := io.ReadAll(resp.Body)
+	body, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode/100 != 2 {
-		err = fmt.Errorf("%s %s: %s %s", target.Method, target.URL, resp.Status, said)
+		err = fmt.Errorf("%s %s: %s %s", target.Method, target.URL, resp.Status, body)
 	}
 	return err
 }
 
-// upload is a target: by PUT, or by POST when contentType is a form's.
+// upload returns a PUT of a picture, or a POST if contentType is that of a form.
 func upload(base, user, contentType string, body []byte) vegeta.Target {
 	method := http.MethodPost
 	if contentType == "image/png" {
@@ -181,7 +180,7 @@ func upload(base, user, contentType string, body []byte) vegeta.Target {
 	return vegeta.Target{Method: method, URL: base + "/cat/" + user, Body: body, Header: http.Header{"Content-Type": {contentType}}}
 }
 
-// users returns a target for each of n users, which f makes of their names.
+// users returns f's target for each of n user names.
 func users(n int, f func(user string) vegeta.Target) (targets []vegeta.Target) {
 	for i := range n {
 		targets = append(targets, f(fmt.Sprintf("user-%d", i)))
@@ -189,7 +188,7 @@ func users(n int, f func(user string) vegeta.Target) (targets []vegeta.Target) {
 	return targets
 }
 
-// images builds the images and measures their sizes, where docker or buildah runs.
+// images builds the images and measures their sizes, if docker or buildah is available.
 func (b *bench) images(ctx context.Context) (results []result, err error) {
 	tool := "docker" // as the Makefile chooses
 	if exec.CommandContext(ctx, "docker", "info").Run() != nil {
@@ -201,17 +200,17 @@ func (b *bench) images(ctx context.Context) (results []result, err error) {
 	progress("building the images")
 	cmd := exec.CommandContext(ctx, "make", "images", "IMAGE_TAG=bench")
 	cmd.Dir = b.root
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("make images: %w\n%s", err, said)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("make images: %w\n%s", err, output)
 	}
 	for _, name := range []string{"frontend", "signer"} {
 		image := "cats-api-" + name + ":bench"
-		said, err := exec.CommandContext(ctx, tool, "images", "--format", "{{.Size}}", image).Output() //nolint:gosec // one of two names
+		out, err := exec.CommandContext(ctx, tool, "images", "--format", "{{.Size}}", image).Output() //nolint:gosec // one of two names
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", tool, err)
 		}
-		line, _, _ := strings.Cut(string(said), "\n") // buildah has one for each tag of the image
-		size, err := units.FromHumanSize(line)        // such as 12.8 MB
+		line, _, _ := strings.Cut(string(out), "\n") // buildah prints one line per tag
+		size, err := units.FromHumanSize(line)       // for example 12.8 MB
 		if err != nil {
 			return nil, fmt.Errorf("the size of %s: %w", image, err)
 		}

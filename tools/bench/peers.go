@@ -22,21 +22,18 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The peers are this program again, as processes of their own, with their role
-// and what it needs in the environment. They end with their standard input.
+// A peer is this program in a child process, which takes its role and parameters from the environment. It exits at the end of
+// its standard input.
 const roleVariable = "BENCH_ROLE"
 
 var roles = map[string]func() (http.Handler, error){
-	"sink":       newSink,
-	"pair-back":  newPairBack,
-	"pair-front": newPairFront,
-	"pipe-back":  newPipeBack,
-	"pipe-front": newPipeFront,
+	"sink":      newSink,
+	"responder": newResponder,
+	"proxy":     newProxy,
 }
 
-// play serves role, under TLS when there is a certificate in the environment, and
-// says where on standard output.
-func play(role string) error {
+// runPeer serves role and prints its address. It uses TLS if BENCH_CERT is set.
+func runPeer(role string) error {
 	if role == "flood" {
 		return flood()
 	}
@@ -44,7 +41,7 @@ func play(role string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // there is nothing to cancel it
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
 	if err != nil {
 		return err
 	}
@@ -70,8 +67,7 @@ const sinkETag = `"0x8DCA7"`
 // callKinds are the kinds of requests that the sink counts.
 var callKinds = []string{"HEAD", "Put Blob", "Put Block", "Put Block List", "key", "other"}
 
-// sink is a storage account that has every blob and discards uploads. GET
-// /calls returns how many requests it got, by kind.
+// sink is a storage account that has every blob and discards uploads. GET /calls returns the number of requests by kind.
 type sink struct {
 	mu    sync.Mutex
 	calls map[string]int64
@@ -96,7 +92,7 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(s.calls)
 	case r.Method == http.MethodPost && comp == "userdelegationkey":
 		s.count("key")
-		answerKey(w, r)
+		writeKey(w, r)
 	case r.Method == http.MethodPut:
 		s.count(map[string]string{"": "Put Blob", "block": "Put Block", "blocklist": "Put Block List"}[comp])
 		crc := crc64nvme.New()
@@ -128,97 +124,63 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// The sink has no staged blobs of direct uploads, and says so after a while: until
-// then, a commit keeps its slot.
+// The sink has no staged blobs. It delays the 404, during which a commit keeps its slot.
 const (
 	stagedPrefix = "/cats-api/upload/"
 	stagedDelay  = 3 * time.Second
 )
 
-func answerKey(w http.ResponseWriter, r *http.Request) {
-	var asked struct{ Start, Expiry string }
-	if err := xml.NewDecoder(r.Body).Decode(&asked); err != nil {
+func writeKey(w http.ResponseWriter, r *http.Request) {
+	var requested struct{ Start, Expiry string }
+	if err := xml.NewDecoder(r.Body).Decode(&requested); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	w.Header().Set("Content-Type", "application/xml")
 	fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><UserDelegationKey><SignedOid>o</SignedOid><SignedTid>t</SignedTid>`+
 		`<SignedStart>%s</SignedStart><SignedExpiry>%s</SignedExpiry><SignedService>b</SignedService><SignedVersion>2024-11-04</SignedVersion><Value>a2V5</Value></UserDelegationKey>`,
-		asked.Start, asked.Expiry)
+		requested.Start, requested.Expiry)
 }
 
-// The pair is what any two processes cost that answer a GET together: the front
-// forwards over loopback, the back answers as many bytes as the signer does.
-func newPairBack() (http.Handler, error) {
+// newResponder returns a server that responds with BENCH_SIZE bytes, as the signer does to a GET.
+func newResponder() (http.Handler, error) {
 	n, err := strconv.Atoi(os.Getenv("BENCH_SIZE"))
-	if err != nil {
-		return nil, err
-	}
 	body := bytes.Repeat([]byte("x"), n)
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(body) // a client that left
-	}), nil
+		_, _ = w.Write(body) // the client may have left
+	}), err
 }
 
-func newPairFront() (http.Handler, error) {
-	back, client := os.Getenv("BENCH_NEXT"), &http.Client{Transport: tuned()}
+// newProxy returns a server that forwards requests to BENCH_NEXT. It is the minimum that a container has to do. Its transport
+// keeps enough idle connections; the default is two.
+func newProxy() (http.Handler, error) {
+	next := os.Getenv("BENCH_NEXT")
+	client := &http.Client{Transport: &http.Transport{
+		MaxIdleConnsPerHost: 512, DisableCompression: true,
+		WriteBufferSize: 64 << 10, ReadBufferSize: 64 << 10,
+		TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"}, // trusts SSL_CERT_FILE
+	}}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, back+r.URL.Path, nil)
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, next+r.URL.Path, r.Body)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		forward(w, client, req)
+		req.ContentLength = r.ContentLength
+		resp, err := client.Do(req)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body) // the client may have left
 	}), nil
 }
 
-// The pipe is what any two processes cost that pass a picture on: the front copies it
-// to the back, and the back, over TLS, to the sink, as one Put Blob.
-func newPipeFront() (http.Handler, error) {
-	back, client := os.Getenv("BENCH_NEXT"), &http.Client{Transport: tuned()}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { pass(w, r, client, back) }), nil
-}
-
-func newPipeBack() (http.Handler, error) {
-	sink, transport := os.Getenv("BENCH_NEXT"), tuned()
-	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: "localhost"} // trusts SSL_CERT_FILE
-	client := &http.Client{Transport: transport}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { pass(w, r, client, sink) }), nil
-}
-
-func pass(w http.ResponseWriter, r *http.Request, client *http.Client, to string) {
-	req, err := http.NewRequestWithContext(r.Context(), http.MethodPut, to+r.URL.Path, r.Body)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	req.ContentLength = r.ContentLength
-	forward(w, client, req)
-}
-
-func forward(w http.ResponseWriter, client *http.Client, req *http.Request) {
-	resp, err := client.Do(req)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway)
-		return
-	}
-	defer resp.Body.Close()
-	w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
-	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // a client that left
-}
-
-// tuned returns a transport as good as we know for the yardsticks: the default
-// keeps two connections to a host.
-func tuned() *http.Transport {
-	return &http.Transport{
-		MaxIdleConnsPerHost: 512, DisableCompression: true,
-		WriteBufferSize: 64 << 10, ReadBufferSize: 64 << 10,
-	}
-}
-
-// flood uploads BENCH_COUNT pictures of BENCH_SIZE bytes at once, and says how long that took.
+// flood uploads BENCH_COUNT pictures of BENCH_SIZE bytes at once and prints how long that took.
 func flood() error {
 	n, err := strconv.Atoi(os.Getenv("BENCH_COUNT"))
 	if err != nil {
@@ -233,7 +195,7 @@ func flood() error {
 	var g errgroup.Group
 	for i := range n {
 		g.Go(func() error {
-			return ask(context.Background(), upload(base, fmt.Sprint("flood-", i), "image/png", picture))
+			return send(context.Background(), upload(base, fmt.Sprint("flood-", i), "image/png", picture))
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -241,13 +203,4 @@ func flood() error {
 	}
 	fmt.Println(time.Since(began))
 	return nil
-}
-
-// hostOf returns the address that a peer printed.
-func hostOf(line string) (string, error) {
-	host := strings.TrimSpace(line)
-	if _, _, err := net.SplitHostPort(host); err != nil {
-		return "", fmt.Errorf("a peer says %q: %w", line, err)
-	}
-	return host, nil
 }

@@ -16,8 +16,8 @@ import (
 // sources is the number of source addresses of all load, so that no client reaches its share of the pools.
 const sources = 32
 
-// fromMany returns a dial function whose connections have the source addresses in turn.
-func fromMany() func(ctx context.Context, network, address string) (net.Conn, error) {
+// dialFromMany returns a dial function that uses the source addresses in turn.
+func dialFromMany() func(ctx context.Context, network, address string) (net.Conn, error) {
 	var n atomic.Uint32
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 2, 0, byte(1+n.Add(1)%sources))}}
@@ -28,7 +28,7 @@ func fromMany() func(ctx context.Context, network, address string) (net.Conn, er
 // load is the result of one attack.
 type load struct {
 	n       int
-	ok      int // of n, those answered with a 2xx
+	ok      int // responses with a 2xx status
 	seconds float64
 	p99     time.Duration
 	codes   map[string]int // number of responses by status code; "0" for no response
@@ -36,12 +36,11 @@ type load struct {
 
 func (l load) rate() float64 { return float64(l.n) / l.seconds }
 
-// share is the share of the requests that are answered with a 2xx, in percent.
+// share returns the percentage of 2xx responses.
 func (l load) share() float64 { return 100 * float64(l.ok) / float64(l.n) }
 
-// attack sends requests to the targets in turn, over conns connections: as fast as
-// they are answered, or rate a second if that is not 0. Any response but a 2xx is
-// an error.
+// attack sends requests to the targets in turn, over conns connections: rate per second, or as fast as possible if rate is 0.
+// It returns an error if a response is not a 2xx.
 func attack(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
 	l, err := attempt(ctx, conns, rate, duration, targets...)
 	if err == nil && l.ok < l.n {
@@ -52,8 +51,8 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 
 // attempt is attack without an error for responses other than 2xx.
 func attempt(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
-	transport := &http.Transport{DialContext: fromMany(), MaxIdleConnsPerHost: conns, DisableCompression: true}
-	defer transport.CloseIdleConnections()                                                          // vegeta would keep them open
+	transport := &http.Transport{DialContext: dialFromMany(), MaxIdleConnsPerHost: conns, DisableCompression: true}
+	defer transport.CloseIdleConnections()                                                          // vegeta leaves them open
 	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
 		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))
 	defer attacker.Stop()
@@ -83,9 +82,9 @@ func attempt(ctx context.Context, conns int, rate int, duration time.Duration, t
 	return load{int(metrics.Requests), ok, took.Seconds(), metrics.Latencies.P99, metrics.StatusCodes}, nil //nolint:gosec // not that many
 }
 
-// side is one of two that are compared.
+// side is the yardstick or the system in a comparison.
 type side struct {
-	run  func(ctx context.Context, turn time.Duration) (load, error) // loads it for one turn
+	run  func(ctx context.Context, turn time.Duration) (load, error) // applies load for one turn
 	pids []int                                                       // processes whose CPU time counts
 }
 
@@ -96,16 +95,15 @@ func attacker(conns int, targets []vegeta.Target) func(context.Context, time.Dur
 	}
 }
 
-// comparison holds medians of all rounds.
+// comparison holds the medians of all rounds.
 type comparison struct {
 	ours, yard, ratio      float64 // requests a second
-	cpu, yardCPU, cpuRatio float64 // CPU time of a request, in ms
+	cpu, yardCPU, cpuRatio float64 // CPU time per request, in ms
 }
 
-// compare measures yard and ours in turns, since the speed of the machine drifts
-// less between two short turns than between two long ones.
+// compare measures yard and ours in short turns, because the machine's speed drifts.
 func (b *bench) compare(ctx context.Context, turn time.Duration, sys *stack.System, name string, yard, ours side) (c comparison, err error) {
-	kept := b.profile(ctx, sys, name, time.Duration(2*b.rounds)*turn)
+	wait := b.profile(ctx, sys, name, time.Duration(2*b.rounds)*turn)
 	var rates, cpus [2][]float64
 	var ratios, cpuRatios []float64
 	for range b.rounds {
@@ -131,5 +129,5 @@ func (b *bench) compare(ctx context.Context, turn time.Duration, sys *stack.Syst
 	return comparison{
 		ours: median(rates[1]), yard: median(rates[0]), ratio: median(ratios),
 		cpu: median(cpus[1]), yardCPU: median(cpus[0]), cpuRatio: median(cpuRatios),
-	}, kept()
+	}, wait()
 }

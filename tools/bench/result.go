@@ -11,10 +11,10 @@ import (
 type result struct {
 	What     string
 	Measured string
-	Against  string  // what the yardstick measured
-	Value    float64 // what the bar is about
+	Against  string  // the yardstick's measurement
+	Value    float64 // the figure that the bar applies to
 	Bar      string
-	Verdict  string // met, missed, told (no bar applies), or skipped and why
+	Verdict  string // met, missed, no bar, or skipped and why
 
 	bar float64
 }
@@ -22,7 +22,7 @@ type result struct {
 const (
 	met    = "met"
 	missed = "MISSED"
-	told   = "told"
+	noBar  = "no bar"
 )
 
 func (r result) atLeast(value, bar float64, unit string) result {
@@ -35,7 +35,7 @@ func (r result) atMost(value, bar float64, unit string) result {
 
 func (r result) exactly(value, bar float64) result {
 	r = r.judged(value, bar, value == bar, "=", "")
-	r.bar = 0 // never near
+	r.bar = 0 // an exact figure is never near
 	return r
 }
 
@@ -52,7 +52,7 @@ func (r result) near() bool {
 	return r.Verdict == missed && math.Abs(r.Value-r.bar) < 0.05*r.bar
 }
 
-// medians returns, of each row that all runs have, the one with the median value.
+// medians returns the result with the median value of each row.
 func medians(runs [][]result) []result {
 	rows := slices.Clone(runs[0])
 	for i := range rows {
@@ -66,9 +66,8 @@ func medians(runs [][]result) []result {
 	return rows
 }
 
-// median of the middle two, for an even number.
-func median(of []float64) float64 {
-	s := slices.Sorted(slices.Values(of))
+func median(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
 	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
 }
 

@@ -7,15 +7,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
-// peer is a yardstick or the sink, as a process.
+// peer is a child process: the sink, the flooder or a part of a yardstick.
 type peer struct {
 	address string
 	cmd     *exec.Cmd
@@ -23,7 +22,7 @@ type peer struct {
 	stdout  *bufio.Reader
 }
 
-// startPeer starts this program as role, with env besides what it needs itself.
+// startPeer starts this program in the given role, with only env as its environment.
 func startPeer(ctx context.Context, role string, env ...string) (*peer, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -49,26 +48,27 @@ func startPeer(ctx context.Context, role string, env ...string) (*peer, error) {
 	}
 	line, err := p.stdout.ReadString('\n')
 	if err != nil {
-		return nil, fmt.Errorf("the peer %s did not start: %w", role, err)
+		return nil, fmt.Errorf("peer %s did not start: %w", role, err)
 	}
-	p.address, err = hostOf(line)
-	return p, err
+	p.address = strings.TrimSpace(line)
+	return p, nil
 }
 
-// hops is a chain of peers.
+// hops is a yardstick of peers, of which each forwards to the next.
 type hops []*peer
 
-// startPair and startPipe start the yardsticks and return where they begin.
+// startPair starts the yardstick of GETs: a proxy and a responder. It returns the proxy's URL.
 func startPair(ctx context.Context) (hops, string, error) {
-	return startHops(ctx, "pair", fmt.Sprint("BENCH_SIZE=", answers))
+	return startHops(ctx, "responder", fmt.Sprint("BENCH_SIZE=", bodySize))
 }
 
+// startPipe starts the yardstick of uploads: two proxies to the sink, of which the second connects over TLS as the signer does.
 func (b *bench) startPipe(ctx context.Context) (hops, string, error) {
-	return startHops(ctx, "pipe", "SSL_CERT_FILE="+b.stack.CA.File, "BENCH_NEXT=https://"+b.sink.address)
+	return startHops(ctx, "proxy", "SSL_CERT_FILE="+b.stack.CA.File, "BENCH_NEXT=https://"+b.sink.address)
 }
 
-func startHops(ctx context.Context, kind string, env ...string) (h hops, url string, err error) {
-	for _, role := range []string{kind + "-back", kind + "-front"} {
+func startHops(ctx context.Context, last string, env ...string) (h hops, url string, err error) {
+	for _, role := range []string{last, "proxy"} {
 		p, err := startPeer(ctx, role, env...)
 		if err != nil {
 			h.stop()
@@ -93,8 +93,8 @@ func (h hops) stop() {
 	}
 }
 
-// flooded waits for the end of a flood and returns how long it took.
-func (p *peer) flooded() (time.Duration, error) {
+// floodTime waits for the end of a flood and returns its duration.
+func (p *peer) floodTime() (time.Duration, error) {
 	line, err := p.stdout.ReadString('\n')
 	if err != nil {
 		return 0, fmt.Errorf("the uploads failed: %w", err)
@@ -104,36 +104,23 @@ func (p *peer) flooded() (time.Duration, error) {
 
 func (p *peer) stop() {
 	_ = p.stdin.Close()
-	_ = p.cmd.Wait() // it ends by our closing
+	_ = p.cmd.Wait() // the peer exits at the end of its standard input
 }
 
-// memory of a process, in MiB.
-type memory struct {
-	rss  float64
-	peak float64 // VmHWM, since the start of the process
-}
+// memory is the resident memory of a process, in MiB: now, and its peak since the start of the process.
+type memory struct{ rss, peak float64 }
 
-func memoryOf(pid int) (m memory, err error) {
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+func memoryOf(pid int) (memory, error) {
+	p, err := procfs.NewProc(pid)
 	if err != nil {
-		return m, err
+		return memory{}, err
 	}
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		kib, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
-		switch name {
-		case "VmRSS":
-			m.rss = kib / 1024
-		case "VmHWM":
-			m.peak = kib / 1024
-		}
-	}
-	return m, nil
+	status, err := p.NewStatus()
+	return memory{rss: float64(status.VmRSS) / mib, peak: float64(status.VmHWM) / mib}, err
 }
 
-// cpuOf returns the CPU time of processes, summed up. It reads their CPU clocks, whose
-// IDs clock_getcpuclockid(3) derives from the process IDs, since /proc counts in steps
-// of 10 ms.
+// cpuOf returns the total CPU time of processes. It reads their CPU clocks (clock_getcpuclockid(3) derives the clock's ID from
+// the process ID), because /proc has a resolution of only 10 ms.
 func cpuOf(pids ...int) (sum time.Duration, err error) {
 	for _, pid := range pids {
 		var t unix.Timespec

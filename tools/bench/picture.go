@@ -6,7 +6,7 @@ import (
 	"mime/multipart"
 )
 
-// pngMagic is the beginning of a PNG of one pixel.
+// pngMagic is the start of a PNG of one pixel.
 const pngMagic = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
 
 // pictureOf returns a picture of n bytes.
@@ -17,7 +17,7 @@ func pictureOf(n int) []byte {
 	return b
 }
 
-// formOf returns a form with the picture in its field file.
+// formOf returns a multipart form with the picture in the field "file".
 func formOf(picture []byte) (contentType string, body []byte) {
 	var form bytes.Buffer
 	w := multipart.NewWriter(&form)

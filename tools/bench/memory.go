@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	probeRate  = 200     // GETs a second, beside other load
-	slowRate   = 4 << 10 // bytes a second of one slow client
+	probeRate  = 200     // GETs per second, beside other load
+	slowRate   = 4 << 10 // bytes per second of one slow client
 	settleTime = 2 * time.Second
 
-	// answeredBar is the share of GETs that must be answered with 200, in percent.
+	// answeredBar is the minimum percentage of GETs with a 200 response.
 	answeredBar = 99
 )
 
-// rest measures the start of a system and its memory at rest.
-func (b *bench) rest(ctx context.Context) ([]result, error) {
-	var seconds, held []float64
+// idle measures the start of a system and its memory when idle.
+func (b *bench) idle(ctx context.Context) ([]result, error) {
+	var seconds, sizes []float64
 	for range 3 {
 		began := time.Now()
 		sys, err := b.start(ctx, b.stack, onSink, nil)
@@ -39,20 +39,19 @@ func (b *bench) rest(ctx context.Context) ([]result, error) {
 			}
 			sum += m.rss
 		}
-		held = append(held, sum)
+		sizes = append(sizes, sum)
 		if err := sys.Close(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return []result{
-		result{What: "start to ready of both containers, token and key included"}.atMost(median(seconds), 1, " s"),
-		result{What: "memory at rest, both containers"}.atMost(median(held), 48, " MiB"),
+		result{What: "start of both containers until ready, with token and key"}.atMost(median(seconds), 1, " s"),
+		result{What: "idle memory, both containers"}.atMost(median(sizes), 48, " MiB"),
 	}, nil
 }
 
-// memory measures the peak under 64 fast uploads, 64 slow ones and GETs, without any
-// memory limit. A process of its own sends the fast uploads and fails unless all of
-// them are stored.
+// memory measures the peak memory under 64 fast uploads, 64 slow ones and GETs, without a memory limit. Another process sends
+// the fast uploads; it fails unless all of them are stored.
 func (b *bench) memory(ctx context.Context) ([]result, error) {
 	const fast, slow, size = 64, 64, 30 * mib
 	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"GOMEMLIMIT": "", "AUTOMEMLIMIT": "off"})
@@ -60,10 +59,10 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 		return nil, err
 	}
 	defer end(ctx, sys)
-	if err := b.unlimited(ctx, sys); err != nil {
+	if err := b.checkUnlimited(ctx, sys); err != nil {
 		return nil, err
 	}
-	kept := b.profile(ctx, sys, "memory", 5*time.Second)
+	wait := b.profile(ctx, sys, "memory", 5*time.Second)
 	slowOnes, err := connect(ctx, sys.URL, repeat(slow, slowPUT(size, 0, slowRate))...)
 	if err != nil {
 		return nil, err
@@ -84,10 +83,10 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 			_, getsErr = attack(ctx, 4, probeRate, time.Second, get(sys.URL, "probe"))
 		}
 	})
-	took, err := flooder.flooded()
+	took, err := flooder.floodTime()
 	stop()
 	gets.Wait()
-	if err := errors.Join(err, getsErr, kept()); err != nil {
+	if err := errors.Join(err, getsErr, wait()); err != nil {
 		return nil, err
 	}
 	_, _, peak, err := peaks(sys)
@@ -97,23 +96,21 @@ func (b *bench) memory(ctx context.Context) ([]result, error) {
 	peak.What = "64 PUTs of 30 MiB at once, 64 at 4 KiB/s, GETs, no memory limit: peak memory (VmHWM) of both containers"
 	return []result{
 		peak.atMost(peak.Value, 100, " MiB"),
-		result{What: "… fast uploads stored", Measured: mibPerSecond(fast * size / mib / took.Seconds())}.exactly(fast, fast), // flooded fails otherwise
+		result{What: "… fast uploads stored", Measured: mibPerSecond(fast * size / mib / took.Seconds())}.exactly(fast, fast), // else floodTime fails
 		result{What: "… slow uploads in progress at the end"}.exactly(float64(slow-slowOnes.ended.Load()), slow),
 	}, nil
 }
 
-// pools fills all pools with slow clients under the limits of the manifests: the
-// slots of uploads by uploads of each kind, the signer's buffers, the commits of
-// direct uploads, and all but 32 of the 512 requests and 24 of the 1,024 connections.
-// The uploads are fast enough to keep their slots, and first send a burst that fills
-// the buffers.
+// pools fills all pools with slow clients, under the limits of the manifests: upload slots with each kind of upload, the
+// signer's buffers, the slots of commits, and all but 32 of the 512 requests and 24 of the 1,024 connections. Each upload
+// first sends a burst that fills the buffers, and is then just fast enough to keep its slot.
 func (b *bench) pools(ctx context.Context) ([]result, error) {
 	sys, err := b.start(ctx, b.stack, onSink, map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"})
 	if err != nil {
 		return nil, err
 	}
 	defer end(ctx, sys)
-	const rate, buffered = 24 << 10, 7 * mib / 2 // of the 4 MiB of a buffer, which must not become full
+	const rate, buffered = 24 << 10, 7 * mib / 2 // must not fill the buffer of 4 MiB
 	all := slices.Concat(
 		repeat(472, silentClient),
 		repeat(288, slowReader),
@@ -121,12 +118,12 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 		repeat(16, slowForm(10*mib, mib, rate)),
 		repeat(16, slowChunked(buffered, rate)),
 		repeat(80, slowPUT(30*mib, mib, rate)),
-		repeat(48, slowPUT(30*mib, mib, rate)), // take the slots of uploads that are rejected
+		repeat(48, slowPUT(30*mib, mib, rate)), // take the slots of rejected uploads
 	)
 	for range 64 {
 		all = append(all, commit())
 	}
-	kept := b.profile(ctx, sys, "pools", 5*time.Second)
+	wait := b.profile(ctx, sys, "pools", 5*time.Second)
 	crowd, err := connect(ctx, sys.URL, all...)
 	if err != nil {
 		return nil, err
@@ -134,13 +131,13 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 	defer crowd.close()
 	time.Sleep(settleTime)
 	gets, err := attempt(ctx, 4, probeRate, 12*time.Second, get(sys.URL, "probe"))
-	if err := errors.Join(err, kept()); err != nil {
+	if err := errors.Join(err, wait()); err != nil {
 		return nil, err
 	}
 	for i, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		select {
 		case <-p.Done():
-			return nil, fmt.Errorf("the %s ended: %w", []string{"frontend", "signer"}[i], p.Ended())
+			return nil, fmt.Errorf("the %s exited: %w", []string{"frontend", "signer"}[i], p.Ended())
 		default:
 		}
 	}
@@ -152,12 +149,11 @@ func (b *bench) pools(ctx context.Context) ([]result, error) {
 		result{What: "all pools full: GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
 		result{What: "… peak memory (VmHWM) of the frontend, against its limit in the manifests"}.atMost(frontend, frontendLimit/mib, " MiB"),
 		result{What: "… of the signer"}.atMost(signer, signerLimit/mib, " MiB"),
-		{What: "… connections in use at the end", Value: float64(len(all)) - float64(crowd.ended.Load()), Verdict: told},
+		{What: "… connections in use at the end", Value: float64(len(all)) - float64(crowd.ended.Load()), Verdict: noBar},
 	}, nil
 }
 
-// headers measures connections whose header does not end: with as many lines as a
-// header may have, and with thousands.
+// headers measures connections with an unfinished header: with the maximum number of lines, and with thousands.
 func (b *bench) headers(ctx context.Context) (results []result, err error) {
 	for _, lines := range []int{128, 2500} {
 		rows, err := b.longHeaders(ctx, lines)
@@ -175,7 +171,7 @@ func (b *bench) longHeaders(ctx context.Context, lines int) ([]result, error) {
 		return nil, err
 	}
 	defer end(ctx, sys)
-	if err := ask(ctx, get(sys.URL, "probe")); err != nil {
+	if err := send(ctx, get(sys.URL, "probe")); err != nil {
 		return nil, err
 	}
 	crowd, err := connect(ctx, sys.URL, repeat(n, longHeader(lines))...)
@@ -195,14 +191,13 @@ func (b *bench) longHeaders(ctx context.Context, lines int) ([]result, error) {
 	peak.What = fmt.Sprintf("%d connections with unfinished headers of %d lines: peak memory (VmHWM) of both containers", n, lines)
 	return []result{
 		peak.atMost(peak.Value, 100, " MiB"),
-		{What: "… of the frontend, whose limit in the manifests is 60 MiB", Value: frontend, Verdict: told},
+		{What: "… of the frontend, whose limit in the manifests is 60 MiB", Value: frontend, Verdict: noBar},
 		result{What: "… p99 of GETs"}.atMost(gets.p99.Seconds()*1000, 20, " ms"),
 		result{What: "… GETs answered with 200", Measured: fmt.Sprintf("%d of %d", gets.ok, gets.n)}.atLeast(gets.share(), answeredBar, " %"),
 	}, nil
 }
 
-// slow measures what many idle connections and slow uploads from many addresses do
-// to everybody else.
+// slow measures how many idle connections and slow uploads from many addresses affect other clients.
 func (b *bench) slow(ctx context.Context) ([]result, error) {
 	const idle, slow = 1000, 120
 	sys, err := b.start(ctx, b.stack, onSink, nil)
@@ -218,7 +213,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 	if err != nil {
 		return nil, err
 	}
-	kept := b.profile(ctx, sys, "slow", 10*time.Second)
+	wait := b.profile(ctx, sys, "slow", 10*time.Second)
 	crowd, err := connect(ctx, sys.URL, append(repeat(slow, slowPUT(30*mib, 0, slowRate)), repeat(idle, idleClient)...)...)
 	if err != nil {
 		return nil, err
@@ -236,7 +231,7 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 		gets.n, gets.ok = gets.n+l.n, gets.ok+l.ok
 	}
 	with, err := uploadTime(ctx, sys, picture)
-	if err := errors.Join(err, kept()); err != nil {
+	if err := errors.Join(err, wait()); err != nil {
 		return nil, err
 	}
 	_, _, peak, err := peaks(sys)
@@ -252,16 +247,16 @@ func (b *bench) slow(ctx context.Context) ([]result, error) {
 			What:     "… a PUT of 10 MiB, against the same without them",
 			Measured: mibPerSecond(10 / with), Against: mibPerSecond(10 / alone),
 		}.atLeast(alone/with, 0.5, " ×"),
-		{What: "… connections open at the end", Value: float64(idle+slow) - float64(crowd.ended.Load()), Verdict: told},
+		{What: "… connections open at the end", Value: float64(idle+slow) - float64(crowd.ended.Load()), Verdict: noBar},
 	}, nil
 }
 
-// uploadTime is the median time of nine uploads, one after the other, in seconds.
+// uploadTime returns the median time of nine consecutive uploads, in seconds.
 func uploadTime(ctx context.Context, sys *stack.System, picture []byte) (seconds float64, err error) {
 	var took []float64
 	for range 9 {
 		began := time.Now()
-		if err := ask(ctx, upload(sys.URL, "fast", "image/png", picture)); err != nil {
+		if err := send(ctx, upload(sys.URL, "fast", "image/png", picture)); err != nil {
 			return 0, err
 		}
 		took = append(took, time.Since(began).Seconds())
@@ -269,8 +264,7 @@ func uploadTime(ctx context.Context, sys *stack.System, picture []byte) (seconds
 	return median(took), nil
 }
 
-// peaks returns the highest memory use of both processes since their start, in MiB,
-// and a row with the sum.
+// peaks returns the peak memory of both processes in MiB, and a row with the sum.
 func peaks(sys *stack.System) (frontend, signer float64, sum result, err error) {
 	f, err := memoryOf(sys.Frontend.Pid())
 	if err != nil {

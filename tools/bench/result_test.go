@@ -17,7 +17,7 @@ func TestVerdictFollowsTheBar(t *testing.T) {
 		{"at most, missed by 6 %", result{}.atMost(106, 100, ""), missed, false},
 		{"exactly, met", result{}.exactly(64, 64), met, false},
 		{"exactly, missed by 2 %", result{}.exactly(63, 64), missed, false},
-		{"no bar", result{Value: 1, Verdict: told}, told, false},
+		{"no bar", result{Value: 1, Verdict: noBar}, noBar, false},
 	} {
 		if c.row.Verdict != c.verdict || c.row.near() != c.near {
 			t.Errorf("%s: got %s, near %v; want %s, near %v", c.name, c.row.Verdict, c.row.near(), c.verdict, c.near)
@@ -25,7 +25,7 @@ func TestVerdictFollowsTheBar(t *testing.T) {
 	}
 }
 
-func TestMediansAreOfEachRow(t *testing.T) {
+func TestMediansPerRow(t *testing.T) {
 	var runs [][]result
 	for _, v := range [][2]float64{{0.79, 3}, {0.85, 1}, {0.81, 2}} {
 		runs = append(runs, []result{result{}.atLeast(v[0], 0.8, ""), result{}.atMost(v[1], 1, "")})

@@ -11,7 +11,7 @@ import (
 	"cats.example/local/stack"
 )
 
-func TestThePageOfLicencesIsWhatIsLinked(t *testing.T) {
+func TestPageListsLinkedModules(t *testing.T) {
 	t.Parallel()
 	root, err := stack.FindRoot()
 	if err != nil {
@@ -21,16 +21,16 @@ func TestThePageOfLicencesIsWhatIsLinked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(filepath.Join(root, "docs", "licences.md"))
+	got, err := os.ReadFile(filepath.Join(root, "docs", "licenses.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); diff != "" {
-		t.Errorf("run make licences; docs/licences.md (- what is linked, + the page):\n%s", diff)
+		t.Errorf("docs/licenses.md is out of date: run make licenses (- linked, + page):\n%s", diff)
 	}
 }
 
-func TestALicenceThatIsNotAllowedIsRefused(t *testing.T) {
+func TestIdentifyRejectsOtherLicenses(t *testing.T) {
 	t.Parallel()
 	const gpl = `This program is free software; you can redistribute it and/or modify it under
 the terms of the GNU General Public License as published by the Free Software
@@ -50,26 +50,26 @@ OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM LOSS OF USE, D
 OR PROFITS, WHETHER IN AN ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION,
 ARISING OUT OF OR IN CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.`
 	for name, text := range map[string]string{
-		"copyleft":             gpl,
-		"copyleft beside ISC":  isc + "\n\n" + gpl,
-		"ISC with conditions":  isc + strings.Repeat("\nNot to be used by anybody whose name begins with a vowel, on a Monday, at sea.", 5),
-		"nothing known":        "All rights reserved.",
-		"nothing, in an empty": "",
+		"copyleft":            gpl,
+		"copyleft beside ISC": isc + "\n\n" + gpl,
+		"ISC with conditions": isc + strings.Repeat("\nNot to be used by anybody whose name begins with a vowel, on a Monday, at sea.", 5),
+		"unknown text":        "All rights reserved.",
+		"empty text":          "",
 	} {
-		if ids, err := recognise([]byte(text)); err == nil {
-			t.Errorf("%s: taken for %v", name, ids)
+		if ids, err := identify([]byte(text)); err == nil {
+			t.Errorf("%s: got %v, want an error", name, ids)
 		}
 	}
-	if ids, err := recognise([]byte("Copyright (c) 2020 Somebody\n\n" + isc)); err != nil || len(ids) != 1 || ids[0] != "ISC" {
-		t.Errorf("ISC: %v, %v", ids, err)
+	if ids, err := identify([]byte("Copyright (c) 2020 Somebody\n\n" + isc)); err != nil || len(ids) != 1 || ids[0] != "ISC" {
+		t.Errorf("ISC: got %v, %v", ids, err)
 	}
 }
 
-func TestAModuleWithoutALicenceIsRefused(t *testing.T) {
+func TestModuleWithoutLicenseIsRejected(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	m := &module{dir: dir, folders: map[string]bool{dir: true}}
-	if ids, err := m.licences(); err == nil {
-		t.Errorf("an empty folder has %v", ids)
+	if ids, err := m.licenses(); err == nil {
+		t.Errorf("an empty folder: got %v, want an error", ids)
 	}
 }

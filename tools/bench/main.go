@@ -1,7 +1,6 @@
-// Command bench measures the system on this machine and compares it with
-// yardsticks of the same run: bare Go programs that move the same bytes through
-// as many processes, and azblob alone. docs/performance.md describes the figures
-// and keeps the last results.
+// Command bench measures the system on this machine and compares it with yardsticks in the same run: minimal Go programs that
+// move the same bytes through as many processes, and azblob alone. docs/performance.md describes the figures and has the
+// latest results.
 package main
 
 import (
@@ -23,7 +22,7 @@ import (
 
 func main() {
 	if role := os.Getenv(roleVariable); role != "" {
-		if err := play(role); err != nil {
+		if err := runPeer(role); err != nil {
 			fatal(err)
 		}
 		return
@@ -47,7 +46,7 @@ type bench struct {
 	profiles string
 	dir      string
 	root     string
-	straight string // the binary
+	azblob   string // binary of the azblob yardstick
 	stack    *stack.Stack
 	sink     *peer
 	systems  int
@@ -61,7 +60,7 @@ var figures = []struct {
 	name    string
 	measure figure
 }{
-	{"rest", (*bench).rest},
+	{"idle", (*bench).idle},
 	{"cached", (*bench).cached},
 	{"uncached", (*bench).uncached},
 	{"requests", (*bench).requests},
@@ -85,18 +84,18 @@ func run(ctx context.Context) (ok bool) {
 		names = append(names, f.name)
 	}
 	names = slices.Compact(names)
-	only := flag.String("only", "", "figures to measure, such as cached,sink; of "+strings.Join(names, ", "))
-	rounds := flag.Int("rounds", 7, "how often yardstick and system are measured in turn; the results are medians")
-	profiles := flag.String("profiles", "", "folder for CPU and heap profiles of both processes, by figure")
+	only := flag.String("only", "", "comma-separated figures to measure; default all: "+strings.Join(names, ", "))
+	rounds := flag.Int("rounds", 7, "rounds of yardstick and system in turns; the results are medians")
+	profiles := flag.String("profiles", "", "folder for CPU and heap profiles of frontend and signer")
 	flag.Parse()
 	wanted := strings.Split(*only, ",")
 	for _, name := range wanted {
 		if *only != "" && !slices.Contains(names, name) {
-			fatal(fmt.Errorf("-only %s: the figures are %s", name, strings.Join(names, ", ")))
+			fatal(fmt.Errorf("-only: unknown figure %q; figures: %s", name, strings.Join(names, ", ")))
 		}
 	}
 	if runtime.GOOS != "linux" {
-		fatal(errors.New("only Linux is supported: memory and CPU time are read from /proc and by the processes' clocks"))
+		fatal(errors.New("only Linux is supported: bench reads memory from /proc and CPU time from Linux's process clocks"))
 	}
 	b := &bench{rounds: max(*rounds, 1), profiles: *profiles}
 	defer b.close(ctx)
@@ -124,14 +123,13 @@ func run(ctx context.Context) (ok bool) {
 	return ok
 }
 
-// measure runs a figure. It runs the figure twice more when a bar is missed by less
-// than 5 %, and then returns the median of each row.
+// measure runs a figure. If a bar is missed by less than 5 %, it runs the figure twice more and returns the median of each row.
 func (b *bench) measure(ctx context.Context, figure figure) ([]result, error) {
 	results, err := figure(b, ctx)
 	if err != nil || !slices.ContainsFunc(results, result.near) {
 		return results, err
 	}
-	progress("a bar is missed by less than 5 %%: measuring twice more")
+	progress("a bar is missed by less than 5 %%; measuring twice more")
 	runs := [][]result{results}
 	for range 2 {
 		again, err := figure(b, ctx)
@@ -145,7 +143,7 @@ func (b *bench) measure(ctx context.Context, figure figure) ([]result, error) {
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
-// setUp builds all programs, and starts the local stack and the sink.
+// setUp builds all programs and starts the local stack and the sink.
 func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.dir, err = os.MkdirTemp("", "cats-bench-"); err != nil {
 		return err
@@ -153,12 +151,12 @@ func (b *bench) setUp(ctx context.Context) (err error) {
 	if b.root, err = stack.FindRoot(); err != nil {
 		return err
 	}
-	progress("building, and starting storage")
+	progress("building the programs, starting storage")
 	bin := filepath.Join(b.dir, "bin")
 	if err := stack.Build(ctx, b.root, bin, "-trimpath"); err != nil {
 		return err
 	}
-	if b.straight, err = b.build(ctx, "./e2e/bench/straight"); err != nil {
+	if b.azblob, err = b.build(ctx, "./tools/bench/azblob"); err != nil {
 		return err
 	}
 	if err := stack.Install(ctx, b.root, filepath.Join(b.dir, "npm.log")); err != nil {
