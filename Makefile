@@ -24,10 +24,13 @@ run: ## start the whole system on this machine, until Ctrl-C
 	@go build -ldflags '$(STAMP)' -o bin/ ./local
 	@exec bin/local
 
+.PHONY: test-unit
+test-unit: ## the tests of each module but e2e, with the race detector
+	go test -race $(patsubst %,./%/...,$(filter-out e2e,$(MODULES)))
+
 .PHONY: test
-test: ## all tests, with the race detector
-	@# -count=1: the cache of results sees no file outside a test's own module, so that
-	@# the end-to-end tests would pass unrun when only what they build has changed.
+test: ## unit and end-to-end tests, with the race detector
+	@# -count=1: the test cache does not see the programs that the end-to-end tests build and run.
 	go test -race -count=1 -timeout 13m work
 
 # How long each target is fuzzed, as go test has it: 10m, or 1000000x executions.
@@ -45,14 +48,19 @@ fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
 
 .PHONY: faults
 faults: ## write docs/faults.md from what the tests see when they break one thing after the other
-	go test -race -count=1 -timeout 5m ./e2e -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update
+	go test -race -count=1 -timeout 5m ./e2e/faults -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update
 
 # Hours are welcome. SOAK_SEED makes an earlier load again.
 SOAK ?= 3m
 
 .PHONY: soak
 soak: ## random load and kills, and a count of what was lost or has grown; for SOAK=3m, and three minutes more
-	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e
+	SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '^TestSoak$$' ./e2e/soak
+
+.PHONY: test-wide
+test-wide: ## what make test leaves out: the soak, and each fuzz target for FUZZTIME=10s
+	$(MAKE) soak
+	$(MAKE) fuzz FUZZTIME=$(or $(filter-out 1m,$(FUZZTIME)),10s)
 
 .PHONY: lint
 lint: .bin/golangci-lint ## everything that is checked without running

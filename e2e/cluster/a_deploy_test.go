@@ -42,7 +42,7 @@ func TestTheSuiteOfThePublicAPIPassesThroughTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	environ := []string{"CATS_API_URL=" + api, "CATS_STORAGE_URL=" + account, "CATS_AZURITE_URL=https://davydscats.blob:" + azurite(t), "CATS_CA_FILE=" + ca}
-	if err := run(t, environ, "go", "test", "-count=1", "./e2e"); err != nil {
+	if err := run(t, environ, "go", "test", "-count=1", "-p=1", "./e2e/api", "./e2e/browser"); err != nil {
 		t.Error(err)
 	}
 }

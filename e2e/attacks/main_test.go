@@ -1,0 +1,11 @@
+// Package attacks tests hostile clients, a compromised frontend, and the limits that hold them off.
+package attacks
+
+import (
+	"os"
+	"testing"
+
+	"cats.example/e2e/harness"
+)
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }

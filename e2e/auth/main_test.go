@@ -1,0 +1,11 @@
+// Package auth tests who may do what: the tokens of clients and the identity of the signer.
+package auth
+
+import (
+	"os"
+	"testing"
+
+	"cats.example/e2e/harness"
+)
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }

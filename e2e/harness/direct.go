@@ -1,0 +1,86 @@
+package harness
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"testing"
+	"time"
+
+	"cats.example/local/stack"
+)
+
+// UploadSession is a direct upload, as the API returns it.
+type UploadSession struct {
+	ID        string    `json:"id"`
+	URL       string    `json:"upload_url"`
+	ExpiresAt time.Time `json:"expires_at"`
+	BlockSize int64     `json:"block_size"`
+}
+
+// NewUploadSession creates an upload session for a picture of size bytes.
+func NewUploadSession(t *testing.T, sys *stack.System, user string, size int64) (got UploadSession) {
+	t.Helper()
+	a := Do(t, "POST", fmt.Sprintf("%s/cat/%s/upload?size=%d", sys.URL, user, size), "", nil).Want(t, 201)
+	if err := json.Unmarshal(a.Body, &got); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// SendToStorage sends a request with a body of size bytes to an upload URL.
+func SendToStorage(t *testing.T, method, target string, header http.Header, body io.Reader, size int64) Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, target, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = size
+	if header != nil {
+		req.Header = header
+	}
+	return RoundTrip(t, Client(), req)
+}
+
+// Send uploads content with one request, or as blocks if the session has a block size.
+func (k UploadSession) Send(t *testing.T, content io.Reader, size int64) {
+	t.Helper()
+	if k.BlockSize == 0 {
+		SendToStorage(t, "PUT", k.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, content, size).Want(t, 201)
+		return
+	}
+	k.SendBlocks(t, content, size, size)
+}
+
+// SendBlocks uploads the first bytes of content as blocks, and commits a list of all blocks of size, the rest of which
+// must be in storage.
+func (k UploadSession) SendBlocks(t *testing.T, content io.Reader, first, size int64) {
+	t.Helper()
+	list := struct {
+		XMLName xml.Name `xml:"BlockList"`
+		Latest  []string
+	}{}
+	for sent := int64(0); sent < size; sent += k.BlockSize {
+		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", len(list.Latest)))
+		if n := min(k.BlockSize, size-sent); sent < first {
+			SendToStorage(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), nil, io.LimitReader(content, n), n).Want(t, 201)
+		}
+		list.Latest = append(list.Latest, id)
+	}
+	body, err := xml.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	SendToStorage(t, "PUT", k.URL+"&comp=blocklist", nil, bytes.NewReader(body), int64(len(body))).Want(t, 201)
+}
+
+// Commit makes the staged blob the picture of user.
+func (k UploadSession) Commit(t *testing.T, sys *stack.System, user, query string) Response {
+	t.Helper()
+	return Do(t, "POST", sys.URL+"/cat/"+user+"/upload/"+k.ID+"/commit"+query, "", nil)
+}

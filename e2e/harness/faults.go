@@ -1,0 +1,307 @@
+package harness
+
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cats.example/local/stack"
+)
+
+// Respond responds with status and body.
+func Respond(status int, body string) Fault {
+	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// Problem responds with a problem document. fields are more JSON fields, such as `,"outcome":"unknown"`.
+func Problem(status int, code, fields string) Fault {
+	return Respond(status, fmt.Sprintf(`{"title":"x","status":%d,"detail":"why","code":%q%s}`, status, code, fields))
+}
+
+// CutOff closes the connection in the middle of the response.
+func CutOff(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	w.Header().Set("Content-Length", "100")
+	_, _ = io.WriteString(w, `{"etag":`)
+	_ = http.NewResponseController(w).Flush()
+	panic(http.ErrAbortHandler)
+}
+
+// Fault responds in place of a server that works, which is healthy.
+type Fault func(w http.ResponseWriter, r *http.Request, healthy http.Handler)
+
+// StorageProxy is a fault proxy in front of the stack's storage account. It injects faults for the blobs of one user, so that
+// tests can share a system, or for everything else.
+type StorageProxy struct {
+	URL, Address string
+
+	Healthy http.Handler
+	server  *http.Server
+
+	mu     sync.Mutex
+	faults map[string]Fault // by user, "" for what is about no blob
+	all    Fault            // of what has no fault of its own
+}
+
+// NewStorageProxy starts a proxy without faults for the duration of the test.
+func NewStorageProxy(t *testing.T) *StorageProxy {
+	t.Helper()
+	st := Stack(t)
+	storage, err := url.Parse(st.Storage.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &StorageProxy{faults: map[string]Fault{}, Healthy: &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = storage.Scheme, storage.Host
+			r.Out.Host = r.In.Host
+		},
+		Transport: st.Client().Transport,
+		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
+			panic(http.ErrAbortHandler) // storage says nothing, so neither do we
+		},
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}}
+	a.Up(t, "127.0.0.1:0")
+	t.Cleanup(a.Down)
+	return a
+}
+
+// Up listens at address.
+func (a *StorageProxy) Up(t *testing.T, address string) {
+	t.Helper()
+	l, err := tls.Listen("tcp", address, &tls.Config{Certificates: []tls.Certificate{Stack(t).CA.Leaf}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Address = l.Addr().String()
+	a.URL = fmt.Sprintf("https://%s.blob.localhost:%d", stack.Account, l.Addr().(*net.TCPAddr).Port)
+	a.server = &http.Server{Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	go func() { _ = a.server.Serve(l) }() // until it is closed
+}
+
+// Down closes the port and all connections.
+func (a *StorageProxy) Down() { _ = a.server.Close() }
+
+// Set injects f into requests for the blobs of user; nil removes the fault.
+func (a *StorageProxy) Set(user string, f Fault) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.faults[user] = f
+}
+
+// SetAll injects f into requests without a fault of their own; nil removes it.
+func (a *StorageProxy) SetAll(f Fault) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.all = f
+}
+
+func (a *StorageProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	user := ""
+	if segments := strings.Split(r.URL.Path, "/"); len(segments) == 4 { // "", container, user, blob
+		user = segments[2]
+	}
+	a.mu.Lock()
+	f := a.faults[user]
+	if f == nil {
+		f = a.all
+	}
+	a.mu.Unlock()
+	if f == nil {
+		a.Healthy.ServeHTTP(w, r)
+		return
+	}
+	f(w, r, a.Healthy)
+}
+
+// Reject responds with an error in the format of Blob Storage.
+func Reject(status int, code string, header ...string) Fault {
+	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("X-Ms-Error-Code", code)
+		w.Header().Set("X-Ms-Request-Id", "the-request-id")
+		w.Header().Set("Content-Type", "application/xml")
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><Error><Code>%s</Code><Message>Refused.</Message></Error>`, code)
+	}
+}
+
+// Reset resets the connection, in the middle of the request body if there is one.
+func Reset(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	if c, ok := conn.(*tls.Conn).NetConn().(*net.TCPConn); ok {
+		_ = c.SetLinger(0)
+		_ = c.Close()
+	}
+}
+
+// LoseResponse carries out the request and then resets the connection.
+func LoseResponse(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	healthy.ServeHTTP(httptest.NewRecorder(), r)
+	r.ContentLength = 0
+	Reset(w, r, nil)
+}
+
+// Once injects f into the first request of each kind (HEAD, a block, …) for each blob.
+func Once(f Fault) Fault {
+	var seen sync.Map
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if _, again := seen.LoadOrStore(r.Method+r.URL.Query().Get("comp")+r.URL.Path, true); again {
+			healthy.ServeHTTP(w, r)
+			return
+		}
+		f(w, r, healthy)
+	}
+}
+
+// FaultProxy starts an HTTP proxy in front of the URL to that injects fault, and returns its URL.
+func FaultProxy(t *testing.T, to string, fault Fault) string {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // whoever asked has gone
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fault(w, r, proxy) }))
+	t.Cleanup(func() {
+		server.CloseClientConnections()
+		server.Close()
+	})
+	return server.URL
+}
+
+// Abort closes the connection without a response.
+func Abort(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
+
+// Drop carries out the request and closes the connection without a response.
+func Drop(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	healthy.ServeHTTP(httptest.NewRecorder(), r)
+	Abort(w, r, nil)
+}
+
+// Gate is a FaultProxy whose fault can change.
+type Gate struct {
+	URL string
+
+	mu    sync.Mutex
+	fault Fault
+}
+
+// NewGate starts a Gate without a fault in front of the URL to.
+func NewGate(t *testing.T, to string) *Gate {
+	t.Helper()
+	v := &Gate{}
+	v.URL = FaultProxy(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		v.mu.Lock()
+		f := v.fault
+		v.mu.Unlock()
+		if f == nil {
+			healthy.ServeHTTP(w, r)
+			return
+		}
+		f(w, r, healthy)
+	})
+	return v
+}
+
+// SetAll injects f into all requests, also into those that are not for pictures.
+func (v *Gate) SetAll(f Fault) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fault = f
+}
+
+// Set injects f into requests for pictures with this method, "" for all; nil removes the fault.
+func (v *Gate) Set(method string, f Fault) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.fault = nil
+	if f != nil {
+		v.fault = func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			if (method == "" || r.Method == method) && strings.HasPrefix(r.URL.Path, "/cat/") {
+				f(w, r, healthy)
+				return
+			}
+			healthy.ServeHTTP(w, r)
+		}
+	}
+}
+
+// Hold delays the responses to requests for pictures with this method until goOn is called. asked is closed once the first of
+// these requests has been carried out.
+func (v *Gate) Hold(t *testing.T, method string) (asked <-chan struct{}, goOn func()) {
+	t.Helper()
+	first, opened := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	goOn = sync.OnceFunc(func() { close(opened) })
+	t.Cleanup(goOn)
+	v.Set(method, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		healthy.ServeHTTP(&pendingResponse{ResponseWriter: w, hold: func() { once.Do(func() { close(first) }); <-opened }}, r)
+	})
+	return first, goOn
+}
+
+// pendingResponse calls hold before it writes the header.
+type pendingResponse struct {
+	http.ResponseWriter
+	hold func()
+}
+
+func (l *pendingResponse) WriteHeader(status int) { l.hold(); l.ResponseWriter.WriteHeader(status) }
+
+func (l *pendingResponse) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+// InTurn injects faults into the first requests, one each. It counts the requests in asked, without those that spared selects.
+func InTurn(asked *atomic.Int64, faults []Fault, spared func(*http.Request) bool) Fault {
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if !spared(r) {
+			if n := int(asked.Add(1)); n <= len(faults) {
+				faults[n-1](w, r, healthy)
+				return
+			}
+		}
+		healthy.ServeHTTP(w, r)
+	}
+}
+
+// Changes reports whether storage changes the visible picture when it carries out r.
+func Changes(r *http.Request) bool {
+	return r.Method == http.MethodDelete || r.Method == http.MethodPut && r.URL.Query().Get("comp") != "block"
+}
+
+// CRC64 adds the CRC64 sum to the responses to writes.
+func CRC64(sum string) Fault {
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		if Changes(r) {
+			to := w
+			w = &pendingResponse{ResponseWriter: to, hold: func() { to.Header().Set("X-Ms-Content-Crc64", sum) }}
+		}
+		healthy.ServeHTTP(w, r)
+	}
+}

@@ -1,0 +1,78 @@
+package harness
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+)
+
+// Resources are the resources that a process must release after a load. Share and More bound what may remain: a share of the
+// value before the load, and an absolute value.
+var Resources = []struct {
+	Name, metric string
+	unit         float64
+	Share, More  float64
+}{
+	{"goroutines", "go_goroutines", 1, 0, 12},
+	{"descriptors", "process_open_fds", 1, 0, 12},
+	{"live heap, MiB", "go_memstats_heap_alloc_bytes", 1 << 20, .5, 2},
+	{"resident, MiB", "process_resident_memory_bytes", 1 << 20, .25, 12},
+}
+
+// ResourcesOf returns the values of a process in the order of Resources. live collects garbage first.
+func ResourcesOf(t *testing.T, ops string, live bool) []float64 {
+	t.Helper()
+	if live {
+		for range 2 { // what finalizers hold is free with the second
+			Do(t, http.MethodGet, ops+"/debug/pprof/heap?gc=1", "", nil).Want(t, http.StatusOK)
+		}
+	}
+	values := make([]float64, len(Resources))
+	for line := range strings.Lines(string(Do(t, http.MethodGet, ops+"/metrics", "", nil).Want(t, http.StatusOK).Body)) {
+		for i, what := range Resources {
+			if value, ok := strings.CutPrefix(line, what.metric+" "); ok {
+				n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+				if err != nil {
+					t.Fatal(err)
+				}
+				values[i] = n / what.unit
+			}
+		}
+	}
+	return values
+}
+
+// Series returns the value of a series, 0 if it is absent.
+func Series(t *testing.T, base, series string) float64 {
+	t.Helper()
+	for line := range strings.Lines(string(Do(t, http.MethodGet, base+"/metrics", "", nil).Want(t, http.StatusOK).Body)) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// Sum returns the sum over all series of a metric.
+func Sum(t *testing.T, base, name string) float64 {
+	t.Helper()
+	text := string(Do(t, "GET", base+"/metrics", "", nil).Want(t, 200).Body)
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := 0.0
+	for _, m := range families[name].GetMetric() {
+		total += m.GetCounter().GetValue() + m.GetGauge().GetValue() + m.GetUntyped().GetValue()
+	}
+	return total
+}

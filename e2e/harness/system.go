@@ -1,0 +1,93 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"cats.example/local/stack"
+)
+
+var containers atomic.Int64
+
+// Start starts a system with its own container for the duration of the test. It waits until the system is ready, unless opts say
+// otherwise. The programs must stop cleanly.
+func Start(t *testing.T, opts stack.SystemOptions) *stack.System {
+	t.Helper()
+	st := Stack(t)
+	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
+	unlimited := map[string]string{"RATE_LIMIT": "0", "CLIENT_SHARE": "0"} // all tests come from one address
+	opts.FrontendEnv = Merge(unlimited, opts.FrontendEnv)
+	unlimited["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
+	opts.SignerEnv = Merge(unlimited, opts.SignerEnv)
+	opts.Frontend, opts.Signer = filepath.Join(BinDir(t), "frontend"), filepath.Join(BinDir(t), "signer")
+	sys, err := st.StartSystem(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	})
+	return sys
+}
+
+// StartDirect returns a system that accepts direct uploads.
+func StartDirect(t *testing.T, opts stack.SystemOptions) *stack.System {
+	t.Helper()
+	opts.SignerEnv = Merge(map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "5GiB"}, opts.SignerEnv)
+	return Start(t, opts)
+}
+
+// StartDiffering is Start for containers whose shared settings differ: only the signer becomes ready.
+func StartDiffering(t *testing.T, opts stack.SystemOptions) *stack.System {
+	t.Helper()
+	opts.NotReady = true
+	sys := Start(t, opts)
+	Eventually(t, func() error {
+		if a := Do(t, "GET", sys.SignerOps+"/readyz", "", nil); a.StatusCode != 200 {
+			return fmt.Errorf("the signer is not ready: %d %s", a.StatusCode, a.Body)
+		}
+		return nil
+	})
+	return sys
+}
+
+// Public returns a system without pictures for tests that use the public API, signed URLs and the container only. It is the system
+// at CATS_API_URL, if that is set, else one that Start starts. CATS_STORAGE_URL is then the host of its signed URLs, and
+// CATS_AZURITE_URL its account at Azurite, with the certificate in CATS_CA_FILE.
+func Public(t *testing.T) *stack.System {
+	t.Helper()
+	if Elsewhere == nil {
+		return Start(t, stack.SystemOptions{})
+	}
+	if err := Elsewhere.Empty(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return Elsewhere
+}
+
+// NeedStack starts the package's stack, or skips the test as Stack does.
+func NeedStack(t *testing.T) {
+	t.Helper()
+	Stack(t)
+}
+
+// NeedOwnSystem skips a test of more than the public API if the tests run against a system elsewhere.
+func NeedOwnSystem(t *testing.T) {
+	t.Helper()
+	if Elsewhere != nil {
+		t.Skip("needs more than the public API of the system at CATS_API_URL")
+	}
+}
+
+// Merge returns defaults, overridden by env.
+func Merge(defaults, env map[string]string) map[string]string {
+	all := maps.Clone(defaults)
+	maps.Copy(all, env)
+	return all
+}

@@ -1,0 +1,112 @@
+package harness
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"cats.example/local/stack"
+)
+
+// Parts of a form as bytes, so that tests can send malformed forms.
+const (
+	Boundary     = "a-boundary"
+	FormType     = "multipart/form-data; boundary=" + Boundary
+	LastBoundary = "--" + Boundary + "--\r\n"
+)
+
+// FormField returns one part of a form. disposition is the value of Content-Disposition behind "form-data; ".
+func FormField(disposition, content string) string {
+	return "--" + Boundary + "\r\nContent-Disposition: form-data; " + disposition + "\r\n\r\n" + content + "\r\n"
+}
+
+// FormFile returns the part with the picture.
+func FormFile(content []byte) string {
+	return FormField(`name="file"; filename="cat.png"`, string(content))
+}
+
+// AnswerOf sends the upload for user x to the API at target.
+func (u RawUpload) AnswerOf(t *testing.T, target string) Response {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(u.Header, "\r\n"), "\r\n")
+	method, _, _ := strings.Cut(lines[0], " ")
+	req, err := http.NewRequestWithContext(t.Context(), method, target+"/cat/x", strings.NewReader(u.Body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range lines[1:] {
+		if name, value, _ := strings.Cut(line, ": "); name != "Content-Length" && name != "Host" {
+			req.Header.Add(name, value)
+		}
+	}
+	return RoundTrip(t, Client(), req)
+}
+
+// Dial connects to the public API.
+func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
+	t.Helper()
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn.(*net.TCPConn)
+}
+
+// ReadStatus returns the status of the response on conn, 0 if there is none.
+func ReadStatus(t *testing.T, conn net.Conn) int {
+	t.Helper()
+	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); resp.StatusCode >= 400 && err == nil {
+		t.Logf("%d %s", resp.StatusCode, body)
+	}
+	return resp.StatusCode
+}
+
+// RawUpload is an upload request as bytes.
+type RawUpload struct{ Name, Header, Body string }
+
+// RawUploads returns one upload of content in each form that the API accepts.
+func RawUploads(t *testing.T, user string, content []byte) []RawUpload {
+	t.Helper()
+	contentType, whole := Form(t, content)
+	return []RawUpload{
+		{"PUT with a length", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", user, len(content)), string(content)},
+		{"PUT in chunks", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", user), fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content)},
+		{"POST of a form", fmt.Sprintf("POST /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", user, contentType, len(whole)), string(whole)},
+	}
+}
+
+// ReadStatuses sends raw bytes and returns the status lines of all responses until the server closes the connection. It fails the
+// test if the server does not.
+func ReadStatuses(t *testing.T, sys *stack.System, what, raw string) []string {
+	t.Helper()
+	conn := Dial(t, sys)
+	if err := conn.SetDeadline(time.Now().Add(12 * time.Second)); err != nil {
+		t.Error(err)
+	}
+	go func() { _, _ = io.WriteString(conn, raw) }() // it may well be cut off amid that
+	all, err := io.ReadAll(conn)
+	if err != nil && !strings.Contains(err.Error(), "reset") {
+		t.Errorf("%s: the connection was left open: %v", what, err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(all)) {
+		if _, status, ok := strings.Cut(line, "HTTP/1.1 "); ok { // right behind the body of the one before
+			lines = append(lines, strings.TrimSpace(status))
+		}
+	}
+	return lines
+}

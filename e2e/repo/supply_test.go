@@ -1,0 +1,358 @@
+package repo
+
+import (
+	"encoding/json"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"cats.example/e2e/harness"
+)
+
+// workflow is what these tests look at of a GitHub workflow.
+type workflow struct {
+	text        string
+	On          map[string]any    `json:"true"` // as YAML 1.1 reads on
+	Permissions map[string]string `json:"permissions"`
+	Jobs        map[string]struct {
+		Needs       string            `json:"needs"`
+		Permissions map[string]string `json:"permissions"`
+		Uses        string            `json:"uses"`
+		Steps       []struct {
+			Uses string         `json:"uses"`
+			Run  string         `json:"run"`
+			With map[string]any `json:"with"`
+		} `json:"steps"`
+	} `json:"jobs"`
+}
+
+// workflows returns all that there are, by the name of their files.
+func workflows(t *testing.T) map[string]workflow {
+	t.Helper()
+	files, err := filepath.Glob(harness.Root(".github", "workflows", "*"))
+	if err != nil || len(files) < 2 {
+		t.Fatalf("%v, %v; want the workflows", files, err)
+	}
+	found := map[string]workflow{}
+	for _, file := range files {
+		w := workflow{text: read(t, file)}
+		if err := yaml.Unmarshal([]byte(w.text), &w); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		found[filepath.Base(file)] = w
+	}
+	return found
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestActionsArePinnedByCommit(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	pinned := regexp.MustCompile(`^\s*(- )?uses: actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
+	for name, w := range workflows(t) {
+		for line := range strings.Lines(w.text) {
+			if line = strings.TrimRight(line, "\n"); strings.Contains(line, "uses:") && !pinned.MatchString(line) && !strings.HasSuffix(line, " ./.github/workflows/ci.yml") {
+				t.Errorf("%s: %q: want one of GitHub's own actions, by commit, and its version", name, line)
+			}
+		}
+	}
+}
+
+func TestWorkflowsMayDoWhatTheyMustAndNoMore(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	read := map[string]string{"contents": "read"}
+	want := map[string]map[string]string{ // of a job, "" for the workflow's own
+		"ci.yml ":                read,
+		"ci.yml ci":              nil,
+		"ci.yml vulnerabilities": nil,
+		"release.yml ":           {},
+		"release.yml ci":         read,
+		"release.yml images":     {"contents": "read", "packages": "write", "id-token": "write", "attestations": "write"},
+	}
+	got := map[string]map[string]string{}
+	for name, w := range workflows(t) {
+		got[name+" "] = w.Permissions
+		for id, job := range w.Jobs {
+			got[name+" "+id] = job.Permissions
+			for _, step := range job.Steps {
+				if strings.HasPrefix(step.Uses, "actions/checkout@") && step.With["persist-credentials"] != false {
+					t.Errorf("%s, %s: the checkout leaves its token for what runs later", name, id)
+				}
+				if strings.Contains(step.Run, "${{") {
+					t.Errorf("%s, %s: an expression within a script: a branch's name could be a command", name, id)
+				}
+			}
+		}
+		if len(w.On) == 0 {
+			t.Errorf("%s: when does it run?", name)
+		}
+		for event := range w.On {
+			if !slices.Contains([]string{"push", "pull_request", "schedule", "workflow_call"}, event) {
+				t.Errorf("%s runs on %s, which could be somebody else's code with our rights", name, event)
+			}
+		}
+		if strings.Contains(w.text, "secrets.") || strings.Contains(w.text, "secrets:") {
+			t.Errorf("%s uses a secret; none is needed", name)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("permissions (- wanted, + there):\n%s", diff)
+	}
+}
+
+func TestEachPushIsLookedThroughForKnownVulnerabilities(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	ci := workflows(t)["ci.yml"]
+	for _, event := range []string{"push", "pull_request", "schedule", "workflow_call"} {
+		if _, ok := ci.On[event]; !ok {
+			t.Errorf("ci.yml does not run on %s", event)
+		}
+	}
+	steps := ci.Jobs["vulnerabilities"].Steps
+	if len(steps) == 0 || steps[len(steps)-1].Run != "make vuln" {
+		t.Errorf("the steps of vulnerabilities are %v; want make vuln", steps)
+	}
+	out, err := exec.CommandContext(t.Context(), "make", "-C", harness.Root(), "-n", "vuln").CombinedOutput()
+	if err != nil {
+		t.Fatalf("make -n vuln: %v\n%s", err, out)
+	}
+	for _, module := range modules(t) {
+		if !regexp.MustCompile(`for m in [a-z0-9 ]*\b` + module + `\b[a-z0-9 ]*;`).Match(out) {
+			t.Errorf("make vuln leaves %s out", module)
+		}
+	}
+	if !strings.Contains(string(out), "govulncheck") {
+		t.Errorf("make vuln does %s", out)
+	}
+}
+
+// modules returns those of the workspace.
+func modules(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	for _, m := range regexp.MustCompile(`(?m)^\t\./(\w+)$`).FindAllStringSubmatch(read(t, harness.Root("go.work")), -1) {
+		found = append(found, m[1])
+	}
+	if len(found) < 7 {
+		t.Fatalf("go.work has %v", found)
+	}
+	return found
+}
+
+func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	release := workflows(t)["release.yml"]
+	images := release.Jobs["images"]
+	if images.Needs != "ci" || release.Jobs["ci"].Uses != "./.github/workflows/ci.yml" {
+		t.Errorf("images needs %q, which is %q; want the tests", images.Needs, release.Jobs["ci"].Uses)
+	}
+	var script string
+	var signed bool
+	for _, step := range images.Steps {
+		script += step.Run
+		if strings.HasPrefix(step.Uses, "actions/attest@") {
+			signed = step.With["subject-digest"] == "${{ steps.push.outputs.digest }}" && step.With["push-to-registry"] == true &&
+				step.With["subject-name"] == "${{ steps.push.outputs.image }}"
+		}
+	}
+	if !signed {
+		t.Error("what is pushed is not attested, by its digest")
+	}
+	for _, part := range []string{
+		"--attest type=provenance,mode=max", `--attest "type=sbom,generator=$scanner"`, `--driver-opt "image=$buildkit"`,
+		`"${golang%@*}=docker-image://$golang"`, `"${static%@*}=docker-image://$static"`,
+		`VERSION=$GITHUB_REF_NAME`, `REVISION=$GITHUB_SHA`,
+	} {
+		if !strings.Contains(script, part) {
+			t.Errorf("the release is built without %s", part)
+		}
+	}
+	files, err := filepath.Glob(harness.Root("Dockerfile.*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, "local/emulator/Dockerfile") {
+		if name := strings.TrimPrefix(file, harness.Root()+"/"); name != "Dockerfile.bases" && !strings.Contains(release.text, "dockerfile: "+name+"}") {
+			t.Errorf("%s is not released", name)
+		} else if name != "Dockerfile.bases" && !slices.Contains(find(stages(t, harness.Root(name))[1], "COPY"), "--from=build /licenses /licenses") {
+			t.Errorf("%s: the image has no licenses", name)
+		}
+	}
+}
+
+// A release puts, for each tag, what has the digest of Dockerfile.bases; the release's
+// own way of reading that file is tried here.
+func TestReleasesAreBuiltFromBasesByDigest(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	function := regexp.MustCompile(`(?m)^ *(pinned\(\) .*)$`).FindStringSubmatch(read(t, harness.Root(".github", "workflows", "release.yml")))
+	if function == nil {
+		t.Fatal("release.yml has no pinned()")
+	}
+	reference := regexp.MustCompile(`^([\w./-]+:[\w.-]+)@sha256:[0-9a-f]{64}\n$`)
+	byDigest := map[string]bool{}
+	for _, name := range []string{"golang", "static", "buildkit", "scanner"} {
+		cmd := exec.CommandContext(t.Context(), "bash", "-ec", function[1]+"\npinned "+name)
+		cmd.Dir = harness.Root()
+		out, err := cmd.Output()
+		m := reference.FindSubmatch(out)
+		if err != nil || m == nil {
+			t.Fatalf("%s is %q, %v; want one image, by tag and digest", name, out, err)
+		}
+		byDigest[string(m[1])] = true
+	}
+	for _, file := range []string{"Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile"} {
+		built := map[string]bool{}
+		for _, stage := range stages(t, harness.Root(file)) {
+			words := strings.Fields(find(stage, "FROM")[0])
+			image := words[0]
+			if strings.HasPrefix(image, "--platform=") {
+				image = words[1]
+			}
+			if built[image] = true; !byDigest[image] {
+				t.Errorf("%s: %s has no digest in Dockerfile.bases", file, image)
+			}
+			for _, from := range find(stage, "COPY") {
+				if strings.HasPrefix(from, "--from=") && !strings.HasPrefix(from, "--from=build ") {
+					t.Errorf("%s: COPY %s", file, from)
+				}
+			}
+		}
+	}
+}
+
+func TestGoIsOfOneVersion(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	there := map[string]bool{}
+	for _, file := range []string{"Dockerfile.bases", "Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile", ".github/workflows/ci.yml"} {
+		found := regexp.MustCompile(`(?:golang:|go-version: )(\d+\.\d+\.\d+)`).FindAllStringSubmatch(read(t, harness.Root(file)), -1)
+		if len(found) == 0 {
+			t.Errorf("%s does not say which Go", file)
+		}
+		for _, m := range found {
+			there[m[1]] = true
+		}
+	}
+	if len(there) != 1 {
+		t.Errorf("versions of Go: %v; what is tested is not what is released", slices.Sorted(maps.Keys(there)))
+	}
+}
+
+func TestImagesInManifestsHaveATagThatStays(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	image := regexp.MustCompile(`(?m)^\s*(?:- )?image: *(\S+)`)
+	stays := regexp.MustCompile(`^(cats-api-\w+:dev|[\w./-]+:v?\d+\.\d+\.\d+|[\w./:-]+@sha256:[0-9a-f]{64})$`)
+	count := 0
+	err := filepath.WalkDir(harness.Root("k8s"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".yaml" {
+			return err
+		}
+		for _, m := range image.FindAllStringSubmatch(read(t, path), -1) {
+			if count++; !stays.MatchString(m[1]) {
+				t.Errorf("%s: %s can be another image tomorrow", path, m[1])
+			}
+		}
+		return nil
+	})
+	if err != nil || count < 4 {
+		t.Errorf("%v; looked at %d images", err, count)
+	}
+}
+
+func TestToolsArePinned(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	mod, sum := read(t, harness.Root("tools", "pinned", "go.mod")), read(t, harness.Root("tools", "pinned", "go.sum"))
+	for _, module := range []string{"github.com/golangci/golangci-lint/v2", "golang.org/x/vuln", "github.com/CycloneDX/cyclonedx-gomod"} {
+		m := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (v\S+)`).FindStringSubmatch(mod)
+		if m == nil || !strings.Contains(sum, module+" "+m[1]+" h1:") {
+			t.Errorf("tools/pinned/go.mod and go.sum do not pin %s: %v", module, m)
+		}
+	}
+	// Whatever is fetched some other way is whatever is there that day.
+	loose := regexp.MustCompile(`@latest|go (install|run|get) [^\n]*@|\bnpx\b|npm (install|i)\b|pip3? install|curl [^\n]*\|`)
+	for _, file := range []string{"Makefile", ".ci/run", ".github/workflows/ci.yml", ".github/workflows/release.yml", "Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile"} {
+		if found := loose.FindString(read(t, harness.Root(file))); found != "" {
+			t.Errorf("%s: %q", file, found)
+		}
+	}
+}
+
+func TestNpmInstallsWhatTheLockFileHasTheHashesOf(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	var lock struct {
+		Packages map[string]struct {
+			Version, Integrity, Resolved string
+			Link                         bool
+		}
+	}
+	if err := json.Unmarshal([]byte(read(t, harness.Root("local", "package-lock.json"))), &lock); err != nil {
+		t.Fatal(err)
+	}
+	if len(lock.Packages) < 50 {
+		t.Fatalf("%d packages in the lock file", len(lock.Packages))
+	}
+	for path, p := range lock.Packages {
+		if path != "" && (!strings.HasPrefix(p.Integrity, "sha512-") || p.Version == "" || p.Link ||
+			p.Resolved != "" && !strings.HasPrefix(p.Resolved, "https://registry.npmjs.org/")) {
+			t.Errorf("%s is not pinned by version and hash: %+v", path, p)
+		}
+	}
+	var wanted struct {
+		Dependencies map[string]string
+	}
+	if err := json.Unmarshal([]byte(read(t, harness.Root("local", "package.json"))), &wanted); err != nil {
+		t.Fatal(err)
+	}
+	for name, version := range wanted.Dependencies {
+		if !regexp.MustCompile(`^\d+\.\d+\.\d+$`).MatchString(version) {
+			t.Errorf("package.json: %s %s", name, version)
+		}
+	}
+	if !strings.Contains(read(t, harness.Root("local", "stack", "install.go")), `"npm", "ci"`) {
+		t.Error("the stand does not install with npm ci, the one way that keeps to the lock file")
+	}
+}
+
+func TestEveryModuleIsKeptFromGrowingOld(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	var config struct {
+		Updates []struct {
+			Ecosystem   string `json:"package-ecosystem"`
+			Directory   string
+			Directories []string
+		}
+	}
+	if err := yaml.Unmarshal([]byte(read(t, harness.Root(".github", "dependabot.yml"))), &config); err != nil {
+		t.Fatal(err)
+	}
+	there := map[string]bool{}
+	for _, u := range config.Updates {
+		for _, dir := range append(u.Directories, u.Directory) {
+			there[u.Ecosystem+" "+dir] = true
+		}
+	}
+	want := []string{"npm /local", "docker /", "docker /local/emulator", "docker /k8s/overlays/emulator", "github-actions /", "gomod /tools/pinned"}
+	for _, m := range modules(t) {
+		want = append(want, "gomod /"+m)
+	}
+	for _, w := range want {
+		if !there[w] {
+			t.Errorf("dependabot.yml leaves out %s", w)
+		}
+	}
+}

@@ -1,0 +1,11 @@
+// Package soak tests random load with faults, and what is lost or grows under it; make soak runs it for longer.
+package soak
+
+import (
+	"os"
+	"testing"
+
+	"cats.example/e2e/harness"
+)
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
