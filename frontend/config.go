@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/url"
 	"strings"
@@ -33,15 +32,9 @@ func parse(environ []string) (settings, error) {
 	if err := config.Parse(&c, environ); err != nil {
 		return c, err
 	}
-	return c, errors.Join(c.Options.Validate(), c.Settings.Validate(), c.validateSignerURL())
-}
-
-// validateSignerURL rejects a SIGNER_URL whose Host header the signer would answer with 421.
-func (c settings) validateSignerURL() error {
-	if u, err := url.Parse(c.SignerURL); err == nil && !httpserver.LocalHost(u.Host) {
-		return fmt.Errorf("SIGNER_URL is %q: want http://HOST:PORT with an IP address or localhost as HOST", c.SignerURL)
-	}
-	return nil
+	signer, err := url.Parse(c.SignerURL) // the signer rejects other Host headers with 421
+	return c, errors.Join(c.Options.Validate(), c.Settings.Validate(), config.Require(err != nil || httpserver.LocalHost(signer.Host),
+		"SIGNER_URL is %q: want http://HOST:PORT with an IP address or localhost as HOST", c.SignerURL))
 }
 
 // ports returns the ports of the frontend's listeners and of the signer's API, "" for an invalid address.

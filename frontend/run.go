@@ -44,18 +44,10 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	agreement := &agreement{signer: signer, own: config.Shared(cfg), log: log}
 	endpoints := &endpoints{search: search, log: log}
 	return httpserver.Server{
-		Settings: cfg.Settings,
-		Log:      log,
-		Registry: reg,
-		Traces:   traces,
-		Name:     "public",
-		Address:  cfg.ListenAddress,
-		Handler: web.New(cfg.Options, web.Dependencies{
-			Signer: signer, Requests: requests, Slots: slots, HostAllowed: cfg.HostAllowed, Log: log, Registry: reg,
-		}),
-		OpsAddress:     cfg.OpsAddress,
-		Connections:    pools.New("connections", 8*cfg.MaxUploads),
-		TrustedProxies: cfg.TrustedProxies,
+		Settings: cfg.Settings, Log: log, Registry: reg, Traces: traces,
+		Name: "public", Address: cfg.ListenAddress, OpsAddress: cfg.OpsAddress,
+		Handler:     web.New(cfg.Options, web.Dependencies{Signer: signer, Requests: requests, Slots: slots, HostAllowed: cfg.HostAllowed, Log: log, Registry: reg}),
+		Connections: pools.New("connections", 8*cfg.MaxUploads), TrustedProxies: cfg.TrustedProxies,
 		Ready: func(ctx context.Context) error {
 			if err := endpoints.ready(); err != nil {
 				return err

@@ -15,9 +15,6 @@ var (
 	ErrMalformed   = &apierror.Error{Code: "malformed_form", Status: http.StatusBadRequest, Detail: "the form is malformed; nothing was stored"}
 )
 
-// Errors are the errors of this package, by code, that package apierror does not have.
-var Errors = []*apierror.Error{ErrMissingFile, ErrTwoFiles, ErrMalformed}
-
 var (
 	errNoFileChosen   = ErrMissingFile.WithDetail(`no file was chosen: the field "file" has no file name and no content`)
 	errFileIsText     = ErrMissingFile.WithDetail(`the field "file" is text: send it as a file, with a file name`)

@@ -74,7 +74,11 @@ func newParts(boundary string, body io.Reader, checkField func(name, value strin
 // last part, and errFieldsTooLarge if the skipped parts exceed the budget.
 func (p *parts) nextFile() (*multipart.Part, field, error) {
 	for {
-		part, field, err := p.next()
+		part, err := p.next()
+		if err != nil {
+			return nil, field{}, err
+		}
+		field, err := parseField(http.Header(part.Header))
 		if err != nil || field.name == "file" {
 			return part, field, err
 		}
@@ -95,22 +99,20 @@ func (p *parts) nextFile() (*multipart.Part, field, error) {
 	}
 }
 
-// next returns the next part and its description. The error is io.EOF, not wrapped, after the last part.
-func (p *parts) next() (*multipart.Part, field, error) {
+// next returns the next part. The error is io.EOF, not wrapped, after the last part.
+func (p *parts) next() (*multipart.Part, error) {
 	// The multipart reader reads the boundary first, and up to 4 KiB ahead.
 	p.meter.headerLimit = p.meter.read + maxPartHeader + 256 + 4<<10
 	part, err := p.multipart.NextRawPart()
 	p.meter.headerLimit = math.MaxInt64
-	switch p.count++; {
-	case isEnd(err):
-		return nil, field{}, err
-	case err != nil:
-		return nil, field{}, p.readError(err)
-	case p.count > maxParts:
-		return nil, field{}, malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
+	p.count++
+	if err == nil && p.count > maxParts {
+		return nil, malformed(fmt.Sprintf("the form has more than %d parts", maxParts), "")
 	}
-	field, err := parseField(http.Header(part.Header))
-	return part, field, err
+	if err != nil && !isEnd(err) {
+		err = p.readError(err)
+	}
+	return part, err
 }
 
 // closingLen returns the length of the closing boundary in bytes.

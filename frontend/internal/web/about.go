@@ -24,9 +24,8 @@ type about struct {
 type signIn struct {
 	Issuer       string `json:"issuer"`
 	DiscoveryURL string `json:"discovery_url"`
-	ClientID     string `json:"client_id"`
-	Scope        string `json:"scope"`
-	UserClaim    string `json:"user_claim"`
+	SignIn
+	UserClaim string `json:"user_claim"`
 }
 
 func (api) getService(w http.ResponseWriter, _ *http.Request) error {
@@ -49,7 +48,7 @@ func (a api) getAbout(w http.ResponseWriter, r *http.Request) error {
 		response.ReadAccess = o.ReadAccess
 	}
 	if o.signInEnabled() {
-		response.SignIn = &signIn{o.Issuer, o.ConfigurationURL(), o.ClientID, o.Scope, signer.UserClaim}
+		response.SignIn = &signIn{o.Issuer, o.ConfigurationURL(), o.SignIn, signer.UserClaim}
 	}
 	writeJSON(w, http.StatusOK, response)
 	return nil

@@ -16,32 +16,30 @@ import (
 	"github.com/gorilla/mux"
 )
 
-// asset is a file that is embedded in the binary. Each of its two forms uses memory from the first request that needs it.
+// asset is a file that is embedded in the binary. Its content uses memory from the first request on.
 type asset struct {
-	contentType    string
-	plain, gzipped func() []byte
-	hash           func() [sha256.Size]byte // of gzipped
+	contentType string
+	content     func() content
+}
+
+type content struct {
+	plain, gzipped []byte
+	hash           [sha256.Size]byte // of gzipped
 }
 
 // newAsset returns the file called name. Its name ends in .gz if it is already compressed.
 func newAsset(contentType string, from fs.FS, name string) asset {
-	gzipped := sync.OnceValue(func() []byte {
-		content := must(fs.ReadFile(from, name))
+	return asset{contentType, sync.OnceValue(func() content {
+		b := must(fs.ReadFile(from, name))
 		if strings.HasSuffix(name, ".gz") {
-			return content
+			return content{must(io.ReadAll(must(gzip.NewReader(bytes.NewReader(b))))), b, sha256.Sum256(b)}
 		}
-		var b bytes.Buffer
-		w := gzip.NewWriter(&b)
-		must(w.Write(content))
+		var gzipped bytes.Buffer
+		w := gzip.NewWriter(&gzipped)
+		must(w.Write(b))
 		_ = w.Close() // writes to memory
-		return b.Bytes()
-	})
-	return asset{
-		contentType: contentType,
-		plain:       sync.OnceValue(func() []byte { return must(io.ReadAll(must(gzip.NewReader(bytes.NewReader(gzipped()))))) }),
-		gzipped:     gzipped,
-		hash:        sync.OnceValue(func() [sha256.Size]byte { return sha256.Sum256(gzipped()) }),
-	}
+		return content{b, gzipped.Bytes(), sha256.Sum256(gzipped.Bytes())}
+	})}
 }
 
 // must returns v and panics on an error: of an embedded file, or of a validated setting.
@@ -60,14 +58,14 @@ func (a asset) get(w http.ResponseWriter, r *http.Request) error { return a.serv
 // serve writes the file. policy replaces the Content-Security-Policy of securityHeaders unless it is empty; it is part of the
 // ETag, because browsers cache it with the file. They must revalidate: the file's URL has no version.
 func (a asset) serve(w http.ResponseWriter, r *http.Request, policy string) error {
-	hash := a.hash()
-	sum := sha256.Sum256(append(hash[:], policy...))
-	body, tag := a.plain, hex.AppendEncode(append(make([]byte, 0, 32), '"'), sum[:12])
+	content := a.content()
+	sum := sha256.Sum256(append(content.hash[:], policy...))
+	body, tag := content.plain, `"`+hex.EncodeToString(sum[:12])
 	gzipped := acceptsGzip.MatchString(headerList(r.Header, "Accept-Encoding"))
 	if gzipped {
-		body, tag = a.gzipped, append(tag, "-gzip"...)
+		body, tag = content.gzipped, tag+"-gzip"
 	}
-	etag := string(append(tag, '"'))
+	etag := tag + `"`
 	h := w.Header()
 	if policy != "" {
 		h.Set("Content-Security-Policy", policy)
@@ -83,8 +81,8 @@ func (a asset) serve(w http.ResponseWriter, r *http.Request, policy string) erro
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Type", a.contentType)
-	h.Set("Content-Length", strconv.Itoa(len(body())))
-	_, _ = w.Write(body()) // fails only if the client is gone
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = w.Write(body) // fails only if the client is gone
 	return nil
 }
 

@@ -3,7 +3,6 @@ package web
 import (
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
@@ -23,7 +22,9 @@ var (
 )
 
 // ownErrors are the errors of the public API that package apierror does not have.
-var ownErrors = slices.Concat([]*apierror.Error{errNoRoute, errMethodNotAllowed, errURITooLong, errMisdirected, errCrossOrigin, errPartialUpload}, form.Errors)
+var ownErrors = []*apierror.Error{
+	errNoRoute, errMethodNotAllowed, errURITooLong, errMisdirected, errCrossOrigin, errPartialUpload, form.ErrMissingFile, form.ErrTwoFiles, form.ErrMalformed,
+}
 
 // maxTarget is the maximum length of a request target in bytes. It has room for a user name and a file name that are
 // percent-encoded several times over.

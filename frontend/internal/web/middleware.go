@@ -3,11 +3,9 @@ package web
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math"
 	"net/http"
-	"strconv"
 	"sync"
 	"time"
 
@@ -24,32 +22,26 @@ const preflightMaxAge = time.Hour
 
 // middleware has the middlewares of the public API. newRouter shows their order.
 type middleware struct {
+	Dependencies
 	options     Options
-	slots       Slots
-	hostAllowed func(field string) bool
 	metrics     *metrics
-	log         *slog.Logger
-	warnProxy   sync.Once // the log line about TRUSTED_PROXIES
 	limiter     *ratelimit.RequestLimiter
 	policy      []string // the RateLimit-Policy header
 	crossOrigin http.CrossOriginProtection
 	cors        *cors.Cors // nil without CORS_ORIGINS
+	warnProxy   sync.Once  // the log line about TRUSTED_PROXIES
 }
 
 func newMiddleware(options Options, deps Dependencies, metrics *metrics) *middleware {
-	m := &middleware{
-		options: options, slots: deps.Slots, hostAllowed: deps.HostAllowed, metrics: metrics, log: deps.Log,
-		limiter: ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, deps.Registry),
-	}
+	limiter := ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, deps.Registry)
+	m := &middleware{Dependencies: deps, options: options, metrics: metrics, limiter: limiter}
 	if m.limiter.Enabled() {
 		m.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))}
 	}
 	var origins []string
 	for _, o := range options.CORSOrigins {
 		origins = append(origins, string(o))
-		if err := m.crossOrigin.AddTrustedOrigin(string(o)); err != nil {
-			panic(err) // Origin.UnmarshalText has accepted it
-		}
+		_ = m.crossOrigin.AddTrustedOrigin(string(o)) // Origin.UnmarshalText has accepted it
 	}
 	if len(origins) > 0 {
 		m.cors = cors.New(cors.Options{
@@ -108,13 +100,13 @@ func (m *middleware) enforceLimits(h handler) handler {
 		if err := m.chargeRequest(w, client); err != nil {
 			return err
 		}
-		release, err := m.takeSlot(m.slots.Requests, client, r)
+		release, err := m.takeSlot(m.Slots.Requests, client, r)
 		if err != nil {
 			return err
 		}
 		defer release()
 		switch {
-		case m.hostAllowed != nil && !m.hostAllowed(r.Host):
+		case m.HostAllowed != nil && !m.HostAllowed(r.Host):
 			return errMisdirected
 		case len(r.RequestURI) > maxTarget:
 			return errURITooLong
@@ -125,7 +117,11 @@ func (m *middleware) enforceLimits(h handler) handler {
 		if err := m.crossOrigin.Check(r); err != nil {
 			return errCrossOrigin.Wrap(err)
 		}
-		return h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+		err = h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+		if errors.Is(err, apierror.ErrRateLimited) {
+			w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, apierror.AsError(err).RetryAfter))
+		}
+		return err
 	}
 }
 
@@ -152,24 +148,9 @@ func (m *middleware) chargeRequest(w http.ResponseWriter, client string) error {
 	return err
 }
 
-// reportCallerLimit adds a RateLimit header for the caller if h returns ErrRateLimited.
-func reportCallerLimit(h handler) handler {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		err := h(w, r)
-		if errors.Is(err, apierror.ErrRateLimited) {
-			w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, apierror.AsError(err).RetryAfter))
-		}
-		return err
-	}
-}
-
 // rateLimit returns an item of the RateLimit header.
 func rateLimit(policy string, remaining int, reset time.Duration) string {
-	b := append(make([]byte, 0, 48), policy...)
-	b = append(b, ";r="...)
-	b = strconv.AppendInt(b, int64(remaining), 10)
-	b = append(b, ";t="...)
-	return string(strconv.AppendInt(b, seconds(reset), 10))
+	return fmt.Sprintf("%s;r=%d;t=%d", policy, remaining, seconds(reset))
 }
 
 // limitInFlight rejects requests for which pool has no slot.
@@ -190,24 +171,15 @@ func (m *middleware) takeSlot(pool *ratelimit.Pool, client string, r *http.Reque
 	release, err = pool.Take(client)
 	if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(m.options.TrustedProxies) == 0 {
 		m.warnProxy.Do(func() {
-			m.log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
+			m.Log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
 		})
 	}
 	return release, err
 }
 
-// requireOwner requires a token for requests that change a picture.
-func (m *middleware) requireOwner(h handler) handler { return m.requireToken(true, h) }
-
-// requireReader requires a token for requests that read a picture, unless READ_ACCESS is anyone.
-func (m *middleware) requireReader(h handler) handler {
-	return m.requireToken(m.options.ReadAccess != access.Anyone, h)
-}
-
-// requireToken rejects requests without a bearer token, before it reads the body. The signer verifies the token. requireToken
-// returns h if authentication is off or required is false.
-func (m *middleware) requireToken(required bool, h handler) handler {
-	if !m.options.AuthenticationOn() || !required {
+// requireToken rejects requests without a bearer token, before it reads the body. The signer verifies the token.
+func (m *middleware) requireToken(h handler) handler {
+	if !m.options.AuthenticationOn() {
 		return h
 	}
 	return func(w http.ResponseWriter, r *http.Request) error {
@@ -221,6 +193,14 @@ func (m *middleware) requireToken(required bool, h handler) handler {
 		}
 		return h(w, r.WithContext(signerapi.WithToken(r.Context(), token)))
 	}
+}
+
+// requireReader is requireToken for requests that read a picture: with READ_ACCESS=anyone they need no token.
+func (m *middleware) requireReader(h handler) handler {
+	if m.options.ReadAccess == access.Anyone {
+		return h
+	}
+	return m.requireToken(h)
 }
 
 // countRejections counts the errors of h, which handles uploads.

@@ -67,7 +67,7 @@ func TestOpenAPIHasTheRoutes(t *testing.T) {
 	a := newAPI(t)
 	a.deps.Registry = prometheus.NewRegistry()
 	metrics := newMetrics(a.deps.Registry)
-	router := newRouter(api{a.signer, a.options, metrics}, newMiddleware(a.options, a.deps, metrics), a.deps.Requests)
+	router := newRouter(api{a.signer, a.options, metrics}, newMiddleware(a.options, a.deps, metrics))
 	routes := map[string][]string{}
 	err := router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
 		path, err := route.GetPathTemplate()

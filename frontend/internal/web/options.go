@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/access"
+	"cats.example/shared/config"
 	"cats.example/shared/httpserver"
 	"cats.example/shared/picture"
 	"cats.example/shared/ratelimit"
@@ -31,8 +32,8 @@ type Options struct {
 
 // SignIn are the settings of the page's sign-in.
 type SignIn struct {
-	ClientID string `env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client ID with which the page signs users in: a public client (authorization code with PKCE) whose redirect URI is the address of the page; the page has no sign-in unless set"`
-	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, the scope that the page requests, such as openid api://API/.default at Entra ID, where API is the client ID of the API's registration: the access token must be for OIDC_AUDIENCE"`
+	ClientID string `json:"client_id" env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client ID with which the page signs users in: a public client (authorization code with PKCE) whose redirect URI is the address of the page; the page has no sign-in unless set"`
+	Scope    string `json:"scope" env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, the scope that the page requests, such as openid api://API/.default at Entra ID, where API is the client ID of the API's registration: the access token must be for OIDC_AUDIENCE"`
 }
 
 // signInEnabled reports whether the page offers a sign-in.
@@ -40,14 +41,11 @@ func (o Options) signInEnabled() bool { return o.AuthenticationOn() && o.ClientI
 
 // Validate returns the validation errors of the settings, joined.
 func (o Options) Validate() error {
-	var err error
-	switch {
-	case o.ClientID != "" && !o.AuthenticationOn():
-		err = errors.New("OIDC_CLIENT_ID is set and OIDC_ISSUER is not: without an issuer, authentication is off")
-	case o.ClientID != "" && !slices.Contains(strings.Fields(o.Scope), "openid"):
-		err = fmt.Errorf("OIDC_SCOPE is %q: it must contain openid, so that the page gets an ID token and can check its nonce", o.Scope)
-	}
-	return errors.Join(err, o.Policy.Validate(), o.RequestLimits.Validate(), o.Limits.Validate())
+	return errors.Join(
+		config.Require(o.ClientID == "" || o.AuthenticationOn(), "OIDC_CLIENT_ID is set and OIDC_ISSUER is not: without an issuer, authentication is off"),
+		config.Require(o.ClientID == "" || slices.Contains(strings.Fields(o.Scope), "openid"), "OIDC_SCOPE is %q: it must contain openid, so that the page gets an ID token and can check its nonce", o.Scope),
+		o.Policy.Validate(), o.RequestLimits.Validate(), o.Limits.Validate(),
+	)
 }
 
 // Origin is the origin of a web page, as in the Origin header.

@@ -9,15 +9,13 @@ import (
 	"net/http"
 
 	"github.com/gorilla/mux"
-
-	"cats.example/shared/httpserver"
 )
 
-// New returns the handler of the public API. It panics if options are not valid.
+// New returns the handler of the public API. The options must be valid.
 func New(options Options, deps Dependencies) http.Handler {
 	metrics := newMetrics(deps.Registry)
 	m := newMiddleware(options, deps, metrics)
-	return m.securityHeaders(newRouter(api{deps.Signer, options, metrics}, m, deps.Requests))
+	return m.securityHeaders(newRouter(api{deps.Signer, options, metrics}, m))
 }
 
 // newRouter returns the routes, which openapi.json describes. A request passes these middlewares, outermost first:
@@ -26,17 +24,17 @@ func New(options Options, deps Dependencies) http.Handler {
 //   - requests.Route (package httpserver): request ID, log line, metrics, deadlines
 //   - handler.ServeHTTP: errors become problem documents
 //   - enforceLimits: rate, requests in flight, host, target, cross-origin rules
-//   - reportCallerLimit, resource.serve: method
+//   - resource.serve: method
 //   - countRejections: metrics of uploads
-//   - requireReader or requireOwner: bearer token
+//   - requireToken or requireReader: bearer token
 //   - limitInFlight: uploads or commits in flight
 //   - requireWhole: header of an upload
 //   - forUser: user name
-func newRouter(a api, m *middleware, requests *httpserver.Middleware) *mux.Router {
+func newRouter(a api, m *middleware) *mux.Router {
 	// The router matches paths as sent, without cleaning them: in "/cat/a%2Fb" the user name is one segment and invalid, and
 	// "/cat/../x" matches no route.
 	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
-	uploads, commits := m.slots.Uploads, m.slots.Commits
+	uploads, commits := m.Slots.Uploads, m.Slots.Commits
 	for _, route := range []struct {
 		path string
 		resource
@@ -45,22 +43,22 @@ func newRouter(a api, m *middleware, requests *httpserver.Middleware) *mux.Route
 		{"/about", resource{http.MethodGet: a.getAbout}},
 		{"/cat/{user}", resource{
 			http.MethodGet:    m.requireReader(forUser(a.getCat)),
-			http.MethodPost:   m.countRejections(m.requireOwner(m.limitInFlight(uploads, requireWhole(forUser(a.postCat))))),
-			http.MethodPut:    m.countRejections(m.requireOwner(m.limitInFlight(uploads, requireWhole(forUser(a.putCat))))),
-			http.MethodDelete: m.requireOwner(forUser(a.deleteCat)),
+			http.MethodPost:   m.countRejections(m.requireToken(m.limitInFlight(uploads, requireWhole(forUser(a.postCat))))),
+			http.MethodPut:    m.countRejections(m.requireToken(m.limitInFlight(uploads, requireWhole(forUser(a.putCat))))),
+			http.MethodDelete: m.requireToken(forUser(a.deleteCat)),
 		}},
 		{"/cat/{user}/picture", resource{http.MethodGet: m.requireReader(forUser(a.getPicture))}},
-		{"/cat/{user}/upload", resource{http.MethodPost: m.countRejections(m.requireOwner(forUser(a.postUpload)))}},
-		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.countRejections(m.requireOwner(m.limitInFlight(commits, forUser(a.postCommit))))}},
+		{"/cat/{user}/upload", resource{http.MethodPost: m.countRejections(m.requireToken(forUser(a.postUpload)))}},
+		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.countRejections(m.requireToken(m.limitInFlight(commits, forUser(a.postCommit))))}},
 		{"/page/{file}", resource{http.MethodGet: pageAssets.get}},
 		{"/openapi.json", resource{http.MethodGet: openAPI.get}},
 		{"/docs", resource{http.MethodGet: getDocs}},
 		{"/docs/{file}", resource{http.MethodGet: docsAssets.get}},
 	} {
-		r.Handle(route.path, requests.Route(route.path, m.enforceLimits(reportCallerLimit(route.serve))))
-		r.Handle(route.path+"/", requests.Route(route.path, m.enforceLimits(redirectWithoutSlash)))
+		r.Handle(route.path, m.Requests.Route(route.path, m.enforceLimits(route.serve)))
+		r.Handle(route.path+"/", m.Requests.Route(route.path, m.enforceLimits(redirectWithoutSlash)))
 	}
-	r.Handle("/", requests.Route("/", m.enforceLimits(resource{http.MethodGet: newPage(a.signer, a.options).get}.serve)))
-	r.NotFoundHandler = requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
+	r.Handle("/", m.Requests.Route("/", m.enforceLimits(resource{http.MethodGet: newPage(a.signer, a.options).get}.serve)))
+	r.NotFoundHandler = m.Requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	return r
 }
