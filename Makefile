@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-MODULES := shared frontend signer local k8s e2e tools
+MODULES := shared frontend signer cats local k8s e2e tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE_TAG ?= dev
 REVISION ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || echo unknown)
@@ -16,7 +16,7 @@ help: ## list the targets
 .PHONY: build
 build: ## build the programs into bin/
 	@mkdir -p bin
-	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./local ./local/cats
+	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./cats ./local
 
 .PHONY: run
 run: ## start the whole system on this machine, until Ctrl-C

@@ -66,7 +66,7 @@ func TestTheReadmesMetricsAreThoseThatThereAre(t *testing.T) {
 
 func TestTheTestsThatTheDocsNameAreThere(t *testing.T) {
 	there := map[string]bool{}
-	for _, module := range []string{"shared", "frontend", "signer", "local", "k8s", "e2e"} {
+	for _, module := range []string{"shared", "frontend", "signer", "cats", "local", "k8s", "e2e"} {
 		err := filepath.WalkDir(harness.Root(module), func(path string, d fs.DirEntry, err error) error {
 			switch {
 			case err != nil:

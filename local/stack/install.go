@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -41,11 +40,10 @@ func FindRoot() (string, error) {
 // Build builds the frontend, the signer and the command cats of the checkout at root
 // into dir, with the given extra flags of go build. It is quick when nothing changed.
 func Build(ctx context.Context, root, dir string, flags ...string) error {
-	for _, folder := range []string{"signer", "frontend", "local/cats"} {
-		program := path.Base(folder)
-		args := append([]string{"-C", filepath.Join(root, folder), "build", "-o", filepath.Join(dir, program)}, flags...)
+	for _, folder := range []string{"signer", "frontend", "cats"} {
+		args := append([]string{"-C", filepath.Join(root, folder), "build", "-o", filepath.Join(dir, folder)}, flags...)
 		if out, err := command(ctx, "go", append(args, ".")...).CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", program, err, bytes.TrimSpace(out))
+			return fmt.Errorf("building %s: %w\n%s", folder, err, bytes.TrimSpace(out))
 		}
 	}
 	return nil

@@ -1,4 +1,4 @@
-// Command cats stores, fetches, links and deletes pictures by the public API.
+// Command cats stores, downloads, links and deletes pictures through the public API of a cats-api.
 package main
 
 import (
@@ -10,36 +10,34 @@ import (
 	"time"
 )
 
-// grace is how long a command has to end by itself, after a signal. What waits for a
-// pipe that nobody writes to, or reads from, does not.
-const grace = time.Second
+// gracePeriod is the time that a command has to end after a signal. A read or write of an idle pipe does not end by then.
+const gracePeriod = time.Second
 
 func main() {
 	ctx, cancel := context.WithCancel(context.Background())
-	caught, by := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	caught, ending := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(s) { // as nohup has it
+		if !signal.Ignored(s) { // nohup ignores SIGHUP
 			signal.Notify(caught, s)
 		}
 	}
 	go func() {
 		s := <-caught
-		by <- s
-		signal.Reset() // another one ends it at once
+		ending <- s
+		signal.Reset() // a second signal ends the process at once
 		cancel()
-		time.Sleep(grace)
+		time.Sleep(gracePeriod)
 		fmt.Fprintln(os.Stderr, "cats: interrupted")
 		endBy(s)
 	}()
 	code := run(ctx, os.Args[1:])
 	if ctx.Err() != nil && code != 0 {
-		endBy(<-by)
+		endBy(<-ending)
 	}
 	os.Exit(code)
 }
 
-// endBy ends the process by a signal, so that whoever started it, such as a shell in a
-// loop, sees that it did not end by itself.
+// endBy ends the process by a signal, so that its parent, such as a loop in a shell, can end too.
 func endBy(s os.Signal) {
 	if self, err := os.FindProcess(os.Getpid()); err == nil && self.Signal(s) == nil {
 		time.Sleep(time.Second)
