@@ -3,13 +3,11 @@ package k8s
 
 import (
 	"fmt"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -31,35 +29,19 @@ const (
 	monitoring     = "components/monitoring/monitoring.env"
 )
 
-// tree is a copy of the manifests in memory, for a test to change.
+// tree is a copy of the manifests, for a test to change.
 type tree struct {
 	*testing.T
-	filesys.FileSystem
+	dir string
 }
-
-var diskFiles = sync.OnceValues(func() (map[string][]byte, error) {
-	files := map[string][]byte{}
-	return files, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && !d.IsDir() {
-			files[path], err = os.ReadFile(path)
-		}
-		return err
-	})
-})
 
 func newTree(t *testing.T) tree {
 	t.Helper()
-	files, err := diskFiles()
-	if err != nil {
+	f := tree{t, t.TempDir()}
+	if err := os.CopyFS(f.dir, os.DirFS(".")); err != nil {
 		t.Fatal(err)
 	}
-	mem := filesys.MakeFsInMemory()
-	for path, content := range files {
-		if err := mem.WriteFile("/k8s/"+path, content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return tree{t, mem}
+	return f
 }
 
 // filled returns a tree with a value for each setting that the aks overlay and its components need.
@@ -67,14 +49,14 @@ func filled(t *testing.T) tree {
 	t.Helper()
 	f := newTree(t)
 	for _, file := range []string{settings, authentication, monitoring} {
-		f.edit(file, `(?m)^# ([A-Z_]+=)`, "$1")
+		f.edit(file, commented, "$1=")
 	}
 	return f
 }
 
 func (f tree) read(path string) string {
 	f.Helper()
-	b, err := f.ReadFile("/k8s/" + path)
+	b, err := os.ReadFile(filepath.Join(f.dir, path))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -88,10 +70,13 @@ func (f tree) edit(path, pattern, with string) {
 	if !re.MatchString(text) {
 		f.Fatalf("%s has no %s", path, pattern)
 	}
-	if err := f.WriteFile("/k8s/"+path, []byte(re.ReplaceAllString(text, with))); err != nil {
+	if err := os.WriteFile(filepath.Join(f.dir, path), []byte(re.ReplaceAllString(text, with)), 0o600); err != nil {
 		f.Fatal(err)
 	}
 }
+
+// Patterns of settings in the files.
+const setting, commented = `(?m)^(?:# )?([A-Z_]+)=`, `(?m)^# ([A-Z_]+)=`
 
 // set sets a setting in a file, commented or not.
 func (f tree) set(path, name, value string) {
@@ -99,24 +84,10 @@ func (f tree) set(path, name, value string) {
 	f.edit(path, `(?m)^(?:# )?`+name+`=.*$`, name+"="+value)
 }
 
-// unset comments a setting in a file.
-func (f tree) unset(path, name string) {
+// switchOn switches components of the aks overlay on, which are separated by "|".
+func (f tree) switchOn(components string) tree {
 	f.Helper()
-	f.edit(path, `(?m)^`+name+`=`, "# "+name+"=")
-}
-
-// switchOn adds components to an overlay; "." is all of them.
-func (f tree) switchOn(overlay string, components ...string) tree {
-	f.Helper()
-	for _, c := range components {
-		if c == "." {
-			f.edit(overlay+"/kustomization.yaml", `(?m)^  # - (\S+).*$`, "  - $1")
-		} else if overlay == aks {
-			f.edit(overlay+"/kustomization.yaml", `(?m)^  # - (\.\./\.\./components/`+c+`) .*$`, "  - $1")
-		} else {
-			f.edit(overlay+"/kustomization.yaml", `(?m)^resources:$`, "components: [../../components/"+c+"]\nresources:")
-		}
-	}
+	f.edit(aks+"/kustomization.yaml", `(?m)^  # - (\S+/(?:`+components+`)) .*$`, "  - $1")
 	return f
 }
 
@@ -131,15 +102,15 @@ var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict)
 // build builds an overlay. Each object must decode strictly into its Kubernetes type.
 func (f tree) build(overlay string) manifests {
 	f.Helper()
-	m, err := build(f, "/k8s/"+overlay)
+	m, err := build(filepath.Join(f.dir, overlay))
 	if err != nil {
 		f.Fatalf("%s: %v", overlay, err)
 	}
 	return m
 }
 
-func build(files filesys.FileSystem, path string) (m manifests, err error) {
-	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(files, path)
+func build(path string) (m manifests, err error) {
+	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path)
 	if err != nil {
 		return m, err
 	}
@@ -160,7 +131,7 @@ func build(files filesys.FileSystem, path string) (m manifests, err error) {
 // wantMissing checks that the build fails because of a missing setting, and names it.
 func (f tree) wantMissing(setting string) {
 	f.Helper()
-	if _, err := build(f, "/k8s/"+aks); err == nil || !strings.Contains(err.Error(), "`data."+setting+"` is missing") {
+	if _, err := build(filepath.Join(f.dir, aks)); err == nil || !strings.Contains(err.Error(), "`data."+setting+"` is missing") {
 		f.Errorf("without %s the build returns %v", setting, err)
 	}
 }
@@ -175,7 +146,7 @@ func variants(t *testing.T) map[string]manifests {
 	}
 	all := map[string]manifests{
 		"aks":                 filled(t).build(aks),
-		"aks with everything": filled(t).switchOn(aks, ".").build(aks),
+		"aks with everything": filled(t).switchOn(".*").build(aks),
 		"emulator":            newTree(t).build(emulator),
 	}
 	components, err := filepath.Glob("components/*")
@@ -183,7 +154,7 @@ func variants(t *testing.T) map[string]manifests {
 		t.Fatalf("the components are %q, %v", components, err)
 	}
 	for _, c := range components {
-		all["aks with "+filepath.Base(c)] = filled(t).switchOn(aks, filepath.Base(c)).build(aks)
+		all["aks with "+filepath.Base(c)] = filled(t).switchOn(filepath.Base(c)).build(aks)
 	}
 	builtVariants = all
 	return all

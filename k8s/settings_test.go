@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
 // names returns the names of the settings in a file that pattern matches.
@@ -25,8 +24,6 @@ func (f tree) names(path, pattern string) (names []string) {
 	}
 	return names
 }
-
-const setting, commented = `(?m)^(?:# )?([A-Z_]+)=`, `(?m)^# ([A-Z_]+)=`
 
 func TestBuildNamesTheMissingSetting(t *testing.T) {
 	files := map[string][]string{
@@ -41,9 +38,9 @@ func TestBuildNamesTheMissingSetting(t *testing.T) {
 		for _, name := range names {
 			f := filled(t)
 			if file != settings {
-				f.switchOn(aks, filepath.Base(filepath.Dir(file)))
+				f.switchOn(filepath.Base(filepath.Dir(file)))
 			}
-			f.unset(file, name)
+			f.edit(file, "(?m)^"+name+"=", "# $0")
 			f.wantMissing(name)
 		}
 	}
@@ -82,7 +79,7 @@ func TestSharedSettingsHaveTheirFile(t *testing.T) {
 // All settings are in the pod template or in the ConfigMap whose hash it has, so that a change starts a rollout. The webhook
 // changes pods only when they are created: a setting of the ServiceAccount alone would reach no existing pod.
 func TestContainersGetTheirSettings(t *testing.T) {
-	f := filled(t).switchOn(aks, ".")
+	f := filled(t).switchOn(".*")
 	for name, value := range map[string]string{
 		"AZURE_CLIENT_ID": "the-client", "AZURE_TENANT_ID": "the-tenant", "AZURE_STORAGE_ACCOUNT_URL": "https://acct.blob.core.windows.net",
 		"FRONTEND_IMAGE": "r.example/f@sha256:1", "SIGNER_IMAGE": "r.example:5000/s:v1", "VERSION": "v1-rc.1",
@@ -127,13 +124,15 @@ func TestContainersGetTheirSettings(t *testing.T) {
 func TestOverlayNeedsAChoiceOfAuthentication(t *testing.T) {
 	unset := func() tree {
 		f := filled(t)
-		f.unset(settings, "ANONYMOUS_ACCESS")
+		f.edit(settings, "(?m)^ANONYMOUS_ACCESS=", "# $0")
 		return f
 	}
 	unset().wantMissing("ANONYMOUS_ACCESS")
 	all := maps.Clone(variants(t)) // with ANONYMOUS_ACCESS=true
-	all["only authentication"] = unset().switchOn(aks, "authentication").build(aks)
-	all["emulator with authentication"] = filled(t).switchOn(emulator, "authentication").build(emulator)
+	all["only authentication"] = unset().switchOn("authentication").build(aks)
+	f := filled(t)
+	f.edit(emulator+"/kustomization.yaml", "(?m)^resources:$", "components: [../../components/authentication]\n$0")
+	all["emulator with authentication"] = f.build(emulator)
 	for variant, m := range all {
 		got := m.environment(t, m.containers(t)[0])
 		on := with(variant, "authentication")
@@ -187,7 +186,7 @@ func TestAlertsLinkToTheConfiguredRunbook(t *testing.T) {
 
 // The cluster tests must not share an object with another cats-api in the same cluster.
 func TestClusterTestOverlayIsSeparate(t *testing.T) {
-	m, err := build(filesys.MakeFsOnDisk(), "../e2e/cluster/testdata/overlay")
+	m, err := build("../e2e/cluster/testdata/overlay")
 	if err != nil {
 		t.Fatal(err)
 	}
