@@ -124,7 +124,7 @@ func (c *cloud) install(name string) {
 	c.t.Helper()
 	bash, err := exec.LookPath("bash")
 	if err == nil {
-		err = os.WriteFile(c.path("bin/"+name), []byte("#!"+bash+fakeProgram), 0o700) //nolint:gosec // a program
+		err = os.WriteFile(c.path("bin/"+name), []byte("#!"+bash+fakeProgram), 0o700)
 	}
 	if err != nil {
 		c.t.Fatal(err)

@@ -45,7 +45,7 @@ func (c *cloud) kubectl(args []string, kubeconfig, stdin string, out io.Writer) 
 		fmt.Fprintf(out, "{\n  \"clientVersion\": {\n    \"gitVersion\": \"v%s\"\n  }\n}\n", c.kubectlVersion)
 		return 0
 	}
-	if b, err := os.ReadFile(kubeconfig); err != nil || string(b) != "kubeconfig" { //nolint:gosec // of the test
+	if b, err := os.ReadFile(kubeconfig); err != nil || string(b) != "kubeconfig" {
 		return 2
 	}
 	switch {
