@@ -42,7 +42,7 @@ func TestLogSaysWhyAClaimIsNoName(t *testing.T) {
 		{"oid", list{"oid", map[string]any{"id": "secret"}}, "the claim oid of the token is an object"},
 		{"oid", list{"oid", "secret"}, "the claim oid of the token names another user"},
 		{"oid", list{"oid", "Mia"}, "the claim oid of the token names another user"},
-		{"oid", list{"oid", "mia/secret"}, "the claim oid of the token cannot be a user name: the user name must not hold"},
+		{"oid", list{"oid", "mia/secret"}, "the claim oid of the token cannot be a user name: the user name must not contain"},
 		{"oid", list{"oid", "https://secret.example/#me"}, "the claim oid of the token cannot be a user name"},
 		{"oid", list{"oid", strings.Repeat("secret", 100)}, "the claim oid of the token cannot be a user name: the user name is longer than"},
 	} {
