@@ -13,25 +13,42 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// arguments are those of all calls; each call has some of them. They are the query of a request.
+// Paths of the calls.
+const (
+	picturePath = "/v1/picture"
+	linkPath    = "/v1/link"
+	uploadPath  = "/v1/uploads"
+	commitPath  = "/v1/commit"
+	aboutPath   = "/v1/about"
+	readyPath   = "/v1/ready"
+)
+
+// Header fields of a request; see the package comment.
+const (
+	contractHeader  = "Cats-Contract"
+	contractVersion = "1"
+	clientHeader    = "Cats-Client"
+)
+
+// arguments are the arguments of all calls. They are the query of a request. Each call uses some of them.
 type arguments struct {
 	user, uploadID string
 	PutOptions
 	LinkOptions
 }
 
-// argumentsFor returns arguments with the user alone.
-func argumentsFor(user User) *arguments {
+// argumentsOf returns arguments that only have a user.
+func argumentsOf(user User) *arguments {
 	return &arguments{user: user.String(), PutOptions: PutOptions{Size: -1}}
 }
 
-// argument is one of the query.
+// argument is one argument: its name in the query, and a pointer to its value.
 type argument struct {
-	name string
-	to   any // pointer to its value
+	name  string
+	value any
 }
 
-// all returns pointers to the arguments. The array needs no allocation.
+// all returns all arguments. An array needs no allocation.
 func (a *arguments) all() [12]argument {
 	return [12]argument{
 		{"user", &a.user},
@@ -54,13 +71,13 @@ func (a *arguments) query() string {
 	var query []string
 	for _, arg := range a.all() {
 		var value string
-		switch v := arg.to.(type) {
+		switch v := arg.value.(type) {
 		case *string:
 			value = *v
 		case *[]byte:
 			value = hex.EncodeToString(*v)
 		case *int64:
-			if *v > 0 || *v == 0 && v == &a.Size { // a picture may be announced as empty
+			if *v > 0 || *v == 0 && v == &a.Size { // a Size of 0 is a known size
 				value = strconv.FormatInt(*v, 10)
 			}
 		case *time.Duration:
@@ -75,14 +92,14 @@ func (a *arguments) query() string {
 	return strings.Join(query, "&")
 }
 
-// parseArguments returns the arguments in query and their user, all checked. An argument given twice is an error: two readers
-// might not pick the same one.
+// parseArguments returns the user and the other arguments of a query after it has validated them. It rejects arguments that are
+// given twice: another parser might use the other value.
 func parseArguments(query string) (User, *arguments, error) {
-	a := argumentsFor(User{})
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return User{}, nil, apierror.ErrInvalidArgument.WithDetail("the query cannot be read")
+		return User{}, nil, apierror.ErrInvalidArgument.WithDetail("the query is not valid")
 	}
+	a := argumentsOf(User{})
 	all := a.all()
 	for name, given := range values {
 		i := slices.IndexFunc(all[:], func(arg argument) bool { return arg.name == name })
@@ -90,7 +107,7 @@ func parseArguments(query string) (User, *arguments, error) {
 			continue
 		}
 		value, valid := given[0], len(given) == 1
-		switch v := all[i].to.(type) {
+		switch v := all[i].value.(type) {
 		case *string:
 			*v = value
 		case *[]byte:
@@ -105,7 +122,7 @@ func parseArguments(query string) (User, *arguments, error) {
 			*v = time.Duration(seconds) * time.Second
 		}
 		if err != nil || !valid {
-			return User{}, nil, apierror.ErrInvalidArgument.WithDetail(name + ": given twice, or not valid")
+			return User{}, nil, apierror.ErrInvalidArgument.WithDetail(name + ": the value is not valid, or there is more than one")
 		}
 	}
 	user, err := ParseUser(a.user)
