@@ -21,6 +21,7 @@ build: ## build the programs into bin/
 .PHONY: run
 run: ## start the whole system on this machine, until Ctrl-C
 	@mkdir -p bin
+	@[ -e bin/local ] || echo "building bin/local (a minute or two, once)"
 	@go build -ldflags '$(STAMP)' -o bin/ ./local
 	@exec bin/local
 

@@ -8,29 +8,28 @@ import (
 	"time"
 )
 
-// refusal is why Entra ID gives no token. Codes are those of
-// https://learn.microsoft.com/entra/identity-platform/reference-error-codes
-type refusal struct {
+// tokenError is an error response of Entra ID. Codes: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
+type tokenError struct {
 	status int
-	oauth  string // error of RFC 6749 section 5.2
-	code   int    // after AADSTS
+	oauth  string // error code of RFC 6749 section 5.2
+	code   int    // number after AADSTS
 	text   string
 }
 
-func unknownTenant(tenant string) *refusal {
-	return &refusal{http.StatusBadRequest, "invalid_request", 90002, fmt.Sprintf("Tenant '%s' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud.", tenant)}
+func unknownTenant(tenant string) *tokenError {
+	return &tokenError{http.StatusBadRequest, "invalid_request", 90002, fmt.Sprintf("Tenant '%s' not found. Check to make sure you have the correct tenant ID and are signing into the correct cloud.", tenant)}
 }
 
 var uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
-// refuse logs and answers why there is no token for subject, in Entra ID's form.
-func (i *Issuer) refuse(w http.ResponseWriter, r *http.Request, subject string, why *refusal) {
-	i.cfg.Log.WarnContext(r.Context(), "token exchange", "subject", subject, "outcome", "refused", "code", fmt.Sprintf("AADSTS%d", why.code), "reason", why.text)
+// reject logs and sends an error response in the format of Entra ID.
+func (i *Issuer) reject(w http.ResponseWriter, r *http.Request, subject string, why *tokenError) {
+	i.cfg.Log.WarnContext(r.Context(), "token exchange", "subject", subject, "outcome", "rejected", "code", fmt.Sprintf("AADSTS%d", why.code), "reason", why.text)
 	trace, correlation, now := newUUID(), r.Header.Get("Client-Request-Id"), stamp(time.Now())
 	if !uuidForm.MatchString(correlation) {
 		correlation = newUUID()
 	}
-	answer(w, why.status, map[string]any{
+	writeJSON(w, why.status, map[string]any{
 		"error": why.oauth,
 		"error_description": fmt.Sprintf("AADSTS%d: %s Trace ID: %s Correlation ID: %s Timestamp: %s",
 			why.code, why.text, trace, correlation, now),
@@ -42,7 +41,7 @@ func (i *Issuer) refuse(w http.ResponseWriter, r *http.Request, subject string, 
 	})
 }
 
-// stamp writes a time as Entra ID does.
+// stamp formats a time like Entra ID.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
 
 func newUUID() string {
