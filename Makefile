@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-MODULES := shared frontend signer local k8s e2e tools
+MODULES := shared frontend signer cats local k8s e2e tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE_TAG ?= dev
 REVISION ?= $(shell git rev-parse -q --verify HEAD 2>/dev/null || echo unknown)
@@ -16,11 +16,12 @@ help: ## list the targets
 .PHONY: build
 build: ## build the programs into bin/
 	@mkdir -p bin
-	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./local ./local/cats
+	go build -ldflags '$(STAMP)' -o bin/ ./frontend ./signer ./cats ./local
 
 .PHONY: run
 run: ## start the whole system on this machine, until Ctrl-C
 	@mkdir -p bin
+	@[ -e bin/local ] || echo "building bin/local (a minute or two, once)"
 	@go build -ldflags '$(STAMP)' -o bin/ ./local
 	@exec bin/local
 
@@ -106,14 +107,15 @@ bench: ## measure against bare yardsticks, on Linux (about nine minutes); BENCH=
 	@go build -o bin/bench ./tools/bench
 	@exec bin/bench $(BENCH)
 
-# The full name of an image that the manifests call cats-api-…: buildah would name it localhost/cats-api-….
-IMAGE := docker.io/library/cats-api-
+IMAGES := cats-api-frontend=Dockerfile.frontend cats-api-signer=Dockerfile.signer cats-api-emulator=local/emulator/Dockerfile
+# Kubernetes completes the name cats-api-… of the manifests with this registry; buildah would complete it with localhost/.
+REGISTRY := docker.io/library/
 
 .PHONY: images
 images: ## build the container images, with docker or buildah
 	@build=$$(command -v docker >/dev/null && docker info >/dev/null 2>&1 && echo "docker build" || echo "buildah bud --layers"); \
-	for image in frontend=Dockerfile.frontend signer=Dockerfile.signer emulator=local/emulator/Dockerfile; do \
-	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f $${image#*=} -t $(IMAGE)$${image%%=*}:$(IMAGE_TAG) .; \
+	for image in $(IMAGES); do \
+	  $$build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -f $${image#*=} -t $(REGISTRY)$${image%%=*}:$(IMAGE_TAG) .; \
 	done
 
 # How an image gets into the cluster that KUBECONFIG names.
@@ -123,7 +125,7 @@ LOAD_IMAGE ?= kind load docker-image
 cluster-test: ## test the manifests on the cluster of KUBECONFIG (ten minutes); creates and deletes its own namespaces, cats-api-test and cats-api-test-monitoring
 	go test -tags cluster -count=1 -v ./e2e/cluster -args -check
 	$(MAKE) images IMAGE_TAG=cluster-test
-	@for c in frontend signer emulator; do echo "loading $(IMAGE)$$c:cluster-test"; $(LOAD_IMAGE) $(IMAGE)$$c:cluster-test; done
+	@for image in $(IMAGES); do name=$(REGISTRY)$${image%%=*}:cluster-test; echo "loading $$name"; $(LOAD_IMAGE) $$name; done
 	go test -tags cluster -count=1 -timeout 30m -v ./e2e/cluster
 
 .PHONY: clean

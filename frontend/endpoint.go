@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,31 +19,31 @@ import (
 )
 
 const (
-	endpointTimeout   = time.Second     // of a request to what may be a token endpoint; a readiness probe waits for 3 s
-	endpointInterval  = 5 * time.Second // between two searches after the start
-	maxEndpointAnswer = 8 << 10         // bytes that are read of a response, its header included
-	tokenPath         = "/metadata/identity/oauth2/token"
+	endpointTimeout     = time.Second     // of a probe; a readiness probe times out after 3 s
+	endpointInterval    = 5 * time.Second // between two searches
+	maxEndpointResponse = 8 << 10         // bytes read of a response, including its header
+	tokenPath           = "/metadata/identity/oauth2/token"
 )
 
-// endpoints finds token endpoints on the loopback interface. Any process of the pod gets tokens from them without a
-// credential of its own.
+// endpoints searches for token endpoints on the loopback interface. Any process of the pod can get tokens from them without a
+// credential. It is safe for concurrent use.
 //
-// With the annotation azure.workload.identity/inject-proxy-sidecar, the workload identity webhook adds one to the pod: its
-// proxy listens on localhost, on port 8000 or the one of the annotation proxy-sidecar-port, and answers requests for
-// tokenPath with tokens of the pod's identity. It ignores the header Metadata (azure-workload-identity, pkg/proxy/proxy.go
-// and pkg/webhook/webhook.go). The webhook puts the proxy before all other containers, so a search at the start finds it;
-// later searches find one that started late.
+// With the annotation azure.workload.identity/inject-proxy-sidecar, the workload identity webhook adds a proxy to the pod. It
+// listens on localhost, on port 8000 or the port in the annotation proxy-sidecar-port. It answers requests for tokenPath with
+// tokens of the pod's identity and does not check the Metadata header (azure-workload-identity, pkg/proxy/proxy.go and
+// pkg/webhook/webhook.go). The webhook puts the proxy before all other containers, so the search at the start finds it; later
+// searches find a proxy that started late.
 //
-// Outside of Kubernetes, only port 8000 is searched: a request to each port of a developer's machine would disturb
-// programs there. In a pod, the kernel lists the ports that listen on the loopback interface or on all; those of the frontend
-// itself and of the signer's API are left out. The metadata service of the node, 169.254.169.254, is not asked: the
-// NetworkPolicy blocks it, and tools for intrusion detection report containers that contact it.
+// Outside of Kubernetes, the search covers only port 8000: a request to each port of a developer's machine would disturb other
+// programs. In a pod, it covers the ports on which the kernel reports a listener on a loopback address or on all addresses, except
+// those of the frontend and of the signer. It does not cover the node's metadata service, 169.254.169.254: the NetworkPolicy
+// blocks it, and intrusion detection reports containers that connect to it.
 type endpoints struct {
 	search func() []string // returns the addresses of token endpoints
 	log    *slog.Logger
 
 	mu    sync.Mutex
-	next  time.Time // of the next search
+	next  time.Time // time of the next search
 	found []string
 }
 
@@ -55,35 +54,35 @@ func (e *endpoints) ready() error {
 	if now := time.Now(); !now.Before(e.next) {
 		found := e.search()
 		if len(found) > 0 && !slices.Equal(found, e.found) {
-			e.log.Error("token endpoint found on the loopback interface", "addresses", found, "fix", splitFix)
+			e.log.Error("token endpoint found on the loopback interface", "addresses", found, "fix", credentialsFix)
 		}
 		e.found, e.next = found, now.Add(endpointInterval)
 	}
 	if len(e.found) > 0 {
-		return errors.New("a token endpoint answers at " + strings.Join(e.found, ", ") + ": the frontend must not reach one; the log has the fix")
+		return fmt.Errorf("a token endpoint answers at %s: the frontend must not reach one; the log has the fix", strings.Join(e.found, ", "))
 	}
 	return nil
 }
 
-// findEndpoints returns the addresses at which a token endpoint answers within timeout, in their order.
+// findEndpoints returns those of addresses at which a token endpoint answers within timeout, in the same order.
 func findEndpoints(ctx context.Context, addresses []string, timeout time.Duration) []string {
 	found := make([]string, len(addresses))
-	var asked sync.WaitGroup
+	var probes sync.WaitGroup
 	for i, address := range addresses {
-		asked.Go(func() {
-			if askEndpoint(ctx, address, timeout) {
+		probes.Go(func() {
+			if probeEndpoint(ctx, address, timeout) {
 				found[i] = address
 			}
 		})
 	}
-	asked.Wait()
+	probes.Wait()
 	return slices.DeleteFunc(found, func(address string) bool { return address == "" })
 }
 
-// askEndpoint reports whether a token endpoint answers at address. It sends neither the header Metadata nor a resource, so
-// that a token endpoint answers with an error instead of a token. It is not an [http.Client], which logs what programs with
-// other protocols send.
-func askEndpoint(ctx context.Context, address string, timeout time.Duration) bool {
+// probeEndpoint reports whether a token endpoint answers at address. It sends neither the Metadata header nor a resource, so that
+// a token endpoint answers with an error instead of a token. It does not use [http.Client], which logs responses of other
+// protocols.
+func probeEndpoint(ctx context.Context, address string, timeout time.Duration) bool {
 	deadline := time.Now().Add(timeout)
 	conn, err := (&net.Dialer{Deadline: deadline}).DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -92,20 +91,20 @@ func askEndpoint(ctx context.Context, address string, timeout time.Duration) boo
 	defer conn.Close()
 	_ = conn.SetDeadline(deadline) // fails only on a closed connection
 	const agent = "cats-api-frontend (search for token endpoints)"
-	// If this fails, no response comes.
+	// If the write fails, there is no response.
 	_, _ = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: %s\r\nConnection: close\r\n\r\n", tokenPath, address, agent)
-	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxEndpointAnswer)), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, maxEndpointResponse)), nil)
 	if err != nil {
 		return false
 	}
 	defer resp.Body.Close()
-	start, _ := io.ReadAll(resp.Body) // it may be longer than maxEndpointAnswer
-	return isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(start)))
+	body, _ := io.ReadAll(resp.Body) // an error if the body is longer than maxEndpointResponse
+	return isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(body)))
 }
 
-// isTokenEndpoint reports whether a response with the field Server and the start of a body, in lower case, is that of a token
-// endpoint: of the webhook's proxy, or in the form of the Azure Instance Metadata Service, which rejects requests without the
-// header Metadata.
+// isTokenEndpoint reports whether a response is of a token endpoint: of the webhook's proxy, or in the format of the Azure Instance
+// Metadata Service, which rejects requests without the Metadata header. server is the Server header; body is the start of the body
+// in lower case.
 func isTokenEndpoint(status int, server string, body []byte) bool {
 	if strings.HasPrefix(server, "azure-workload-identity/") || strings.HasPrefix(server, "IMDS/") {
 		return true
@@ -122,9 +121,9 @@ func isTokenEndpoint(status int, server string, body []byte) bool {
 	return false
 }
 
-// endpointAddresses returns the addresses on the loopback interface at which a token endpoint may be. Those with a port of
-// known are not. procNet is the folder of the kernel's tables of sockets, /proc/net.
-func endpointAddresses(environ, known []string, procNet string) []string {
+// endpointAddresses returns the loopback addresses at which a token endpoint may listen, except those with a port of ownPorts.
+// procNet is the directory of the kernel's socket tables, /proc/net.
+func endpointAddresses(environ, ownPorts []string, procNet string) []string {
 	addresses := []string{"127.0.0.1:8000", "[::1]:8000"}
 	if slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "KUBERNETES_SERVICE_HOST=") }) {
 		addresses = append(addresses, loopbackListeners(filepath.Join(procNet, "tcp"))...)
@@ -132,16 +131,16 @@ func endpointAddresses(environ, known []string, procNet string) []string {
 	}
 	addresses = slices.DeleteFunc(addresses, func(a string) bool {
 		_, port, _ := net.SplitHostPort(a)
-		return slices.Contains(known, port)
+		return slices.Contains(ownPorts, port)
 	})
 	slices.Sort(addresses)
 	return slices.Compact(addresses)
 }
 
-// loopbackListeners returns the loopback addresses at which sockets in a table of the kernel listen (proc_net_tcp(5)), none if
+// loopbackListeners returns the loopback addresses of the listening sockets in a table of the kernel (proc_net_tcp(5)), and none if
 // it cannot be read.
 func loopbackListeners(table string) (addresses []string) {
-	text, _ := os.ReadFile(table) //nolint:gosec // /proc/net/tcp, or one of a test
+	text, _ := os.ReadFile(table) //nolint:gosec // /proc/net/tcp, or a test's file
 	for line := range strings.Lines(string(text)) {
 		var ip, remote []byte
 		var slot uint64
@@ -151,13 +150,13 @@ func loopbackListeners(table string) (addresses []string) {
 			continue
 		}
 		for word := range slices.Chunk(ip, 4) {
-			slices.Reverse(word) // words in the byte order of amd64 and arm64
+			slices.Reverse(word) // the byte order of amd64 and arm64
 		}
-		addr, _ := netip.AddrFromSlice(ip) // invalid unless ip has 4 or 16 bytes
+		addr, _ := netip.AddrFromSlice(ip) // zero unless ip has 4 or 16 bytes
 		switch addr = addr.Unmap(); {
 		case addr.IsLoopback():
 			addresses = append(addresses, netip.AddrPortFrom(addr, port).String())
-		case addr.IsUnspecified(): // [::] has connections to 127.0.0.1, too
+		case addr.IsUnspecified(): // a listener on [::] accepts connections to 127.0.0.1, too
 			addresses = append(addresses, fmt.Sprintf("127.0.0.1:%d", port))
 		}
 	}

@@ -1,9 +1,8 @@
-// A short line in the header of a form's part takes 25 times its length of memory, so Go's multipart reader accepts 64.
+// Go's multipart reader uses 25 bytes of memory for each byte of a short line in a part header, so it accepts only 64 lines.
 //go:debug multipartmaxheaders=64
 
-// Command frontend is the public container of the pod: it speaks HTTP with
-// strangers and forwards to the signer over the loopback interface. It holds no
-// credential, links no Azure code, and does not start where it could get a token.
+// Command frontend is the public container of the pod. It serves the public HTTP API and forwards requests to the signer over
+// the loopback interface. It has no credential, links no Azure code, and does not start where it could obtain a token.
 package main
 
 import (

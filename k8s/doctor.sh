@@ -3,15 +3,16 @@ set -euo pipefail
 
 usage() {
   cat <<'HELP'
-doctor.sh runs "signer doctor" in the newest pod of cats-api: one of the last revision
-of the deployment, ready or not. During a rollout, kubectl exec deployment/cats-api
-may choose an old pod, which still works with the old settings.
+doctor.sh runs "signer doctor" in the newest pod of the deployment's last revision,
+ready or not. During a rollout, kubectl exec deployment/cats-api may choose an old
+pod, which still has the old settings.
 
-When the signer does not run, doctor.sh prints why and the last lines of its log.
+If the signer is not running, doctor.sh prints the reason and the last lines of its
+log.
 
-  doctor.sh [OPTION OF KUBECTL...]     such as --context staging, --namespace cats
+  doctor.sh [KUBECTL OPTION...]     such as --context staging, --namespace cats
 
-The exit code is 0 when the doctor finds no failure, 1 otherwise.
+The exit code is 0 if the doctor reports no failure, otherwise 1.
 HELP
 }
 
@@ -23,13 +24,13 @@ options=(--namespace cats-api "$@")
 kube() { kubectl "${options[@]}" "$@"; }
 
 selector=app.kubernetes.io/name=cats-api
-# By revision: after "rollout undo", the last revision is an older ReplicaSet.
+# By revision number: after "rollout undo", the last revision is an older ReplicaSet.
 newest=$(kube get replicasets --selector "$selector" --output \
   'jsonpath={range .items[*]}{.metadata.annotations.deployment\.kubernetes\.io/revision} {.metadata.labels.pod-template-hash} {.metadata.name}{"\n"}{end}' |
   sort -n | tail -n 1)
 read -r _ hash set <<<"$newest" || true
 if [ -z "${set:-}" ]; then
-  echo 'There is no ReplicaSet of cats-api in this namespace. Apply an overlay first (README.md, "Deploy it").' >&2
+  echo 'This namespace has no ReplicaSet of cats-api. Apply an overlay first (docs/operations.md, "Deploy").' >&2
   exit 1
 fi
 pod=$(kube get pods --selector "$selector,pod-template-hash=$hash" --sort-by .metadata.creationTimestamp --output name | tail -n 1)
@@ -51,11 +52,11 @@ if running; then
   fi
 fi
 
-echo "The signer of $pod does not run." >&2
+echo "The signer of $pod is not running." >&2
 kube get "$pod" --output 'jsonpath={range .status.conditions[?(@.type=="PodScheduled")]}{.reason} {.message}{"\n"}{end}{range .status.initContainerStatuses[?(@.name=="signer")]}{.state.waiting.reason} {.state.waiting.message}{"\n"}{range .state.terminated}exit code {.exitCode} ({.reason}){"\n"}{end}{range .lastState.terminated}exit code {.exitCode} ({.reason}){"\n"}{end}{end}' |
   sed '/^ *$/d' >&2
 echo 'The last lines of its log:' >&2
-# The termination message has the end of the log where the log itself is gone.
+# The termination message holds the end of the log if the log itself is gone.
 kube logs "$pod" --container signer --tail 20 >&2 ||
   kube get "$pod" --output 'jsonpath={range .status.initContainerStatuses[?(@.name=="signer")]}{.state.terminated.message}{.lastState.terminated.message}{"\n"}{end}' >&2
 exit 1

@@ -1,205 +1,216 @@
 package k8s
 
 import (
-	"encoding/json"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
-	appsv1 "k8s.io/api/apps/v1"
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/kustomize/api/krusty"
-	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// switchOn adds components to an overlay.
-func switchOn(t *testing.T, mem filesys.FileSystem, overlay string, components ...string) {
-	t.Helper()
-	for _, c := range components {
-		if overlay == "overlays/aks" {
-			edit(t, mem, overlay+"/kustomization.yaml", `(?m)^ +# - (\.\./\.\./components/`+c+`)\b.*$`, "  - $1")
-		} else {
-			edit(t, mem, overlay+"/kustomization.yaml", `(?m)^resources:$`, "components: [../../components/"+c+"]\nresources:")
+// names returns the names of the settings in a file that pattern matches.
+func (f tree) names(path, pattern string) (names []string) {
+	f.Helper()
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(f.read(path), -1) {
+		names = append(names, m[1])
+	}
+	return names
+}
+
+func TestBuildNamesTheMissingSetting(t *testing.T) {
+	files := map[string][]string{
+		settings:       {"AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_STORAGE_ACCOUNT_URL", "FRONTEND_IMAGE", "SIGNER_IMAGE", "VERSION"},
+		authentication: {"OIDC_ISSUER", "OIDC_AUDIENCE"},
+		monitoring:     {"RUNBOOK_URL"},
+	}
+	for file, names := range files {
+		if got := newTree(t).names(file, commented); !slices.Equal(got[:len(names)], names) {
+			t.Errorf("%s has %q; want %q", file, got, names)
+		}
+		for _, name := range names {
+			f := filled(t)
+			if file != settings {
+				f.switchOn(filepath.Base(filepath.Dir(file)))
+			}
+			f.edit(file, "(?m)^"+name+"=", "# $0")
+			f.wantMissing(name)
 		}
 	}
 }
 
-// set gives a setting of the aks overlay a value.
-func set(t *testing.T, mem filesys.FileSystem, name, value string) {
-	t.Helper()
-	edit(t, mem, settings, `(?m)^(?:# )?`+name+`=.*$`, name+"="+value)
-}
-
-func TestOverlayNeedsAChoiceOfAuthentication(t *testing.T) {
-	const aks, emulator = "overlays/aks", "overlays/emulator"
-	for name, row := range map[string]struct {
-		overlay    string
-		value      string // of ANONYMOUS_ACCESS in settings.env, "" for none
-		components []string
-		want       string // of ANONYMOUS_ACCESS, "" for a build that fails
-	}{
-		"neither":                           {aks, "", nil, ""},
-		"neither, with other components":    {aks, "", []string{"traces", "monitoring", "identity-bindings"}, ""},
-		"anonymous access":                  {aks, "true", nil, "true"},
-		"anonymous access, with others":     {aks, "true", []string{"traces", "image-pull-secret"}, "true"},
-		"callers":                           {aks, "", []string{"callers"}, "false"},
-		"callers, with others":              {aks, "", []string{"traces", "callers", "monitoring"}, "false"},
-		"callers, and anonymous access off": {aks, "false", []string{"callers"}, "false"},
-		"both":                              {aks, "true", []string{"callers"}, "false"},
-		"both, with others":                 {aks, "true", []string{"callers", "traces", "internal-load-balancer"}, "false"},
-		"emulator":                          {emulator, "", nil, "true"},
-		"emulator with callers":             {emulator, "", []string{"callers"}, "false"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			mem := filled(t)
-			edit(t, mem, settings, `(?m)^(ANONYMOUS_ACCESS=)`, "# $1")
-			if row.value != "" {
-				set(t, mem, "ANONYMOUS_ACCESS", row.value)
-			}
-			switchOn(t, mem, row.overlay, row.components...)
-			if row.want == "" {
-				_, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(mem, "/k8s/"+row.overlay)
-				if err == nil || !strings.Contains(err.Error(), "data.ANONYMOUS_ACCESS") {
-					t.Errorf("the build returns %v; want an error that names ANONYMOUS_ACCESS", err)
-				}
-				return
-			}
-			pod := deployment(t, build(t, mem, row.overlay)).Spec.Template.Spec
-			var signer corev1.Container
-			for _, c := range pod.InitContainers {
-				if c.Name == "signer" {
-					signer = c
-				}
-			}
-			if got := variable(signer, "ANONYMOUS_ACCESS"); got != row.want {
-				t.Errorf("ANONYMOUS_ACCESS is %q; want %q", got, row.want)
-			}
-			if callers := variable(signer, "OIDC_ISSUER") != ""; callers != (row.want == "false") {
-				t.Errorf("ANONYMOUS_ACCESS is %q, and OIDC_ISSUER %q", row.want, variable(signer, "OIDC_ISSUER"))
-			}
-		})
-	}
-}
-
-// The webhook and the ServiceAccount admission plugin change pods when they are
-// created. So a setting in the ServiceAccount alone reaches no pod that exists.
-func TestChangedSettingsChangeThePodTemplate(t *testing.T) {
-	text, err := tree(t).ReadFile("/k8s/" + settings)
+// Settings with the tag shared:"true" must be equal in both containers, so they belong into the ConfigMap that both read.
+func TestSharedSettingsHaveTheirFile(t *testing.T) {
+	files, err := filepath.Glob("../shared/*/*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := func(change func(filesys.FileSystem)) any {
-		mem := filled(t)
-		set(t, mem, "AZURE_CLIENT_ID", "11111111-0000-0000-0000-000000000000")
-		set(t, mem, "AZURE_TENANT_ID", "22222222-0000-0000-0000-000000000000")
-		change(mem)
-		return deployment(t, build(t, mem, "overlays/aks")).Spec.Template
-	}
-	for _, components := range [][]string{nil, {"identity-bindings"}, {"callers", "traces", "image-pull-secret"}} {
-		on := func(mem filesys.FileSystem) { switchOn(t, mem, "overlays/aks", components...) }
-		before := template(on)
-		if !reflect.DeepEqual(before, template(on)) {
-			t.Fatal("the same settings give two templates")
+	var tagged []string
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, name := range regexp.MustCompile(`(?m)^# ([A-Z_]+)=`).FindAllSubmatch(text, -1) {
-			if string(name[1]) == "ANONYMOUS_ACCESS" && components != nil && components[0] == "callers" {
-				continue // the component decides
-			}
-			after := template(func(mem filesys.FileSystem) {
-				on(mem)
-				set(t, mem, string(name[1]), "changed")
-			})
-			if reflect.DeepEqual(before, after) {
-				t.Errorf("with %q: another %s does not change the pod template", components, name[1])
+		for _, m := range regexp.MustCompile(`env:"([A-Z_]+)[^"]*" shared:"true"`).FindAllSubmatch(b, -1) {
+			if !strings.HasSuffix(file, "_test.go") {
+				tagged = append(tagged, string(m[1]))
 			}
 		}
 	}
-	for name, changed := range map[string]string{
-		"another client ID": "33333333-0000-0000-0000-000000000000",
-		"one digit":         "11111111-0000-0000-0000-000000000001",
-		"the tenant's ID":   "22222222-0000-0000-0000-000000000000",
-		"in quotes":         `"11111111-0000-0000-0000-000000000000"`,
-		"empty":             "",
-	} {
-		before := template(func(filesys.FileSystem) {})
-		after := template(func(mem filesys.FileSystem) { set(t, mem, "AZURE_CLIENT_ID", changed) })
-		if reflect.DeepEqual(before, after) {
-			t.Errorf("%s: the client ID %q does not change the pod template", name, changed)
+	if len(tagged) < 6 {
+		t.Fatalf("the shared settings are %q", tagged)
+	}
+	f := newTree(t)
+	offered := slices.Concat(f.names(shared, setting), f.names(authentication, setting))
+	for _, name := range tagged {
+		if !slices.Contains(offered, name) {
+			t.Errorf("%s is neither in shared.env nor in authentication.env", name)
 		}
 	}
 }
 
-func TestSwitchedComponentsChangeThePodTemplate(t *testing.T) {
-	before := deployment(t, build(t, filled(t), "overlays/aks")).Spec.Template
-	for _, component := range []string{"callers", "traces", "image-pull-secret", "identity-bindings"} {
-		mem := filled(t)
-		switchOn(t, mem, "overlays/aks", component)
-		if reflect.DeepEqual(before, deployment(t, build(t, mem, "overlays/aks")).Spec.Template) {
+// All settings are in the pod template or in the ConfigMap whose hash it has, so that a change starts a rollout. The webhook
+// changes pods only when they are created: a setting of the ServiceAccount alone would reach no existing pod.
+func TestContainersGetTheirSettings(t *testing.T) {
+	f := filled(t).switchOn(".*")
+	for name, value := range map[string]string{
+		"AZURE_CLIENT_ID": "the-client", "AZURE_TENANT_ID": "the-tenant", "AZURE_STORAGE_ACCOUNT_URL": "https://acct.blob.core.windows.net",
+		"FRONTEND_IMAGE": "r.example/f@sha256:1", "SIGNER_IMAGE": "r.example:5000/s:v1", "VERSION": "v1-rc.1",
+	} {
+		f.set(settings, name, value)
+	}
+	f.set(shared, "MAX_PICTURE_SIZE", "64MiB")
+	m := f.build(aks)
+	account := find(t, m, func(a *corev1.ServiceAccount) bool { return a.Name == "cats-api-sa" })
+	signer, frontend := m.containers(t)[0], m.containers(t)[1]
+	both := map[string]string{
+		"MAX_PICTURE_SIZE": "64MiB",
+		"OIDC_ISSUER":      "https://login.microsoftonline.com/TENANT/v2.0", "OIDC_DISCOVERY_URL": "", "READ_ACCESS": "own",
+		"OIDC_AUDIENCE": "00000000-0000-0000-0000-000000000000", "OIDC_USER_CLAIM": "sub", "OIDC_CLIENT_ID": "", "OIDC_SCOPE": "openid",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel-collector.observability:4318", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.1",
+	}
+	wantSigner, wantFrontend := maps.Clone(both), maps.Clone(both)
+	maps.Copy(wantSigner, map[string]string{"AZURE_STORAGE_ACCOUNT_URL": "https://acct.blob.core.windows.net", "ANONYMOUS_ACCESS": "false", "DRAIN_TIMEOUT": "10s"})
+	maps.Copy(wantFrontend, map[string]string{"DRAIN_DELAY": "15s", "DRAIN_TIMEOUT": "4m"})
+	for what, row := range map[string][2]any{
+		"environment of the signer":   {wantSigner, m.environment(t, signer)},
+		"environment of the frontend": {wantFrontend, m.environment(t, frontend)},
+		"client ID":                   {"the-client", account.Annotations["azure.workload.identity/client-id"]},
+		"tenant ID":                   {"the-tenant", account.Annotations["azure.workload.identity/tenant-id"]},
+		"client ID of the pod":        {"the-client", m.template(t).Annotations["cats-api.example/client-id"]},
+		"tenant ID of the pod":        {"the-tenant", m.template(t).Annotations["cats-api.example/tenant-id"]},
+		"image of the frontend":       {"r.example/f@sha256:1", frontend.Image},
+		"image of the signer":         {"r.example:5000/s:v1", signer.Image},
+		"version":                     {"v1-rc.1", m.template(t).Labels[labelPrefix+"version"]},
+	} {
+		if diff := cmp.Diff(row[0], row[1]); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+	}
+	for _, r := range m.all {
+		if r.GetName() == "settings" || r.GetName() == "monitoring" {
+			t.Errorf("the local ConfigMap %s would be applied", r.GetName())
+		}
+	}
+}
+
+func TestOverlayNeedsAChoiceOfAuthentication(t *testing.T) {
+	unset := func() tree {
+		f := filled(t)
+		f.edit(settings, "(?m)^ANONYMOUS_ACCESS=", "# $0")
+		return f
+	}
+	unset().wantMissing("ANONYMOUS_ACCESS")
+	all := maps.Clone(variants(t)) // with ANONYMOUS_ACCESS=true
+	all["only authentication"] = unset().switchOn("authentication").build(aks)
+	f := filled(t)
+	f.edit(emulator+"/kustomization.yaml", "(?m)^resources:$", "components: [../../components/authentication]\n$0")
+	all["emulator with authentication"] = f.build(emulator)
+	for variant, m := range all {
+		got := m.environment(t, m.containers(t)[0])
+		on := with(variant, "authentication")
+		if got["ANONYMOUS_ACCESS"] != strconv.FormatBool(!on) || (got["OIDC_ISSUER"] != "") != on {
+			t.Errorf("%s: ANONYMOUS_ACCESS is %q, OIDC_ISSUER %q", variant, got["ANONYMOUS_ACCESS"], got["OIDC_ISSUER"])
+		}
+	}
+}
+
+func TestChangedSharedSettingChangesThePodTemplate(t *testing.T) {
+	f := filled(t)
+	f.set(shared, "MAX_PIXELS", "1000")
+	if before, after := variants(t)["aks"].template(t), f.build(aks).template(t); reflect.DeepEqual(before, after) {
+		t.Error("the pod template does not change")
+	}
+}
+
+func TestComponentsChangeThePodTemplate(t *testing.T) {
+	all := variants(t)
+	for _, component := range []string{"authentication", "traces", "image-pull-secret", "identity-bindings"} {
+		if reflect.DeepEqual(all["aks"].template(t), all["aks with "+component].template(t)) {
 			t.Errorf("the component %s does not change the pod template", component)
 		}
 	}
 }
 
-func TestContainersReportTheirLastLogLines(t *testing.T) {
-	for name, objects := range variants(t) {
-		for _, o := range objects {
-			d, ok := o.(*appsv1.Deployment)
-			if !ok {
-				continue
-			}
-			for _, c := range append(d.Spec.Template.Spec.InitContainers, d.Spec.Template.Spec.Containers...) {
-				if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
-					t.Errorf("%s: %s of %s has the terminationMessagePolicy %q", name, c.Name, d.Name, c.TerminationMessagePolicy)
-				}
-			}
+// The path differs between versions of the webhook, which sets AZURE_FEDERATED_TOKEN_FILE.
+func TestManifestsDoNotSetTheTokenPath(t *testing.T) {
+	for _, r := range variants(t)["aks with everything"].all {
+		if regexp.MustCompile(`azure-identity-token|FEDERATED_TOKEN_FILE`).MatchString(r.MustYaml()) {
+			t.Errorf("%s has the path of the token", r.CurId())
 		}
 	}
 }
 
-// The overlay of make cluster-test must not share anything with a cats-api in the same
-// cluster.
-func TestClusterTestOverlayIsSeparate(t *testing.T) {
-	disk := filesys.MakeFsOnDisk()
-	emulator := build(t, tree(t), "overlays/emulator")
-	objects := buildAt(t, disk, "../e2e/cluster/testdata/overlay")
-	if len(objects) != len(emulator) {
-		t.Errorf("it has %d objects; emulator has %d", len(objects), len(emulator))
+func TestAlertsLinkToTheConfiguredRunbook(t *testing.T) {
+	text := ""
+	for _, r := range variants(t)["aks with monitoring"].all {
+		text += r.MustYaml()
 	}
-	ns := one(t, objects, func(*corev1.Namespace) bool { return true })
+	alerts := regexp.MustCompile(`(?s)alert: (\w+).*?runbook_url: (\S+)`).FindAllStringSubmatch(text, -1)
+	for _, m := range alerts {
+		if want := "https://github.com/OWNER/cats-api/blob/v1.0.0/docs/operations.md#" + strings.ToLower(m[1]); m[2] != want {
+			t.Errorf("%s: the runbook is %s; want %s", m[1], m[2], want)
+		}
+	}
+	if len(alerts) < 10 {
+		t.Errorf("only %d alerts", len(alerts))
+	}
+}
+
+// The cluster tests must not share an object with another cats-api in the same cluster.
+func TestClusterTestOverlayIsSeparate(t *testing.T) {
+	m, err := build("../e2e/cluster/testdata/overlay")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := len(variants(t)["emulator"].all); len(m.all) != want {
+		t.Errorf("the overlay has %d objects; emulator has %d", len(m.all), want)
+	}
+	ns := find(t, m, func(*corev1.Namespace) bool { return true })
 	if ns.Name != "cats-api-test" || ns.Labels["cats-api.example/cluster-test"] != "true" {
 		t.Errorf("the namespace is %s with the labels %v", ns.Name, ns.Labels)
 	}
-	for _, o := range objects {
-		m, err := objectMeta(o)
-		if err != nil {
-			t.Fatal(err)
+	for _, r := range m.all {
+		if r.GetKind() != "Namespace" && r.GetNamespace() != "cats-api-test" {
+			t.Errorf("%s is in the namespace %q", r.CurId(), r.GetNamespace())
 		}
-		if _, is := o.(*corev1.Namespace); !is && m.GetNamespace() != "cats-api-test" {
-			t.Errorf("%T %s is in the namespace %q", o, m.GetName(), m.GetNamespace())
-		}
-		text, err := json.Marshal(o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, shared := range []string{"30100", `"monitoring"`, `:dev"`, `"cats-api-test-`} {
-			if strings.Contains(strings.ReplaceAll(string(text), `"cats-api-test-monitoring"`, ""), shared) {
-				t.Errorf("%T %s has %s", o, m.GetName(), shared)
-			}
+		if taken := regexp.MustCompile(`30100|: monitoring\n|:dev\n|version: dev\n`).FindString(r.MustYaml()); taken != "" {
+			t.Errorf("%s has %q", r.CurId(), taken)
 		}
 	}
-	pod := deployment(t, objects).Spec.Template.Spec
-	var order []string
-	for _, c := range pod.InitContainers {
-		order = append(order, c.Name)
+	pod := m.template(t).Spec
+	if len(pod.InitContainers) != 2 || pod.InitContainers[0].Name != "trust" || pod.InitContainers[1].Name != "signer" {
+		t.Errorf("the init containers are %v; want trust before signer", pod.InitContainers)
 	}
-	if !slices.Equal(order, []string{"trust", "signer"}) {
-		t.Errorf("the init containers are %q; want trust before signer", order)
-	}
-	front := one(t, objects, func(s *corev1.Service) bool { return s.Name == "azure-front" }).Spec.Ports[0]
-	if link := variable(pod.InitContainers[1], "LINK_BASE_URL"); link != fmt.Sprintf("http://localhost:%d", front.NodePort) {
-		t.Errorf("links lead to %s, and the node port is %d", link, front.NodePort)
+	front := find(t, m, func(s *corev1.Service) bool { return s.Name == "azure-front" }).Spec.Ports[0]
+	if link := m.environment(t, pod.InitContainers[1])["LINK_BASE_URL"]; link != fmt.Sprintf("http://localhost:%d", front.NodePort) {
+		t.Errorf("signed URLs have the host %s; the node port is %d", link, front.NodePort)
 	}
 }

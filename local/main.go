@@ -1,6 +1,5 @@
-// Command local runs the whole system on one machine, for make run: a token
-// issuer in place of Entra ID, Azurite in place of Blob Storage, and the real
-// signer and frontend as separate processes.
+// Command local runs the whole system on one machine, for make run: the real frontend and signer as separate processes, Azurite in place
+// of Blob Storage, and a token issuer in place of Entra ID.
 package main
 
 import (
@@ -13,8 +12,8 @@ import (
 	"syscall"
 )
 
-// stopSignals stop the local stack. SIGHUP arrives when the terminal closes. SIGPIPE is not among them: the kernel sends it for a
-// write to any connection that the client has closed.
+// stopSignals stop the local stack. SIGHUP arrives when the terminal closes. SIGPIPE is not one of them: the kernel sends it for a write
+// to any connection that the client has closed.
 var stopSignals = []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
 
 func main() {
@@ -29,7 +28,7 @@ func main() {
 	}
 }
 
-// output calls closed when the reader of w has closed it.
+// output calls closed when the reader of w has closed its end.
 type output struct {
 	w      io.Writer
 	closed func()

@@ -15,14 +15,6 @@ func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {
 	sys := harness.StartDirect(t, stack.SystemOptions{})
 	harness.Put(t, sys, "mia", harness.Cat)
 	size := int64(len(harness.Cat))
-	admin := func(query, name, value string) {
-		t.Helper()
-		resp, err := sys.Storage.Do(t.Context(), "PUT", "/"+sys.Container+"/mia/cat"+query, http.Header{"X-Ms-Lease-Duration": {"-1"}, "X-Ms-Lease-Break-Period": {"0"}, name: {value}}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-	}
 	upload := func(tier string) harness.UploadSession {
 		t.Helper()
 		k := harness.NewUploadSession(t, sys, "mia", size)
@@ -46,7 +38,10 @@ func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {
 	upload("Cool").Commit(t, sys, "mia", "").Want(t, 200)
 
 	// The picture is leased.
-	admin("?comp=lease", "X-Ms-Lease-Action", "acquire")
+	release, err := sys.Storage.Lease(t.Context(), sys.Container, "mia/cat")
+	if err != nil {
+		t.Fatal(err)
+	}
 	k = upload("")
 	contentType, body := harness.Form(t, harness.Cat)
 	for _, a := range []harness.Response{
@@ -55,7 +50,9 @@ func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {
 	} {
 		a.WantProblem(t, 409, "leased")
 	}
-	admin("?comp=lease", "X-Ms-Lease-Action", "break")
+	if err := release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	k.Commit(t, sys, "mia", "").Want(t, 200)
 	harness.Do(t, "DELETE", sys.URL+"/cat/mia", "", nil).Want(t, 204)
 }

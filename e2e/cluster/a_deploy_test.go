@@ -29,8 +29,8 @@ func TestItIsAppliedWithoutAWarningAndRuns(t *testing.T) {
 		t.Errorf("the namespace enforces %q", level)
 	}
 	settled(t)
-	shown := do(t, "get", "pods")
-	t.Logf("kubectl get pods\n%s", shown)
+	shown := do(t, "get", "pods", "--show-labels")
+	t.Logf("kubectl get pods --show-labels\n%s", shown)
 	if running := lines(shown, "cats-api-", "2/2", "Running"); len(running) != 2 {
 		t.Errorf("%d pods are 2/2 Running", len(running))
 	}

@@ -102,9 +102,9 @@ func TestAnotherServiceAccountIsRefused(t *testing.T) {
 		return err
 	})
 	t.Logf("signer: %s", said[0])
-	refused := lines(do(t, "logs", "deployment/azure", "-c", "issuer"), "system:serviceaccount:"+namespace+":default", "refused")
+	refused := lines(do(t, "logs", "deployment/azure", "-c", "issuer"), "system:serviceaccount:"+namespace+":default", "rejected")
 	if len(refused) == 0 {
-		t.Error("the issuer's log has no refusal")
+		t.Error("the log of the issuer has no rejected exchange")
 	} else {
 		t.Logf("issuer: %s", refused[0])
 	}

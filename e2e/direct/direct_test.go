@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	"github.com/docker/go-units"
 	"github.com/google/go-cmp/cmp"
 
@@ -197,21 +199,19 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 	}
 	const others = "cats-api/upload/10000000000-x" // before ours, and no reason to look no further
 	ctx := t.Context()
-	admin := func(method, blob, query string, header http.Header) {
-		t.Helper()
-		resp, err := sys.Storage.Do(ctx, method, "/"+sys.Container+"/"+blob+query, header, []byte("cat"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-	}
 	for _, blob := range []string{name(old, "a"), name(old, "b"), name(fresh, "a"), others} {
 		if err := sys.Storage.Put(ctx, sys.Container, blob, "image/png", harness.Cat); err != nil {
 			t.Fatal(err)
 		}
 	}
-	admin("PUT", name(old, "b"), "?comp=lease", http.Header{"X-Ms-Lease-Action": {"acquire"}, "X-Ms-Lease-Duration": {"-1"}})
-	admin("PUT", name(old, "c"), "?comp=block&blockid=MDAwMDAwMDA%3D", nil)
+	if _, err := sys.Storage.Lease(ctx, sys.Container, name(old, "b")); err != nil {
+		t.Fatal(err)
+	}
+	container := sys.Storage.Client.ServiceClient().NewContainerClient(sys.Container)
+	block := streaming.NopCloser(bytes.NewReader(harness.Cat))
+	if _, err := container.NewBlockBlobClient(name(old, "c")).StageBlock(ctx, "MDAwMDAwMDA=", block, nil); err != nil {
+		t.Fatal(err)
+	}
 	if err := sys.Signer.Stop(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -220,16 +220,17 @@ func TestAbandonedUploadsAreRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, func() error {
-		resp, err := sys.Storage.Do(ctx, "GET", "/"+sys.Container+"?restype=container&comp=list&include=uncommittedblobs", nil, nil)
+		uncommitted := &azblob.ListBlobsFlatOptions{Include: azblob.ListBlobsInclude{UncommittedBlobs: true}}
+		page, err := sys.Storage.Client.NewListBlobsFlatPager(sys.Container, uncommitted).NextPage(ctx)
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
-		list, err := io.ReadAll(resp.Body)
-		if err == nil && bytes.Contains(list, fmt.Appendf(nil, "upload/%d", old)) {
-			err = fmt.Errorf("still there: %s", list)
+		for _, b := range page.Segment.BlobItems {
+			if strings.Contains(*b.Name, fmt.Sprintf("upload/%d", old)) {
+				return fmt.Errorf("%s has not been deleted", *b.Name)
+			}
 		}
-		return err
+		return nil
 	})
 	if diff := cmp.Diff([]string{"cats-api-upload-1-x/cat", "cats-api/cat", others, name(fresh, "a"), "mia/cat"}, harness.BlobNames(t, sys)); diff != "" {
 		t.Error(diff)

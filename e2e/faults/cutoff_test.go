@@ -20,6 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
@@ -195,12 +199,11 @@ func (c *cutter) mend(user string) {
 
 // store stores a picture of user in Azurite as another upload does.
 func (c *cutter) store(ctx context.Context, user string, content []byte) error {
-	header := http.Header{"X-Ms-Blob-Type": {"BlockBlob"}, "Content-Type": {"image/png"}, "X-Ms-Meta-Catsid": {"ID-OF-ANOTHER-UPLOAD"}}
-	resp, err := c.sys.Storage.Do(ctx, http.MethodPut, "/"+c.sys.Container+"/"+user+"/cat", header, content)
-	if err != nil {
-		return err
-	}
-	return resp.Body.Close()
+	_, err := c.sys.Storage.Client.UploadBuffer(ctx, c.sys.Container, user+"/cat", content, &azblob.UploadBufferOptions{
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: to.Ptr("image/png")},
+		Metadata:    map[string]*string{"catsid": to.Ptr("ID-OF-ANOTHER-UPLOAD")},
+	})
+	return err
 }
 
 // read returns the ETag and the content of the picture of user in Azurite.

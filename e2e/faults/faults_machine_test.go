@@ -231,8 +231,8 @@ func TestATokenThatCannotBeRotatedStaysWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	says := []string{"writing the federated token"}
-	line := cell(t, said("federated token not rotated"), says)
-	said("federated token not rotated") // again, a second later
+	line := cell(t, said("rotating the federated token failed"), says)
+	said("rotating the federated token failed") // again, a second later
 	if now := read(); now != old || strings.Count(now, ".") != 2 {
 		t.Errorf("the token is %d bytes, and was %d", len(now), len(old))
 	}

@@ -199,7 +199,7 @@ func TestFaultsOfTheFederatedToken(t *testing.T) {
 	runOut(t, sys, incident{
 		name: "the federated token has expired", end: right,
 		begin: func() {
-			expired := sys.Token.Right()
+			expired := sys.Token.Default()
 			expired.IssuedAt = time.Now().Add(-time.Hour)
 			if err := sys.Token.Set(expired); err != nil {
 				t.Error(err)

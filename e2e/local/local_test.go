@@ -2,7 +2,9 @@ package local
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -240,7 +242,7 @@ func TestLocalTrustsAPrivateIssuer(t *testing.T) {
 		{"SSL_CERT_FILE=" + harness.Stack(t).CA.File, ""},
 		{"SSL_CERT_DIR=/nowhere:" + dir, ""},
 		{"SSL_CERT_FILE=" + filepath.Join(dir, "nothing.pem"), "SSL_CERT_FILE: open " + dir},
-		{"SSL_CERT_FILE=" + harness.Stack(t).CA.KeyFile, "SSL_CERT_FILE: " + harness.Stack(t).CA.KeyFile + " holds no certificate"},
+		{"SSL_CERT_FILE=" + harness.Stack(t).CA.KeyFile, "SSL_CERT_FILE: " + harness.Stack(t).CA.KeyFile + " contains no certificate"},
 	} {
 		t.Run(c.trust, func(t *testing.T) {
 			t.Parallel()
@@ -257,5 +259,86 @@ func TestLocalTrustsAPrivateIssuer(t *testing.T) {
 			harness.SendAs(t, "", http.MethodPut, url, harness.Cat).Want(t, 401)
 			harness.SendAs(t, p.Token(t, "mia", harness.Audience), http.MethodGet, url+"/picture", nil).Want(t, 307) // storage is trusted as well
 		})
+	}
+}
+
+func TestLocalStartsAndStopsEverything(t *testing.T) {
+	t.Parallel()
+	l := startLocal(t, "")
+	l.waitReady(t)
+	url := "http://" + l.frontend + "/cat/Davyd"
+	harness.Do(t, "PUT", url, "", harness.Cat).Want(t, 200)
+	signed := harness.Do(t, "GET", url+"/picture", "", nil).Want(t, 307).Header.Get("Location")
+	if got := harness.Do(t, "GET", signed, "", nil).Want(t, 200).Body; !bytes.Equal(got, harness.Cat) {
+		t.Errorf("downloaded %d bytes; want the picture", len(got))
+	}
+	if strings.Contains(l.text(), "http://"+l.prometheus+"/targets") {
+		l.scraped(t)
+	} else if os.Getenv("CI") != "" {
+		t.Error("Prometheus has not started; it is Debian's package prometheus")
+	}
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} { // make and the terminal send several at once
+		_ = l.process.Signal(s)
+	}
+	if err := l.ends(t); err != nil || !strings.Contains(l.text(), "stopping") {
+		t.Errorf("it ended with %v\n%s", err, l.text())
+	}
+	if left := l.left(t); len(left) > 0 {
+		t.Errorf("processes are left: %q", left)
+	}
+}
+
+// scraped waits until Prometheus has scraped both containers, and checks that it has the rules.
+func (l *localStack) scraped(t *testing.T) {
+	t.Helper()
+	var rules, targets struct {
+		Data struct {
+			Groups        []any
+			ActiveTargets []struct {
+				Labels            map[string]string
+				Health, LastError string
+			}
+		}
+	}
+	get := func(path string, v any) {
+		t.Helper()
+		if err := json.Unmarshal(harness.Do(t, "GET", "http://"+l.prometheus+path, "", nil).Want(t, 200).Body, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if get("/api/v1/rules", &rules); len(rules.Data.Groups) != 2 {
+		t.Errorf("%d groups of rules; want 2", len(rules.Data.Groups))
+	}
+	harness.Eventually(t, func() error {
+		get("/api/v1/targets", &targets)
+		up := map[string]bool{}
+		for _, target := range targets.Data.ActiveTargets {
+			up[target.Labels["namespace"]+"/"+target.Labels["container"]] = target.Health == "up"
+		}
+		if !up["cats-api/frontend"] || !up["cats-api/signer"] {
+			return fmt.Errorf("targets: %+v", targets.Data.ActiveTargets)
+		}
+		return nil
+	})
+}
+
+func TestLocalEndsWhenAProcessDies(t *testing.T) {
+	t.Parallel()
+	l := startLocal(t, "", "PROMETHEUS_PORT=0")
+	l.waitReady(t)
+	for _, link := range l.left(t) {
+		if exe, err := os.Readlink(filepath.Join(filepath.Dir(link), "exe")); err == nil && filepath.Base(exe) == "signer" {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	if err := l.ends(t); err == nil || !strings.Contains(l.text(), "signer ended: signal: killed") {
+		t.Errorf("it ended with %v\n%s", err, l.text())
+	}
+	if left := l.left(t); len(left) > 0 {
+		t.Errorf("processes are left: %q", left)
 	}
 }

@@ -40,7 +40,7 @@ func TestFrontendNamesTheSharedSettingsThatDiffer(t *testing.T) {
 		"types":       {env{"ACCEPTED_TYPES": "image/png,image/gif"}, env{"ACCEPTED_TYPES": "image/png"}, []string{"ACCEPTED_TYPES"}},
 		"a byte":      {env{"MAX_PICTURE_SIZE": "33554433"}, nil, []string{"MAX_PICTURE_SIZE"}},
 		"several": {
-			env{"MAX_PIXELS": "1000", "MAX_PICTURE_SIZE": "1MiB"}, env{"ACCEPTED_TYPES": "image/png"}, []string{"MAX_PICTURE_SIZE", "MAX_PIXELS", "ACCEPTED_TYPES"},
+			env{"MAX_PIXELS": "1000", "MAX_PICTURE_SIZE": "1MiB"}, env{"ACCEPTED_TYPES": "image/png"}, []string{"ACCEPTED_TYPES", "MAX_PICTURE_SIZE", "MAX_PIXELS"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

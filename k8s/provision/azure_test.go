@@ -1,198 +1,92 @@
 package provision
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
-	"testing"
+	"sync"
 
 	"github.com/jmespath/go-jmespath"
 )
 
-// TestMain is also az, kubectl and kubelogin, which the tests put into PATH under these
-// names: stand-ins that keep what was made in a file, and write down what is asked
-// of them.
-func TestMain(m *testing.M) {
-	switch filepath.Base(os.Args[0]) {
-	case "az":
-		os.Exit(az(os.Args[1:]))
-	case "kubectl":
-		os.Exit(kubectl(os.Args[1:]))
-	case "kubelogin":
-		os.Exit(kubelogin(os.Args[1:]))
-	}
-	os.Exit(m.Run())
+// command is a command of testdata/az.txt.
+type command struct {
+	kind    string   // of the resource
+	key     []string // the options that name the resource
+	options []string
+	result  string
 }
 
-// world is what there is in Azure and in the cluster.
-type world struct {
-	Dir string `json:"-"`
-
-	Things map[string]map[string]any // resources, by kind and name
-	Calls  []call
-
-	LoggedOut    bool
-	EntraLogin   bool   // to the cluster, which needs kubelogin
-	Version      string // of az
-	Kubectl      string // its version, "" for a recent one
-	Cloud        string // that az is logged in to, "" for the public one
-	NameTaken    bool   // the storage account's, by somebody else
-	NotActions   []string
-	Unregistered string
-	DoctorFails  int // so many times more
-
-	RolloutFails int      // so many times more
-	Objects      []object // of the cluster
-	Doctor       []string // the pods in which signer doctor ran
-}
-
-// call is one command that changes something.
-type call struct {
-	Args  []string
-	Stdin string
-}
-
-func (c call) String() string { return strings.Join(c.Args, " ") }
-
-func (w *world) path() string { return filepath.Join(w.Dir, "world.json") }
-
-func (w *world) load() {
-	*w = world{Dir: w.Dir} // or maps keep what is there no more
-	b, err := os.ReadFile(w.path())
-	if err == nil {
-		err = json.Unmarshal(b, w)
-	}
+var commands = sync.OnceValue(func() map[string]command {
+	text, err := os.ReadFile("testdata/az.txt")
 	if err != nil {
 		panic(err)
 	}
-}
-
-func (w *world) save() {
-	b, err := json.Marshal(w)
-	if err == nil {
-		err = os.WriteFile(w.path(), b, 0o600)
+	all := map[string]command{}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Split(line+"||||", "|")
+		options := strings.Fields(f[2] + f[3] + " --query --output --only-show-errors!")
+		all[strings.TrimSpace(f[0])] = command{strings.TrimSpace(f[1]), strings.Fields(f[2]), options, strings.TrimSpace(f[4])}
 	}
-	if err != nil {
-		panic(err)
-	}
-}
+	return all
+})
 
-func (w *world) changed(args []string) { w.Calls = append(w.Calls, call{Args: args}) }
-
-// options are those that each command of the Azure CLI has, as far as the scripts
-// use them: https://learn.microsoft.com/cli/azure/reference-index. Those with an
-// exclamation mark take no value.
-var options = map[string]string{
-	"version":                              "",
-	"account show":                         "",
-	"cloud show":                           "",
-	"provider show":                        "--namespace",
-	"rest":                                 "--method --url",
-	"group exists":                         "--name",
-	"group show":                           "--name",
-	"group create":                         "--name --location --tags",
-	"group delete":                         "--name --yes!",
-	"resource list":                        "--resource-group",
-	"storage account show":                 "--name --resource-group",
-	"storage account check-name":           "--name",
-	"storage account create":               "--name --resource-group --location --kind --sku --https-only --min-tls-version --allow-blob-public-access --allow-shared-key-access --tags",
-	"storage account delete":               "--name --resource-group --yes!",
-	"storage container-rm exists":          "--storage-account --resource-group --name",
-	"storage container-rm create":          "--storage-account --resource-group --name --public-access",
-	"identity show":                        "--name --resource-group",
-	"identity create":                      "--name --resource-group --location --tags",
-	"identity delete":                      "--name --resource-group",
-	"identity federated-credential list":   "--identity-name --resource-group",
-	"identity federated-credential create": "--name --identity-name --resource-group --issuer --subject --audiences",
-	"identity federated-credential delete": "--name --identity-name --resource-group --yes!",
-	"role assignment list":                 "--assignee --role --scope --include-inherited!",
-	"role assignment create":               "--assignee-object-id --assignee-principal-type --role --scope",
-	"role assignment delete":               "--assignee --role --scope",
-	"aks show":                             "--name --resource-group",
-	"aks create":                           "--name --resource-group --location --node-count --enable-oidc-issuer! --enable-workload-identity! --no-ssh-key! --network-plugin --network-plugin-mode --network-dataplane --tags",
-	"aks update":                           "--name --resource-group --enable-oidc-issuer! --enable-workload-identity!",
-	"aks delete":                           "--name --resource-group --yes!",
-	"aks get-credentials":                  "--name --resource-group --file --overwrite-existing!",
-}
-
-const notFound = 3
-
-// az is the Azure CLI. A command or an option that it does not know is told as the
-// real one does, with exit code 2.
-func az(args []string) (code int) {
-	w := &world{Dir: os.Getenv("WORLD")}
-	w.load()
-	defer w.save()
-	words := 0
-	for words < len(args) && !strings.HasPrefix(args[words], "-") {
-		words++
-	}
-	name, o := strings.Join(args[:words], " "), map[string]string{}
-	known, ok := options[name]
-	if !ok {
-		return unknown(w, "az", args)
-	}
+// az is the Azure CLI. The exit code is 2 for a command or an option that does not exist, and 3 for a missing resource.
+func (c *cloud) az(args []string, out, errs io.Writer) (code int) {
+	words := slices.IndexFunc(append(args, "-"), func(a string) bool { return strings.HasPrefix(a, "-") })
+	name, options := strings.Join(args[:words], " "), map[string]string{}
+	known, ok := commands()[name]
 	for i := words; i < len(args); i++ {
-		option := args[i]
-		switch list := strings.Fields(known + " --query --output --only-show-errors!"); {
-		case slices.Contains(list, option+"!"):
-			o[option] = "true"
-		case slices.Contains(list, option) && i+1 < len(args):
+		switch {
+		case slices.Contains(known.options, args[i]+"!"):
+			options[args[i]] = "true"
+		case slices.Contains(known.options, args[i]) && i+1 < len(args):
+			options[args[i]] = args[i+1]
 			i++
-			o[option] = args[i]
 		default:
-			return unknown(w, "az", args)
+			return 2
 		}
 	}
-	result, code := w.az(name, o, args)
-	if code != 0 {
-		fmt.Fprintf(os.Stderr, "ERROR: az %s: exit code %d\n", name, code)
-		return code
+	if answer, changed := c.answers[name]; changed {
+		known.result = answer
 	}
-	if query := o["--query"]; query != "" {
+	if !ok || known.result == "denied" {
+		fmt.Fprintln(errs, "ERROR: (AuthorizationFailed)")
+		return 1
+	}
+	result, code := c.execute(name, known, options, args)
+	if query := options["--query"]; query != "" && code == 0 {
 		var err error
 		if result, err = jmespath.Search(query, plain(result)); err != nil {
-			fmt.Fprintln(os.Stderr, query, err)
-			return unknown(w, "az", args)
+			return 2
 		}
 	}
-	if o["--output"] == "tsv" {
-		tsv(os.Stdout, result)
+	if options["--output"] == "tsv" {
+		tsv(out, result)
 	}
-	return 0
+	return code
 }
 
-func unknown(w *world, program string, args []string) int {
-	w.changed(append([]string{"UNKNOWN", program}, args...))
-	fmt.Fprintf(os.Stderr, "%s: %q is not known to the stand-in\n", program, args)
-	return 2
-}
-
-// plain is v as JSON has it.
-func plain(v any) (out any) {
+// plain returns v as decoded from JSON.
+func plain(v any) (decoded any) {
 	b, err := json.Marshal(v)
 	if err == nil {
-		err = json.Unmarshal(b, &out)
+		err = json.Unmarshal(b, &decoded)
 	}
 	if err != nil {
 		panic(err)
 	}
-	return out
+	return decoded
 }
 
-// tsv prints as the CLI's --output tsv does: a line for each of a list, with tabs in
-// it if that is a list itself; and nothing at all for null.
+// tsv writes a line for each element of a list, with tabs between the elements of an inner list. It writes nothing for null.
 func tsv(out io.Writer, v any) {
-	if v == nil {
-		return
-	}
 	list, ok := v.([]any)
-	if !ok {
+	if !ok && v != nil {
 		list = []any{v}
 	}
 	for _, row := range list {
@@ -200,169 +94,70 @@ func tsv(out io.Writer, v any) {
 		if !ok {
 			cells = []any{row}
 		}
-		for i, cell := range cells {
-			if cell == nil {
-				cell = "None"
-			}
-			if i > 0 {
-				fmt.Fprint(out, "\t")
-			}
-			fmt.Fprint(out, cell)
+		var texts []string
+		for _, cell := range cells {
+			texts = append(texts, strings.Replace(fmt.Sprint(cell), "<nil>", "None", 1))
 		}
-		fmt.Fprintln(out)
+		fmt.Fprintln(out, strings.Join(texts, "\t"))
 	}
 }
 
-const subscription = "/subscriptions/11111111-1111-1111-1111-111111111111"
-
-func (w *world) az(name string, o map[string]string, args []string) (result any, code int) {
-	key := func(kind string, names ...string) string {
-		for _, n := range names {
-			kind += "|" + o[n]
+// execute runs a command and returns its result before --query.
+func (c *cloud) execute(name string, known command, o map[string]string, args []string) (result any, code int) {
+	if known.result != "" {
+		text := regexp.MustCompile(`\$(--[a-z-]+)`).ReplaceAllStringFunc(known.result, func(option string) string { return o[option[1:]] })
+		if err := json.Unmarshal([]byte(text), &result); err != nil {
+			panic(name + ": " + err.Error())
 		}
-		return kind
 	}
-	show := func(k string) (any, int) {
-		if thing, ok := w.Things[k]; ok {
-			return thing, 0
-		}
-		return nil, notFound
+	key := known.kind
+	for _, option := range known.key {
+		key += "|" + o[option]
 	}
-	create := func(k string, thing map[string]any) (any, int) {
-		w.changed(args)
-		if thing["tags"] = nil; o["--tags"] != "" {
-			tag, value, _ := strings.Cut(o["--tags"], "=")
-			thing["tags"] = map[string]string{tag: value}
-		}
-		w.Things[k] = thing
-		return thing, 0
-	}
-	remove := func(k string) (any, int) {
-		w.changed(args)
-		delete(w.Things, k)
-		return nil, 0
-	}
-	group, in := key("group", "--name"), o["--resource-group"]
-	switch name {
-	case "version":
-		return map[string]string{"azure-cli": w.Version}, 0
-	case "account show":
-		if w.LoggedOut {
+	resource, exists := c.resources[key]
+	words := strings.Fields(name)
+	switch action := words[len(words)-1]; {
+	case name == "aks get-credentials":
+		if os.WriteFile(o["--file"], []byte(c.kubeconfig), 0o600) != nil {
 			return nil, 1
 		}
-		return map[string]string{"id": strings.TrimPrefix(subscription, "/subscriptions/"), "name": "Cats and more"}, 0
-	case "cloud show":
-		return map[string]string{"name": cmp.Or(w.Cloud, "AzureCloud")}, 0
-	case "provider show":
-		if o["--namespace"] == w.Unregistered {
-			return map[string]string{"registrationState": "NotRegistered"}, 0
+	case name == "group exists":
+		return exists, 0
+	case action == "exists":
+		return map[string]bool{"exists": exists}, 0
+	case action == "list":
+		return c.list(known.kind, key, o), 0
+	case known.kind == "":
+	case action == "create", action == "update":
+		c.changes = append(c.changes, call{args: args})
+		resource = result.(map[string]any)
+		if tag, value, ok := strings.Cut(o["--tags"], "="); ok {
+			resource["tags"] = map[string]string{tag: value}
 		}
-		return map[string]string{"registrationState": "Registered"}, 0
-	case "rest":
-		return map[string]any{"value": []any{map[string]any{"actions": []string{"*"}, "notActions": append([]string{}, w.NotActions...)}}}, 0
-	case "group exists":
-		_, ok := w.Things[group]
-		return ok, 0
-	case "group show":
-		return show(group)
-	case "group create":
-		return create(group, map[string]any{})
-	case "group delete":
-		return remove(group)
-	case "resource list":
-		var all []any
-		for k := range w.Things {
-			if parts := strings.Split(k, "|"); len(parts) == 3 && parts[1] == in {
-				all = append(all, k)
-			}
-		}
-		return append([]any{}, all...), 0
-	case "storage account show":
-		return show(key("account", "--resource-group", "--name"))
-	case "storage account check-name":
-		return map[string]bool{"nameAvailable": !w.NameTaken}, 0
-	case "storage account create":
-		return create(key("account", "--resource-group", "--name"), map[string]any{
-			"id":                    subscription + "/resourceGroups/" + in + "/providers/Microsoft.Storage/storageAccounts/" + o["--name"],
-			"primaryEndpoints":      map[string]string{"blob": "https://" + o["--name"] + ".blob.core.windows.net/"},
-			"allowBlobPublicAccess": o["--allow-blob-public-access"] == "true", "allowSharedKeyAccess": o["--allow-shared-key-access"] == "true",
-			"enableHttpsTrafficOnly": o["--https-only"] == "true", "minimumTlsVersion": o["--min-tls-version"],
-		})
-	case "storage account delete":
-		return remove(key("account", "--resource-group", "--name"))
-	case "storage container-rm exists":
-		_, ok := w.Things[key("container", "--storage-account", "--name")+"|"]
-		return map[string]bool{"exists": ok}, 0
-	case "storage container-rm create":
-		return create(key("container", "--storage-account", "--name")+"|", map[string]any{})
-	case "identity show":
-		return show(key("identity", "--resource-group", "--name"))
-	case "identity create":
-		return create(key("identity", "--resource-group", "--name"), map[string]any{"clientId": "the-client", "principalId": "the-principal", "tenantId": "the-tenant"})
-	case "identity delete":
-		return remove(key("identity", "--resource-group", "--name"))
-	case "identity federated-credential list":
-		all := []any{}
-		for k, thing := range w.Things {
-			if strings.HasPrefix(k, key("credential", "--resource-group", "--identity-name")+"|") {
-				all = append(all, thing)
-			}
-		}
-		return all, 0
-	case "identity federated-credential create":
-		return create(key("credential", "--resource-group", "--identity-name", "--name"), map[string]any{
-			"name": o["--name"], "issuer": o["--issuer"], "subject": o["--subject"], "audiences": []string{o["--audiences"]},
-		})
-	case "identity federated-credential delete":
-		return remove(key("credential", "--resource-group", "--identity-name", "--name"))
-	case "role assignment list":
-		all := []any{}
-		for k := range w.Things {
-			scope, ok := strings.CutPrefix(k, key("role", "--assignee", "--role")+"|")
-			if ok && (scope == o["--scope"] || o["--include-inherited"] != "" && strings.HasPrefix(o["--scope"], scope+"/")) {
-				all = append(all, map[string]string{"scope": scope})
-			}
-		}
-		return all, 0
-	case "role assignment create":
-		return create(key("role", "--assignee-object-id", "--role", "--scope"), map[string]any{})
-	case "role assignment delete":
-		return remove(key("role", "--assignee", "--role", "--scope"))
-	case "aks show":
-		return show(key("cluster", "--resource-group", "--name"))
-	case "aks create", "aks update":
-		thing := map[string]any{"currentKubernetesVersion": "1.33.2", "networkProfile": map[string]any{"networkPolicy": nil}}
-		if o["--network-dataplane"] == "cilium" {
-			thing["networkProfile"] = map[string]any{"networkPolicy": "cilium"}
-		}
-		if o["--enable-oidc-issuer"] != "" && o["--enable-workload-identity"] != "" {
-			thing["oidcIssuerProfile"] = map[string]any{"enabled": true, "issuerUrl": "https://issuer.example/" + o["--name"] + "/"}
-			thing["securityProfile"] = map[string]any{"workloadIdentity": map[string]any{"enabled": true}}
-		}
-		return create(key("cluster", "--resource-group", "--name"), thing)
-	case "aks delete":
-		return remove(key("cluster", "--resource-group", "--name"))
-	case "aks get-credentials":
-		content := "kubeconfig"
-		if w.EntraLogin {
-			content = "command: kubelogin"
-		}
-		if err := os.WriteFile(o["--file"], []byte(content), 0o600); err != nil {
-			panic(err)
-		}
-		return nil, 0
+		c.resources[key] = resource
+	case action == "delete":
+		c.changes = append(c.changes, call{args: args})
+		delete(c.resources, key)
+	case exists: // show
+		return resource, 0
+	default:
+		return nil, 3
 	}
-	panic(name)
+	return result, 0
 }
 
-// kubelogin makes a kubeconfig use the login of az.
-func kubelogin(args []string) (code int) {
-	file := os.Getenv("KUBECONFIG")
-	if strings.Join(args, " ") != "convert-kubeconfig --login azurecli --kubeconfig "+file {
-		return 2
+// list returns the resources whose key begins with key, or those of a resource group for kind "".
+func (c *cloud) list(kind, key string, o map[string]string) []any {
+	all := []any{}
+	for k, resource := range c.resources {
+		scope, under := strings.CutPrefix(k, key+"|")
+		switch {
+		case kind == "" && strings.Count(k, "|") == 2 && strings.Split(k, "|")[1] == o["--resource-group"],
+			kind == "credential" && under:
+			all = append(all, resource)
+		case kind == "role" && under && (scope == o["--scope"] || o["--include-inherited"] != "" && strings.HasPrefix(o["--scope"], scope+"/")):
+			all = append(all, map[string]string{"scope": scope})
+		}
 	}
-	if err := os.WriteFile(file, []byte("kubeconfig"), 0o600); err != nil {
-		panic(err)
-	}
-	return 0
+	return all
 }

@@ -4,163 +4,154 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
+	"testing"
 
 	"k8s.io/client-go/util/jsonpath"
+	"sigs.k8s.io/yaml"
 )
 
-// object is one of the cluster, as JSON has it.
-type object map[string]any
+// object is a ReplicaSet or a pod of the cluster.
+type object struct {
+	Kind, Name, Hash  string
+	Revision, Created int
+	Conditions        []any
+	Signer            map[string]any // status of the container
+	Ends              map[string]any // its status after the doctor has run
+}
 
-func (o object) meta(name string) string { return fmt.Sprint(o["metadata"].(map[string]any)[name]) }
+var running = map[string]any{"state": map[string]any{"running": map[string]any{"startedAt": "now"}}}
 
-// replicaSet is one of cats-api.
-func replicaSet(hash, revision string) object {
-	return object{
-		"kind": "replicaset",
+// fields returns the object as kubectl prints it.
+func (o object) fields() any {
+	signer := map[string]any{"name": "signer"}
+	maps.Copy(signer, o.Signer)
+	return plain(map[string]any{
 		"metadata": map[string]any{
-			"name": "cats-api-" + hash, "creationTimestamp": "2030-01-01T00:00:00Z",
-			"labels":      map[string]any{"app.kubernetes.io/name": "cats-api", "pod-template-hash": hash},
-			"annotations": map[string]any{"deployment.kubernetes.io/revision": revision},
+			"name": o.Name, "labels": map[string]any{"pod-template-hash": o.Hash},
+			"annotations": map[string]any{"deployment.kubernetes.io/revision": fmt.Sprint(o.Revision)},
 		},
-		"status": map[string]any{},
-	}
+		"status": map[string]any{"conditions": append([]any{}, o.Conditions...), "initContainerStatuses": []any{map[string]any{"name": "trust"}, signer}},
+	})
 }
 
-// newPod is one of the replica set with the hash; signer is the status of its signer.
-func newPod(name, hash, created string, signer map[string]any) object {
-	signer["name"] = "signer"
-	return object{
-		"kind": "pod",
-		"metadata": map[string]any{
-			"name": name, "creationTimestamp": created, "labels": map[string]any{"app.kubernetes.io/name": "cats-api", "pod-template-hash": hash},
-		},
-		"status": map[string]any{"initContainerStatuses": []any{map[string]any{"name": "trust"}, signer}},
-	}
-}
-
-// running is the status of a signer that runs.
-func running() map[string]any {
-	return map[string]any{"state": map[string]any{"running": map[string]any{"startedAt": "2030-01-01T00:00:00Z"}}}
-}
-
-// kubectl is that of the cluster whose credentials az gave.
-func kubectl(args []string) (code int) {
-	w := &world{Dir: os.Getenv("WORLD")}
-	w.load()
-	defer w.save()
-	said := strings.Join(args, " ")
-	if said == "version --client --output json" {
-		fmt.Printf("{\n  \"clientVersion\": {\n    \"gitVersion\": \"%s\"\n  }\n}\n", cmp.Or(w.Kubectl, "v1.32.4-dispatcher"))
+// kubectl uses the cluster whose credentials az has written. The exit code is 2 for a command that the scripts must not use.
+func (c *cloud) kubectl(args []string, kubeconfig, stdin string, out io.Writer) (code int) {
+	line := strings.Join(args, " ")
+	if line == "version --client --output json" {
+		fmt.Fprintf(out, "{\n  \"clientVersion\": {\n    \"gitVersion\": \"v%s\"\n  }\n}\n", c.kubectlVersion)
 		return 0
 	}
-	if b, err := os.ReadFile(os.Getenv("KUBECONFIG")); err != nil || string(b) != "kubeconfig" {
-		return unknown(w, "kubectl without the cluster's credentials", args)
+	if b, err := os.ReadFile(kubeconfig); err != nil || string(b) != "kubeconfig" {
+		return 2
 	}
 	switch {
 	case args[0] == "apply" || slices.Contains(args, "delete"):
-		c := call{Args: append([]string{"kubectl"}, args...)}
-		if args[len(args)-1] == "-" {
-			b, err := io.ReadAll(os.Stdin)
-			if err != nil {
-				panic(err)
-			}
-			c.Stdin = string(b)
-		}
-		w.Calls = append(w.Calls, c)
-		fmt.Println("applied")
-	case strings.Contains(said, "rollout status deployment/cats-api --timeout"):
-		w.RolloutFails--
-		if w.DoctorFails > 0 || w.RolloutFails >= 0 {
-			fmt.Println("error: timed out waiting for the condition")
+		c.changes = append(c.changes, call{append([]string{"kubectl"}, args...), stdin})
+	case strings.Contains(line, "rollout status deployment/cats-api --timeout"):
+		c.rolloutFails--
+		if c.doctorFails > 0 || c.rolloutFails >= 0 {
+			fmt.Fprintln(out, "error: timed out waiting for the condition")
 			return 1
 		}
-	case len(args) > 3 && args[2] == "exec" && strings.HasSuffix(said, " --container signer -- /signer doctor"):
-		return w.doctor(args[3])
-	case len(args) > 3 && args[2] == "logs":
-		fmt.Println("the log of " + args[3])
-	case strings.Contains(said, "get service cats-api"):
-		fmt.Print("192.0.2.7")
-	case len(args) > 2 && args[2] == "get":
-		return w.get(args)
+	case strings.Contains(line, "get service cats-api"):
+		fmt.Fprint(out, "192.0.2.7")
+	case len(args) < 4:
+		return 2
+	case args[2] == "exec" && strings.HasSuffix(line, " --container signer -- /signer doctor"):
+		return c.doctor(args[3], out)
+	case args[2] == "logs":
+		fmt.Fprintln(out, "the log of "+args[3])
+	case args[2] == "get":
+		return c.get(args[3:], out)
 	default:
-		return unknown(w, "kubectl", args)
+		return 2
 	}
 	return 0
 }
 
-// get prints objects as kubectl get does.
-func (w *world) get(args []string) (code int) {
-	option := map[string]string{"--selector": "", "--sort-by": "", "--output": "", "--namespace": ""}
-	var words []string
-	for i := 0; i < len(args); i++ {
-		if _, known := option[args[i]]; known {
-			option[args[i]] = args[i+1]
-			i++
-			continue
-		}
-		words = append(words, args[i])
+// get is kubectl get.
+func (c *cloud) get(args []string, out io.Writer) (code int) {
+	name, format, path := strings.Replace(args[0], "/", " ", 1), args[len(args)-1], jsonpath.New("output").AllowMissingKeys(true)
+	if len(args) == 4 && !strings.HasPrefix(args[1], "-") {
+		name += " " + args[1]
 	}
-	kind, name, single := strings.Cut(strings.Join(words[1:], "/"), "/")
-	var found []any
-	for _, o := range w.Objects {
-		all := o["kind"] == strings.TrimSuffix(kind, "s") && (!single || o.meta("name") == name)
-		for pair := range strings.SplitSeq(option["--selector"], ",") {
-			label, value, _ := strings.Cut(pair, "=")
-			all = all && (label == "" || o["metadata"].(map[string]any)["labels"].(map[string]any)[label] == value)
-		}
-		if all {
-			found = append(found, map[string]any(o))
+	kind, name, single := strings.Cut(name, " ")
+	_, hash, _ := strings.Cut(strings.Join(args, " "), "app.kubernetes.io/name=cats-api,pod-template-hash=")
+	hash, _, _ = strings.Cut(hash, " ")
+	var found []object
+	for _, o := range c.objects {
+		if o.Kind == strings.TrimSuffix(kind, "s") && (!single || o.Name == name) && (hash == "" || o.Hash == hash) {
+			found = append(found, o)
 		}
 	}
-	if option["--sort-by"] == ".metadata.creationTimestamp" {
-		slices.SortStableFunc(found, func(a, b any) int {
-			return cmp.Compare(object(a.(map[string]any)).meta("creationTimestamp"), object(b.(map[string]any)).meta("creationTimestamp"))
-		})
+	if slices.Contains(args, ".metadata.creationTimestamp") {
+		slices.SortStableFunc(found, func(a, b object) int { return cmp.Compare(a.Created, b.Created) })
 	}
-	template, isPath := strings.CutPrefix(option["--output"], "jsonpath=")
-	if !isPath {
+	if format == "name" {
 		for _, o := range found {
-			fmt.Printf("%s/%s\n", strings.TrimSuffix(kind, "s"), object(o.(map[string]any)).meta("name"))
+			fmt.Fprintln(out, o.Kind+"/"+o.Name)
 		}
 		return 0
 	}
-	var data any = map[string]any{"items": append([]any{}, found...)}
+	items := []any{}
+	for _, o := range found {
+		items = append(items, o.fields())
+	}
+	var data any = map[string]any{"items": items}
 	if single {
-		if len(found) == 0 {
-			fmt.Fprintf(os.Stderr, "Error from server (NotFound): %s %q not found\n", kind, name)
-			return 1
-		}
-		data = found[0]
+		data = items[0]
 	}
-	path := jsonpath.New("output").AllowMissingKeys(true)
-	if err := path.Parse(template); err != nil {
-		return unknown(w, "kubectl", args)
-	}
-	if err := path.Execute(os.Stdout, data); err != nil {
-		return unknown(w, "kubectl", args)
+	if path.Parse(strings.TrimPrefix(format, "jsonpath=")) != nil || path.Execute(out, data) != nil {
+		return 2
 	}
 	return 0
 }
 
 // doctor runs signer doctor in a pod.
-func (w *world) doctor(pod string) (code int) {
-	w.Doctor = append(w.Doctor, pod)
-	for _, o := range w.Objects {
-		if "pod/"+o.meta("name") == pod && o["ends"] != nil {
-			// The signer ends while the doctor runs.
-			o["status"].(map[string]any)["initContainerStatuses"] = []any{o["ends"]}
-			fmt.Fprintln(os.Stderr, "command terminated with exit code 137")
+func (c *cloud) doctor(pod string, out io.Writer) (code int) {
+	c.doctorRanIn = append(c.doctorRanIn, pod)
+	for i, o := range c.objects {
+		if "pod/"+o.Name == pod && o.Ends != nil {
+			c.objects[i].Signer = o.Ends
 			return 137
 		}
 	}
-	if w.DoctorFails > 0 {
-		w.DoctorFails--
-		fmt.Println("ok    settings    fine\nfail  exchange    AADSTS700213: no matching federated identity record")
+	if c.doctorFails > 0 {
+		c.doctorFails--
+		fmt.Fprintln(out, "ok    settings    fine\nfail  exchange    AADSTS700213: no matching federated identity record")
 		return 1
 	}
-	fmt.Println("all works")
+	fmt.Fprintln(out, "no failure")
 	return 0
+}
+
+func TestDoctorRunsInThePodOfTheLastRevision(t *testing.T) {
+	t.Parallel()
+	var cases []struct {
+		Name    string
+		Objects []object
+		Fails   int
+		Pod     string
+		Code    int
+		Output  []string
+	}
+	if err := yaml.UnmarshalStrict([]byte(read(t, "testdata/doctor.yaml")), &cases); err != nil || len(cases) != 9 {
+		t.Fatalf("%d cases: %v", len(cases), err)
+	}
+	for _, row := range cases {
+		t.Run(row.Name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t)
+			c.objects, c.doctorFails = row.Objects, row.Fails
+			c.write("kubeconfig", "kubeconfig")
+			c.run("../doctor.sh", []string{"KUBECONFIG=" + c.path("kubeconfig")}).want(t, row.Code, nil, row.Output...)
+			if got := strings.Join(c.doctorRanIn, " "); got != row.Pod {
+				t.Errorf("the doctor ran in %q; want %q", got, row.Pod)
+			}
+		})
+	}
 }

@@ -1,17 +1,21 @@
 # shellcheck shell=bash
-# What provision.sh and teardown.sh have in common: settings, and how commands are
-# run and told. Sourced by both, and nothing by itself.
-# shellcheck disable=SC2034 # used by those who source this
+# Settings and functions of provision.sh and teardown.sh, which source this file.
+# shellcheck disable=SC2034 # the scripts use these variables
+
+if [ -z "${BASH_VERSINFO:-}" ] || [ "${BASH_VERSINFO[0]}${BASH_VERSINFO[1]}" -lt 44 ]; then
+  echo "bash 4.4 or newer is required; this is ${BASH_VERSION:-unknown} (macOS: brew install bash)" >&2
+  exit 1
+fi
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 overlay=${OVERLAY:-$here/../overlays/aks}
 namespace=cats-api
 subject=system:serviceaccount:cats-api:cats-api-sa
-audience=api://AzureADTokenExchange # of the public cloud; programs sets that of others
+audience=api://AzureADTokenExchange # of the public cloud; check_tools changes it for national clouds
 tag=managed-by=cats-api
 delegator='Storage Blob Delegator'
 contributor='Storage Blob Data Contributor'
-container=cats # as the signer's STORAGE_CONTAINER
+container=cats # the signer's STORAGE_CONTAINER
 
 RESOURCE_GROUP=${RESOURCE_GROUP:-cats-api}
 LOCATION=${LOCATION:-westeurope}
@@ -22,16 +26,16 @@ CLUSTER_RESOURCE_GROUP=${CLUSTER_RESOURCE_GROUP:-$RESOURCE_GROUP}
 FEDERATED_CREDENTIAL=${FEDERATED_CREDENTIAL:-$CLUSTER}
 
 dry_run=false
-faults=()
-kubectl_version=broken
+problems=()
+kubectl_version=unknown
 
-fault() { faults+=("$*"); }
+problem() { problems+=("$*"); }
 
-# stop_on_faults ends the script when there are faults, and tells them all.
-stop_on_faults() {
-  [ ${#faults[@]} -gt 0 ] || return 0
-  printf 'Nothing was changed. To be put right first:\n' >&2
-  printf '  * %s\n' "${faults[@]}" >&2
+# stop_on_problems prints all problems and ends the script, if there are any.
+stop_on_problems() {
+  [ ${#problems[@]} -gt 0 ] || return 0
+  printf 'Nothing was changed. Correct this first:\n' >&2
+  printf '  * %s\n' "${problems[@]}" >&2
   exit 1
 }
 
@@ -40,26 +44,17 @@ die() {
   exit 1
 }
 
-# say tells of a thing what became of it.
-say() { printf '%-58s %s\n' "$1" "$2"; }
+# report WHAT STATE prints one line about a resource.
+report() { printf '%-58s %s\n' "$1" "$2"; }
 
-# change runs a command that changes something, or only shows it. What it prints is
-# of no interest; what it complains of is.
+# change WHAT OUTCOME COMMAND... runs a command that changes something, and reports its outcome. In a dry run it only prints
+# the command.
 change() {
-  if $dry_run; then
-    printf '    %s\n' "$(printf '%q ' "$@")"
-    return 0
-  fi
-  "$@" >/dev/null
-}
-
-# make runs a change and tells how it went: make WHAT OUTCOME COMMAND...
-make() {
   local what=$1 outcome=$2 began=$SECONDS
   shift 2
   if $dry_run; then
-    say "$what" "would be $outcome by"
-    change "$@"
+    report "$what" "would be $outcome by"
+    printf '    %s\n' "$(printf '%q ' "$@")"
     return 0
   fi
   printf '%-58s ' "$what"
@@ -67,39 +62,39 @@ make() {
   printf '%s (%d s)\n' "$outcome" $((SECONDS - began))
 }
 
-# look runs a command of az that reads, and prints one value on each line. It
-# returns 1 when there is no such thing; any other error ends the script.
-look() {
+# query runs an az command that reads, and prints one value per line. It returns 1 if the resource does not exist. Any other
+# error ends the script.
+query() {
   local status=0
-  az "$@" --output tsv --only-show-errors 2>"$work/complaint" || status=$?
+  az "$@" --output tsv --only-show-errors 2>"$work/error" || status=$?
   case $status in
   0) return 0 ;;
-  3) return 1 ;; # what az says when a resource is not there
+  3) return 1 ;; # the exit code of az if a resource does not exist
   esac
-  printf 'az %s: %s\n' "$(printf '%q ' "$@")" "$(cat "$work/complaint")" >&2
-  kill -TERM $$ # also from within $(…)
+  printf 'az %s: %s\n' "$(printf '%q ' "$@")" "$(cat "$work/error")" >&2
+  kill -TERM $$ # ends the script from within $(…) too
   exit 1
 }
 
-# at_least A B: version A is B or newer.
+# at_least A B returns 0 if version A is B or newer.
 at_least() { [[ $1 =~ ^[0-9] ]] && [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
 
-# programs checks what both scripts run, and who is logged in.
-programs() {
+# check_tools checks the versions of az and kubectl, and the login of az.
+check_tools() {
   local version missing=false
   if ! command -v az >/dev/null; then
-    fault 'the Azure CLI (az) is missing: https://aka.ms/install-azure-cli'
+    problem 'the Azure CLI (az) is missing: https://aka.ms/install-azure-cli'
     missing=true
   else
-    version=$(az version --query '"azure-cli"' --output tsv) || version=broken
-    at_least "$version" 2.60.0 || fault "the Azure CLI is $version: 2.60.0 or newer is needed (az upgrade)"
+    version=$(az version --query '"azure-cli"' --output tsv) || version=unknown
+    at_least "$version" 2.60.0 || problem "the Azure CLI is $version; 2.60.0 or newer is required: az upgrade"
   fi
   if ! command -v kubectl >/dev/null; then
-    fault 'kubectl is missing: az aks install-cli'
+    problem 'kubectl is missing: az aks install-cli'
   else
     version=$(kubectl version --client --output json | sed -n 's/.*"gitVersion": *"v\([0-9.]*\).*/\1/p') || version=
-    kubectl_version=${version:-broken}
-    at_least "$kubectl_version" 1.27 || fault "kubectl is $kubectl_version: 1.27 or newer is needed, for its kustomize"
+    kubectl_version=${version:-unknown}
+    at_least "$kubectl_version" 1.27 || problem "kubectl is $kubectl_version; 1.27 or newer is required for its kustomize"
   fi
   $missing && return
   local got
@@ -108,7 +103,7 @@ programs() {
     mapfile -t fields <<<"$got"
     subscription=${fields[0]} subscription_name=${fields[1]}
   else
-    fault 'nobody is logged in: az login, and az account set --subscription … to choose'
+    problem 'az is not logged in: az login, and az account set --subscription … to choose the subscription'
     return
   fi
   case $(az cloud show --query name --output tsv) in
@@ -117,19 +112,20 @@ programs() {
   esac
 }
 
-# find_issuer looks for the cluster's OIDC issuer, and returns 1 without a cluster.
+# find_issuer sets issuer to the cluster's OIDC issuer. It returns 1 if the cluster does not exist.
 find_issuer() {
-  issuer=$(look aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" --query "oidcIssuerProfile.issuerUrl || 'none'")
+  issuer=$(query aks show --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" --query "oidcIssuerProfile.issuerUrl || 'none'")
 }
 
-# find_credential looks at the federated credentials of the identity: the one, under
-# whatever name, that is for the issuer and the service account; for whom the one is
-# that has the name but is not for them; how many others there are. A national cloud
-# takes the public cloud's audience, too, if the cluster's tokens have it.
+# find_credential reads the federated credentials of the identity. It sets
+#   credential         the name of the one for this issuer and service account, or nothing
+#   taken_by           what the credential named FEDERATED_CREDENTIAL is for, if it is not for these
+#   other_credentials  the number of the others
+# Clusters of a national cloud may issue tokens with the audience of the public cloud, so that audience is accepted too.
 find_credential() {
   local got name from whom to
   credential='' taken_by='' other_credentials=0
-  got=$(look identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" \
+  got=$(query identity federated-credential list --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP" \
     --query '[].[name, issuer, subject, audiences[0]]') || return 0
   while IFS=$'\t' read -r name from whom to; do
     [ -n "$name" ] || continue
@@ -142,14 +138,12 @@ find_credential() {
   done <<<"$got"
 }
 
-# credentials gets those of the cluster into a file of its own: the user's
-# kubeconfig stays as it is.
-credentials() {
+# use_cluster gets credentials for the cluster into a file of its own. The user's kubeconfig does not change.
+use_cluster() {
   export KUBECONFIG=$work/kubeconfig
-  az aks get-credentials --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" \
-    --file "$KUBECONFIG" --only-show-errors >/dev/null
-  if grep -q kubelogin "$KUBECONFIG"; then # a cluster that people log in to by Entra ID
-    command -v kubelogin >/dev/null || die "the cluster $CLUSTER wants a login by Entra ID, and kubelogin is missing: az aks install-cli, then run this again"
+  az aks get-credentials --name "$CLUSTER" --resource-group "$CLUSTER_RESOURCE_GROUP" --file "$KUBECONFIG" --only-show-errors >/dev/null
+  if grep -q kubelogin "$KUBECONFIG"; then # the cluster requires a login by Entra ID
+    command -v kubelogin >/dev/null || die "the cluster $CLUSTER requires a login by Entra ID, and kubelogin is missing: az aks install-cli, then run this again"
     kubelogin convert-kubeconfig --login azurecli --kubeconfig "$KUBECONFIG"
   fi
 }

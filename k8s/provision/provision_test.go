@@ -1,12 +1,9 @@
-// Package provision tests the scripts with stand-ins for az and kubectl.
 package provision
 
 import (
 	"encoding/base64"
-	"errors"
-	"os"
+	"maps"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,461 +12,380 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// newWorld is an Azure with nothing in it, and a copy of the overlay to fill in.
-func newWorld(t *testing.T) *world {
-	t.Helper()
-	w := &world{
-		Dir: filepath.Join(t.TempDir(), "a folder with spaces"), Things: map[string]map[string]any{}, Version: "2.60.0",
-		Objects: []object{replicaSet("one", "1"), newPod("cats-api-one-a", "one", "2030-01-01T00:00:00Z", running())},
-	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range []string{"bin", "overlays/aks"} {
-		if err := os.MkdirAll(filepath.Join(w.Dir, dir), 0o750); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, program := range []string{"az", "kubectl"} {
-		if err := os.Symlink(self, filepath.Join(w.Dir, "bin", program)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, file := range []string{"settings.env", "kustomization.yaml"} {
-		b, err := os.ReadFile(filepath.Join("..", "overlays", "aks", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(w.overlay(file), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.save()
-	return w
-}
+// applied is the only change of a run that finds everything as it must be.
+var applied = []string{"kubectl apply -k overlay"}
 
-func (w *world) overlay(file string) string { return filepath.Join(w.Dir, "overlays", "aks", file) }
+const subscription = "/subscriptions/11111111-1111-1111-1111-111111111111"
 
-var good = []string{
-	"STORAGE_ACCOUNT=davydscats", "RESOURCE_GROUP=my(group)",
-	"FRONTEND_IMAGE=r.example:5000/cats/frontend:v1", "SIGNER_IMAGE=r.example/cats/signer@sha256:0123abc", "ANONYMOUS_ACCESS=true",
-}
-
-// run runs a script in w and returns what it said and the changes it made.
-func (w *world) run(t *testing.T, stdin, script string, environ []string, args ...string) (code int, said string, changes []call) {
-	t.Helper()
-	w.Calls = nil
-	w.save()
-	cmd := exec.CommandContext(t.Context(), "bash", append([]string{script}, args...)...)
-	cmd.Env = append([]string{
-		"GORACE=atexit_sleep_ms=0", // each of the stand-ins' many runs would wait a second
-		"PATH=" + filepath.Join(w.Dir, "bin") + ":" + os.Getenv("PATH"), "HOME=" + w.Dir, "WORLD=" + w.Dir,
-		"OVERLAY=" + filepath.Join(w.Dir, "overlays", "aks"), "TMPDIR=" + w.Dir, "PAUSE=0", "PATIENCE=60",
-	}, environ...)
-	cmd.Stdin = strings.NewReader(stdin)
-	out, err := cmd.CombinedOutput()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		code = exit.ExitCode()
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	w.load()
-	for _, c := range w.Calls {
-		if c.Args[0] == "UNKNOWN" {
-			t.Errorf("the real programs would refuse: %s", c)
-		}
-	}
-	left, err := filepath.Glob(filepath.Join(w.Dir, "tmp.*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %q, %v", left, err)
-	}
-	return code, string(out), w.Calls
-}
-
-// provision runs it, which must work.
-func (w *world) provision(t *testing.T, environ []string, args ...string) (said string, changes []call) {
-	t.Helper()
-	code, said, changes := w.run(t, "", "provision.sh", environ, args...)
-	if code != 0 {
-		t.Fatalf("exit code %d:\n%s", code, said)
-	}
-	return said, changes
-}
-
-func kinds(changes []call) (list []string) {
-	for _, c := range changes {
-		words := c.Args
-		for i, word := range words {
-			if strings.HasPrefix(word, "-") && i > 0 && words[0] != "kubectl" {
-				words = words[:i]
-				break
-			}
-		}
-		list = append(list, strings.Join(words, " "))
-	}
-	return list
-}
-
-func read(t *testing.T, path string) string {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
-func TestEverythingIsMadeInOrderWithTheLeastPrivilege(t *testing.T) {
+func TestProvisionCreatesEverythingWithLeastPrivilege(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	said, changes := w.provision(t, good)
-	account := subscription + "/resourceGroups/my(group)/providers/Microsoft.Storage/storageAccounts/davydscats"
-	want := [][]string{
-		{"group", "create", "--name", "my(group)", "--location", "westeurope", "--tags", "managed-by=cats-api"},
-		{
-			"storage", "account", "create", "--name", "davydscats", "--resource-group", "my(group)", "--location", "westeurope",
-			"--kind", "StorageV2", "--sku", "Standard_ZRS", "--https-only", "true", "--min-tls-version", "TLS1_2",
-			"--allow-blob-public-access", "false", "--allow-shared-key-access", "false", "--tags", "managed-by=cats-api",
-		},
-		{"storage", "container-rm", "create", "--storage-account", "davydscats", "--resource-group", "my(group)", "--name", "cats", "--public-access", "off"},
-		{"identity", "create", "--name", "cats-api", "--resource-group", "my(group)", "--location", "westeurope", "--tags", "managed-by=cats-api"},
-		{"role", "assignment", "create", "--assignee-object-id", "the-principal", "--assignee-principal-type", "ServicePrincipal", "--role", "Storage Blob Delegator", "--scope", account},
-		{"role", "assignment", "create", "--assignee-object-id", "the-principal", "--assignee-principal-type", "ServicePrincipal", "--role", "Storage Blob Data Contributor", "--scope", account + "/blobServices/default/containers/cats"},
-		{
-			"aks", "create", "--name", "cats-api", "--resource-group", "my(group)", "--location", "westeurope", "--node-count", "2",
-			"--enable-oidc-issuer", "--enable-workload-identity", "--no-ssh-key",
-			"--network-plugin", "azure", "--network-plugin-mode", "overlay", "--network-dataplane", "cilium", "--tags", "managed-by=cats-api",
-		},
-		{
-			"identity", "federated-credential", "create", "--name", "cats-api", "--identity-name", "cats-api", "--resource-group", "my(group)",
-			"--issuer", "https://issuer.example/cats-api/", "--subject", "system:serviceaccount:cats-api:cats-api-sa", "--audiences", "api://AzureADTokenExchange",
-		},
-		{"kubectl", "apply", "-k", filepath.Join(w.Dir, "overlays", "aks")},
+	c := newCloud(t)
+	before := c.read("overlay/settings.env")
+	r := c.provision(good, "--dry-run")
+	r.want(t, 0, nil,
+		"az group create", "az storage account create", "az storage container-rm create", "az identity create", `Storage\ Blob\ Delegator`,
+		"/blobServices/default/containers/cats", "az aks create", "az identity federated-credential create", "kubectl apply -k", "AZURE_CLIENT_ID=")
+	if c.read("overlay/settings.env") != before {
+		t.Error("the dry run changes the settings")
 	}
-	var got [][]string
-	for _, c := range changes {
-		got = append(got, c.Args)
+
+	overlay := c.read("overlay/kustomization.yaml")
+	r = c.provision(good)
+	r.want(t, 0, r.changes, "no failure", "http://192.0.2.7:8080/cat/Davyd")
+	const account = subscription + "/resourceGroups/my(group)/providers/Microsoft.Storage/storageAccounts/davydscats"
+	want := []string{
+		"group create --name my(group) --location westeurope --tags managed-by=cats-api",
+		"storage account create --name davydscats --resource-group my(group) --location westeurope --kind StorageV2 --sku Standard_ZRS --https-only true" +
+			" --min-tls-version TLS1_2 --allow-blob-public-access false --allow-shared-key-access false --tags managed-by=cats-api",
+		"storage container-rm create --storage-account davydscats --resource-group my(group) --name cats --public-access off",
+		"identity create --name cats-api --resource-group my(group) --location westeurope --tags managed-by=cats-api",
+		"role assignment create --assignee-object-id the-principal --assignee-principal-type ServicePrincipal --role Storage Blob Delegator --scope " + account,
+		"role assignment create --assignee-object-id the-principal --assignee-principal-type ServicePrincipal --role Storage Blob Data Contributor --scope " +
+			account + "/blobServices/default/containers/cats",
+		"aks create --name cats-api --resource-group my(group) --location westeurope --node-count 2 --enable-oidc-issuer --enable-workload-identity --no-ssh-key" +
+			" --network-plugin azure --network-plugin-mode overlay --network-dataplane cilium --tags managed-by=cats-api",
+		"identity federated-credential create --name cats-api --identity-name cats-api --resource-group my(group) --issuer https://issuer.example/cats-api/" +
+			" --subject system:serviceaccount:cats-api:cats-api-sa --audiences api://AzureADTokenExchange",
+		"kubectl apply -k " + c.path("overlay"),
+	}
+	var got []string
+	for _, call := range r.calls {
+		got = append(got, call.String())
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
+		t.Errorf("%s\n%s", diff, r.output)
 	}
-
-	// The overlay is filled in, and its comments are still there.
-	before := read(t, filepath.Join("..", "overlays", "aks", "settings.env"))
 	filled := before
 	for name, value := range map[string]string{
-		"AZURE_CLIENT_ID": "the-client", "AZURE_TENANT_ID": "the-tenant", "AZURE_STORAGE_ACCOUNT_URL": "https://davydscats.blob.core.windows.net",
-		"FRONTEND_IMAGE": "r.example:5000/cats/frontend:v1", "SIGNER_IMAGE": "r.example/cats/signer@sha256:0123abc", "ANONYMOUS_ACCESS": "true",
+		"AZURE_CLIENT_ID": "the-client", "AZURE_TENANT_ID": "the-tenant", "AZURE_STORAGE_ACCOUNT_URL": "https://davydscats.blob.core.windows.net", "ANONYMOUS_ACCESS": "true",
+		"FRONTEND_IMAGE": "r.example:5000/cats-api-frontend:v1", "SIGNER_IMAGE": "r.example/cats-api-signer:v1.2@sha256:0123abc", "VERSION": "v1.2",
 	} {
 		filled = regexp.MustCompile(`(?m)^# `+name+`=.*$`).ReplaceAllString(filled, name+"="+value)
 	}
-	if diff := cmp.Diff(filled, read(t, w.overlay("settings.env"))); diff != "" {
+	if diff := cmp.Diff(filled+overlay, c.read("overlay/settings.env")+c.read("overlay/kustomization.yaml")); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(read(t, filepath.Join("..", "overlays", "aks", "kustomization.yaml")), read(t, w.overlay("kustomization.yaml"))); diff != "" {
-		t.Error(diff)
+
+	c.provision(good).want(t, 0, applied)
+	if c.read("overlay/settings.env") != filled {
+		t.Error("the second run changes the settings")
 	}
-	for _, part := range []string{"all works", "http://192.0.2.7:8080/cat/Davyd"} {
-		if !strings.Contains(said, part) {
-			t.Errorf("%q is not said:\n%s", part, said)
-		}
+	r = c.provision(good, "--dry-run")
+	r.want(t, 0, nil)
+	if strings.Count(r.output, "would be") != 1 {
+		t.Errorf("a dry run after everything was created shows\n%s", r.output)
 	}
 }
 
-func TestASecondRunChangesNothing(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.provision(t, good)
-	before := read(t, w.overlay("settings.env"))
-	said, changes := w.provision(t, good)
-	if diff := cmp.Diff([]string{"kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
-	}
-	if read(t, w.overlay("settings.env")) != before {
-		t.Error("the settings have changed")
-	}
-}
-
-func TestADryRunChangesNothingAndShowsEverything(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	before := read(t, w.overlay("settings.env"))
-	said, changes := w.provision(t, good, "--dry-run")
-	if len(changes) > 0 || len(w.Things) > 0 || read(t, w.overlay("settings.env")) != before {
-		t.Errorf("it changed: %q", changes)
-	}
-	for _, part := range []string{
-		`az group create --name my\(group\)`, "az storage account create", "az storage container-rm create", "az identity create", "Storage\\ Blob\\ Delegator",
-		"/blobServices/default/containers/cats", "az aks create", "az identity federated-credential create", "kubectl apply -k", "AZURE_CLIENT_ID=",
-	} {
-		if !strings.Contains(said, part) {
-			t.Errorf("%s is not shown:\n%s", part, said)
-		}
-	}
-	w.provision(t, good)
-	if said, changes := w.provision(t, good, "--dry-run"); len(changes) > 0 || strings.Count(said, "would be") != 1 {
-		t.Errorf("after all was made, %q, and\n%s", changes, said)
-	}
-}
-
-func TestFaultsAreToldTogetherBeforeAnythingIsChanged(t *testing.T) {
+func TestProvisionReportsProblemsBeforeItChangesAnything(t *testing.T) {
 	t.Parallel()
 	for name, row := range map[string]struct {
 		environ []string
-		change  func(*world)
-		says    []string
+		change  func(*cloud)
+		want    []string
 	}{
 		"settings": {
-			environ: []string{"STORAGE_ACCOUNT=Not-Good", "FRONTEND_IMAGE=frontend", "REGISTRY_SERVER=r.example"},
-			says:    []string{"STORAGE_ACCOUNT is 'Not-Good'", "FRONTEND_IMAGE is 'frontend'", "SIGNER_IMAGE is not set", "go together"},
+			environ: []string{"STORAGE_ACCOUNT=Not-Good", "FRONTEND_IMAGE=frontend", "REGISTRY_SERVER=r.example", "VERSION=v1+dirty"},
+			want:    []string{"STORAGE_ACCOUNT is 'Not-Good'", "FRONTEND_IMAGE is 'frontend'", "SIGNER_IMAGE is not set", "set all three or none", "VERSION is 'v1+dirty'"},
 		},
-		"an old az, and nobody logged in": {
-			environ: good, change: func(w *world) { w.Version, w.LoggedOut = "2.9.1", true },
-			says: []string{"the Azure CLI is 2.9.1", "az login"},
+		"old az, no login": {
+			environ: good, change: func(c *cloud) { c.answers["version"], c.answers["account show"] = `{"azure-cli": "2.9.1"}`, "denied" },
+			want: []string{"the Azure CLI is 2.9.1", "az login"},
 		},
 		"Azure": {
-			environ: good, change: func(w *world) {
-				w.NameTaken, w.Unregistered, w.NotActions = true, "Microsoft.ContainerService", []string{"Microsoft.Authorization/*/Write"}
+			environ: good, change: func(c *cloud) {
+				c.answers["storage account check-name"], c.answers["provider show"] = `{"nameAvailable": false}`, `{"registrationState": "NotRegistered"}`
+				c.answers["rest"] = `{"value": [{"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}]}`
 			},
-			says: []string{"davydscats is taken", "az provider register --namespace Microsoft.ContainerService", "you may not assign roles"},
+			want: []string{"davydscats is taken", "az provider register --namespace Microsoft.ContainerService", "you cannot assign roles"},
 		},
-		"what is there": {
-			environ: append([]string{"CLUSTER_RESOURCE_GROUP=elsewhere"}, good...), change: func(w *world) {
-				for i := range 20 {
-					w.others(strings.Repeat("x", i+1))
-				}
-			},
-			says: []string{"20 federated credentials", "no resource group elsewhere"},
+		"existing resources": {
+			environ: append([]string{"CLUSTER_RESOURCE_GROUP=elsewhere"}, good...), change: func(c *cloud) { c.addCredentials(20) },
+			want: []string{"20 federated credentials", "the resource group elsewhere for the cluster does not exist"},
 		},
-		"an old cluster": {
-			environ: good, change: func(w *world) {
-				w.Things["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.28.9"}
+		"old cluster": {
+			environ: good, change: func(c *cloud) {
+				c.resources["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.28.9"}
 			},
-			says: []string{"Kubernetes 1.28.9: 1.29 or newer"},
+			want: []string{"Kubernetes 1.28.9: 1.29 or newer"},
 		},
 		"no password": {
 			environ: append([]string{"REGISTRY_SERVER=r.example", "REGISTRY_USERNAME=u", "REGISTRY_PASSWORD_FILE=/no/such"}, good...),
-			says:    []string{"REGISTRY_PASSWORD_FILE /no/such cannot be read"},
+			want:    []string{"REGISTRY_PASSWORD_FILE /no/such cannot be read"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
+			c := newCloud(t)
 			if row.change != nil {
-				row.change(w)
+				row.change(c)
 			}
-			code, said, changes := w.run(t, "", "provision.sh", row.environ)
-			if code != 1 || len(changes) > 0 || !strings.Contains(said, "Nothing was changed") {
-				t.Errorf("exit code %d, changes %q", code, changes)
+			c.run("provision.sh", row.environ).want(t, 1, nil, append(row.want, "Nothing was changed")...)
+		})
+	}
+}
+
+func TestProvisionNeedsAChoiceOfAuthentication(t *testing.T) {
+	t.Parallel()
+	const on, neither = "  - ../../components/authentication", "neither authentication nor anonymous access is chosen"
+	for name, row := range map[string]struct {
+		environ   string // ANONYMOUS_ACCESS, or nothing
+		file      string // the line of settings.env, "" as shipped
+		component string // the line of kustomization.yaml, "" as shipped
+		kubectl   string
+		problem   string // "" for none
+		written   string // the line of settings.env afterwards
+	}{
+		"no choice":                           {problem: neither},
+		"false":                               {environ: "ANONYMOUS_ACCESS=false", problem: neither},
+		"empty line":                          {file: "ANONYMOUS_ACCESS=", problem: neither},
+		"another value":                       {environ: "ANONYMOUS_ACCESS=yes", problem: "ANONYMOUS_ACCESS is 'yes'"},
+		"true in the file":                    {file: "ANONYMOUS_ACCESS=true", written: "ANONYMOUS_ACCESS=true"},
+		"true in a Windows file":              {file: "ANONYMOUS_ACCESS=true\r", written: "ANONYMOUS_ACCESS=true\r"},
+		"variable overrides file":             {environ: "ANONYMOUS_ACCESS=true", file: "ANONYMOUS_ACCESS=false", written: "ANONYMOUS_ACCESS=true"},
+		"variable turns it off":               {environ: "ANONYMOUS_ACCESS=false", file: "ANONYMOUS_ACCESS=true", problem: neither},
+		"authentication":                      {component: `- "../../components/authentication" # tokens`, written: "# ANONYMOUS_ACCESS=true"},
+		"authentication, kubectl 1.30":        {component: on, kubectl: "1.30.2", written: "ANONYMOUS_ACCESS=false"},
+		"both":                                {environ: "ANONYMOUS_ACCESS=true", component: on, problem: "choose one of both"},
+		"both in the files":                   {file: "ANONYMOUS_ACCESS=true", component: on, problem: "choose one of both"},
+		"component commented without a space": {component: "#- ../../components/authentication", problem: neither},
+		"component of a similar name":         {component: "  - ../../components/authentication-of-mine", problem: neither},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t)
+			if row.kubectl != "" {
+				c.kubectlVersion = row.kubectl
 			}
-			for _, part := range row.says {
-				if !strings.Contains(said, part) {
-					t.Errorf("%q is not said:\n%s", part, said)
+			c.edit("settings.env", "# ANONYMOUS_ACCESS=", row.file)
+			c.edit("kustomization.yaml", ` +# - \.\./\.\./components/authentication`, row.component)
+			before := c.read("overlay/settings.env")
+			environ := slices.DeleteFunc(slices.Clone(good), func(e string) bool { return strings.HasPrefix(e, "ANONYMOUS_ACCESS=") })
+			r := c.run("provision.sh", append(environ, strings.Fields(row.environ)...))
+			after := c.read("overlay/settings.env")
+			if row.problem != "" {
+				r.want(t, 1, nil, "Nothing was changed", row.problem)
+				if after != before {
+					t.Error("the settings have changed")
 				}
+				return
+			}
+			r.want(t, 0, r.changes)
+			if got := regexp.MustCompile(`(?m)^.*ANONYMOUS_ACCESS=(true|false).*$`).FindAllString(after, -1); got[len(got)-1] != row.written {
+				t.Errorf("settings.env has %q; want %q", got, row.written)
 			}
 		})
 	}
 }
 
-func TestWhatIsThereIsTakenAndOnlyWhatMustChangeIsChanged(t *testing.T) {
+func TestProvisionKeepsExistingResources(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.provision(t, good)
-	w.Things["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.30.1", "oidcIssuerProfile": map[string]any{
+	c := newCloud(t)
+	c.provision(good)
+	c.resources["cluster|my(group)|cats-api"] = map[string]any{"currentKubernetesVersion": "1.30.1", "oidcIssuerProfile": map[string]any{
 		"enabled": true, "issuerUrl": "https://issuer.example/cats-api/",
 	}}
-	account := w.Things["account|my(group)|davydscats"]
+	account := c.resources["account|my(group)|davydscats"]
 	account["allowSharedKeyAccess"], account["minimumTlsVersion"] = nil, "TLS1_0" // null allows them
-	for _, wide := range []string{account["id"].(string), subscription} {
-		w.Things["role|the-principal|Storage Blob Data Contributor|"+wide] = map[string]any{}
+	for _, scope := range []string{account["id"].(string), subscription} {
+		c.resources["role|the-principal|Storage Blob Data Contributor|"+scope] = map[string]any{}
 	}
-	said, changes := w.provision(t, good)
-	if diff := cmp.Diff([]string{"aks update", "kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
-	}
-	for _, part := range []string{
+	c.addCredentials(19) // its own is the 20th
+	r := c.provision(good)
+	r.want(t, 0, append([]string{"aks update"}, applied...),
 		`az storage account update --name davydscats --resource-group my\(group\) --allow-shared-key-access false`, "--min-tls-version TLS1_2",
-		"it enforces no NetworkPolicy", `Storage\ Blob\ Data\ Contributor --scope ` + subscription + " \n", "write to all of " + account["id"].(string),
-	} {
-		if !strings.Contains(said, part) {
-			t.Errorf("%q is not said:\n%s", part, said)
-		}
+		"it does not enforce NetworkPolicy", `Storage\ Blob\ Data\ Contributor --scope `+subscription+" \n", "write to all of "+account["id"].(string))
+	if regexp.MustCompile("it allows (public access|HTTP)").MatchString(r.output) {
+		t.Errorf("a safe setting is reported:\n%s", r.output)
 	}
-	for _, part := range []string{"it allows public access", "it allows HTTP"} {
-		if strings.Contains(said, part) {
-			t.Errorf("%q is said:\n%s", part, said)
-		}
-	}
-
-	// The credential that is there already counts for nothing.
-	for i := range 19 {
-		w.others(strings.Repeat("x", i+1))
-	}
-	w.provision(t, good)
 }
 
-func TestFederatedCredentialHasTheCloudsAudience(t *testing.T) {
+// addCredentials gives the identity federated credentials of other clusters.
+func (c *cloud) addCredentials(n int) {
+	for i := range n {
+		name := strings.Repeat("x", i+1)
+		c.resources["credential|my(group)|cats-api|"+name] = map[string]any{
+			"name": name, "issuer": "https://another.example/", "subject": "system:serviceaccount:cats-api:cats-api-sa", "audiences": []string{"api://AzureADTokenExchange"},
+		}
+	}
+}
+
+func TestFederatedCredentialHasTheAudienceOfTheCloud(t *testing.T) {
 	t.Parallel()
 	for cloud, want := range map[string]string{
-		"AzureCloud":        "api://AzureADTokenExchange",
 		"AzureUSGovernment": "api://AzureADTokenExchangeUSGov",
 		"AzureChinaCloud":   "api://AzureADTokenExchangeChina",
 		"AzureStackUser":    "api://AzureADTokenExchange", // a cloud registered by hand
 	} {
 		t.Run(cloud, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t)
-			w.Cloud = cloud
-			said, changes := w.provision(t, good)
-			var got []string
-			for _, c := range changes {
-				if i := slices.Index(c.Args, "--audiences"); i >= 0 {
-					got = append(got, c.Args[i+1])
-				}
+			c := newCloud(t)
+			c.answers["cloud show"] = `{"name": "` + cloud + `"}`
+			r := c.provision(good)
+			if !slices.ContainsFunc(r.calls, func(call call) bool { return strings.HasSuffix(call.String(), "--audiences "+want) }) {
+				t.Errorf("no credential has the audience %s:\n%v", want, r.calls)
 			}
-			if !slices.Equal(got, []string{want}) {
-				t.Errorf("the audiences are %q; want %q\n%s", got, want, said)
-			}
-			// The cluster's tokens may have the public cloud's: one made by hand is taken.
-			w.Things["credential|my(group)|cats-api|cats-api"]["audiences"] = []string{"api://AzureADTokenExchange"}
-			for _, script := range []string{"provision.sh", "teardown.sh"} {
-				args := map[string][]string{"teardown.sh": {"--yes"}}[script]
-				code, said, changes := w.run(t, "", script, good, args...)
-				if code != 0 || slices.Contains(kinds(changes), "identity federated-credential create") {
-					t.Errorf("%s: exit code %d\n%v\n%s", script, code, kinds(changes), said)
-				}
-			}
+			// The cluster's tokens may have the audience of the public cloud.
+			c.resources["credential|my(group)|cats-api|cats-api"]["audiences"] = []string{"api://AzureADTokenExchange"}
+			c.provision(good).want(t, 0, applied)
 		})
 	}
 }
 
-// others gives the identity a federated credential of another cluster.
-func (w *world) others(name string) {
-	w.Things["credential|my(group)|cats-api|"+name] = map[string]any{
-		"name": name, "issuer": "https://another.example/", "subject": "system:serviceaccount:cats-api:cats-api-sa", "audiences": []string{"api://AzureADTokenExchange"},
-	}
-}
-
-func TestTheCredentialOfAnotherClusterIsNotTakenOver(t *testing.T) {
+func TestProvisionKeepsTheCredentialOfAnotherCluster(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.provision(t, good)
-	second := append([]string{"CLUSTER_RESOURCE_GROUP=north", "FEDERATED_CREDENTIAL=cats-api"}, good...)
-	w.Things["group|north"] = map[string]any{}
-	code, said, changes := w.run(t, "", "provision.sh", append([]string{"CLUSTER=another"}, second...))
-	if code != 1 || len(changes) > 0 || !strings.Contains(said, "is for system:serviceaccount:cats-api:cats-api-sa of https://issuer.example/cats-api/") {
-		t.Errorf("exit code %d, %q\n%s", code, changes, said)
-	}
+	c := newCloud(t)
+	c.provision(good)
+	c.resources["group|north"] = map[string]any{}
+	second := append([]string{"CLUSTER=another", "CLUSTER_RESOURCE_GROUP=north"}, good...)
+	r := c.run("provision.sh", append(second, "FEDERATED_CREDENTIAL=cats-api"))
+	r.want(t, 1, nil, "is for system:serviceaccount:cats-api:cats-api-sa of https://issuer.example/cats-api/")
 	// By default each cluster has its own.
-	said, changes = w.provision(t, append([]string{"CLUSTER=another", "CLUSTER_RESOURCE_GROUP=north"}, good...))
-	want := []string{"aks create", "identity federated-credential create", "kubectl apply -k " + filepath.Join(w.Dir, "overlays", "aks")}
-	if diff := cmp.Diff(want, kinds(changes)); diff != "" {
-		t.Errorf("%s\n%s", diff, said)
-	}
-	// One that was made by hand is taken, whatever its name.
-	w.Things["credential|my(group)|cats-api|another"]["name"] = "by-hand"
-	said, changes = w.provision(t, append([]string{"CLUSTER=another", "CLUSTER_RESOURCE_GROUP=north"}, good...))
-	if len(changes) != 1 || !strings.Contains(said, "federated credential by-hand") {
-		t.Errorf("%q\n%s", changes, said)
-	}
+	c.provision(second).want(t, 0, append([]string{"aks create", "identity federated-credential create"}, applied...))
+	// The name of an existing credential does not matter.
+	c.resources["credential|my(group)|cats-api|another"]["name"] = "by-hand"
+	c.provision(second).want(t, 0, applied, "federated credential by-hand")
 }
 
-func TestAClusterWithLoginsByEntraNeedsKubelogin(t *testing.T) {
+func TestProvisionLogsInToTheClusterByEntraID(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.EntraLogin = true
-	kubelogin := filepath.Join(w.Dir, "bin", "kubelogin")
+	c := newCloud(t)
+	c.kubeconfig = "command: kubelogin"
 	if _, err := exec.LookPath("kubelogin"); err != nil {
-		if code, said, _ := w.run(t, "", "provision.sh", good); code != 1 || !strings.Contains(said, "kubelogin is missing: az aks install-cli") {
-			t.Errorf("without it, exit code %d\n%s", code, said)
-		}
+		r := c.run("provision.sh", good)
+		r.want(t, 1, r.changes, "kubelogin is missing: az aks install-cli")
 	}
-	if err := os.Symlink(filepath.Join(w.Dir, "bin", "az"), kubelogin); err != nil {
-		t.Fatal(err)
-	}
-	w.provision(t, good)
+	c.install("kubelogin")
+	c.provision(good)
 }
 
-func TestItWaitsUntilTheIdentityIsKnownEverywhere(t *testing.T) {
+func TestProvisionWaitsUntilTheDeploymentWorks(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.DoctorFails = 3
-	said, _ := w.provision(t, good)
-	if strings.Count(said, "waiting, ") != 3 || !strings.Contains(said, "AADSTS700213") {
-		t.Errorf("it does not say why it waits:\n%s", said)
+	c := newCloud(t)
+	c.doctorFails = 3
+	r := c.provision(good)
+	r.want(t, 0, r.changes, "AADSTS700213")
+	if n := strings.Count(r.output, "waiting, "); n != 3 {
+		t.Errorf("it waited %d times; want 3:\n%s", n, r.output)
 	}
 
-	w.DoctorFails = 1 << 20
-	code, said, _ := w.run(t, "", "provision.sh", append([]string{"PATIENCE=1", "PAUSE=1"}, good...))
-	if code != 1 || !strings.Contains(said, "it does not work after 1 s") || !strings.Contains(said, "fail  exchange") {
-		t.Errorf("exit code %d:\n%s", code, said)
+	// An old pod works, and the new one does not yet.
+	c.objects = append(c.objects, object{Kind: "replicaset", Name: "cats-api-two", Hash: "two", Revision: 2}, object{Kind: "pod", Name: "new", Hash: "two", Created: 2, Signer: running})
+	c.doctorRanIn, c.rolloutFails = nil, 2
+	c.provision(good)
+	if want := []string{"pod/new", "pod/new", "pod/new"}; !slices.Equal(c.doctorRanIn, want) {
+		t.Errorf("the doctor ran in %q; want %q", c.doctorRanIn, want)
 	}
+
+	c.doctorFails = 1 << 20
+	c.run("provision.sh", append([]string{"DEPLOY_TIMEOUT=0"}, good...)).want(t, 1, applied, "the deployment is not ready after 0 s", "fail  exchange")
 }
 
-func TestThePasswordOfTheRegistryIsOnNoCommandLine(t *testing.T) {
+func TestRegistryPasswordIsOnNoCommandLine(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	password := `pa"ss $word\`
-	file := filepath.Join(w.Dir, "the password")
-	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	environ := append([]string{"REGISTRY_SERVER=r.example", "REGISTRY_USERNAME=user", "REGISTRY_PASSWORD_FILE=" + file}, good...)
-	said, changes := w.provision(t, environ)
+	c := newCloud(t)
+	const password = `pa"ss $word\`
+	c.write("the password", password+"\n")
+	r := c.provision(append([]string{"REGISTRY_SERVER=r.example", "REGISTRY_USERNAME=user", "REGISTRY_PASSWORD_FILE=" + c.path("the password")}, good...))
 	auth := base64.StdEncoding.EncodeToString([]byte("user:" + password))
 	config := base64.StdEncoding.EncodeToString([]byte(`{"auths":{"r.example":{"auth":"` + auth + `"}}}`))
-	var secret string
-	for i, c := range changes {
+	secret := ""
+	for _, call := range r.calls {
+		secret += call.stdin
 		for _, hidden := range []string{password, auth, config} {
-			if strings.Contains(c.String(), hidden) || strings.Contains(said, hidden) {
-				t.Errorf("the password is in %q, or was printed", c.Args)
+			if strings.Contains(call.String()+r.output, hidden) {
+				t.Errorf("the password is in %q or in the output", call)
 			}
-		}
-		if c.Stdin == "" {
-			continue
-		}
-		secret = c.Stdin
-		if previous := changes[i-1].String(); !strings.HasSuffix(previous, "namespace.yaml") {
-			t.Errorf("before the secret comes %s; want its namespace", previous)
-		}
-		if next := changes[i+1].String(); !strings.Contains(next, "apply -k") {
-			t.Errorf("after the secret comes %s; want the overlay", next)
 		}
 	}
 	if !strings.Contains(secret, ".dockerconfigjson: "+config) || !strings.Contains(secret, "name: registry-credentials") {
 		t.Errorf("the secret is\n%s", secret)
 	}
-	if k := read(t, w.overlay("kustomization.yaml")); !strings.Contains(k, "\n  - ../../components/image-pull-secret") || !strings.Contains(k, "\n  # - ../../components/monitoring") {
+	if last := strings.Join(r.changes[len(r.changes)-3:], "\n"); !regexp.MustCompile(`^kubectl apply -f .*/namespace\.yaml\nkubectl apply -f -\n` + applied[0] + "$").MatchString(last) {
+		t.Errorf("the last changes are\n%s", last)
+	}
+	if k := c.read("overlay/kustomization.yaml"); !strings.Contains(k, "\n  - ../../components/image-pull-secret") || !strings.Contains(k, "\n  # - ../../components/monitoring") {
 		t.Errorf("the component is not on, or others are:\n%s", k)
 	}
 }
 
-func TestHelpAndUnknownArguments(t *testing.T) {
+func TestScriptsPrintHelpAndRejectUnknownArguments(t *testing.T) {
 	t.Parallel()
 	for _, script := range []string{"provision.sh", "teardown.sh"} {
-		w := newWorld(t)
-		if code, said, _ := w.run(t, "", script, nil, "--help"); code != 0 || !strings.Contains(said, "--dry-run") {
-			t.Errorf("%s --help: %d\n%s", script, code, said)
-		}
-		if code, said, _ := w.run(t, "", script, good, "--dryrun"); code != 1 || !strings.Contains(said, "unknown argument --dryrun") {
-			t.Errorf("%s: %d\n%s", script, code, said)
-		}
+		c := newCloud(t)
+		c.run(script, nil, "--help").want(t, 0, nil, "--dry-run")
+		c.run(script, good, "--dryrun").want(t, 1, nil, "unknown argument --dryrun")
 	}
 }
 
-// An error that is not that something is missing must not be taken for it.
-func TestAnErrorOfAzureEndsIt(t *testing.T) {
+// An error is not taken for a missing resource.
+func TestErrorOfAzureEndsProvision(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	script := "#!/bin/sh\ncase \"$*\" in *'storage account show'*) echo 'ERROR: (AuthorizationFailed) no' >&2; exit 1;; esac\nexec '" + filepath.Join(w.Dir, "bin", "real", "az") + "' \"$@\"\n"
-	if err := errors.Join(os.Mkdir(filepath.Join(w.Dir, "bin", "real"), 0o750),
-		os.Rename(filepath.Join(w.Dir, "bin", "az"), filepath.Join(w.Dir, "bin", "real", "az")),
-		os.WriteFile(filepath.Join(w.Dir, "bin", "az"), []byte(script), 0o755)); err != nil {
-		t.Fatal(err)
+	c := newCloud(t)
+	c.answers["storage account show"] = "denied"
+	c.run("provision.sh", good).want(t, 1, nil, "AuthorizationFailed")
+}
+
+func TestTeardownDeletesWhatProvisionCreated(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	c.provision(good)
+	for _, row := range []struct {
+		stdin   string
+		args    []string
+		code    int
+		changes []string
+		part    string
+	}{
+		{"n\n", nil, 1, nil, "Continue?"},
+		{"", []string{"--dry-run"}, 0, nil, "az aks delete"},
+		{"y\n", nil, 0, append(slices.Clone(removed), "identity delete", "aks delete"), "--delete-pictures"},
+		{"", []string{"--yes", "--delete-pictures"}, 0, []string{"storage account delete", "group delete"}, ""},
+		{"", []string{"--yes", "--delete-pictures"}, 0, nil, "nothing to delete"},
+	} {
+		c.runWith(row.stdin, "teardown.sh", good, row.args...).want(t, row.code, row.changes, row.part)
 	}
-	code, said, changes := w.run(t, "", "provision.sh", good)
-	if code != 1 || len(changes) > 0 || !strings.Contains(said, "AuthorizationFailed") {
-		t.Errorf("%d, %q\n%s", code, changes, said)
+}
+
+// removed are the changes that remove the identity's access.
+var removed = []string{"identity federated-credential delete", "role assignment delete", "role assignment delete"}
+
+func TestTeardownKeepsOtherResources(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct {
+		change  func(*cloud)
+		environ []string
+		want    []string
+	}{
+		"all existed before": {
+			change: func(c *cloud) {
+				for resource := range maps.Values(c.resources) {
+					delete(resource, "tags")
+				}
+			},
+			want: append([]string{
+				"kubectl --namespace cats-api delete deployment cats-api --ignore-not-found", "kubectl delete namespace cats-api --ignore-not-found",
+			}, removed...),
+		},
+		"another cluster uses the identity": {
+			change: func(c *cloud) { c.addCredentials(1) },
+			want:   []string{"identity federated-credential delete", "aks delete", "storage account delete"},
+		},
+		"the credential is for another cluster": {
+			change: func(c *cloud) { c.addCredentials(1) }, environ: []string{"FEDERATED_CREDENTIAL=x"},
+			want: []string{"aks delete", "storage account delete"},
+		},
+		"the cluster is deleted": { // by an interrupted run
+			change: func(c *cloud) { delete(c.resources, "cluster|my(group)|cats-api") },
+			want:   append(slices.Clone(removed), "identity delete", "storage account delete", "group delete"),
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t)
+			c.provision(good)
+			row.change(c)
+			c.run("teardown.sh", append(row.environ, good...), "--yes", "--delete-pictures").want(t, 0, row.want)
+		})
 	}
 }

@@ -22,22 +22,22 @@ const (
 	keys      = "/openid/v1/jwks"
 )
 
-// cluster is where the federated tokens come from.
+// cluster is the issuer of the federated tokens.
 type cluster struct {
-	issuer string       // the iss of its tokens
-	client *http.Client // gets the OpenID configuration and keys of issuer
+	issuer string       // issuer (iss) of its tokens
+	client *http.Client // fetches the OpenID configuration and keys of issuer
 }
 
-// newCluster asks the API server, as the pod's own service account, whose files
-// are in dir, who it says it is. It tries until that works or ctx is done.
+// newCluster reads the cluster's issuer from the API server. dir contains the files of the pod's service account. newCluster tries again
+// until it succeeds or ctx is done.
 func newCluster(ctx context.Context, dir string, log *slog.Logger) (*cluster, error) {
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt")) //nolint:gosec // the pod's own
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt")) //nolint:gosec // a fixed folder
 	if err != nil {
 		return nil, fmt.Errorf("reading the cluster's CA: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(ca) {
-		return nil, errors.New("the cluster's CA holds no certificate")
+		return nil, errors.New("the cluster's CA file contains no certificate")
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
 	c := &cluster{client: &http.Client{
@@ -50,22 +50,23 @@ func newCluster(ctx context.Context, dir string, log *slog.Logger) (*cluster, er
 			return err
 		}
 		var document struct{ Issuer string }
-		if err := json.Unmarshal(b, &document); err != nil || document.Issuer == "" {
-			return fmt.Errorf("the cluster's OpenID configuration names no issuer (%w)", err)
+		if err := json.Unmarshal(b, &document); err != nil {
+			return fmt.Errorf("parsing the cluster's OpenID configuration: %w", err)
 		}
-		c.issuer = document.Issuer
+		if c.issuer = document.Issuer; c.issuer == "" {
+			return errors.New("the cluster's OpenID configuration contains no issuer")
+		}
 		return nil
 	})
 	return c, err
 }
 
-// throughAPI gets the OpenID configuration and the keys of the cluster from its
-// API server, whatever the issuer's URL: that need not be reachable from a pod,
-// and the API server may want to know who asks.
+// throughAPI redirects requests for the cluster's OpenID configuration and keys to its API server. The issuer's URL may not be reachable
+// from a pod, and the API server may require authentication.
 type throughAPI struct {
 	next      http.RoundTripper
-	server    string // its URL
-	tokenFile string // read each time, since it is rotated
+	server    string // URL of the API server
+	tokenFile string // rotated by the kubelet
 }
 
 func (t throughAPI) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -77,10 +78,10 @@ func (t throughAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 	if strings.HasSuffix(r.URL.Path, discovery) {
 		path = discovery
 	}
-	asked, err := http.NewRequestWithContext(r.Context(), http.MethodGet, t.server+path, nil)
+	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, t.server+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	asked.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
-	return t.next.RoundTrip(asked)
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	return t.next.RoundTrip(req)
 }

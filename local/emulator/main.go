@@ -1,7 +1,6 @@
-// Command emulator stands for Azure in a Kubernetes cluster that has none. Beside
-// Azurite, in one pod, it is the Entra ID that exchanges the cluster's own
-// service-account tokens, the authority behind the TLS certificates of both, and
-// a plain-HTTP front of the storage account for signed links.
+// Command emulator replaces Azure in a Kubernetes cluster. It runs in a pod beside Azurite and has three parts: a token issuer in place of
+// Entra ID, which exchanges the cluster's service account tokens; the TLS certificate of both; and a plain HTTP listener that serves signed
+// URLs.
 package main
 
 import (

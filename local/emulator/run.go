@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -28,27 +25,27 @@ import (
 	"cats.example/shared/telemetry"
 )
 
-const about = `emulator stands for Azure in a cluster that has none: beside Azurite it exchanges the cluster's service-account
-tokens as Entra ID does, and serves the storage account in plain HTTP for signed links.
+const about = `emulator replaces Azure in a Kubernetes cluster. Beside Azurite, it exchanges the cluster's service account tokens like Entra ID
+and serves the storage account in plain HTTP for signed URLs. Do not use it in production.
 
-  emulator             serves
-  emulator trust FILE  waits for TRUST_URL, and writes the certificate of its authority to FILE`
+  emulator             runs the services
+  emulator trust FILE  waits for the certificate at TRUST_URL and writes it to FILE`
 
 type settings struct {
-	Namespace      string                `env:"NAMESPACE,required" help:"namespace of the workload that may exchange its token"`
-	ServiceAccount string                `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"its service account"`
-	StateDir       string                `env:"STATE_DIR" envDefault:"/state" help:"for the certificates, the account's key and a script, which Azurite reads"`
-	StorageURL     string                `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"the account, as the signer knows it; Azurite listens on the port"`
-	Container      string                `env:"STORAGE_CONTAINER" envDefault:"cats" help:"made when missing"`
-	IssuerHost     string                `env:"ISSUER_HOST" envDefault:"login" help:"name of the token issuer in its certificate"`
-	IssuerAddress  string                `env:"ISSUER_ADDRESS" envDefault:":8443" help:"where the token issuer is, TLS"`
-	FrontAddress   string                `env:"FRONT_ADDRESS" envDefault:":8080" help:"where the account serves signed URLs in plain HTTP"`
-	OpsAddress     string                `env:"OPS_ADDRESS" envDefault:":8081" help:"where /ca.pem, /livez and /readyz are"`
-	AllowedHosts   []httpserver.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have besides IP addresses, localhost and the names in STORAGE_URL, ISSUER_HOST and TRUST_URL; others are answered 421"`
-	TrustURL       string                `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"where trust gets the certificate"`
+	Namespace      string                `env:"NAMESPACE,required" help:"namespace of the service account"`
+	ServiceAccount string                `env:"SERVICE_ACCOUNT" envDefault:"cats-api-sa" help:"the only service account whose tokens are exchanged"`
+	StateDir       string                `env:"STATE_DIR" envDefault:"/state" help:"folder for the certificate, the account key and a script, which Azurite reads"`
+	StorageURL     string                `env:"STORAGE_URL" envDefault:"https://davydscats.blob:10000" help:"URL of the storage account for the signer; the port is Azurite's"`
+	Container      string                `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; created if missing"`
+	IssuerHost     string                `env:"ISSUER_HOST" envDefault:"login" help:"host name of the token issuer in its certificate"`
+	IssuerAddress  string                `env:"ISSUER_ADDRESS" envDefault:":8443" help:"listen address of the token issuer (TLS)"`
+	FrontAddress   string                `env:"FRONT_ADDRESS" envDefault:":8080" help:"listen address of the storage account for signed URLs (plain HTTP)"`
+	OpsAddress     string                `env:"OPS_ADDRESS" envDefault:":8081" help:"listen address of /ca.pem, /livez and /readyz"`
+	AllowedHosts   []httpserver.HostName `env:"ALLOWED_HOSTS" envDefault:"azure-front" help:"host names that requests may have in addition to IP addresses, localhost and the hosts in STORAGE_URL, ISSUER_HOST and TRUST_URL; other requests get 421"`
+	TrustURL       string                `env:"TRUST_URL" envDefault:"http://login:8081/ca.pem" help:"URL of the certificate for emulator trust"`
 }
 
-// run does what args say until ctx is done.
+// run executes the command line until ctx is done.
 func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	var cfg settings
 	switch {
@@ -75,23 +72,13 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	return serve(ctx, cfg, log)
 }
 
-// serve runs the emulator until ctx is done.
+// serve runs the services until ctx is done.
 func serve(ctx context.Context, cfg settings, log *slog.Logger) error {
-	account, err := url.Parse(cfg.StorageURL)
-	if err != nil {
-		return fmt.Errorf("STORAGE_URL: %w", err)
-	}
-	if err := writeKey(filepath.Join(cfg.StateDir, "accounts")); err != nil {
-		return err
-	}
-	if err := stack.WriteAzuriteScript(filepath.Join(cfg.StateDir, "azurite.js")); err != nil {
-		return err
-	}
 	hosts, err := cfg.hosts()
 	if err != nil {
 		return err
 	}
-	ca, err := stack.OpenCA(cfg.StateDir, account.Hostname(), cfg.IssuerHost)
+	ca, err := cfg.prepare()
 	if err != nil {
 		return err
 	}
@@ -107,50 +94,27 @@ func serve(ctx context.Context, cfg settings, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	storage := stack.NewStorage(cfg.StorageURL, ca, entra.AccessToken)
+	storage, err := stack.NewStorage(cfg.StorageURL, ca, entra.AccessToken)
+	if err != nil {
+		return err
+	}
 	front, err := storage.Front()
 	if err != nil {
 		return err
 	}
 
 	var ready atomic.Bool
-	ops := http.NewServeMux()
-	ops.HandleFunc("GET /ca.pem", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, ca.File) })
-	ops.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	ops.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready.Load() {
-			http.Error(w, "waiting for Azurite", http.StatusServiceUnavailable)
-			return
-		}
-		_, _ = io.WriteString(w, "ok\n")
-	})
-
 	g, ctx := errgroup.WithContext(ctx)
-	for _, l := range []struct {
-		name, address string
-		handler       http.Handler
-		tls           *tls.Config
-	}{
-		{"issuer", cfg.IssuerAddress, entra, &tls.Config{Certificates: []tls.Certificate{ca.Leaf}, MinVersion: tls.VersionTLS12}},
+	for _, l := range []listener{
+		{"issuer", cfg.IssuerAddress, entra, ca.Secure},
 		{"front", cfg.FrontAddress, front, nil},
-		{"ops", cfg.OpsAddress, ops, nil},
+		{"ops", cfg.OpsAddress, ops(ca, &ready), nil},
 	} {
-		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", l.address)
+		serve, err := l.open(ctx, hosts, log)
 		if err != nil {
-			return fmt.Errorf("opening the %s listener: %w", l.name, err)
+			return err
 		}
-		log.Info("listening", "listener", l.name, "address", listener.Addr().String())
-		if l.tls != nil {
-			listener = tls.NewListener(listener, l.tls)
-		}
-		server := &http.Server{Handler: httpserver.RequireHost(hosts.HostAllowed, l.handler), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
-		context.AfterFunc(ctx, func() { _ = server.Close() })
-		g.Go(func() error {
-			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("serving %s: %w", l.name, err)
-			}
-			return nil
-		})
+		g.Go(serve)
 	}
 	g.Go(func() error {
 		err := retry(ctx, log, "Azurite", func() error {
@@ -165,7 +129,67 @@ func serve(ctx context.Context, cfg settings, log *slog.Logger) error {
 	return g.Wait()
 }
 
-// hosts returns settings that allow the host names by which pods of the cluster reach the emulator.
+// prepare writes the files that Azurite reads and returns the certificate.
+func (c settings) prepare() (*stack.CA, error) {
+	account, err := url.Parse(c.StorageURL)
+	if err != nil {
+		return nil, fmt.Errorf("STORAGE_URL: %w", err)
+	}
+	if err := writeAccounts(filepath.Join(c.StateDir, "accounts")); err != nil {
+		return nil, err
+	}
+	if err := stack.WriteAzuriteScript(filepath.Join(c.StateDir, "azurite.js")); err != nil {
+		return nil, err
+	}
+	return stack.OpenCA(c.StateDir, account.Hostname(), c.IssuerHost)
+}
+
+type listener struct {
+	name, address string
+	handler       http.Handler
+	secure        func(net.Listener) net.Listener // adds TLS; may be nil
+}
+
+// open opens the listener. serve serves it until ctx is done.
+func (l listener) open(ctx context.Context, hosts httpserver.Settings, log *slog.Logger) (serve func() error, err error) {
+	socket, err := (&net.ListenConfig{}).Listen(ctx, "tcp", l.address)
+	if err != nil {
+		return nil, fmt.Errorf("opening the %s listener: %w", l.name, err)
+	}
+	log.Info("listening", "listener", l.name, "address", socket.Addr().String())
+	if l.secure != nil {
+		socket = l.secure(socket)
+	}
+	server := &http.Server{
+		Handler:           httpserver.RequireHost(hosts.HostAllowed, l.handler),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	context.AfterFunc(ctx, func() { _ = server.Close() })
+	return func() error {
+		if err := server.Serve(socket); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving %s: %w", l.name, err)
+		}
+		return nil
+	}, nil
+}
+
+// ops returns the handler of the ops listener. /readyz is 200 once ready is true.
+func ops(ca *stack.CA, ready *atomic.Bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /ca.pem", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, ca.File) })
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if !ready.Load() {
+			http.Error(w, "waiting for Azurite", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = io.WriteString(w, "ok\n")
+	})
+	return mux
+}
+
+// hosts returns the allowed host names, including those that the pods of the cluster use.
 func (c settings) hosts() (httpserver.Settings, error) {
 	s := httpserver.Settings{AllowedHosts: append(slices.Clone(c.AllowedHosts), httpserver.HostName(c.IssuerHost))}
 	for name, value := range map[string]string{"STORAGE_URL": c.StorageURL, "TRUST_URL": c.TrustURL} {
@@ -178,30 +202,25 @@ func (c settings) hosts() (httpserver.Settings, error) {
 	return s, nil
 }
 
-// writeKey writes what Azurite's AZURITE_ACCOUNTS must be, with a key that is made
-// here and that nobody uses, unless it is there.
-func writeKey(path string) error {
+// writeAccounts writes a file with Azurite's AZURITE_ACCOUNTS and a new account key, unless the file exists.
+func writeAccounts(path string) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	var key [64]byte
-	_, _ = rand.Read(key[:]) // never fails
-	content := stack.Account + ":" + base64.StdEncoding.EncodeToString(key[:])
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		return fmt.Errorf("writing the account's key: %w", err)
+	if err := os.WriteFile(path, []byte(stack.NewAzuriteAccount()), 0o600); err != nil {
+		return fmt.Errorf("writing the account key: %w", err)
 	}
 	return nil
 }
 
-// retry calls f until it works or ctx is done, which is no error, and says why
-// it has not worked yet.
-func retry(ctx context.Context, log *slog.Logger, what string, f func() error) error {
+// retry calls f every second until it succeeds or ctx is done, and logs its errors. It returns nil in both cases.
+func retry(ctx context.Context, log *slog.Logger, dependency string, f func() error) error {
 	for {
 		err := f()
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
-		log.Warn("not yet", "waiting_for", what, "error", err.Error())
+		log.Warn("dependency is not ready; trying again", "dependency", dependency, "error", err.Error())
 		select {
 		case <-ctx.Done():
 		case <-time.After(time.Second):
@@ -209,7 +228,7 @@ func retry(ctx context.Context, log *slog.Logger, what string, f func() error) e
 	}
 }
 
-// trust writes what is at url to file, as soon as it is there.
+// trust writes the certificate at url to file. It waits until url answers 200.
 func trust(ctx context.Context, url, file string, log *slog.Logger) error {
 	client := &http.Client{Timeout: 5 * time.Second}
 	return retry(ctx, log, url, func() error {
@@ -221,7 +240,7 @@ func trust(ctx context.Context, url, file string, log *slog.Logger) error {
 	})
 }
 
-// get returns what is at url.
+// get returns the content at url.
 func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -14,29 +14,26 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// Cluster stands for a Kubernetes cluster's service account issuer. As an
-// [http.Handler] it publishes its OpenID configuration and keys, as a cluster
-// with an OIDC issuer does.
+// Cluster replaces the service account issuer of a Kubernetes cluster. As an [http.Handler] it serves its OpenID configuration and keys.
 type Cluster struct {
-	// Now is the cluster's clock, time.Now unless it is set before the first token.
+	// Now is the cluster's clock, time.Now by default. Set it before the first token.
 	Now func() time.Time
 
 	url      string
 	key      *rsa.PrivateKey
-	stranger func() (*rsa.PrivateKey, error) // makes it once; only tests need one
+	otherKey func() (*rsa.PrivateKey, error) // for forged tokens
 	mux      *http.ServeMux
 }
 
-// NewCluster returns a cluster whose issuer is url, https and without a slash at
-// the end, where it must then be served.
+// NewCluster returns a cluster whose issuer is url: https, without a trailing slash. The caller must serve the cluster at url.
 func NewCluster(url string) (*Cluster, error) {
 	key, err := newKey()
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{Now: time.Now, url: url, key: key, stranger: sync.OnceValues(newKey), mux: http.NewServeMux()}
+	c := &Cluster{Now: time.Now, url: url, key: key, otherKey: sync.OnceValues(newKey), mux: http.NewServeMux()}
 	c.mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, map[string]any{
+		writeJSON(w, http.StatusOK, map[string]any{
 			"issuer":                                url,
 			"jwks_uri":                              url + "/openid/v1/jwks",
 			"response_types_supported":              []string{"id_token"},
@@ -45,30 +42,29 @@ func NewCluster(url string) (*Cluster, error) {
 		})
 	})
 	c.mux.HandleFunc("GET /openid/v1/jwks", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, publicKeys(key))
+		writeJSON(w, http.StatusOK, publicKeys(key))
 	})
 	return c, nil
 }
 
-// URL is the iss of the cluster's tokens.
+// URL returns the issuer (iss) of the cluster's tokens.
 func (c *Cluster) URL() string { return c.url }
 
 func (c *Cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) { c.mux.ServeHTTP(w, r) }
 
-// Federated describes a federated token: what the kubelet would ask the cluster
-// for, and what a test wants wrong about it.
+// Federated describes a federated token. Tests use it to create invalid tokens.
 type Federated struct {
-	Issuer   string // "" for the cluster's own
+	Issuer   string // the cluster by default
 	Subject  string // system:serviceaccount:NAMESPACE:NAME
 	Audience string
-	IssuedAt time.Time // zero for now
+	IssuedAt time.Time // now by default
 	Lifetime time.Duration
 
-	// Forged has it signed by another key, under the id of the cluster's.
+	// Forged makes another key sign the token, under the ID of the cluster's key.
 	Forged bool
 }
 
-// Token returns the token that f describes.
+// Token returns a token with the properties in f.
 func (c *Cluster) Token(f Federated) (string, error) {
 	if f.Issuer == "" {
 		f.Issuer = c.url
@@ -86,17 +82,16 @@ func (c *Cluster) Token(f Federated) (string, error) {
 		Expiry:    expiry(f.IssuedAt.Add(f.Lifetime)),
 	}
 	if f.Forged {
-		stranger, err := c.stranger()
+		key, err := c.otherKey()
 		if err != nil {
 			return "", err
 		}
-		return signAs(keyID(c.key), stranger, claims)
+		return signAs(keyID(c.key), key, claims)
 	}
 	return sign(c.key, claims)
 }
 
-// expiry is t in whole seconds, and not before it, so that a token that lives for
-// seconds lives for no less than it says.
+// expiry rounds t up to whole seconds, so that a token with a short lifetime does not expire early.
 func expiry(t time.Time) *jwt.NumericDate {
 	return jwt.NewNumericDate(t.Add(time.Second - time.Nanosecond))
 }
@@ -104,7 +99,7 @@ func expiry(t time.Time) *jwt.NumericDate {
 func newKey() (*rsa.PrivateKey, error) {
 	key, err := rsa.GenerateKey(rand.Reader, keyBits)
 	if err != nil {
-		return nil, fmt.Errorf("making a signing key: %w", err)
+		return nil, fmt.Errorf("creating a signing key: %w", err)
 	}
 	return key, nil
 }
@@ -131,11 +126,11 @@ func publicKeys(key *rsa.PrivateKey) jose.JSONWebKeySet {
 	}}}
 }
 
-// keyID is the key's thumbprint of RFC 7638.
+// keyID returns the thumbprint of the key (RFC 7638).
 func keyID(key *rsa.PrivateKey) string {
 	print, err := (&jose.JSONWebKey{Key: key.Public()}).Thumbprint(crypto.SHA256)
 	if err != nil {
-		panic(err) // an RSA key has one
+		panic(err) // impossible for an RSA key
 	}
 	return base64.RawURLEncoding.EncodeToString(print)
 }

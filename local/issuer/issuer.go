@@ -1,7 +1,5 @@
-// Package issuer stands for the two token services of a real deployment: Entra
-// ID, which exchanges a workload's federated token for an access token
-// ([Issuer]), and the Kubernetes cluster that makes and rotates that federated
-// token ([Cluster], [TokenFile]).
+// Package issuer replaces the two token services of a real deployment. [Issuer] replaces Entra ID, which exchanges a workload's federated
+// token for an access token. [Cluster] and [TokenFile] replace the Kubernetes cluster, which issues and rotates the federated token.
 package issuer
 
 import (
@@ -24,43 +22,40 @@ import (
 )
 
 const (
-	// Audience is what Entra ID wants a federated token to be for.
+	// Audience is the audience that Entra ID requires in a federated token.
 	Audience = "api://AzureADTokenExchange"
-	// Scope is the only one that the issuer gives tokens for.
+	// Scope is the only scope of access tokens.
 	Scope = "https://storage.azure.com/.default"
 
 	assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 	keyBits       = 2048
-	clockSkew     = 5 * time.Minute // that Entra ID allows a token from the future
-	maxForm       = 64 << 10
+	clockSkew     = 5 * time.Minute // by which a token may be ahead, as at Entra ID
+	maxForm       = 64 << 10        // bytes
 )
 
-// Config says which one workload the issuer knows.
+// Config describes the only workload of an issuer.
 type Config struct {
-	Tenant   string // tenant id
+	Tenant   string // tenant ID
 	ClientID string // of the application or managed identity
 	ObjectID string // of its service principal
 
-	// Issuer, Subject and [Audience] are the federated credential: whose tokens,
-	// about whom, are accepted.
+	// Issuer and Subject are the federated credential: the required iss and sub of federated tokens. The required aud is [Audience].
 	Issuer, Subject string
 
-	// Client reaches Issuer for its OpenID configuration and its keys.
+	// Client fetches the OpenID configuration and the keys of Issuer.
 	Client *http.Client
-	// Lifetime of access tokens, 1 h when zero.
+	// Lifetime is the lifetime of access tokens, 1 h by default.
 	Lifetime time.Duration
-	// Now is the issuer's clock, time.Now when nil.
+	// Now is the issuer's clock, time.Now by default.
 	Now func() time.Time
-	// Log gets a line for each exchange, which never holds a token.
+	// Log receives one line for each exchange, without tokens. It may be nil.
 	Log *slog.Logger
 }
 
-// Issuer is an [http.Handler] that does what Entra ID does for one application
-// of one tenant: it exchanges a federated token for an access token to storage.
-// It checks the federated token's signature against the keys that its maker
-// publishes, and issuer, subject, audience and times, and refuses with Entra ID's
-// own codes. Its access tokens are what Azurite takes, which checks no signature:
-// this is the only place that checks anything.
+// Issuer is an [http.Handler] that behaves like Entra ID for one application of one tenant: it exchanges a federated token for an access
+// token for storage. It verifies the federated token's signature with the keys of its issuer, and its issuer, subject, audience and times.
+// It rejects tokens with Entra ID's error codes. Azurite accepts its access tokens without verifying their signature, so the checks
+// here are the only ones.
 type Issuer struct {
 	cfg Config
 	key *rsa.PrivateKey
@@ -71,14 +66,13 @@ type Issuer struct {
 	wrapped  atomic.Pointer[http.Handler]
 
 	mu       sync.Mutex
-	verifier *oidc.IDTokenVerifier // nil before cfg.Issuer has answered
+	verifier *oidc.IDTokenVerifier // nil until cfg.Issuer has answered
 }
 
-// signingKey is what all issuers of a process sign with, as Entra ID does for all
-// tenants. To make one takes as long as all else that a system needs.
+// signingKey returns the key of all issuers of this process. Creating a key takes as long as the rest of a system's start.
 var signingKey = sync.OnceValues(newKey)
 
-// New returns an issuer. Nothing is fetched from cfg.Issuer before the first exchange.
+// New returns an issuer. It sends no request to cfg.Issuer before the first exchange.
 func New(cfg Config) (*Issuer, error) {
 	key, err := signingKey()
 	if err != nil {
@@ -99,7 +93,7 @@ func New(cfg Config) (*Issuer, error) {
 	return i, nil
 }
 
-// SetLifetime changes how long access tokens live from now on, 0 for 1 h.
+// SetLifetime sets the lifetime of later access tokens; 0 means 1 h.
 func (i *Issuer) SetLifetime(d time.Duration) {
 	if d == 0 {
 		d = time.Hour
@@ -107,8 +101,7 @@ func (i *Issuer) SetLifetime(d time.Duration) {
 	i.lifetime.Store(int64(d))
 }
 
-// Use puts middleware before the issuer, in place of what an earlier call put
-// there, so that a test can make it slow or broken; nil takes it away.
+// Use wraps the issuer in middleware, for tests of a slow or broken issuer. It replaces the middleware of an earlier call; nil removes it.
 func (i *Issuer) Use(middleware func(http.Handler) http.Handler) {
 	var h http.Handler = i.mux
 	if middleware != nil {
@@ -117,7 +110,7 @@ func (i *Issuer) Use(middleware func(http.Handler) http.Handler) {
 	i.wrapped.Store(&h)
 }
 
-// Issued is how many access tokens were handed out over HTTP.
+// Issued returns the number of access tokens issued over HTTP.
 func (i *Issuer) Issued() int64 { return i.issued.Load() }
 
 func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -126,11 +119,11 @@ func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (i *Issuer) configuration(w http.ResponseWriter, r *http.Request) {
 	if r.PathValue("tenant") != i.cfg.Tenant {
-		i.refuse(w, r, "", unknownTenant(r.PathValue("tenant")))
+		i.reject(w, r, "", unknownTenant(r.PathValue("tenant")))
 		return
 	}
 	base := "https://" + r.Host + "/" + i.cfg.Tenant
-	answer(w, http.StatusOK, map[string]any{
+	writeJSON(w, http.StatusOK, map[string]any{
 		"issuer":                                base + "/v2.0",
 		"authorization_endpoint":                base + "/oauth2/v2.0/authorize",
 		"token_endpoint":                        base + "/oauth2/v2.0/token",
@@ -144,34 +137,34 @@ func (i *Issuer) configuration(w http.ResponseWriter, r *http.Request) {
 
 func (i *Issuer) keys(w http.ResponseWriter, r *http.Request) {
 	if r.PathValue("tenant") != i.cfg.Tenant {
-		i.refuse(w, r, "", unknownTenant(r.PathValue("tenant")))
+		i.reject(w, r, "", unknownTenant(r.PathValue("tenant")))
 		return
 	}
-	answer(w, http.StatusOK, publicKeys(i.key))
+	writeJSON(w, http.StatusOK, publicKeys(i.key))
 }
 
 func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	subject, refused := i.check(r)
-	if refused != nil {
-		i.refuse(w, r, subject, refused)
+	subject, failed := i.check(r)
+	if failed != nil {
+		i.reject(w, r, subject, failed)
 		return
 	}
 	lifetime := time.Duration(i.lifetime.Load())
 	token, err := i.AccessToken(lifetime)
 	if err != nil {
-		i.refuse(w, r, subject, &refusal{http.StatusInternalServerError, "server_error", 90000, err.Error()})
+		i.reject(w, r, subject, &tokenError{http.StatusInternalServerError, "server_error", 90000, err.Error()})
 		return
 	}
 	i.issued.Add(1)
 	i.cfg.Log.InfoContext(r.Context(), "token exchange", "subject", subject, "outcome", "issued", "lifetime", lifetime.String())
 	seconds := int64(lifetime / time.Second)
-	answer(w, http.StatusOK, map[string]any{
+	writeJSON(w, http.StatusOK, map[string]any{
 		"token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds, "access_token": token,
 	})
 }
 
-// AccessToken returns a token as an exchange would, without one.
+// AccessToken returns an access token without an exchange.
 func (i *Issuer) AccessToken(lifetime time.Duration) (string, error) {
 	now := i.cfg.Now()
 	return sign(i.key, map[string]any{
@@ -182,43 +175,42 @@ func (i *Issuer) AccessToken(lifetime time.Duration) (string, error) {
 		"exp": expiry(now.Add(lifetime)),
 		"oid": i.cfg.ObjectID, "sub": i.cfg.ObjectID,
 		"tid": i.cfg.Tenant, "appid": i.cfg.ClientID, "ver": "1.0",
-		"uti": rand.Text(), // so that two tokens of one second differ, as those of Entra ID do
+		"uti": rand.Text(), // two tokens of the same second must differ
 	})
 }
 
-// check returns the subject that the request's federated token claims, as far as
-// it could be read, and why it gets no token.
-func (i *Issuer) check(r *http.Request) (subject string, refused *refusal) {
+// check validates a token request. It returns the subject of the federated token if it can be read, and the error to answer with.
+func (i *Issuer) check(r *http.Request) (subject string, failed *tokenError) {
 	if r.PathValue("tenant") != i.cfg.Tenant {
 		return "", unknownTenant(r.PathValue("tenant"))
 	}
 	if err := r.ParseForm(); err != nil {
-		return "", &refusal{http.StatusBadRequest, "invalid_request", 900144, "The request body cannot be read: " + err.Error() + "."}
+		return "", &tokenError{http.StatusBadRequest, "invalid_request", 900144, "The request body cannot be read: " + err.Error() + "."}
 	}
 	form := r.PostForm
 	if grant := form.Get("grant_type"); grant != "client_credentials" {
-		return "", &refusal{http.StatusBadRequest, "unsupported_grant_type", 70003, fmt.Sprintf("The app requested an unsupported grant type '%s'.", grant)}
+		return "", &tokenError{http.StatusBadRequest, "unsupported_grant_type", 70003, fmt.Sprintf("The app requested an unsupported grant type '%s'.", grant)}
 	}
 	if id := form.Get("client_id"); id != i.cfg.ClientID {
-		return "", &refusal{http.StatusBadRequest, "unauthorized_client", 700016, fmt.Sprintf("Application with identifier '%s' was not found in the directory '%s'.", id, i.cfg.Tenant)}
+		return "", &tokenError{http.StatusBadRequest, "unauthorized_client", 700016, fmt.Sprintf("Application with identifier '%s' was not found in the directory '%s'.", id, i.cfg.Tenant)}
 	}
-	// MSAL asks for OpenID Connect's own scopes besides, and Entra ID ignores them here.
+	// MSAL also requests scopes of OpenID Connect, which Entra ID ignores here.
 	scopes := slices.DeleteFunc(strings.Fields(form.Get("scope")), func(s string) bool {
 		return s == "openid" || s == "offline_access" || s == "profile"
 	})
 	if !slices.Equal(scopes, []string{Scope}) {
-		return "", &refusal{http.StatusBadRequest, "invalid_scope", 70011, fmt.Sprintf("The provided value for the input parameter 'scope' is not valid. The scope '%s' is not valid.", form.Get("scope"))}
+		return "", &tokenError{http.StatusBadRequest, "invalid_scope", 70011, fmt.Sprintf("The provided value for the input parameter 'scope' is not valid. The scope '%s' is not valid.", form.Get("scope"))}
 	}
 	if form.Get("client_assertion_type") != assertionType || form.Get("client_assertion") == "" {
-		return "", &refusal{http.StatusUnauthorized, "invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'."}
+		return "", &tokenError{http.StatusUnauthorized, "invalid_client", 7000218, "The request body must contain the following parameter: 'client_assertion' or 'client_secret'."}
 	}
 	return i.checkAssertion(r.Context(), form.Get("client_assertion"))
 }
 
-func (i *Issuer) checkAssertion(ctx context.Context, assertion string) (subject string, refused *refusal) {
+func (i *Issuer) checkAssertion(ctx context.Context, assertion string) (subject string, failed *tokenError) {
 	const unmatched = " Check your federated identity credential Subject, Audience and Issuer against the presented assertion."
-	invalid := func(code int, format string, args ...any) *refusal {
-		return &refusal{http.StatusUnauthorized, "invalid_client", code, fmt.Sprintf(format, args...)}
+	invalid := func(code int, format string, args ...any) *tokenError {
+		return &tokenError{http.StatusUnauthorized, "invalid_client", code, fmt.Sprintf(format, args...)}
 	}
 	parsed, err := jwt.ParseSigned(assertion, []jose.SignatureAlgorithm{jose.RS256})
 	var c jwt.Claims
@@ -228,7 +220,7 @@ func (i *Issuer) checkAssertion(ctx context.Context, assertion string) (subject 
 	if err != nil {
 		return "", invalid(50027, "JWT token is invalid or malformed: %v.", err)
 	}
-	// As Entra ID does: find the federated credential, then its issuer's keys.
+	// The order is that of Entra ID: the federated credential first, then the signature.
 	switch {
 	case c.Issuer != i.cfg.Issuer:
 		return c.Subject, invalid(700211, "No matching federated identity record found for presented assertion issuer '%s'.%s", c.Issuer, unmatched)
@@ -256,14 +248,13 @@ func (i *Issuer) checkAssertion(ctx context.Context, assertion string) (subject 
 	return c.Subject, nil
 }
 
-// verify returns the verifier of signatures. It reads the OpenID configuration
-// of the federated tokens' maker until that has worked once; keys are fetched
-// anew when a token names one that is not known yet.
+// verify returns the verifier of federated tokens. It fetches the OpenID configuration of their issuer until it has succeeded once. The
+// verifier fetches the keys again when a token names an unknown key.
 func (i *Issuer) verify() (*oidc.IDTokenVerifier, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.verifier == nil {
-		// The provider keeps this context for fetching keys: not a request's.
+		// The provider stores this context for later key requests: it must outlive the current request.
 		provider, err := oidc.NewProvider(oidc.ClientContext(context.Background(), i.cfg.Client), i.cfg.Issuer)
 		if err != nil {
 			return nil, err
@@ -271,15 +262,15 @@ func (i *Issuer) verify() (*oidc.IDTokenVerifier, error) {
 		i.verifier = provider.Verifier(&oidc.Config{
 			ClientID:             Audience,
 			SupportedSigningAlgs: []string{oidc.RS256},
-			SkipExpiryCheck:      true, // has a code of its own
+			SkipExpiryCheck:      true, // checked by the caller, with its own error code
 		})
 	}
 	return i.verifier, nil
 }
 
-func answer(w http.ResponseWriter, status int, v any) {
+func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store, no-cache")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client has gone
+	_ = json.NewEncoder(w).Encode(v) // fails if the client has disconnected
 }

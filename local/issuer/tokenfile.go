@@ -10,55 +10,52 @@ import (
 	"time"
 )
 
-const leastRotation = 100 * time.Millisecond
+const minRotation = 100 * time.Millisecond
 
-// TokenFile is the file of the federated token that a pod sees: the kubelet
-// writes it before the pod starts, and a new one when 80 % of its life is over.
+// TokenFile is the file with the federated token in a pod. Like the kubelet, it replaces the token after 80% of its lifetime. Its methods
+// are safe for concurrent use.
 type TokenFile struct {
 	path    string
 	cluster *Cluster
-	right   Federated
+	valid   Federated
 	changed chan struct{}
 
 	mu      sync.Mutex
 	current Federated
 }
 
-// NewTokenFile writes a token as right describes it to path, readable by its
-// owner alone. [TokenFile.Run] keeps it fresh.
-func NewTokenFile(path string, cluster *Cluster, right Federated) (*TokenFile, error) {
-	f := &TokenFile{path: path, cluster: cluster, right: right, changed: make(chan struct{}, 1)}
-	return f, f.Set(right)
+// NewTokenFile writes a token with the properties in valid to path. Only the owner can read the file. [TokenFile.Run] rotates the token.
+func NewTokenFile(path string, cluster *Cluster, valid Federated) (*TokenFile, error) {
+	f := &TokenFile{path: path, cluster: cluster, valid: valid, changed: make(chan struct{}, 1)}
+	return f, f.Set(valid)
 }
 
-// Path is where the token is.
+// Path returns the path of the file.
 func (f *TokenFile) Path() string { return f.path }
 
-// Right describes the token that the issuer accepts, for a test to change
-// something about.
-func (f *TokenFile) Right() Federated { return f.right }
+// Default returns the properties of the token that NewTokenFile wrote, from which tests derive invalid tokens.
+func (f *TokenFile) Default() Federated { return f.valid }
 
-// Set writes a token as d describes it, now; later ones are like it.
+// Set writes a token with the properties in d. Later rotations use d, too.
 func (f *TokenFile) Set(d Federated) error {
 	f.mu.Lock()
 	f.current = d
 	f.mu.Unlock()
 	select {
-	case f.changed <- struct{}{}: // Run counts from here
+	case f.changed <- struct{}{}: // the lifetime starts again
 	default:
 	}
 	return f.write()
 }
 
-// Reset writes the right token again.
-func (f *TokenFile) Reset() error { return f.Set(f.right) }
+// Reset writes a valid token again.
+func (f *TokenFile) Reset() error { return f.Set(f.valid) }
 
-// Run rotates the token until ctx is done. A token that cannot be written is
-// logged, and tried again a second later.
+// Run rotates the token until ctx is done. If a write fails, Run logs the error and tries again after a second.
 func (f *TokenFile) Run(ctx context.Context, log *slog.Logger) {
 	for {
 		f.mu.Lock()
-		wait := max(f.current.Lifetime*8/10, leastRotation)
+		wait := max(f.current.Lifetime*8/10, minRotation)
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
@@ -70,10 +67,10 @@ func (f *TokenFile) Run(ctx context.Context, log *slog.Logger) {
 		for {
 			err := f.write()
 			if err == nil {
-				log.InfoContext(ctx, "federated token rotated", "lifetime", f.right.Lifetime.String())
+				log.InfoContext(ctx, "federated token rotated", "lifetime", f.valid.Lifetime.String())
 				break
 			}
-			log.ErrorContext(ctx, "federated token not rotated", "error", err.Error())
+			log.ErrorContext(ctx, "rotating the federated token failed", "error", err.Error())
 			select {
 			case <-ctx.Done():
 				return
@@ -83,7 +80,7 @@ func (f *TokenFile) Run(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// write replaces the file in one step: a reader sees the old token or the new one.
+// write replaces the file atomically.
 func (f *TokenFile) write() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,11 +88,11 @@ func (f *TokenFile) write() error {
 	if err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(filepath.Dir(f.path), ".token-*") // made 0600
+	temp, err := os.CreateTemp(filepath.Dir(f.path), ".token-*") // mode 0600
 	if err != nil {
 		return fmt.Errorf("writing the federated token: %w", err)
 	}
-	defer func() { _ = os.Remove(temp.Name()) }() // gone, unless something failed
+	defer func() { _ = os.Remove(temp.Name()) }() // fails after the rename
 	_, err = temp.WriteString(token)
 	if closed := temp.Close(); err == nil {
 		err = closed

@@ -5,79 +5,75 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 )
 
-// readToken returns the claims of the token at path, which must be signed by
-// cluster, readable by its owner alone.
-func readToken(t *testing.T, cluster *Cluster, path string) jwt.Claims {
+// readToken returns the claims of the token in f, which must be signed by c and readable by its owner only.
+func readToken(t *testing.T, c *Cluster, f *TokenFile) jwt.Claims {
 	t.Helper()
-	info, err := os.Stat(path)
+	b, err := os.ReadFile(f.Path())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info.Mode().Perm() != 0o600 {
-		t.Fatalf("mode %v, want 0600", info.Mode())
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+	if info, err := os.Stat(f.Path()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("%v, %v; want mode 0600", info, err)
 	}
 	token, err := jwt.ParseSigned(string(b), []jose.SignatureAlgorithm{jose.RS256})
 	if err != nil {
-		t.Fatalf("the file holds %q: %v", b, err)
+		t.Fatalf("the file contains %q: %v", b, err)
 	}
-	var c jwt.Claims
-	if err := token.Claims(cluster.key.Public(), &c); err != nil {
+	var claims jwt.Claims
+	if err := token.Claims(c.key.Public(), &claims); err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return claims
 }
 
-func TestTokenFileIsRotated(t *testing.T) {
-	cluster, _ := newCluster(t)
-	dir := t.TempDir()
-	f := right()
-	f.Lifetime = 300 * time.Millisecond
-	file, err := NewTokenFile(filepath.Join(dir, "token"), cluster, f)
+func TestTokenFileRotatesBeforeTheExpiry(t *testing.T) {
+	cluster, _ := testCluster()
+	synctest.Test(t, func(t *testing.T) {
+		file, err := NewTokenFile(filepath.Join(t.TempDir(), "token"), cluster, valid()) // for a minute
+		if err != nil {
+			t.Fatal(err)
+		}
+		go file.Run(t.Context(), slog.New(slog.DiscardHandler))
+		first := readToken(t, cluster, file)
+		time.Sleep(47 * time.Second)
+		synctest.Wait()
+		if readToken(t, cluster, file).ID != first.ID {
+			t.Error("rotated before 80% of the lifetime")
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		second := readToken(t, cluster, file)
+		if second.ID == first.ID || !second.Expiry.Time().After(first.Expiry.Time()) {
+			t.Errorf("not rotated: %+v, then %+v", first, second)
+		}
+	})
+}
+
+func TestTokenFileCanBeInvalidAndReset(t *testing.T) {
+	cluster, _ := testCluster()
+	file, err := NewTokenFile(filepath.Join(t.TempDir(), "token"), cluster, valid())
 	if err != nil {
 		t.Fatal(err)
 	}
-	first := readToken(t, cluster, file.Path())
-	go file.Run(t.Context(), slog.New(slog.DiscardHandler))
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		// However often it is looked at, the file holds a whole and valid token.
-		if c := readToken(t, cluster, file.Path()); c.ID != first.ID {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("not rotated")
-		}
-	}
-}
-
-func TestTokenFileCanBeWrongAndRightAgain(t *testing.T) {
-	cluster, _ := newCluster(t)
-	dir := t.TempDir()
-	file, err := NewTokenFile(filepath.Join(dir, "token"), cluster, right())
-	if err != nil {
+	invalid := file.Default()
+	invalid.Subject = "system:serviceaccount:cats:default"
+	if err := file.Set(invalid); err != nil {
 		t.Fatal(err)
 	}
-	wrong := file.Right()
-	wrong.Subject = "system:serviceaccount:cats:default"
-	if err := file.Set(wrong); err != nil {
-		t.Fatal(err)
-	}
-	if c := readToken(t, cluster, file.Path()); c.Subject != wrong.Subject {
-		t.Errorf("subject %q, want %q", c.Subject, wrong.Subject)
+	if c := readToken(t, cluster, file); c.Subject != invalid.Subject {
+		t.Errorf("subject %q; want %q", c.Subject, invalid.Subject)
 	}
 	if err := file.Reset(); err != nil {
 		t.Fatal(err)
 	}
-	if c := readToken(t, cluster, file.Path()); c.Subject != testSubject {
-		t.Errorf("subject %q, want %q", c.Subject, testSubject)
+	if c := readToken(t, cluster, file); c.Subject != testSubject {
+		t.Errorf("subject %q; want %q", c.Subject, testSubject)
 	}
 }

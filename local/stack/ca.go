@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -18,28 +17,27 @@ import (
 	"time"
 )
 
-// caLifetime is that of the certificate: a stack does not run for longer.
+// caLifetime is the lifetime of the certificate. No stack runs longer.
 const caLifetime = 7 * 24 * time.Hour
 
-// CA is the certificate of one stack. It is its own authority, and that of no other:
-// Azurite takes what it is shown itself for a source of its copies when that has
-// signed itself, and whoever trusts it trusts it for this machine only.
+// CA is the certificate of one stack. It is self-signed: Azurite copies from its own HTTPS endpoint and trusts it only then. It cannot
+// sign other certificates, so that a client that trusts it trusts this machine only.
 type CA struct {
-	Pool *x509.CertPool  // trusts it alone
-	Leaf tls.Certificate // for the loopback addresses and the names asked for
+	Pool *x509.CertPool  // contains only this certificate
+	Leaf tls.Certificate // for the loopback addresses and the names passed to OpenCA
 
-	File, KeyFile string // PEM, the key readable by the owner alone
+	File, KeyFile string // PEM; only the owner can read the key
 }
 
-// OpenCA returns the certificate for names that is in dir: ca.pem and ca-key.pem. It
-// makes it when it is missing or no longer good.
+// OpenCA returns the certificate for names from the files ca.pem and ca-key.pem in dir. It creates them if they are missing, are for
+// other names or expire soon.
 func OpenCA(dir string, names ...string) (*CA, error) {
 	ca := &CA{File: filepath.Join(dir, "ca.pem"), KeyFile: filepath.Join(dir, "ca-key.pem")}
 	if ca.load(names) == nil {
 		return ca, nil
 	}
-	if err := ca.make(names); err != nil {
-		return nil, fmt.Errorf("making the local certificate: %w", err)
+	if err := ca.create(names); err != nil {
+		return nil, fmt.Errorf("creating the local certificate: %w", err)
 	}
 	if err := ca.load(names); err != nil {
 		return nil, fmt.Errorf("reading the local certificate: %w", err)
@@ -47,16 +45,16 @@ func OpenCA(dir string, names ...string) (*CA, error) {
 	return ca, nil
 }
 
-// readCA returns the certificate in a file that another process made.
+// readCA returns the certificate in a file that another process has created.
 func readCA(file string) (*CA, error) {
-	b, err := os.ReadFile(file) //nolint:gosec // where the caller has it
+	b, err := os.ReadFile(file) //nolint:gosec // the caller chooses the file
 	if err != nil {
 		return nil, fmt.Errorf("reading the certificate: %w", err)
 	}
 	ca := &CA{Pool: x509.NewCertPool(), File: file}
 	block, _ := pem.Decode(b)
 	if block == nil {
-		return nil, fmt.Errorf("reading the certificate: %s holds none", file)
+		return nil, fmt.Errorf("reading the certificate: %s contains none", file)
 	}
 	if ca.Leaf.Leaf, err = x509.ParseCertificate(block.Bytes); err != nil {
 		return nil, fmt.Errorf("reading the certificate: %w", err)
@@ -65,8 +63,7 @@ func readCA(file string) (*CA, error) {
 	return ca, nil
 }
 
-// load reads the files, and returns an error unless they hold for names, and for
-// some time to come.
+// load reads the files. It returns an error unless the certificate is valid for names and for the next half of caLifetime.
 func (ca *CA) load(names []string) error {
 	root, err := os.ReadFile(ca.File)
 	if err != nil {
@@ -87,21 +84,16 @@ func (ca *CA) load(names []string) error {
 	return nil
 }
 
-// local reports whether a name is one of the certificate's: all of them are
-// this machine's own.
-func (ca *CA) local(host string) bool { return ca.Leaf.Leaf.VerifyHostname(host) == nil }
+// covers reports whether the certificate is valid for host, which is then a name of this machine.
+func (ca *CA) covers(host string) bool { return ca.Leaf.Leaf.VerifyHostname(host) == nil }
 
-func (ca *CA) make(names []string) error {
+func (ca *CA) create(names []string) error {
 	now := time.Now()
-	var serial [16]byte
-	_, _ = rand.Read(serial[:]) // never fails
-	serial[0] &= 0x7f           // positive in DER's 16 bytes
 	cert := &x509.Certificate{
-		Subject:               pkix.Name{CommonName: "cats-api on this machine, made " + now.UTC().Format(time.RFC3339)},
-		SerialNumber:          new(big.Int).SetBytes(serial[:]),
+		Subject:               pkix.Name{CommonName: "cats-api on this machine, created " + now.UTC().Format(time.RFC3339)},
 		NotBefore:             now.Add(-time.Hour),
 		NotAfter:              now.Add(caLifetime),
-		BasicConstraintsValid: true, // it can sign no other
+		BasicConstraintsValid: true, // not a CA certificate
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		DNSNames:              names,
 		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
@@ -119,12 +111,12 @@ func (ca *CA) make(names []string) error {
 		return err
 	}
 	return errors.Join(
-		os.WriteFile(ca.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), 0o644), //nolint:gosec // for all to trust
+		os.WriteFile(ca.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), 0o644), //nolint:gosec // public
 		os.WriteFile(ca.KeyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600),
 	)
 }
 
-// secure returns l with TLS, under the leaf certificate.
-func (ca *CA) secure(l net.Listener) net.Listener {
+// Secure returns l with TLS.
+func (ca *CA) Secure(l net.Listener) net.Listener {
 	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{ca.Leaf}, MinVersion: tls.VersionTLS12})
 }

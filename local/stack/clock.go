@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// clockScript has Node.js go by a clock that is ahead of the machine's by as many
-// milliseconds as the file clock beside the script says, within a moment.
+// clockScript shifts the clock of Node.js by the number of milliseconds in the file "clock" beside the script. It reads the file at most
+// every 20 ms.
 const clockScript = `'use strict'
 const fs = require('fs'), http = require('http'), path = require('path')
 const Machine = Date
@@ -34,10 +34,8 @@ http.ServerResponse.prototype.writeHead = function (...args) {
 }
 `
 
-// SetClock puts the clocks of all that the stack stands for (storage, the token
-// issuers, the cluster) ahead of this machine's, which signer and frontend go by, or
-// behind it when ahead is below 0. Tokens that were made before may be of no use
-// then. The stack must have been made with Options.Clock.
+// SetClock sets the clocks of storage, token issuers and cluster ahead of this machine's clock, or behind it if ahead is negative. Signer
+// and frontend keep this machine's clock. Tokens that were issued before may become invalid. [Options].Clock must be set.
 func (s *Stack) SetClock(ahead time.Duration) error {
 	name := filepath.Join(s.opts.Dir, "clock")
 	if err := os.WriteFile(name+".new", []byte(strconv.FormatInt(ahead.Milliseconds(), 10)), 0o600); err != nil {
@@ -47,22 +45,21 @@ func (s *Stack) SetClock(ahead time.Duration) error {
 		return fmt.Errorf("setting the stack's clock: %w", err)
 	}
 	s.ahead.Store(int64(ahead))
-	time.Sleep(50 * time.Millisecond) // Azurite's script looks again by then
+	time.Sleep(50 * time.Millisecond) // until clockScript has read the file again
 	return nil
 }
 
-// now is the stack's clock.
+// now returns the time of the stack's clock.
 func (s *Stack) now() time.Time { return time.Now().Add(time.Duration(s.ahead.Load())) }
 
-// clock returns the options with which Node.js goes by the stack's clock, "" for the
-// machine's.
+// clock returns the options with which Node.js uses the stack's clock, or "" if it uses the machine's.
 func (s *Stack) clock() (nodeOptions string, err error) {
 	if !s.opts.Clock {
 		return "", nil
 	}
 	script := filepath.Join(s.opts.Dir, "clock.js")
 	if err := os.WriteFile(script, []byte(clockScript), 0o600); err != nil {
-		return "", fmt.Errorf("writing the script of the stack's clock: %w", err)
+		return "", fmt.Errorf("writing the clock script: %w", err)
 	}
 	return "--require=" + script, s.SetClock(0)
 }

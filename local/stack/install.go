@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,9 +17,9 @@ import (
 	"time"
 )
 
-const leastNode = 20 // the oldest major version of Node that Azurite runs on
+const minNode = 20 // major version of Node.js that Azurite needs
 
-// FindRoot returns the root of the checkout that the working directory is in.
+// FindRoot returns the root of the checkout that contains the working directory.
 func FindRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -32,28 +31,26 @@ func FindRoot() (string, error) {
 		}
 		parent := filepath.Dir(dir)
 		if parent == dir {
-			return "", errors.New("not in a checkout of cats-api: no directory above has local/package-lock.json; run this at the root of the checkout")
+			return "", errors.New("not in a checkout of cats-api: no parent directory contains local/package-lock.json; run this in the root of the checkout")
 		}
 		dir = parent
 	}
 }
 
-// Build builds the frontend, the signer and the command cats of the checkout at root
-// into dir, with the given extra flags of go build. It is quick when nothing changed.
+// Build builds the programs of the checkout at root into dir: signer, frontend and cats. flags are additional flags of go build.
 func Build(ctx context.Context, root, dir string, flags ...string) error {
-	for _, folder := range []string{"signer", "frontend", "local/cats"} {
-		program := path.Base(folder)
-		args := append([]string{"-C", filepath.Join(root, folder), "build", "-o", filepath.Join(dir, program)}, flags...)
+	for _, folder := range []string{"signer", "frontend", "cats"} {
+		args := append([]string{"-C", filepath.Join(root, folder), "build", "-o", filepath.Join(dir, folder)}, flags...)
 		if out, err := command(ctx, "go", append(args, ".")...).CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", program, err, bytes.TrimSpace(out))
+			return fmt.Errorf("building %s: %w\n%s", folder, err, bytes.TrimSpace(out))
 		}
 	}
 	return nil
 }
 
-// Installed reports whether [Install] has nothing to do for the checkout at root.
+// Installed reports whether the checkout at root has the version of Azurite that local/package-lock.json pins.
 func Installed(root string) bool {
-	want, err := wantedStamp(root)
+	want, err := lockDigest(root)
 	if err != nil {
 		return false
 	}
@@ -61,10 +58,9 @@ func Installed(root string) bool {
 	return err == nil && string(have) == want
 }
 
-// wantedStamp is what is in the stamp file when all that local/package-lock.json
-// pins is installed.
-func wantedStamp(root string) (string, error) {
-	lock, err := os.ReadFile(filepath.Join(root, "local", "package-lock.json")) //nolint:gosec // of the checkout
+// lockDigest returns the digest of local/package-lock.json. The stamp file contains it after the installation.
+func lockDigest(root string) (string, error) {
+	lock, err := os.ReadFile(filepath.Join(root, "local", "package-lock.json")) //nolint:gosec // in the checkout
 	if err != nil {
 		return "", fmt.Errorf("installing Azurite: %w", err)
 	}
@@ -76,9 +72,8 @@ func stampFile(root string) string {
 	return filepath.Join(root, "local", "node_modules", ".installed")
 }
 
-// Install installs Azurite as local/package-lock.json of the checkout at root
-// pins it, with npm ci, into local/node_modules, unless it is there already.
-// npm's output is in the file logPath. Several processes may call it at once.
+// Install installs the version of Azurite that local/package-lock.json of the checkout at root pins into local/node_modules, unless it
+// is installed. It runs npm ci and writes npm's output to the file logPath. Several processes may call Install at the same time.
 func Install(ctx context.Context, root, logPath string) error {
 	if err := CheckNode(ctx); err != nil {
 		return err
@@ -92,11 +87,11 @@ func Install(ctx context.Context, root, logPath string) error {
 		return fmt.Errorf("installing Azurite: %w", err)
 	}
 	defer unlock()
-	if Installed(root) { // by whoever held the lock
+	if Installed(root) { // by the process that had the lock
 		return nil
 	}
 
-	out, err := os.Create(logPath) //nolint:gosec // where the caller wants it
+	out, err := os.Create(logPath) //nolint:gosec // the caller chooses the file
 	if err != nil {
 		return fmt.Errorf("installing Azurite: %w", err)
 	}
@@ -107,10 +102,10 @@ func Install(ctx context.Context, root, logPath string) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return fmt.Errorf("installing Azurite: npm ci in %s: %w%s; npm's output is in %s: is its registry within reach (npm config get registry)? Then run this again",
+		return fmt.Errorf("installing Azurite: npm ci in %s: %w%s; npm's output is in %s. Check that npm's registry is reachable (npm config get registry), then try again",
 			dir, err, npmReason(logPath), logPath)
 	}
-	stamp, err := wantedStamp(root)
+	stamp, err := lockDigest(root)
 	if err != nil {
 		return err
 	}
@@ -120,9 +115,9 @@ func Install(ctx context.Context, root, logPath string) error {
 	return nil
 }
 
-// npmReason returns the first error that npm wrote to the file at path.
+// npmReason returns the first error in the output of npm in the file at path.
 func npmReason(path string) string {
-	b, err := os.ReadFile(path) //nolint:gosec // as Install wrote it
+	b, err := os.ReadFile(path) //nolint:gosec // written by Install
 	if err != nil {
 		return ""
 	}
@@ -135,28 +130,27 @@ func npmReason(path string) string {
 	return ""
 }
 
-// CheckNode returns an error that says what to do when there is no Node.js, or
-// one that is too old.
+// CheckNode returns an error that says what to install if Node.js or npm is missing or too old for Azurite.
 func CheckNode(ctx context.Context) error {
-	const fix = "install Node.js 20 or newer with npm, from your system's packages or https://nodejs.org"
+	const fix = "install Node.js 20 or newer with npm from the system's packages or https://nodejs.org"
 	for _, tool := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("no %s in PATH, which Azurite needs: %s", tool, fix)
+			return fmt.Errorf("%s is not in PATH, but Azurite needs it: %s", tool, fix)
 		}
 	}
 	out, err := command(ctx, "node", "--version").Output()
 	version := strings.TrimSpace(string(out))
 	if err != nil {
-		return fmt.Errorf("asking node for its version: %w", err)
+		return fmt.Errorf("running node --version: %w", err)
 	}
 	major, _, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
-	if n, err := strconv.Atoi(major); err != nil || n < leastNode {
-		return fmt.Errorf("node is %s, too old for Azurite: %s", version, fix)
+	if n, err := strconv.Atoi(major); err != nil || n < minNode {
+		return fmt.Errorf("node %s is too old for Azurite: %s", version, fix)
 	}
 	return nil
 }
 
-// command returns a short-lived tool, which the end of ctx kills with all that it started.
+// command returns a command that is killed with all its children when ctx is done.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // go, node and npm
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -165,7 +159,7 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// lockFile waits for the only lock on the file at path, among processes.
+// lockFile waits until [Lock] succeeds or ctx is done.
 func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	for {
 		unlock, err = Lock(path)
@@ -180,11 +174,10 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 	}
 }
 
-// Lock takes the only lock on the file at path, which is made when missing, until
-// unlock is called or the process ends. The error is [syscall.EWOULDBLOCK] when
-// another process has it.
+// Lock locks the file at path until unlock is called or the process ends. It creates a missing file. The error is
+// [syscall.EWOULDBLOCK] if another process has locked the file.
 func Lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600) //nolint:gosec // where the caller wants it
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600) //nolint:gosec // the caller chooses the file
 	if err != nil {
 		return nil, err
 	}

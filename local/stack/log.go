@@ -10,8 +10,7 @@ import (
 	"sync"
 )
 
-// Log is what one process wrote, kept in a file, whole lines at a time. It is an
-// [io.Writer] for the process's output.
+// Log stores the output of one process in a file, in whole lines. It is safe for concurrent use.
 type Log struct {
 	name   string
 	file   *os.File
@@ -19,12 +18,12 @@ type Log struct {
 
 	mu      sync.Mutex
 	partial []byte
-	size    int64         // of the whole lines in the file
-	grown   chan struct{} // closed, and replaced, when size grows
-	failed  error         // of the first write to the file
+	size    int64         // bytes in the file
+	grown   chan struct{} // closed and replaced when size grows
+	failed  error         // first error of a write to the file
 }
 
-// newLog empties the file at path. follow, which may be nil, gets each line.
+// newLog returns a log in the file at path, which it truncates. follow, unless nil, is called for each line.
 func newLog(name, path string, follow func(name, line string)) (*Log, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // in the stack's folder
 	if err != nil {
@@ -33,8 +32,7 @@ func newLog(name, path string, follow func(name, line string)) (*Log, error) {
 	return &Log{name: name, file: f, follow: follow, grown: make(chan struct{})}, nil
 }
 
-// Write takes output as it comes. It never fails: a process must not end because
-// its log cannot be kept.
+// Write adds output. It never fails: a process must not end because its log cannot be written. [Log.Since] returns the error.
 func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,17 +57,17 @@ func (l *Log) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Path is the log's file.
+// Path returns the name of the log's file.
 func (l *Log) Path() string { return l.file.Name() }
 
-// Mark is where the log ends now, for [Log.Wait] and [Log.Since].
+// Mark returns the current end of the log, for [Log.Wait] and [Log.Since].
 func (l *Log) Mark() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.size
 }
 
-// Since returns the lines written after mark, 0 for all.
+// Since returns the lines after mark; mark 0 returns all.
 func (l *Log) Since(mark int64) ([]string, error) {
 	lines, _, _, err := l.read(mark)
 	return lines, err
@@ -92,8 +90,7 @@ func (l *Log) read(mark int64) (lines []string, end int64, grown <-chan struct{}
 	return lines, end, grown, nil
 }
 
-// Wait returns the first line after mark that match accepts, as soon as there is
-// one. When ctx ends first, the error holds the last lines.
+// Wait waits for a line after mark that match accepts and returns it. If ctx ends first, the error contains the last lines.
 func (l *Log) Wait(ctx context.Context, mark int64, match func(line string) bool) (string, error) {
 	for {
 		lines, end, grown, err := l.read(mark)
@@ -114,7 +111,7 @@ func (l *Log) Wait(ctx context.Context, mark int64, match func(line string) bool
 	}
 }
 
-// tail returns the last n lines, each after a line end, for the end of an error.
+// tail returns the last n lines for the end of an error text. Each begins with a newline.
 func (l *Log) tail(n int) string {
 	lines, err := l.Since(0)
 	if err != nil {

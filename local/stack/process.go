@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"slices"
 	"sync"
@@ -14,12 +15,11 @@ import (
 	"time"
 )
 
-// stopTimeout is how long a process may take over SIGTERM when nobody says.
+// stopTimeout limits [Process.Stop] if its context has no deadline.
 const stopTimeout = 10 * time.Second
 
-// Process is a program that the stack runs: in a process group of its own, with
-// an environment made from nothing, its output in [Process.Log]. It can be
-// stopped or killed and started again, and then listens where it did before.
+// Process is a program that the stack runs. It has its own process group, inherits no environment variables and writes its output to
+// Log. It can be stopped or killed and started again, and then listens on the same addresses. Its methods are safe for concurrent use.
 type Process struct {
 	Log *Log
 
@@ -28,44 +28,43 @@ type Process struct {
 	args []string
 	dir  string
 
-	// listeners maps the listeners to wait for on start to the variable that fixes
-	// the address of each, "" for none.
+	// listeners are the names of the listeners that Start waits for. The value is the variable that sets the listener's address, or "".
 	listeners map[string]string
-	// listening reads a line of output that announces a listener.
+	// listening parses the line of output that announces a listener.
 	listening func(line string) (listener, address string, ok bool)
 
 	mu        sync.Mutex
 	env       map[string]string
-	addresses map[string]string
-	run       *processRun // nil before the first start
+	addresses map[string]string // HOST:PORT by listener
+	run       *processRun       // nil before the first start
 }
 
-// processRun is one life of a process.
+// processRun is one start of a process.
 type processRun struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed once it is gone
-	err  error         // of Wait; read after done
+	done chan struct{} // closed when the process has ended
+	err  error         // of cmd.Wait; read it after done
 }
 
-// Start starts the process and returns once it listens. It must not be running.
+// Start starts the process and returns when all its listeners are open. ctx limits the start only. If the process ends or ctx is done
+// first, Start kills it and returns an error with the last lines of its log.
 func (p *Process) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.run != nil && !p.run.gone() {
-		return fmt.Errorf("starting %s: it is running", p.name)
+		return fmt.Errorf("starting %s: it runs already", p.name)
 	}
 	mark := p.Log.Mark()
-	cmd := exec.Command(p.path, p.args...) //nolint:noctx,gosec // it outlives ctx, which bounds its start; running programs is what this is for
+	cmd := exec.Command(p.path, p.args...) //nolint:noctx,gosec // it outlives ctx; the stack chooses the program
 	cmd.Dir = p.dir
 	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log
 	cmd.SysProcAttr = group()
-	cmd.WaitDelay = 5 * time.Second // for output that a grandchild holds open
+	cmd.WaitDelay = 5 * time.Second // if a grandchild holds the output open
 	run := &processRun{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		// The kernel's parent of a child is the thread, which must live as long
-		// (golang/go issue 27505).
+		// The kernel sends Pdeathsig when the thread that started the child ends (golang/go issue 27505).
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -87,7 +86,7 @@ func (p *Process) Start(ctx context.Context) error {
 	return nil
 }
 
-// awaitListeners keeps the addresses that run announces, and fixes them for the next.
+// awaitListeners waits until run has announced all listeners. It stores their addresses and sets them for the next start.
 func (p *Process) awaitListeners(ctx context.Context, run *processRun, mark int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -119,15 +118,15 @@ func (p *Process) awaitListeners(ctx context.Context, run *processRun, mark int6
 	return nil
 }
 
-// Address is where the process listens, or listened last, as HOST:PORT:
-// "public" and "ops" of the frontend, "api" and "ops" of the signer.
+// Address returns the current or last address of a listener as HOST:PORT. The frontend has the listeners "public" and "ops", the signer
+// "api" and "ops".
 func (p *Process) Address(listener string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.addresses[listener]
 }
 
-// SetEnv sets a variable for the next start; "" takes it away.
+// SetEnv sets an environment variable for the next start; an empty value removes it.
 func (p *Process) SetEnv(name, value string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -138,7 +137,7 @@ func (p *Process) SetEnv(name, value string) {
 	p.env[name] = value
 }
 
-// Environ returns the environment that it is started with, as "NAME=value" each.
+// Environ returns the environment of the next start in the form NAME=value.
 func (p *Process) Environ() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -153,7 +152,7 @@ func (p *Process) environ() []string {
 	return environ
 }
 
-// Pid is the process's id, 0 before the first start.
+// Pid returns the process ID of the last start, 0 before the first.
 func (p *Process) Pid() int {
 	if run := p.current(); run != nil {
 		return run.cmd.Process.Pid
@@ -161,7 +160,7 @@ func (p *Process) Pid() int {
 	return 0
 }
 
-// Done is closed when the process is gone. A process never started is gone.
+// Done returns a channel that is closed when the process has ended or was never started.
 func (p *Process) Done() <-chan struct{} {
 	if run := p.current(); run != nil {
 		return run.done
@@ -171,8 +170,7 @@ func (p *Process) Done() <-chan struct{} {
 	return gone
 }
 
-// Wait returns when the process is gone: nil when it ended with code 0, an
-// [*exec.ExitError] otherwise. It returns early when ctx is done.
+// Wait waits until the process has ended or ctx is done. It returns nil for exit code 0, otherwise an [*exec.ExitError].
 func (p *Process) Wait(ctx context.Context) error {
 	run := p.current()
 	if run == nil {
@@ -186,7 +184,7 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 }
 
-// Ended returns how a process that is gone ended, with the last lines of its log.
+// Ended returns an error with the exit status and the last lines of the log, or nil while the process runs.
 func (p *Process) Ended() error {
 	run := p.current()
 	if run == nil || !run.gone() {
@@ -195,17 +193,15 @@ func (p *Process) Ended() error {
 	return fmt.Errorf("%s ended: %w%s", p.name, run.end(), p.Log.tail(10))
 }
 
-// Signal sends a signal to the process and its children. A process that is gone
-// gets none.
+// Signal sends a signal to the process group, unless the process has ended.
 func (p *Process) Signal(s syscall.Signal) {
 	if run := p.current(); run != nil {
 		run.signal(s)
 	}
 }
 
-// Stop sends SIGTERM and returns when the process is gone, as [Process.Wait]
-// does. When ctx is done first, or 10 s have passed where ctx has no deadline, it
-// is killed, which is an error. Stopping a process that is gone is none.
+// Stop sends SIGTERM and waits as [Process.Wait] does. If the process still runs when ctx is done, Stop kills it and returns an error.
+// If ctx has no deadline, Stop waits for at most 10 s. Stop returns nil if the process does not run.
 func (p *Process) Stop(ctx context.Context) error {
 	run := p.current()
 	if run == nil || run.gone() {
@@ -227,7 +223,7 @@ func (p *Process) Stop(ctx context.Context) error {
 	}
 }
 
-// Kill sends SIGKILL and returns when the process is gone.
+// Kill sends SIGKILL and waits until the process has ended.
 func (p *Process) Kill() {
 	if run := p.current(); run != nil {
 		run.signal(syscall.SIGKILL)
@@ -257,7 +253,7 @@ func (r *processRun) gone() bool {
 	}
 }
 
-// end is how it ended, for an error.
+// end returns the exit status as an error, also for exit code 0.
 func (r *processRun) end() error {
 	if r.err != nil {
 		return r.err
@@ -267,15 +263,26 @@ func (r *processRun) end() error {
 
 func (r *processRun) signal(s syscall.Signal) {
 	if !r.gone() {
-		_ = syscall.Kill(-r.cmd.Process.Pid, s) // gone in the meantime
+		_ = syscall.Kill(-r.cmd.Process.Pid, s) // fails if the process has just ended
 	}
 }
 
-// listeningJSON reads the line that frontend and signer log for each listener.
+// listeningJSON parses the log line of frontend and signer that announces a listener.
 func listeningJSON(line string) (listener, address string, ok bool) {
 	var event struct{ Msg, Listener, Address string }
 	if json.Unmarshal([]byte(line), &event) != nil || event.Msg != "listening" {
 		return "", "", false
 	}
 	return event.Listener, event.Address, true
+}
+
+// listeningMatch returns a function that reads the address of listener from the first group of announcement.
+func listeningMatch(listener string, announcement *regexp.Regexp) func(line string) (string, string, bool) {
+	return func(line string) (string, string, bool) {
+		m := announcement.FindStringSubmatch(line)
+		if m == nil {
+			return "", "", false
+		}
+		return listener, m[1], true
+	}
 }

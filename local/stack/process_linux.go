@@ -2,8 +2,8 @@ package stack
 
 import "syscall"
 
-// group puts a child into a process group of its own, out of the terminal's
-// reach, and has the kernel kill it when this process dies without a word.
+// group gives a child its own process group, so that signals of the terminal do not reach it. The kernel kills the child when this
+// process ends.
 func group() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

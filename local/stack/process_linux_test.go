@@ -1,48 +1,55 @@
 package stack
 
 import (
-	"bytes"
-	"errors"
+	"context"
 	"os"
+	"path/filepath"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 )
 
-func TestChildDiesWithAKilledParent(t *testing.T) {
-	p := newStub(t, "parent") // starts a stub of its own
-	dir := t.TempDir()
-	p.SetEnv("DIR", dir)
+func TestChildEndsWithItsParent(t *testing.T) {
+	if file := os.Getenv("CHILD_PID_FILE"); file != "" { // this is the parent
+		child := newProcess(t, serverScript)
+		if err := child.Start(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file+".new", []byte(strconv.Itoa(child.Pid())), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+		select {}
+	}
+	p, file := newProcess(t, ""), t.TempDir()+"/pid"
+	p.path, p.args, p.listeners = os.Args[0], []string{"-test.run=^TestChildEndsWithItsParent$"}, nil
+	p.SetEnv("CHILD_PID_FILE", file)
+	p.SetEnv("TMPDIR", filepath.Dir(file)) // a killed test does not delete its folders
 	start(t, p)
-	b, err := os.ReadFile(dir + "/pid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	child, err := strconv.Atoi(string(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(child, 0); err != nil {
-		t.Fatalf("the child does not run: %v", err)
-	}
-	p.Kill() // the parent alone: the child has a group of its own
-	for deadline := time.Now().Add(10 * time.Second); !errors.Is(syscall.Kill(child, 0), syscall.ESRCH); time.Sleep(10 * time.Millisecond) {
-		if zombie(child) {
-			return // nobody reaps it where process 1 does not
+	var child int
+	eventually(t, func() bool {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return false
 		}
-		if time.Now().After(deadline) {
-			t.Fatal("the child is still there")
-		}
+		child, err = strconv.Atoi(string(b))
+		return err == nil
+	})
+	if gone(child) {
+		t.Fatal("the child does not run")
 	}
+	p.Kill() // the child has another process group
+	eventually(t, func() bool { return gone(child) })
 }
 
-// zombie reports whether the process is dead but for its entry in the table.
-func zombie(pid int) bool {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return false
+// eventually waits until ok returns true.
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("timeout")
+		}
 	}
-	name := bytes.LastIndexByte(b, ')') // the name may hold anything
-	return len(b) > name+2 && b[name+2] == 'Z'
 }

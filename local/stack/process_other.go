@@ -4,7 +4,7 @@ package stack
 
 import "syscall"
 
-// group puts a child into a process group of its own, out of the terminal's reach.
+// group gives a child its own process group, so that signals of the terminal do not reach it.
 func group() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true}
 }

@@ -1,11 +1,13 @@
 package stack
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"net/http"
+	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,103 +16,121 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// serverScript announces a listener at OPS_ADDRESS, or at an address of its own, and exits with code 0 on SIGTERM.
+const serverScript = `trap 'exit 0' TERM
+echo "{\"msg\": \"listening\", \"listener\": \"ops\", \"address\": \"${OPS_ADDRESS:-127.0.0.1:$$}\"}"
+while :; do sleep 60 & wait; done`
+
+// newProcess returns a shell that runs script when it is started.
+func newProcess(t *testing.T, script string) *Process {
+	t.Helper()
+	dir := t.TempDir()
+	log, err := newLog("test", dir+"/test.log", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Process{
+		Log: log, name: "test", path: "/bin/sh", args: []string{"-c", script}, dir: dir,
+		listeners: map[string]string{"ops": "OPS_ADDRESS"}, listening: listeningJSON,
+		env: map[string]string{}, addresses: map[string]string{},
+	}
+	t.Cleanup(func() {
+		p.Kill()
+		_ = log.close()
+	})
+	return p
+}
+
 func start(t *testing.T, p *Process) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	if err := p.Start(ctx); err != nil {
+	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestProcessListensWhereItDidBefore(t *testing.T) {
-	p := newStub(t, "good")
+// gone reports whether no process has the ID. A process that nobody has waited for counts as gone.
+func gone(pid int) bool {
+	if errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+		return true
+	}
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	name := bytes.LastIndexByte(b, ')') // the name may contain anything
+	return err == nil && len(b) > name+2 && b[name+2] == 'Z'
+}
+
+func TestProcessRestartsOnTheSameAddress(t *testing.T) {
+	p := newProcess(t, serverScript)
 	start(t, p)
 	address, pid := p.Address("ops"), p.Pid()
 	if err := p.Start(t.Context()); err == nil {
-		t.Error("started twice")
+		t.Error("a running process can be started")
 	}
 	p.Kill()
-	if err := p.Wait(t.Context()); err == nil {
-		t.Error("killed, and no error")
-	}
-	if err := probe(t.Context(), "http://"+address+"/readyz"); err == nil {
-		t.Error("answers though killed")
+	if err := p.Wait(t.Context()); err == nil || !gone(pid) {
+		t.Errorf("killed: %v", err)
 	}
 	start(t, p)
 	if p.Address("ops") != address || p.Pid() == pid {
-		t.Errorf("started at %s as %d, was at %s as %d", p.Address("ops"), p.Pid(), address, pid)
+		t.Errorf("restarted at %s as %d; was at %s as %d", p.Address("ops"), p.Pid(), address, pid)
 	}
-	if err := p.Stop(t.Context()); err != nil {
-		t.Errorf("stopping: %v", err)
-	}
-	if err := p.Stop(t.Context()); err != nil {
-		t.Errorf("stopping again: %v", err)
+	for range 2 {
+		if err := p.Stop(t.Context()); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
 	}
 }
 
-func TestProcessGetsNothingOfOurEnvironment(t *testing.T) {
+func TestProcessInheritsNoEnvironment(t *testing.T) {
 	t.Setenv("AZURE_CLIENT_SECRET", "mew")
-	p := newStub(t, "good")
-	p.SetEnv("COLOUR", "red")
+	p := newProcess(t, "")
+	p.path, p.args = "/usr/bin/env", nil
+	p.SetEnv("COLOR", "red")
 	p.SetEnv("SIZE", "1")
 	p.SetEnv("SIZE", "")
-	start(t, p)
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.Address("ops")+"/env", nil)
+	if err := p.Start(t.Context()); err == nil {
+		t.Error("the start has found a listener")
+	}
+	got, err := p.Log.Since(0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var got []string
-	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"COLOUR=red", "OPS_ADDRESS=127.0.0.1:0", "STUB=good"}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff([]string{"COLOR=red"}, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
 }
 
-func TestProcessThatEndsAtOnceSaysWhy(t *testing.T) {
-	err := newStub(t, "broken").Start(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "COLOUR is wrong") {
-		t.Errorf("got %v, want the code and the last lines", err)
+func TestProcessStartReportsTheExit(t *testing.T) {
+	err := newProcess(t, "echo the setting COLOR is invalid >&2; exit 3").Start(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), "COLOR is invalid") {
+		t.Errorf("got %v; want the exit code and the last lines", err)
 	}
 }
 
-func TestProcessThatDoesNotListenIsKilled(t *testing.T) {
-	p := newStub(t, "good")
-	p.listeners = map[string]string{"never": ""}
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if err := p.Start(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("got %v, want that time is up", err)
+func TestProcessWithoutListenerIsKilled(t *testing.T) {
+	p := newProcess(t, serverScript)
+	p.listeners = map[string]string{"other": ""}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Start(ctx); !errors.Is(err, context.Canceled) || !gone(p.Pid()) {
+		t.Errorf("got %v; want that the context is canceled", err)
 	}
-	<-p.Done()
 }
 
-func TestProcessThatDoesNotStopIsKilled(t *testing.T) {
-	p := newStub(t, "stubborn")
+func TestProcessThatIgnoresSIGTERMIsKilled(t *testing.T) {
+	p := newProcess(t, "trap '' TERM; "+strings.TrimPrefix(serverScript, "trap 'exit 0' TERM"))
 	start(t, p)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := p.Stop(ctx); err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Errorf("got %v, want that it was killed", err)
-	}
-	if err := syscall.Kill(p.Pid(), 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the process is still there: %v", err)
+	if err := p.Stop(ctx); err == nil || !strings.Contains(err.Error(), "killed") || !gone(p.Pid()) {
+		t.Errorf("got %v; want that it was killed", err)
 	}
 	exit, ok := errors.AsType[*exec.ExitError](p.Wait(t.Context()))
 	if !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-		t.Errorf("it ended with %v, want SIGKILL", exit)
+		t.Errorf("it ended with %v; want SIGKILL", exit)
 	}
 }
 
-func TestLogIsReadFromAMark(t *testing.T) {
+func TestLogWaitsForALineAfterTheMark(t *testing.T) {
 	var followed []string
 	l, err := newLog("cat", t.TempDir()+"/cat.log", func(name, line string) { followed = append(followed, name+" "+line) })
 	if err != nil {
@@ -129,21 +149,17 @@ func TestLogIsReadFromAMark(t *testing.T) {
 	}()
 	_, _ = l.Write([]byte("o\r\nthree\nfo"))
 	if got := <-done; got != "two" {
-		t.Errorf("got %q, want two", got)
+		t.Errorf("got %q; want two", got)
 	}
-	got, err := l.Since(mark)
-	if err != nil {
-		t.Fatal(err)
+	if got, err := l.Since(mark); err != nil || !slices.Equal(got, []string{"two", "three"}) {
+		t.Errorf("after the mark: %q, %v", got, err)
 	}
-	if diff := cmp.Diff([]string{"two", "three"}, got); diff != "" {
-		t.Errorf("since the mark (-want +got):\n%s", diff)
+	if !slices.Equal(followed, []string{"cat one", "cat two", "cat three"}) {
+		t.Errorf("followed %q", followed)
 	}
-	if diff := cmp.Diff([]string{"cat one", "cat two", "cat three"}, followed); diff != "" {
-		t.Errorf("followed (-want +got):\n%s", diff)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
 	if _, err := l.Wait(ctx, 0, func(string) bool { return false }); err == nil || !strings.Contains(err.Error(), "three") {
-		t.Errorf("got %v, want the last lines", err)
+		t.Errorf("got %v; want the last lines", err)
 	}
 }

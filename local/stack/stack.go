@@ -1,7 +1,6 @@
-// Package stack runs the whole system on one machine: [Stack] is what stands for
-// the cloud (storage, the cluster that makes federated tokens, certificates), and
-// [System] is one signer and one frontend, as separate processes, with an Entra
-// ID of their own. Everything listens on loopback.
+// Package stack runs the whole system on one machine. A [Stack] replaces the cloud: storage, certificates and the cluster that issues
+// federated tokens. A [System] is one signer and one frontend, as separate processes, with a replacement of Entra ID. All listeners
+// are on loopback.
 package stack
 
 import (
@@ -14,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,50 +21,44 @@ import (
 	"cats.example/shared/httpserver"
 )
 
-// The one workload that the token issuers know.
+// The only workload for which the issuers create tokens.
 const (
 	TenantID = "00000000-0000-4000-8000-00000000ca75"
 	ClientID = "00000000-0000-4000-8000-0000000000a9"
 	ObjectID = "00000000-0000-4000-8000-0000000000b0"
 
-	// Subject is the workload's, in its federated tokens.
+	// Subject is the subject of the workload's federated tokens.
 	Subject = "system:serviceaccount:cats:cats-api"
 )
 
-const storageTimeout = 30 * time.Second // for Azurite to answer after its start
-
-// Options of a stack.
+// Options configure a stack.
 type Options struct {
-	// Root is that of the checkout, for Azurite, which [Install] must have put
-	// there, and for the binaries.
+	// Root is the root of the checkout. [Install] must have installed Azurite there.
 	Root string
-	// Dir, which is made, is for certificates, tokens and logs.
+	// Dir is the folder for certificates, tokens and logs. New creates it.
 	Dir string
-	// Clock gives the stack a clock of its own, see [Stack.SetClock].
+	// Clock gives the stack a clock of its own; see [Stack.SetClock].
 	Clock bool
-	// FrontPort is where the account is served in plain HTTP, 0 for any.
+	// FrontPort is the port of [Stack.FrontURL], 0 for any.
 	FrontPort int
 }
 
-// Stack is what one or more systems stack on. Its methods may be called at once
-// from several goroutines.
+// Stack is the environment of one or more systems. Its methods are safe for concurrent use.
 type Stack struct {
 	CA      *CA
 	Cluster *issuer.Cluster
 	Storage *Storage
-	// FrontURL is the account in plain HTTP, the base of signed links.
+	// FrontURL is the URL of the account in plain HTTP, the base of signed URLs.
 	FrontURL string
 
 	opts  Options
-	admin *issuer.Issuer // of the stack's own tokens
-	ahead atomic.Int64   // of this machine's clock
+	admin *issuer.Issuer // creates the tokens of Storage
+	ahead atomic.Int64   // nanoseconds; see SetClock
 
-	mu      sync.Mutex
-	closers []func(context.Context) error // run last to first
+	closers
 }
 
-// New makes the certificates, starts Azurite and waits until it answers. ctx
-// bounds the start; [Stack.Close] ends it all.
+// New creates the certificates, starts Azurite and waits until it answers. ctx limits the start only; [Stack.Close] stops everything.
 func New(ctx context.Context, opts Options) (_ *Stack, err error) {
 	s := &Stack{opts: opts}
 	defer func() {
@@ -75,7 +67,7 @@ func New(ctx context.Context, opts Options) (_ *Stack, err error) {
 		}
 	}()
 	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the stack's folder: %w", err)
+		return nil, fmt.Errorf("creating the stack's folder: %w", err)
 	}
 	if s.CA, err = OpenCA(opts.Dir, "localhost", "*.blob.localhost", accountHost); err != nil {
 		return nil, err
@@ -89,65 +81,21 @@ func New(ctx context.Context, opts Options) (_ *Stack, err error) {
 	return s, s.startCluster(ctx)
 }
 
-func (s *Stack) startStorage(ctx context.Context) error {
-	azurite, err := s.azurite()
-	if err != nil {
-		return err
-	}
-	s.onClose(func(ctx context.Context) error {
-		err := azurite.Stop(ctx)
-		return errors.Join(err, azurite.Log.close())
-	})
-	ctx, cancel := context.WithTimeoutCause(ctx, storageTimeout, fmt.Errorf("it does not answer after %v", storageTimeout))
-	defer cancel()
-	if err := azurite.Start(ctx); err != nil {
-		return err
-	}
-	_, port, err := net.SplitHostPort(azurite.Address("blob"))
-	if err != nil {
-		return fmt.Errorf("reading Azurite's address: %w", err)
-	}
-	s.Storage = NewStorage("https://"+net.JoinHostPort(accountHost, port), s.CA, s.admin.AccessToken)
-	s.Storage.Process = azurite
-	if err := poll(ctx, func() error {
-		_, err := s.Storage.Containers(ctx)
-		return err
-	}); err != nil {
-		return fmt.Errorf("waiting for Azurite: %w%s", err, azurite.Log.tail(10))
-	}
-	if err := s.Storage.AllowPages(ctx); err != nil {
-		return err
-	}
-	front, err := s.Storage.Front()
-	if err != nil {
-		return err
-	}
-	l, err := listen(ctx, s.opts.FrontPort)
-	if err != nil {
-		return err
-	}
-	s.FrontURL = "http://" + l.Addr().String()
-	s.onClose(serve(l, front))
-	return nil
-}
-
 func (s *Stack) startCluster(ctx context.Context) error {
 	l, err := listen(ctx, 0)
 	if err != nil {
 		return err
 	}
-	// The issuer's URL is in its tokens, so it must be known first.
 	if s.Cluster, err = issuer.NewCluster("https://" + l.Addr().String()); err != nil {
 		_ = l.Close()
 		return err
 	}
 	s.Cluster.Now = s.now
-	s.onClose(serve(s.CA.secure(l), s.Cluster))
+	s.onClose(serve(s.CA.Secure(l), s.Cluster))
 	return nil
 }
 
-// Client returns an HTTP client that trusts the stack's certificates and takes
-// names under .localhost for loopback. It follows no redirects.
+// Client returns an HTTP client that trusts the stack's certificate and resolves its names to loopback. It does not follow redirects.
 func (s *Stack) Client() *http.Client { return newClient(newTransport(s.CA)) }
 
 func newClient(transport http.RoundTripper) *http.Client {
@@ -157,43 +105,53 @@ func newClient(transport http.RoundTripper) *http.Client {
 	}
 }
 
-// Close stops what is left of the systems, and then the rest. When ctx is done
-// first, processes are killed.
-func (s *Stack) Close(ctx context.Context) error {
-	s.mu.Lock()
-	closers := s.closers
-	s.closers = nil
-	s.mu.Unlock()
+// closers stops what a stack or system has started.
+type closers struct {
+	mu    sync.Mutex
+	funcs []func(context.Context) error
+}
+
+func (c *closers) onClose(f func(context.Context) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.funcs = append(c.funcs, f)
+}
+
+// Close stops everything in reverse order of its start and waits until it has stopped. Processes that still run when ctx is done are
+// killed. Close returns an error for each process that was killed or exited with another code than 0. A second call does nothing.
+func (c *closers) Close(ctx context.Context) error {
+	c.mu.Lock()
+	funcs := c.funcs
+	c.funcs = nil
+	c.mu.Unlock()
 	var errs []error
-	for _, closer := range slices.Backward(closers) {
-		errs = append(errs, closer(ctx))
+	for _, f := range slices.Backward(funcs) {
+		errs = append(errs, f(ctx))
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Stack) onClose(f func(context.Context) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closers = append(s.closers, f)
-}
-
-// listen opens a port on loopback, 0 for any.
+// listen opens a listener on loopback, on any port if port is 0.
 func listen(ctx context.Context, port int) (net.Listener, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", loopbackAddress(port))
 	if err != nil {
-		return nil, fmt.Errorf("opening a listener of the stack: %w", err)
+		return nil, fmt.Errorf("opening a listener: %w", err)
 	}
 	return l, nil
 }
 
-// serve serves h until stop is called. A page that uses DNS rebinding cannot reach h: requests for a DNS name get 421.
+// serve serves h until stop is called. Requests for a DNS name other than localhost get 421, which stops pages that use DNS rebinding.
 func serve(l net.Listener, h http.Handler) (stop func(context.Context) error) {
-	server := &http.Server{Handler: httpserver.RequireHost(httpserver.LocalHost, h), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
-	go func() { _ = server.Serve(l) }() // until it is closed
+	server := &http.Server{
+		Handler:           httpserver.RequireHost(httpserver.LocalHost, h),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	go func() { _ = server.Serve(l) }()
 	return func(context.Context) error { return server.Close() }
 }
 
-// poll calls f until it returns nil, or ctx is done, and then returns its last error.
+// poll calls f until it returns nil. If ctx ends first, poll returns the last error of f.
 func poll(ctx context.Context, f func() error) error {
 	var last error
 	for {
@@ -201,7 +159,7 @@ func poll(ctx context.Context, f func() error) error {
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil { // a try that was cut off has nothing to say
+		if last == nil || ctx.Err() == nil { // the error of a canceled call says nothing
 			last = err
 		}
 		select {

@@ -2,140 +2,23 @@ package stack
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// newStand starts Azurite, for real.
-func newStand(t *testing.T) *Stack {
+// serveTLS serves h at https://davydscats.blob.localhost until the test ends. It returns the URL.
+func serveTLS(t *testing.T, h http.HandlerFunc) (*CA, string) {
 	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("no %s, which Azurite needs", tool)
-			}
-			t.Skipf("no %s, which Azurite needs", tool)
-		}
-	}
-	root, err := FindRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	if err := Install(t.Context(), root, filepath.Join(dir, "npm.log")); err != nil {
-		t.Fatal(err)
-	}
-	s, err := New(t.Context(), Options{Root: root, Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-		if err := syscall.Kill(s.Storage.Process.Pid(), 0); !errors.Is(err, syscall.ESRCH) {
-			t.Errorf("Azurite is still there: %v", err)
-		}
-	})
-	return s
-}
-
-func TestStand(t *testing.T) {
-	s := newStand(t)
-	t.Run("StorageKeepsWhatIsPut", func(t *testing.T) { storageKeeps(t, s) })
-	t.Run("FrontAcceptsNoToken", func(t *testing.T) { frontAcceptsNoToken(t, s) })
-	t.Run("SystemStartsAndStops", func(t *testing.T) { systemStarts(t, s) })
-	t.Run("SystemThatIsNotReadySaysWhy", func(t *testing.T) { systemNotReady(t, s) })
-}
-
-func storageKeeps(t *testing.T, s *Stack) {
-	ctx := t.Context()
-	for range 2 { // the second finds it there
-		if err := s.Storage.CreateContainer(ctx, "kept"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	name, body := "Мурчик a+b/cat", []byte("\x89PNG mew")
-	if err := s.Storage.Put(ctx, "kept", name, "image/png", body); err != nil {
-		t.Fatal(err)
-	}
-	header, got, err := s.Storage.Read(ctx, "kept", name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !cmp.Equal(got, body) || header.Get("Content-Type") != "image/png" {
-		t.Errorf("read %q as %s", got, header.Get("Content-Type"))
-	}
-	blobs, err := s.Storage.Blobs(ctx, "kept")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(blobs) != 1 || blobs[0].Name != name || blobs[0].Size != int64(len(body)) || blobs[0].ContentType != "image/png" || blobs[0].ETag == "" {
-		t.Errorf("listed %+v", blobs)
-	}
-	if err := s.Storage.Delete(ctx, "kept", name); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err = s.Storage.Read(ctx, "kept", name)
-	if refused, ok := errors.AsType[*StorageError](err); !ok || refused.Code != "BlobNotFound" {
-		t.Errorf("read a deleted blob: %v", err)
-	}
-	if list, err := s.Storage.Containers(ctx); err != nil || !slices.Contains(list, "kept") {
-		t.Errorf("containers %q, %v", list, err)
-	}
-}
-
-func frontAcceptsNoToken(t *testing.T, s *Stack) {
-	ctx := t.Context()
-	if err := s.Storage.CreateContainer(ctx, "front"); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Storage.Put(ctx, "front", "a/cat", "image/png", []byte("mew")); err != nil {
-		t.Fatal(err)
-	}
-	token, err := s.admin.AccessToken(time.Minute)
-	if err != nil {
-		t.Fatal(err)
-	}
-	get := func(url string) int {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("X-Ms-Version", storageVersion)
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := s.Client().Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = resp.Body.Close()
-		return resp.StatusCode
-	}
-	for _, path := range []string{"/front/a/cat", "/front?restype=container&comp=list", "/?comp=list"} {
-		if status := get(s.Storage.URL + path); status != http.StatusOK {
-			t.Errorf("%s of Azurite: %d", path, status)
-		}
-		if status := get(s.FrontURL + path); status != http.StatusForbidden {
-			t.Errorf("%s of the front: %d; want 403", path, status)
-		}
-	}
-}
-
-func TestFrontForwardsOnlyRequestsWithASignature(t *testing.T) {
-	const host = "account.blob.localhost"
-	ca, err := OpenCA(t.TempDir(), host)
+	ca, err := OpenCA(t.TempDir(), "localhost", "*.blob.localhost", accountHost)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,14 +26,52 @@ func TestFrontForwardsOnlyRequestsWithASignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got *http.Request
-	stop := serve(ca.secure(l), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
-	defer func() { _ = stop(t.Context()) }()
+	stop := serve(ca.Secure(l), h)
+	t.Cleanup(func() { _ = stop(context.Background()) })
 	_, port, err := net.SplitHostPort(l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	front, err := NewStorage("https://"+net.JoinHostPort(host, port), ca, nil).Front()
+	return ca, "https://" + net.JoinHostPort(accountHost, port)
+}
+
+func TestStorageRequestsUseNewTokens(t *testing.T) {
+	var requests []string
+	ca, url := serveTLS(t, func(w http.ResponseWriter, r *http.Request) {
+		requests = append(requests, r.Method+" "+r.RequestURI+" "+r.Header.Get("Authorization"))
+		w.Header().Set("X-Ms-Error-Code", "ContainerAlreadyExists")
+		w.WriteHeader(http.StatusConflict)
+	})
+	issued := 0
+	storage, err := NewStorage(url, ca, func(time.Duration) (string, error) {
+		issued++
+		return fmt.Sprint("token-", issued), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := storage.CreateContainer(t.Context(), "cats"); err != nil { // it exists
+			t.Fatal(err)
+		}
+	}
+	want := []string{"PUT /cats?restype=container Bearer token-1", "PUT /cats?restype=container Bearer token-2"}
+	if diff := cmp.Diff(want, requests); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
+	}
+	if err := storage.DeleteContainer(t.Context(), "cats"); err == nil {
+		t.Error("no error for a response with 409")
+	}
+}
+
+func TestFrontForwardsOnlySignedRequests(t *testing.T) {
+	var got *http.Request
+	ca, url := serveTLS(t, func(_ http.ResponseWriter, r *http.Request) { got = r })
+	storage, err := NewStorage(url, ca, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	front, err := storage.Front()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,7 +94,7 @@ func TestFrontForwardsOnlyRequestsWithASignature(t *testing.T) {
 		w := httptest.NewRecorder()
 		front.ServeHTTP(w, r)
 		switch {
-		case c.forwarded && (got == nil || got.RequestURI != c.target || got.Host != net.JoinHostPort(host, port) || got.Header.Get("Authorization") != ""):
+		case c.forwarded && (got == nil || got.RequestURI != c.target || "https://"+got.Host != url || got.Header.Get("Authorization") != ""):
 			t.Errorf("%s %s is forwarded as %+v", c.method, c.target, got)
 		case !c.forwarded && (got != nil || w.Code != http.StatusForbidden || w.Header().Get("X-Ms-Error-Code") != "AuthenticationFailed"):
 			t.Errorf("%s %s: %d %s", c.method, c.target, w.Code, w.Body)
@@ -181,41 +102,81 @@ func TestFrontForwardsOnlyRequestsWithASignature(t *testing.T) {
 	}
 }
 
-func systemStarts(t *testing.T, s *Stack) {
-	stub := map[string]string{"STUB": "good"}
-	sys, err := s.StartSystem(t.Context(), SystemOptions{
-		Container: "started", Frontend: os.Args[0], Signer: os.Args[0], FrontendEnv: stub, SignerEnv: stub,
-	})
+// newStack returns a stack whose storage accepts every request.
+func newStack(t *testing.T) *Stack {
+	t.Helper()
+	ca, url := serveTLS(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusCreated) })
+	storage, err := NewStorage(url, ca, func(time.Duration) (string, error) { return "token", nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	url := sys.URL
-	sys.Frontend.Kill()
-	start(t, sys.Frontend)
-	if err := sys.WaitReady(t.Context()); err != nil || sys.URL != url {
-		t.Errorf("after a restart at %s, was %s: %v", sys.URL, url, err)
+	s := &Stack{opts: Options{Dir: t.TempDir()}, CA: ca, Storage: storage}
+	t.Cleanup(func() {
+		if err := s.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.startCluster(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	if list, err := s.Storage.Containers(t.Context()); err != nil || !slices.Contains(list, "started") {
-		t.Errorf("containers %q, %v", list, err)
+	return s
+}
+
+// systemOptions returns the options of a system whose frontend and signer are scripts. signer answers the signer's readiness probes.
+func systemOptions(t *testing.T, signer http.HandlerFunc) SystemOptions {
+	t.Helper()
+	program := t.TempDir() + "/program"
+	listeners := `for listener in public api ops; do echo "{\"msg\": \"listening\", \"listener\": \"$listener\", \"address\": \"$OPS\"}"; done`
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n"+listeners+"\n"+serverScript), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	probed := func(h http.HandlerFunc) map[string]string {
+		ops := httptest.NewServer(h)
+		t.Cleanup(ops.Close)
+		return map[string]string{"OPS": ops.Listener.Addr().String()}
+	}
+	return SystemOptions{
+		Frontend: program, Signer: program,
+		FrontendEnv: probed(func(http.ResponseWriter, *http.Request) {}), SignerEnv: probed(signer),
+	}
+}
+
+func TestSystemRestartsAndStops(t *testing.T) {
+	s := newStack(t)
+	sys, err := s.StartSystem(t.Context(), systemOptions(t, func(http.ResponseWriter, *http.Request) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sys.Frontend.Kill()
+	ended := sys.WaitReady(t.Context())
+	if ended == nil || !strings.Contains(ended.Error(), "frontend ended: signal: killed") {
+		t.Errorf("waiting for a killed frontend: %v", ended)
+	}
+	start(t, sys.Frontend)
+	if err := sys.WaitReady(t.Context()); err != nil || sys.FrontendOps != "http://"+sys.Frontend.Address("ops") {
+		t.Errorf("after a restart: %v", err)
 	}
 	if err := sys.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
 	for _, p := range []*Process{sys.Frontend, sys.Signer} {
-		if err := syscall.Kill(p.Pid(), 0); !errors.Is(err, syscall.ESRCH) {
-			t.Errorf("%s is still there: %v", p.name, err)
+		if !gone(p.Pid()) {
+			t.Errorf("%s has not ended", p.name)
 		}
 	}
 }
 
-func systemNotReady(t *testing.T, s *Stack) {
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+func TestSystemStartReportsReadiness(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	_, err := s.StartSystem(ctx, SystemOptions{
-		Container: "unready", Frontend: os.Args[0], Signer: os.Args[0],
-		FrontendEnv: map[string]string{"STUB": "good"}, SignerEnv: map[string]string{"STUB": "unready"},
-	})
+	var probes atomic.Int32
+	_, err := newStack(t).StartSystem(ctx, systemOptions(t, func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "no key", http.StatusServiceUnavailable)
+		if probes.Add(1) == 2 {
+			cancel()
+		}
+	}))
 	if err == nil || !strings.Contains(err.Error(), "waiting for signer") || !strings.Contains(err.Error(), "no key") {
-		t.Errorf("got %v, want what the signer said", err)
+		t.Errorf("got %v; want the signer's response", err)
 	}
 }

@@ -1,301 +1,137 @@
 package stack
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
-	"encoding/base64"
-	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
-	"os"
-	"path/filepath"
-	"regexp"
-	"strings"
 	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/lease"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 )
 
 const (
 	// Account is the name of the storage account.
 	Account = "davydscats"
 
-	accountHost    = Account + ".blob.localhost"
-	storageVersion = "2021-12-02" // x-ms-version of the stack's own calls
-	adminToken     = time.Hour
+	accountHost        = Account + ".blob.localhost"
+	adminTokenLifetime = time.Hour
 )
 
-// Storage is the storage account of a stack: Azurite, and what a test needs to
-// look at it without going through the signer.
+// Storage is the storage account of a stack. Its methods bypass the signer, so that tests can inspect what it stored. Errors of
+// storage are, or wrap, an [*azcore.ResponseError]; see [bloberror.HasCode].
 type Storage struct {
-	// URL is the account's, with a host name that only a browser, curl, the signer
-	// and [Stack.Client] resolve, to loopback.
+	// URL is the URL of the account. Its host name resolves to loopback in browsers, curl, the signer and [Stack.Client] only.
 	URL string
-	// Process is Azurite. It keeps everything in memory and would listen elsewhere
-	// after a restart: for storage that fails, see [SystemOptions].StorageURL.
+	// Process is Azurite. It keeps all data in memory, and listens on another port after a restart. To test failures of storage, set
+	// [SystemOptions].StorageURL to a proxy instead.
 	Process *Process
+	// Client has full access to the account.
+	Client *azblob.Client
 
-	client *http.Client
-	token  func(time.Duration) (string, error)
+	http *http.Client
 }
 
-var azuriteListens = regexp.MustCompile(`successfully listens on https://(127\.0\.0\.1:\d+)`)
+// NewStorage returns the account at url. The host name of url must be a name of ca's certificate. token creates access tokens.
+func NewStorage(url string, ca *CA, token func(lifetime time.Duration) (string, error)) (*Storage, error) {
+	return newStorage(url, newTransport(ca), token)
+}
 
-// azurite returns the emulator, not started.
-func (s *Stack) azurite() (*Process, error) {
-	dir := filepath.Join(s.opts.Dir, "azurite")
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(dir, 0o700)); err != nil { // it wants an empty folder
-		return nil, fmt.Errorf("making Azurite's folder: %w", err)
-	}
-	log, err := newLog("azurite", filepath.Join(s.opts.Dir, "logs", "azurite.log"), nil)
+func newStorage(url string, transport http.RoundTripper, token credential) (*Storage, error) {
+	st := &Storage{URL: url, http: newClient(transport)}
+	var err error
+	st.Client, err = azblob.NewClient(url, token, &azblob.ClientOptions{ClientOptions: azcore.ClientOptions{
+		Transport: st.http,
+		Retry:     policy.RetryOptions{MaxRetries: 2, RetryDelay: 20 * time.Millisecond}, // Azurite under load resets connections
+	}})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("creating the storage client: %w", err)
 	}
-	nodeOptions, err := s.clock()
-	if err != nil {
-		return nil, err
-	}
-	script := filepath.Join(s.opts.Dir, "azurite.js")
-	if err := WriteAzuriteScript(script); err != nil {
-		return nil, err
-	}
-	var key [64]byte
-	_, _ = rand.Read(key[:]) // never fails
-	return &Process{
-		Log:  log,
-		name: "azurite",
-		path: "node",
-		args: []string{
-			"--require", script, filepath.Join(s.opts.Root, "local", "node_modules", "azurite", "dist", "src", "blob", "main.js"),
-			"--blobHost", "127.0.0.1", "--blobPort", "0",
-			"--cert", s.CA.File, "--key", s.CA.KeyFile,
-			"--oauth", "basic", "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent",
-		},
-		dir: dir,
-		env: map[string]string{
-			"PATH":             os.Getenv("PATH"),
-			"HOME":             dir,
-			"NODE_OPTIONS":     nodeOptions,
-			"AZURITE_ACCOUNTS": Account + ":" + base64.StdEncoding.EncodeToString(key[:]),
-		},
-		addresses: map[string]string{},
-		listeners: map[string]string{"blob": ""},
-		listening: func(line string) (listener, address string, ok bool) {
-			m := azuriteListens.FindStringSubmatch(line)
-			if m == nil {
-				return "", "", false
-			}
-			return "blob", m[1], true
-		},
-	}, nil
+	return st, nil
 }
 
-// azuriteScript replaces the constant from which Azurite derives every user delegation key: a client that knows the
-// constant could sign URLs. It also replaces the method that deletes the content of a replaced blob. Azurite calls it every ten
-// minutes for all of them in a row and answers nothing meanwhile; its own sorts all content by ID each time, which takes a minute
-// for 6000 blobs.
-const azuriteScript = `'use strict'
-const { dirname, join } = require('path')
-const blob = dirname(require('fs').realpathSync(process.argv[1]))
-require(join(blob, 'utils', 'constants.js')).USERDELEGATIONKEY_SIGNING_SEED = process.env.AZURITE_ACCOUNTS
-const extents = require(join(blob, '..', 'common', 'persistence', 'LokiExtentMetadataStore.js')).default.prototype
-if (!extents.deleteExtent) throw new Error('this version of Azurite deletes content in another way: adapt this script')
-extents.deleteExtent = async function (id) {
-  const all = this.db.getCollection(this.EXTENTS_COLLECTION)
-  const one = all.findOne({ id })
-  if (one) all.remove(one)
-}
-`
+// credential is an [azcore.TokenCredential] that creates its tokens itself.
+type credential func(lifetime time.Duration) (string, error)
 
-// WriteAzuriteScript writes a script that Node.js must load before Azurite (node --require). With it, user delegation keys depend
-// on AZURITE_ACCOUNTS, which holds the account's key.
-func WriteAzuriteScript(path string) error {
-	if err := os.WriteFile(path, []byte(azuriteScript), 0o600); err != nil {
-		return fmt.Errorf("writing the script for Azurite: %w", err)
-	}
-	return nil
+// GetToken returns a new token. It expires at once for the SDK, which would cache it: [Stack.SetClock] can invalidate it.
+func (c credential) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	token, err := c(adminTokenLifetime)
+	return azcore.AccessToken{Token: token, ExpiresOn: time.Now()}, err
 }
 
-// newTransport trusts the stack's authority alone and takes the names of its
-// certificate for loopback.
+// newTransport returns a transport that trusts only ca and connects to loopback for each name of ca's certificate.
 func newTransport(ca *CA) *http.Transport {
 	var dialer net.Dialer
 	return &http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			host, port, err := net.SplitHostPort(address)
-			if err == nil && ca.local(host) {
+			if err == nil && ca.covers(host) {
 				address = net.JoinHostPort("127.0.0.1", port)
 			}
 			return dialer.DialContext(ctx, network, address)
 		},
 		TLSClientConfig:     &tls.Config{RootCAs: ca.Pool, MinVersion: tls.VersionTLS12},
 		MaxIdleConnsPerHost: 64,
-		IdleConnTimeout:     2 * time.Second, // Azurite drops idle connections after 5 s
+		IdleConnTimeout:     2 * time.Second, // Azurite closes idle connections after 5 s
 		DisableCompression:  true,
 	}
 }
 
-// NewStorage returns the account at url, which is on this machine under a name of
-// ca's certificate. token makes access tokens.
-func NewStorage(url string, ca *CA, token func(time.Duration) (string, error)) *Storage {
-	return &Storage{URL: url, client: newClient(newTransport(ca)), token: token}
-}
-
-// Front returns a handler that serves the account in plain HTTP to clients with a signed URL. It passes their requests on with
-// another host, so that signatures stay valid, and streams the responses. It answers other requests with 403, but for CORS
-// preflight requests, which carry no credentials. It drops the Authorization header field: Azurite does not verify the
-// signature of a bearer token. It answers copies of other blobs with 403: Azurite copies an unsigned source of the same account.
-func (st *Storage) Front() (http.Handler, error) {
-	target, err := url.Parse(st.URL)
-	if err != nil {
-		return nil, fmt.Errorf("making the front of the account: %w", err)
-	}
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
-			r.Out.Host = target.Host // its first label is the account
-			r.Out.Header.Del("Authorization")
-		},
-		Transport:     st.client.Transport,
-		FlushInterval: -1,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			http.Error(w, "the storage emulator does not answer: "+err.Error(), http.StatusBadGateway)
-		},
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.Method != http.MethodOptions && r.URL.Query().Get("sig") == "":
-			reject(w, "AuthenticationFailed", "The URL has no signature (sig=). This port serves signed URLs only: get one from the public API with GET /cat/{user}.")
-			return
-		case len(r.Header.Values("X-Ms-Copy-Source")) > 0:
-			reject(w, "CannotVerifyCopySource", "This port copies no blobs (x-ms-copy-source). Upload the content.")
-			return
-		}
-		proxy.ServeHTTP(w, r)
-	}), nil
-}
-
-// reject answers 403 in the form of Azure's error responses.
-func reject(w http.ResponseWriter, code, message string) {
-	w.Header().Set("Content-Type", "application/xml")
-	w.Header().Set("X-Ms-Error-Code", code)
-	w.WriteHeader(http.StatusForbidden)
-	_, _ = fmt.Fprintf(w, `<?xml version="1.0" encoding="utf-8"?><Error><Code>%s</Code><Message>%s</Message></Error>`, code, message)
-}
-
-// Do calls the account with a token of the stack's own, which may do everything.
-// path is escaped already and may have a query. An answer outside 2xx is a
-// [*StorageError]. The caller closes the body. Do repeats a request that got no answer, twice at most: Azurite under load
-// resets a connection now and then.
-func (st *Storage) Do(ctx context.Context, method, path string, header http.Header, body []byte) (*http.Response, error) {
-	token, err := st.token(adminToken)
-	if err != nil {
-		return nil, err
-	}
-	var resp *http.Response
-	for range 3 {
-		var req *http.Request
-		if req, err = http.NewRequestWithContext(ctx, method, st.URL+path, bytes.NewReader(body)); err != nil {
-			return nil, fmt.Errorf("asking storage: %w", err)
-		}
-		req.Header = header.Clone()
-		if req.Header == nil {
-			req.Header = http.Header{}
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		req.Header.Set("X-Ms-Version", storageVersion)
-		if resp, err = st.client.Do(req); err == nil || ctx.Err() != nil {
-			break
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("asking storage: %w", err)
-	}
-	if resp.StatusCode/100 != 2 {
-		defer resp.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // as much of the reason as there is
-		return nil, &StorageError{Status: resp.StatusCode, Code: resp.Header.Get("X-Ms-Error-Code"), Text: string(text)}
-	}
-	return resp, nil
-}
-
-// StorageError is a refusal by storage.
-type StorageError struct {
-	Status int
-	Code   string // such as BlobNotFound
-	Text   string
-}
-
-func (e *StorageError) Error() string { return fmt.Sprintf("storage answered %d %s", e.Status, e.Code) }
-
-// call is Do, with the whole answer read.
-func (st *Storage) call(ctx context.Context, method, path string, header http.Header, body []byte) (http.Header, []byte, error) {
-	resp, err := st.Do(ctx, method, path, header, body)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading storage's answer: %w", err)
-	}
-	return resp.Header, b, nil
-}
-
-// corsRules let the pages of all origins send pictures straight to the account, and
-// fetch them, as an account has to whose pages do that.
-const corsRules = `<?xml version="1.0" encoding="utf-8"?><StorageServiceProperties><Cors><CorsRule>` +
-	`<AllowedOrigins>*</AllowedOrigins><AllowedMethods>GET,HEAD,PUT</AllowedMethods>` +
-	`<AllowedHeaders>content-type,content-md5,x-ms-*</AllowedHeaders><ExposedHeaders>etag,content-md5,x-ms-*</ExposedHeaders>` +
-	`<MaxAgeInSeconds>3600</MaxAgeInSeconds></CorsRule></Cors></StorageServiceProperties>`
-
-// AllowPages sets the account's CORS rules.
+// AllowPages sets CORS rules that let pages of all origins upload to the account and read from it.
 func (st *Storage) AllowPages(ctx context.Context) error {
-	if _, _, err := st.call(ctx, http.MethodPut, "/?restype=service&comp=properties", http.Header{"Content-Type": {"application/xml"}}, []byte(corsRules)); err != nil {
+	_, err := st.Client.ServiceClient().SetProperties(ctx, &service.SetPropertiesOptions{CORS: []*service.CORSRule{{
+		AllowedOrigins:  to.Ptr("*"),
+		AllowedMethods:  to.Ptr("GET,HEAD,PUT"),
+		AllowedHeaders:  to.Ptr("content-type,content-md5,x-ms-*"),
+		ExposedHeaders:  to.Ptr("etag,content-md5,x-ms-*"),
+		MaxAgeInSeconds: to.Ptr[int32](3600),
+	}}})
+	if err != nil {
 		return fmt.Errorf("setting the account's CORS rules: %w", err)
 	}
 	return nil
 }
 
-// CreateContainer makes a container, unless it is there.
+// CreateContainer creates a container unless it exists.
 func (st *Storage) CreateContainer(ctx context.Context, container string) error {
-	_, _, err := st.call(ctx, http.MethodPut, "/"+container+"?restype=container", nil, nil)
-	if refused, ok := errors.AsType[*StorageError](err); ok && refused.Code == "ContainerAlreadyExists" {
-		return nil
-	}
-	if err != nil {
+	_, err := st.Client.CreateContainer(ctx, container, nil)
+	if err != nil && !bloberror.HasCode(err, bloberror.ContainerAlreadyExists) {
 		return fmt.Errorf("creating container %s: %w", container, err)
 	}
 	return nil
 }
 
-// DeleteContainer deletes a container with all that is in it.
+// DeleteContainer deletes a container and its blobs.
 func (st *Storage) DeleteContainer(ctx context.Context, container string) error {
-	_, _, err := st.call(ctx, http.MethodDelete, "/"+container+"?restype=container", nil, nil)
+	_, err := st.Client.DeleteContainer(ctx, container, nil)
 	return err
 }
 
-// Containers lists the account's containers.
+// Containers returns the names of the account's containers.
 func (st *Storage) Containers(ctx context.Context) ([]string, error) {
-	_, b, err := st.call(ctx, http.MethodGet, "/?comp=list", nil, nil)
-	if err != nil {
-		return nil, err
+	var names []string
+	for pages := st.Client.NewListContainersPager(nil); pages.More(); {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("listing containers: %w", err)
+		}
+		for _, c := range page.ContainerItems {
+			names = append(names, *c.Name)
+		}
 	}
-	var list struct {
-		Names []string `xml:"Containers>Container>Name"`
-	}
-	if err := xml.Unmarshal(b, &list); err != nil {
-		return nil, fmt.Errorf("reading the list of containers: %w", err)
-	}
-	return list.Names, nil
+	return names, nil
 }
 
-// Blob is one picture as storage has it.
+// Blob describes a stored blob.
 type Blob struct {
 	Name        string
 	Size        int64
@@ -303,68 +139,64 @@ type Blob struct {
 	ETag        string
 }
 
-// Blobs lists what is committed in a container, in the order of names.
+// Blobs lists the committed blobs of a container by name.
 func (st *Storage) Blobs(ctx context.Context, container string) ([]Blob, error) {
 	var blobs []Blob
-	for marker := ""; ; {
-		_, b, err := st.call(ctx, http.MethodGet, "/"+container+"?restype=container&comp=list&marker="+url.QueryEscape(marker), nil, nil)
+	for pages := st.Client.NewListBlobsFlatPager(container, nil); pages.More(); {
+		page, err := pages.NextPage(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("listing container %s: %w", container, err)
 		}
-		var list struct {
-			Blobs []struct {
-				Name       string
-				Properties struct {
-					Size        int64  `xml:"Content-Length"`
-					ContentType string `xml:"Content-Type"`
-					ETag        string `xml:"Etag"`
-				}
-			} `xml:"Blobs>Blob"`
-			NextMarker string
-		}
-		if err := xml.Unmarshal(b, &list); err != nil {
-			return nil, fmt.Errorf("listing container %s: %w", container, err)
-		}
-		for _, b := range list.Blobs {
-			blobs = append(blobs, Blob{b.Name, b.Properties.Size, b.Properties.ContentType, b.Properties.ETag})
-		}
-		if marker = list.NextMarker; marker == "" {
-			return blobs, nil
+		for _, b := range page.Segment.BlobItems {
+			blobs = append(blobs, Blob{*b.Name, *b.Properties.ContentLength, *b.Properties.ContentType, string(*b.Properties.ETag)})
 		}
 	}
+	return blobs, nil
 }
 
-// Read returns a blob's header and bytes. A missing blob is a [*StorageError]
-// with the code BlobNotFound.
+// Read returns the response header and the content of a blob.
 func (st *Storage) Read(ctx context.Context, container, name string) (http.Header, []byte, error) {
-	header, b, err := st.call(ctx, http.MethodGet, blobPath(container, name), nil, nil)
+	var raw *http.Response
+	resp, err := st.Client.DownloadStream(policy.WithCaptureResponse(ctx, &raw), container, name, nil)
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading blob %s: %w", name, err)
 	}
-	return header, b, nil
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading blob %s: %w", name, err)
+	}
+	return raw.Header, content, nil
 }
 
-// Put stores a blob in one piece.
-func (st *Storage) Put(ctx context.Context, container, name, contentType string, body []byte) error {
-	header := http.Header{"X-Ms-Blob-Type": {"BlockBlob"}, "Content-Type": {contentType}}
-	if _, _, err := st.call(ctx, http.MethodPut, blobPath(container, name), header, body); err != nil {
-		return fmt.Errorf("putting blob %s: %w", name, err)
+// Put stores a blob with one request.
+func (st *Storage) Put(ctx context.Context, container, name, contentType string, content []byte) error {
+	options := &azblob.UploadBufferOptions{HTTPHeaders: &blob.HTTPHeaders{BlobContentType: &contentType}}
+	if _, err := st.Client.UploadBuffer(ctx, container, name, content, options); err != nil {
+		return fmt.Errorf("storing blob %s: %w", name, err)
 	}
 	return nil
 }
 
 // Delete deletes a blob.
 func (st *Storage) Delete(ctx context.Context, container, name string) error {
-	if _, _, err := st.call(ctx, http.MethodDelete, blobPath(container, name), nil, nil); err != nil {
+	if _, err := st.Client.DeleteBlob(ctx, container, name, nil); err != nil {
 		return fmt.Errorf("deleting blob %s: %w", name, err)
 	}
 	return nil
 }
 
-func blobPath(container, name string) string {
-	segments := strings.Split(name, "/")
-	for i, s := range segments {
-		segments[i] = url.PathEscape(s)
+// Lease acquires a lease on a blob that has no end until release is called.
+func (st *Storage) Lease(ctx context.Context, container, name string) (release func(context.Context) error, err error) {
+	client, err := lease.NewBlobClient(st.Client.ServiceClient().NewContainerClient(container).NewBlobClient(name), nil)
+	if err == nil {
+		_, err = client.AcquireLease(ctx, -1, nil)
 	}
-	return "/" + container + "/" + strings.Join(segments, "/")
+	if err != nil {
+		return nil, fmt.Errorf("leasing blob %s: %w", name, err)
+	}
+	return func(ctx context.Context) error {
+		_, err := client.ReleaseLease(ctx, nil)
+		return err
+	}, nil
 }

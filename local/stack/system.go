@@ -1,6 +1,7 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,82 +24,64 @@ import (
 
 const (
 	federatedLifetime = 10 * time.Minute
-	listenTimeout     = 10 * time.Second // for a process to listen after its start
+	listenTimeout     = 10 * time.Second // from the start of a process to its open listeners
 	readyTimeout      = 30 * time.Second
 )
 
-// SystemOptions of one system. The zero value is a good system.
+// SystemOptions configure a system. The zero value is valid.
 type SystemOptions struct {
-	// Dir, which is made, is for the token and the logs; by default a folder of
-	// the stack's named like Container.
+	// Dir is the folder for token and logs, by default a folder of the stack named like Container. The start creates it.
 	Dir string
-	// Container of the pictures, made when missing; "cats" by default. Systems that
-	// should not see each other's pictures have one each.
+	// Container is the container of the pictures, "cats" by default. The start creates it. Use one for each system to separate their
+	// pictures.
 	Container string
-	// Frontend and Signer are the binaries, by default bin/frontend and bin/signer
-	// of the checkout.
+	// Frontend and Signer are the paths of the programs, by default bin/frontend and bin/signer of the checkout.
 	Frontend, Signer string
-	// Ports, each 0 for any.
+	// The ports of the listeners, each 0 for any.
 	FrontendPort, FrontendOpsPort, SignerPort, SignerOpsPort int
-	// FrontendEnv and SignerEnv are set over the stack's own; "" takes one away. The
-	// certificates in SSL_CERT_FILE of SignerEnv are added to the stack's.
+	// FrontendEnv and SignerEnv override environment variables that the stack sets; an empty value removes one. The signer trusts the
+	// certificates in SSL_CERT_FILE in addition to the stack's.
 	FrontendEnv, SignerEnv map[string]string
-	// StorageURL is what the signer takes for the account, in place of Azurite's
-	// own, such as that of a faulty proxy. Its host name must begin with [Account].
+	// StorageURL is the URL of the account for the signer, by default Azurite's. A fault proxy can be put there. The first label of its
+	// host name must be [Account].
 	StorageURL string
 	// AccessTokenLifetime is 1 h by default, FederatedTokenLifetime 10 min.
 	AccessTokenLifetime, FederatedTokenLifetime time.Duration
-	// Follow, which may be nil, gets each line that frontend, signer and issuer log.
+	// Follow, unless nil, is called for each log line of frontend, signer and issuer.
 	Follow func(name, line string)
-	// NotReady returns from the start as soon as both listen.
+	// NotReady makes the start return when both processes listen, without waiting until they are ready.
 	NotReady bool
 }
 
-// System is one signer and one frontend, and whom they ask for tokens.
+// System is one signer and one frontend, with the token services that the signer uses.
 type System struct {
-	// URL is the frontend's public one. The others are of the ops listeners, and
-	// of the signer's local API. They stay the same over restarts.
+	// URL is the public URL of the frontend, SignerAPI the URL of the signer's local API; the others are the URLs of the ops listeners.
+	// They stay the same when a process is restarted.
 	URL, FrontendOps, SignerOps, SignerAPI string
 
 	Frontend, Signer *Process
 
-	// Of a system on a stack, and nil or empty on a real account:
+	// The fields below are nil or empty if the system uses a real account.
 
-	Issuer    *issuer.Issuer    // Entra ID, of this system alone
-	IssuerLog *Log              // a line for each exchange
-	Token     *issuer.TokenFile // the signer's federated token
+	Issuer    *issuer.Issuer    // replaces Entra ID for this system
+	IssuerLog *Log              // one line for each token exchange
+	Token     *issuer.TokenFile // federated token of the signer
 	Container string
+	Storage   *Storage
 
 	opts SystemOptions
-	// Storage is the account, to look at without going through the signer.
-	Storage *Storage
-
-	closing sync.Once
-	closers []func(context.Context) error // run last to first
-	closed  error
+	closers
 }
 
-// StartSystem starts a signer and a frontend on the stack and waits until both
-// are ready. ctx bounds the start; [System.Close], or the stack's, ends it.
+// StartSystem starts a signer and a frontend and waits until both are ready. ctx limits the start only. [System.Close] or [Stack.Close]
+// stops them.
 func (s *Stack) StartSystem(ctx context.Context, opts SystemOptions) (_ *System, err error) {
-	if opts.Container == "" {
-		opts.Container = "cats"
-	}
-	if opts.Dir == "" {
-		opts.Dir = filepath.Join(s.opts.Dir, opts.Container)
-	}
-	if opts.Frontend == "" {
-		opts.Frontend = filepath.Join(s.opts.Root, "bin", "frontend")
-	}
-	if opts.Signer == "" {
-		opts.Signer = filepath.Join(s.opts.Root, "bin", "signer")
-	}
-	if opts.StorageURL == "" {
-		opts.StorageURL = s.Storage.URL
-	}
-	if opts.FederatedTokenLifetime == 0 {
-		opts.FederatedTokenLifetime = federatedLifetime
-	}
+	opts.Container = cmp.Or(opts.Container, "cats")
+	opts.Dir = cmp.Or(opts.Dir, filepath.Join(s.opts.Dir, opts.Container))
+	opts.Frontend = cmp.Or(opts.Frontend, filepath.Join(s.opts.Root, "bin", "frontend"))
+	opts.Signer = cmp.Or(opts.Signer, filepath.Join(s.opts.Root, "bin", "signer"))
+	opts.StorageURL = cmp.Or(opts.StorageURL, s.Storage.URL)
+	opts.FederatedTokenLifetime = cmp.Or(opts.FederatedTokenLifetime, federatedLifetime)
 	sys := &System{Container: opts.Container, opts: opts, Storage: s.Storage}
 	defer func() {
 		if err != nil {
@@ -108,7 +91,7 @@ func (s *Stack) StartSystem(ctx context.Context, opts SystemOptions) (_ *System,
 		s.onClose(sys.Close)
 	}()
 	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the system's folder: %w", err)
+		return nil, fmt.Errorf("creating the system's folder: %w", err)
 	}
 	authority, err := sys.startIdentity(ctx, s)
 	if err != nil {
@@ -134,7 +117,7 @@ func (s *Stack) StartSystem(ctx context.Context, opts SystemOptions) (_ *System,
 	})
 }
 
-// authorities returns a file with the certificate of ca and those of SSL_CERT_FILE in SignerEnv, which it takes out there.
+// authorities returns a file with the certificate of ca and those in SSL_CERT_FILE of SignerEnv. It removes SSL_CERT_FILE there.
 func (s *System) authorities(ca *CA) (file string, err error) {
 	more := s.opts.SignerEnv["SSL_CERT_FILE"]
 	if more == "" {
@@ -144,12 +127,12 @@ func (s *System) authorities(ca *CA) (file string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the local certificate: %w", err)
 	}
-	b, err := os.ReadFile(more) //nolint:gosec // where the caller has it
+	b, err := os.ReadFile(more) //nolint:gosec // the caller chooses the file
 	if err != nil {
 		return "", fmt.Errorf("reading SSL_CERT_FILE: %w", err)
 	}
 	file = filepath.Join(s.opts.Dir, "authorities.pem")
-	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil { //nolint:gosec // certificates, in the stack's folder
+	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil { //nolint:gosec // in the system's folder
 		return "", fmt.Errorf("writing the signer's authorities: %w", err)
 	}
 	s.opts.SignerEnv = maps.Clone(s.opts.SignerEnv)
@@ -157,9 +140,8 @@ func (s *System) authorities(ca *CA) (file string, err error) {
 	return file, nil
 }
 
-// StartReal starts a signer and a frontend on a real storage account and waits
-// until both are ready. The whole identity is in opts.SignerEnv; Dir, Frontend
-// and Signer must be set.
+// StartReal starts a signer and a frontend that use a real storage account, and waits until both are ready. opts.SignerEnv contains the
+// account and the identity. Dir, Frontend and Signer must be set.
 func StartReal(ctx context.Context, opts SystemOptions) (_ *System, err error) {
 	sys := &System{opts: opts}
 	defer func() {
@@ -168,21 +150,20 @@ func StartReal(ctx context.Context, opts SystemOptions) (_ *System, err error) {
 		}
 	}()
 	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("making the system's folder: %w", err)
+		return nil, fmt.Errorf("creating the system's folder: %w", err)
 	}
 	return sys, sys.start(ctx, nil)
 }
 
-// Elsewhere returns a system that runs already, on the emulator, and is only
-// looked at: its public API is at api, and signed URLs lead to front, whatever
-// their host: they may be for who sits at a node of the cluster. azurite is the
-// account's URL at Azurite itself, which must be on loopback (kubectl port-forward),
-// and caFile has its certificate. Of the fields, only URL, Container and Storage
-// are set.
+// Elsewhere returns a system that already runs in a cluster with the emulator, for tests that use its public API and inspect its storage.
+// Only URL, Container and Storage are set.
+//
+// api is the public URL. front is the URL at which signed URLs are reached, whatever their host, which may be that of a cluster node.
+// azurite is the URL of the account at Azurite; it must be on loopback (kubectl port-forward). caFile contains Azurite's certificate.
 func Elsewhere(api, front, azurite, caFile string) (*System, error) {
 	to, err := url.Parse(front)
 	if err != nil {
-		return nil, fmt.Errorf("the front's URL: %w", err)
+		return nil, fmt.Errorf("parsing the front's URL: %w", err)
 	}
 	ca, err := readCA(caFile)
 	if err != nil {
@@ -200,15 +181,17 @@ func Elsewhere(api, front, azurite, caFile string) (*System, error) {
 	if err != nil {
 		return nil, err
 	}
-	storage := &Storage{URL: azurite, client: newClient(transport), token: admin.AccessToken}
+	storage, err := newStorage(azurite, transport, admin.AccessToken)
+	if err != nil {
+		return nil, err
+	}
 	return &System{URL: api, Container: "cats", Storage: storage}, nil
 }
 
-// Client returns an HTTP client that reaches the system's links and follows no
-// redirects.
-func (s *System) Client() *http.Client { return newClient(s.Storage.client.Transport) }
+// Client returns an HTTP client that resolves the hosts of signed URLs. It does not follow redirects.
+func (s *System) Client() *http.Client { return newClient(s.Storage.http.Transport) }
 
-// Empty deletes all that is stored in the container.
+// Empty deletes all blobs in the container.
 func (s *System) Empty(ctx context.Context) error {
 	blobs, err := s.Blobs(ctx)
 	for _, b := range blobs {
@@ -217,8 +200,7 @@ func (s *System) Empty(ctx context.Context) error {
 	return err
 }
 
-// startIdentity starts the token file's rotation and the issuer, and returns the
-// issuer's URL.
+// startIdentity starts the issuer and the rotation of the token file. It returns the issuer's URL.
 func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority string, err error) {
 	if s.IssuerLog, err = newLog("issuer", filepath.Join(s.opts.Dir, "logs", "issuer.log"), s.opts.Follow); err != nil {
 		return "", err
@@ -256,16 +238,16 @@ func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority str
 	if err != nil {
 		return "", err
 	}
-	s.onClose(serve(stack.CA.secure(l), s.Issuer))
+	s.onClose(serve(stack.CA.Secure(l), s.Issuer))
 	return "https://" + l.Addr().String() + "/", nil
 }
 
-// start starts both processes, the signer with env besides what both always get.
+// start starts both processes. env are additional variables of the signer.
 func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	signerEnv := map[string]string{
 		"LISTEN_ADDRESS": loopbackAddress(s.opts.SignerPort),
 		"OPS_ADDRESS":    loopbackAddress(s.opts.SignerOpsPort),
-		// Against DNS rebinding: IP addresses and localhost only.
+		// DNS rebinding: only IP addresses and localhost are allowed.
 		"ALLOWED_HOSTS": "localhost",
 	}
 	if s.opts.SignerEnv["OIDC_ISSUER"] == "" {
@@ -277,7 +259,7 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	if err != nil {
 		return err
 	}
-	listening, cancel := context.WithTimeoutCause(ctx, listenTimeout, fmt.Errorf("it does not listen after %v", listenTimeout))
+	listening, cancel := context.WithTimeoutCause(ctx, listenTimeout, fmt.Errorf("no listener after %v", listenTimeout))
 	defer cancel()
 	if err := s.Signer.Start(listening); err != nil {
 		return err
@@ -327,8 +309,8 @@ func (s *System) process(name, path string, env, over map[string]string, listene
 
 func loopbackAddress(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
-// WaitReady waits until both say on /readyz that they are ready. The error holds
-// what they said last. It returns early when one of them has ended.
+// WaitReady waits until both processes are ready. It returns an error with the last response of /readyz if ctx is done first, or as soon
+// as one of the processes ends.
 func (s *System) WaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -348,7 +330,7 @@ func (s *System) WaitReady(ctx context.Context) error {
 	return nil
 }
 
-// probe returns nil for a 200, and what was answered otherwise.
+// probe returns nil if url answers 200, otherwise an error with the response.
 func probe(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -371,23 +353,7 @@ func probe(ctx context.Context, url string) error {
 	return nil
 }
 
-// Blobs lists what is committed in the system's container.
+// Blobs lists the committed blobs in the system's container.
 func (s *System) Blobs(ctx context.Context) ([]Blob, error) {
 	return s.Storage.Blobs(ctx, s.Container)
 }
-
-// Close stops the frontend, then the signer, then the token services. It returns
-// what did not end well: a process that ended with another code than 0, or was
-// killed because ctx was done first. Closing twice returns the same.
-func (s *System) Close(ctx context.Context) error {
-	s.closing.Do(func() {
-		var errs []error
-		for _, closer := range slices.Backward(s.closers) {
-			errs = append(errs, closer(ctx))
-		}
-		s.closed = errors.Join(errs...)
-	})
-	return s.closed
-}
-
-func (s *System) onClose(f func(context.Context) error) { s.closers = append(s.closers, f) }

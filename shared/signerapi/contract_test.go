@@ -3,6 +3,9 @@ package signerapi
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,7 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -21,333 +24,192 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// stub is the signer behind the handler; each test sets what it needs.
-type stub struct {
-	put    func(User, io.Reader, PutOptions) (Info, error)
-	link   func(User, LinkOptions) (Link, error)
-	delete func(User, Preconditions) error
-	ticket func(User, int64) (UploadSession, error)
-	commit func(User, string, CommitOptions) (Info, error)
-	about  About
-	ready  error
-}
-
-func (s stub) Put(_ context.Context, u User, body io.Reader, opts PutOptions) (Info, error) {
-	return s.put(u, body, opts)
-}
-func (s stub) Link(_ context.Context, u User, o LinkOptions) (Link, error) { return s.link(u, o) }
-func (s stub) Delete(_ context.Context, u User, c Preconditions) error     { return s.delete(u, c) }
-func (s stub) StartUpload(_ context.Context, u User, size int64) (UploadSession, error) {
-	return s.ticket(u, size)
-}
-
-func (s stub) CommitUpload(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
-	return s.commit(u, id, o)
-}
-func (s stub) About(context.Context) (About, error) { return s.about, nil }
-func (s stub) Ready(context.Context) error          { return s.ready }
-
-// unknown is all that is known of a picture in most tests.
-var unknown = PutOptions{Size: -1}
-
-// served is the signer's side of the contract over s, with nothing around it.
-func served(s Signer) http.Handler {
-	return NewHandler(s, HandlerOptions{})
-}
-
-// across returns a client whose signer, on the other side of HTTP, is s.
-func across(t *testing.T, s Signer) *Client {
-	t.Helper()
-	srv := httptest.NewServer(served(s))
-	t.Cleanup(srv.Close)
-	return clientOf(t, srv.URL)
-}
-
-func clientOf(t *testing.T, base string) *Client {
-	t.Helper()
-	c, err := NewClient(base, ClientOptions{})
-	if err != nil {
-		t.Fatal(err)
+func TestCallsCarryArgumentsTokensAndResults(t *testing.T) {
+	type call struct {
+		User, Content, UploadID string
+		Token                   Token
+		Client                  string
+		Size                    int64
+		Put                     PutOptions
+		Link                    LinkOptions
+		Preconditions           Preconditions
+		Commit                  CommitOptions
 	}
-	t.Cleanup(c.transport.(*transport).kept.CloseIdleConnections)
-	return c
-}
-
-// dialWith makes c open connections with dial.
-func dialWith(c *Client, dial func(context.Context, string, string) (net.Conn, error)) {
-	t := c.transport.(*transport)
-	t.kept.DialContext, t.fresh.DialContext = dial, dial
-}
-
-func user(t testing.TB, name string) User {
-	t.Helper()
-	u, err := ParseUser(name)
-	if err != nil {
-		t.Fatal(err)
+	var got []call
+	record := func(ctx context.Context, u User, c call) {
+		c.User, c.Token, c.Client = u.String(), TokenFrom(ctx), ClientFrom(ctx)
+		got = append(got, c)
 	}
-	return u
-}
-
-func TestPutCarriesNameSizeAndEveryByte(t *testing.T) {
-	content := bytes.Repeat([]byte("cat"), 100_000)
-	want := Info{ETag: `"0x8D"`, ContentType: "image/png", Size: int64(len(content)), MD5: []byte("sixteen bytes...")}
-	for _, name := range []string{"Davyd", "a b", "Мурчик", "a+b&user=x", "%2F", "a;b"} {
-		for _, size := range []int64{-1, int64(len(content))} {
-			var got []byte
-			opts := PutOptions{
-				Size: size, Preconditions: Preconditions{IfMatch: `"0x1"`, IfNoneMatch: "*"},
-				Digests: Digests{MD5: make([]byte, 16), SHA256: make([]byte, 32), SHA512: make([]byte, 64)},
-			}
-			c := across(t, stub{put: func(u User, body io.Reader, told PutOptions) (Info, error) {
-				if diff := cmp.Diff(opts, told); diff != "" || u.String() != name {
-					t.Errorf("the signer was told user %q; want %q; %s", u, name, diff)
-				}
-				var err error
-				got, err = io.ReadAll(body)
-				return want, err
-			}})
-			info, err := c.Put(t.Context(), user(t, name), bytes.NewReader(content), opts)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !bytes.Equal(got, content) {
-				t.Errorf("%q: %d bytes arrived of %d", name, len(got), len(content))
-			}
-			if diff := cmp.Diff(want, info); diff != "" {
-				t.Error(diff)
-			}
-		}
-	}
-}
-
-func TestLinkCarriesOptionsAndAnswer(t *testing.T) {
-	want := Link{
-		Info: Info{ETag: `"1"`, ContentType: "image/gif", Size: 3},
-		URL:  "https://a.blob/cats/x/cat?sig=a%2Bb&se=1", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC),
-	}
-	opts := LinkOptions{TTL: 90 * time.Second, Download: `ca"t 猫.jpg`}
-	c := across(t, stub{link: func(u User, o LinkOptions) (Link, error) {
-		if diff := cmp.Diff(opts, o); diff != "" {
-			t.Error(diff)
-		}
-		return want, nil
-	}})
-	got, err := c.Link(t.Context(), user(t, "x"), opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func TestATicketAndItsCommitCarryEverything(t *testing.T) {
-	want := UploadSession{ID: "1795-9-AB", URL: "https://a.blob/cats/cats-api/upload/1?sig=a%2Bb", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC), BlockSize: 8 << 20}
-	opts := CommitOptions{Preconditions: Preconditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}, MD5: make([]byte, 16)}
-	info := Info{ETag: `"1"`, ContentType: "image/gif", Size: 3}
+	info := Info{ETag: `"0x8D"`, ContentType: "image/png", Size: 300_000, MD5: []byte("sixteen bytes...")}
+	link := Link{Info: info, URL: "https://a.blob/cats/x/cat?sig=a%2Bb&se=1", ExpiresAt: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)}
+	session := UploadSession{ID: "1795-9-AB", URL: "https://a.blob/cats/1?sig=a%2Bb", ExpiresAt: link.ExpiresAt, BlockSize: 8 << 20}
 	about := About{MaxDirectUploadSize: 5 << 30, LinkTTL: 3600, LinkMaxTTL: 7200, LinkOrigin: "https://a.blob", UserClaim: "oid"}
-	c := across(t, stub{
+	c, _ := serve(t, stub{
 		about: about,
-		ticket: func(u User, size int64) (UploadSession, error) {
-			if u.String() != "Мурчик" || size != 1<<40 {
-				t.Errorf("the signer was told %q, %d", u, size)
-			}
-			return want, nil
+		put: func(ctx context.Context, u User, body io.Reader, o PutOptions) (Info, error) {
+			content, err := io.ReadAll(body)
+			record(ctx, u, call{Content: string(content), Put: o})
+			return info, err
 		},
-		commit: func(u User, id string, o CommitOptions) (Info, error) {
-			if diff := cmp.Diff(opts, o); diff != "" || u.String() != "Мурчик" || id != want.ID {
-				t.Errorf("the signer was told %q, %q, %s", u, id, diff)
-			}
+		link: func(ctx context.Context, u User, o LinkOptions) (Link, error) {
+			record(ctx, u, call{Link: o})
+			return link, nil
+		},
+		delete: func(ctx context.Context, u User, c Preconditions) error {
+			record(ctx, u, call{Preconditions: c})
+			return nil
+		},
+		start: func(ctx context.Context, u User, size int64) (UploadSession, error) {
+			record(ctx, u, call{Size: size})
+			return session, nil
+		},
+		commit: func(ctx context.Context, u User, id string, o CommitOptions) (Info, error) {
+			record(ctx, u, call{UploadID: id, Commit: o})
 			return info, nil
 		},
 	})
-	ticket, err := c.StartUpload(t.Context(), user(t, "Мурчик"), 1<<40)
-	if diff := cmp.Diff(want, ticket); err != nil || diff != "" {
-		t.Error(err, diff)
-	}
-	got, err := c.CommitUpload(t.Context(), user(t, "Мурчик"), ticket.ID, opts)
-	if diff := cmp.Diff(info, got); err != nil || diff != "" {
-		t.Error(err, diff)
-	}
-	said, err := c.About(t.Context())
-	if diff := cmp.Diff(about, said); err != nil || diff != "" {
-		t.Error(err, diff)
+	content := strings.Repeat("cat", 100_000)
+	conditions := Preconditions{IfMatch: `"0x1"`, IfNoneMatch: "*"}
+	sized := PutOptions{Size: 300_000, Preconditions: conditions, Digests: Digests{MD5: make([]byte, 16), SHA256: make([]byte, 32), SHA512: make([]byte, 64)}}
+	bounded := PutOptions{Size: -1, MinSize: 1, MaxSize: 1 << 40}
+	linkOptions := LinkOptions{TTL: 90 * time.Second, Download: `ca"t 猫.jpg`}
+	commit := CommitOptions{Preconditions: conditions, MD5: make([]byte, 16)}
+	for _, token := range []Token{"", "eyJhbGciOiJub25lIn0.e30.-_~+/=="} {
+		for _, name := range []string{"Davyd", "a b", "Мурчик", "a+b&user=x", "%2F", "a;b"} {
+			got = nil
+			ctx, u := WithClient(WithToken(t.Context(), token), "2001:db8::/56"), mustUser(t, name)
+			stored, err1 := c.Put(ctx, u, strings.NewReader(content), sized)
+			stored2, err2 := c.Put(ctx, u, strings.NewReader(content), bounded)
+			linked, err3 := c.Link(ctx, u, linkOptions)
+			err4 := c.Delete(ctx, u, conditions)
+			started, err5 := c.StartUpload(ctx, u, 1<<40)
+			committed, err6 := c.CommitUpload(ctx, u, session.ID, commit)
+			described, err7 := c.About(ctx)
+			if err := errors.Join(err1, err2, err3, err4, err5, err6, err7, c.Ready(ctx)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]any{info, info, link, session, info, about}, []any{stored, stored2, linked, started, committed, described}); diff != "" {
+				t.Errorf("results (-want +got):\n%s", diff)
+			}
+			want := []call{
+				{Content: content, Put: sized},
+				{Content: content, Put: bounded},
+				{Link: linkOptions},
+				{Preconditions: conditions},
+				{Size: 1 << 40},
+				{UploadID: session.ID, Commit: commit},
+			}
+			for i := range want {
+				want[i].User, want[i].Token, want[i].Client = name, token, "2001:db8::/56"
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("calls (-want +got):\n%s", diff)
+			}
+		}
 	}
 	for _, id := range []string{"", "a b", "a/b", "..", strings.Repeat("a", 97), "猫"} {
-		if _, err := c.CommitUpload(t.Context(), user(t, "x"), id, CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
-			t.Errorf("the ticket %q: %v", id, err)
+		if _, err := c.CommitUpload(t.Context(), mustUser(t, "x"), id, CommitOptions{}); !errors.Is(err, apierror.ErrNoUpload) {
+			t.Errorf("upload ID %q: %v; want ErrNoUpload", id, err)
 		}
-	}
-	if s := fmt.Sprintf("%v %+v %#v", want, want, want); strings.Contains(s, "sig=") {
-		t.Errorf("a ticket prints its URL: %s", s)
 	}
 }
 
-func TestContractErrorsCrossTheWire(t *testing.T) {
+func TestErrorsCrossTheWire(t *testing.T) {
 	for e := range apierror.All() {
-		c := across(t, stub{delete: func(User, Preconditions) error {
-			return fmt.Errorf("deleting: %w", e.WithDetail("why").WithRetryAfter(7*time.Second).Wrap(errors.New("secret")))
-		}})
-		err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
-		if !errors.Is(err, e) {
-			t.Errorf("%s arrived as %v", e.Code, err)
-			continue
+		for _, outcome := range []apierror.Outcome{"", apierror.OutcomeUnknown, apierror.OutcomeStored} {
+			sent := e.WithDetail("why").WithRetryAfter(7 * time.Second).Wrap(errors.New("secret"))
+			sent.Outcome = outcome
+			want := apierror.Error{Code: e.Code, Status: e.Status, Detail: "why", RetryAfter: 7 * time.Second, Outcome: outcome}
+			if outcome == "" {
+				want.Outcome = e.Outcome // ErrDamaged always has one
+			}
+			c, _ := serve(t, failing(fmt.Errorf("deleting: %w", sent)))
+			got := apierror.AsError(c.Delete(t.Context(), mustUser(t, "x"), Preconditions{}))
+			if diff := cmp.Diff(want, *got, cmp.AllowUnexported(apierror.Error{})); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", e.Code, diff)
+			}
 		}
-		if got := apierror.AsError(err); got.Detail != "why" || got.Status != e.Status || got.RetryAfter != 7*time.Second || got.Unwrap() != nil {
-			t.Errorf("%s arrived with detail %q, status %d, Retry-After %v, cause %v", e.Code, got.Detail, got.Status, got.RetryAfter, got.Unwrap())
+	}
+	for _, sent := range []error{errors.New("hunter2"), &apierror.Error{Code: "hunter2", Detail: "hunter2", Outcome: apierror.OutcomeUnknown}} {
+		c, _ := serve(t, failing(sent))
+		err := c.Delete(t.Context(), mustUser(t, "x"), Preconditions{})
+		got := apierror.AsError(err)
+		if want := apierror.AsError(sent).Outcome; got.Code != "internal" || got.Outcome != want || strings.Contains(err.Error()+got.Detail, "hunter2") {
+			t.Errorf("%v arrived as %v with outcome %q; want internal with outcome %q", sent, err, got.Outcome, want)
 		}
 	}
 }
 
-func TestAnErrorWithoutACaseArrivesAsInternalAndSaysNothing(t *testing.T) {
-	c := across(t, stub{delete: func(User, Preconditions) error { return errors.New("account key is hunter2") }})
-	err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
-	if !errors.Is(err, apierror.ErrInternal) || strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("got %v; want a bare apierror.ErrInternal", err)
+// do calls h with a request of the contract and returns the response.
+func do(t *testing.T, h http.Handler, method, target string, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), method, "/", strings.NewReader("x"))
+	r.URL.Path, r.URL.RawQuery, _ = strings.Cut(target, "?")
+	r.Header.Set(contractHeader, contractVersion)
+	for i := 0; i < len(header); i += 2 {
+		r.Header[header[i]] = strings.Split(header[i+1], "|")
 	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return rec
 }
 
-func TestReadyAndNotReady(t *testing.T) {
-	if err := across(t, stub{}).Ready(t.Context()); err != nil {
-		t.Errorf("a ready signer: %v", err)
-	}
-	if err := across(t, stub{ready: apierror.ErrIdentityUnavailable}).Ready(t.Context()); !errors.Is(err, apierror.ErrIdentityUnavailable) {
-		t.Errorf("a signer without a key: %v", err)
-	}
-	if err := clientOf(t, "http://127.0.0.1:1").Ready(t.Context()); !errors.Is(err, apierror.ErrSignerUnavailable) {
-		t.Errorf("no signer at all: %v", err)
-	}
-}
-
-// A picture that is cut off must reach the signer as a broken body, whatever the
-// reason and wherever the cut, and must come back as that reason.
-func TestABrokenBodyIsNeverTheEndOfAPicture(t *testing.T) {
-	for name, cause := range map[string]error{
-		"a reason of the contract": apierror.ErrTooLarge,
-		"a wrapped io.EOF":         fmt.Errorf("reading: %w", io.EOF),
-		"an unexpected EOF":        io.ErrUnexpectedEOF,
-		"anything":                 errors.New("cable cut"),
+func TestHandlerValidatesRequests(t *testing.T) {
+	h := NewHandler(stub{}, HandlerOptions{}) // panics if it calls the stub
+	for request, status := range map[string]int{
+		"PUT /v1/picture":                                                        422,
+		"PUT /v1/picture?user=..":                                                422,
+		"PUT /v1/picture?user=a%2Fb":                                             422,
+		"PUT /v1/picture?user=a&user=b":                                          422,
+		"PUT /v1/picture?user=a&size=-2":                                         422,
+		"PUT /v1/picture?user=a&size=99999999999999999999":                       422,
+		"DELETE /v1/picture?user=%ff":                                            422,
+		"DELETE /v1/picture?user=a%":                                             422,
+		"GET /v1/picture?user=a":                                                 405,
+		"POST /v1/link?user=a":                                                   405,
+		"GET /v1/link?user=a&ttl_seconds=0":                                      422,
+		"GET /v1/link?user=a&ttl_seconds=-1":                                     422,
+		"GET /v1/link?user=a&ttl_seconds=9223372036854775807":                    422,
+		"GET /v1/link?user=a&ttl_seconds=1h":                                     422,
+		"GET /v1/link?user=a&download=%0d%0aSet-Cookie:x":                        422,
+		"GET /v1/link?user=a&download=" + strings.Repeat("x", 256):               422,
+		"GET /v1/link?user=a&download=..%2Fx":                                    422,
+		"GET /v1/uploads?user=a&size=1":                                          405,
+		"POST /v1/uploads?user=a":                                                422,
+		"POST /v1/uploads?user=a&size=-1":                                        422,
+		"POST /v1/uploads?user=..&size=1":                                        422,
+		"POST /v1/commit?user=a":                                                 404,
+		"POST /v1/commit?user=a&upload_id=..%2Fx":                                404,
+		"POST /v1/commit?user=a%2Fb&upload_id=1-1-A":                             422,
+		"POST /v1/commit?user=a&upload_id=1-1-A&md5=00":                          422,
+		"POST /v1/commit?user=a&upload_id=1-1-A&if_match=x":                      422,
+		"POST /v1/commit?user=a&upload_id=1-1-A&upload_id=1-1-B":                 422,
+		"PUT /v1/picture?user=a&md5=" + strings.Repeat("0", 30):                  422,
+		"PUT /v1/picture?user=a&if_none_match=" + `W/%221%22`:                    422,
+		"DELETE /v1/picture?user=a&if_match=" + `%22` + strings.Repeat("a", 200): 422,
+		"POST /v1/about":                                                         405,
+		"GET /v1/list":                                                           404,
+		"GET /":                                                                  404,
 	} {
-		for _, sent := range []int{0, 1, 5_000, 300_000} {
-			t.Run(fmt.Sprintf("%s after %d bytes", name, sent), func(t *testing.T) {
-				seen := make(chan error, 1)
-				c := across(t, stub{put: func(_ User, body io.Reader, _ PutOptions) (Info, error) {
-					_, err := io.Copy(io.Discard, body)
-					seen <- err
-					return Info{}, err
-				}})
-				body := io.MultiReader(strings.NewReader(strings.Repeat("x", sent)), failing{cause})
-				if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, cause) || errors.Is(err, apierror.ErrSignerUnavailable) {
-					t.Errorf("Put returned %v; want %v", err, cause)
-				}
-				select {
-				case err := <-seen:
-					if !errors.Is(err, apierror.ErrIncomplete) {
-						t.Errorf("the signer read %v; want apierror.ErrIncomplete", err)
-					}
-				case <-time.After(5 * time.Second):
-					// The body broke before the request went out: nothing to see.
-					if sent > 0 {
-						t.Error("the signer saw no request")
-					}
-				}
-			})
+		method, target, _ := strings.Cut(request, " ")
+		if rec := do(t, h, method, target); rec.Code != status {
+			t.Errorf("%s: %d %s; want %d", request, rec.Code, rec.Body, status)
 		}
 	}
-}
-
-type failing struct{ err error }
-
-func (f failing) Read([]byte) (int, error) { return 0, f.err }
-
-func TestARefusalBeforeTheBodyIsHeard(t *testing.T) {
-	c := across(t, stub{put: func(User, io.Reader, PutOptions) (Info, error) { return Info{}, apierror.ErrOverloaded }})
-	body := &counting{}
-	_, err := c.Put(t.Context(), user(t, "x"), body, PutOptions{Size: 1 << 30})
-	if !errors.Is(err, apierror.ErrOverloaded) {
-		t.Fatalf("Put returned %v; want apierror.ErrOverloaded", err)
-	}
-	if body.n > 0 {
-		t.Errorf("%d bytes were read of a picture that was refused by its header", body.n)
-	}
-}
-
-// counting is an endless body.
-type counting struct{ n int }
-
-func (c *counting) Read(p []byte) (int, error) { c.n += len(p); return len(p), nil }
-
-func TestASignerThatDiesIsUnavailable(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
-	defer srv.Close()
-	c := clientOf(t, srv.URL)
-	if _, err := c.Put(t.Context(), user(t, "x"), strings.NewReader("cat"), PutOptions{Size: 3}); !errors.Is(err, apierror.ErrSignerUnavailable) {
-		t.Errorf("Put: %v", err)
-	}
-	if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
-		t.Errorf("Link: %v", err)
-	}
-}
-
-func TestAnswersOutsideTheContractAreInternal(t *testing.T) {
-	for _, answer := range []string{"", "<html>", `{"code":"made_up"}`, `[]`, strings.Repeat("x", 1000)} {
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusTeapot)
-			_, _ = io.WriteString(w, answer)
-		}))
-		if err := clientOf(t, srv.URL).Delete(t.Context(), user(t, "x"), Preconditions{}); !errors.Is(err, apierror.ErrInternal) {
-			t.Errorf("%.20q: %v; want apierror.ErrInternal", answer, err)
+	for _, field := range []string{"Bearer a|Bearer b", "Basic YTpi", "Bearer", "Bearer a b", "Bearer a,b", ""} {
+		if rec := do(t, h, "GET", "/v1/link?user=x", "Authorization", field); rec.Code != http.StatusUnauthorized {
+			t.Errorf("Authorization %q: %d %s; want 401", field, rec.Code, rec.Body)
 		}
-		srv.Close()
 	}
-}
-
-func TestTheHandlerTrustsNothing(t *testing.T) {
-	h := served(stub{
-		put:    func(User, io.Reader, PutOptions) (Info, error) { t.Error("put was called"); return Info{}, nil },
-		link:   func(User, LinkOptions) (Link, error) { t.Error("link was called"); return Link{}, nil },
-		delete: func(User, Preconditions) error { t.Error("delete was called"); return nil },
-	})
-	for _, c := range []struct {
-		method, target string
-		status         int
-	}{
-		{"PUT", "/v1/picture", 422},
-		{"PUT", "/v1/picture?user=..", 422},
-		{"PUT", "/v1/picture?user=a%2Fb", 422},
-		{"PUT", "/v1/picture?user=a&user=b", 422},
-		{"PUT", "/v1/picture?user=a&size=-2", 422},
-		{"PUT", "/v1/picture?user=a&size=99999999999999999999", 422},
-		{"DELETE", "/v1/picture?user=%ff", 422},
-		{"DELETE", "/v1/picture?user=a%", 422},
-		{"GET", "/v1/picture?user=a", 405},
-		{"POST", "/v1/link?user=a", 405},
-		{"GET", "/v1/link?user=a&ttl_seconds=0", 422},
-		{"GET", "/v1/link?user=a&ttl_seconds=-1", 422},
-		{"GET", "/v1/link?user=a&ttl_seconds=9223372036854775807", 422},
-		{"GET", "/v1/link?user=a&ttl_seconds=1h", 422},
-		{"GET", "/v1/link?user=a&download=%0d%0aSet-Cookie:x", 422},
-		{"GET", "/v1/link?user=a&download=" + strings.Repeat("x", 256), 422},
-		{"GET", "/v1/link?user=a&download=..%2Fx", 422},
-		{"GET", "/v1/uploads?user=a&size=1", 405},
-		{"POST", "/v1/uploads?user=a", 422},
-		{"POST", "/v1/uploads?user=a&size=-1", 422},
-		{"POST", "/v1/uploads?user=..&size=1", 422},
-		{"POST", "/v1/commit?user=a", 404},
-		{"POST", "/v1/commit?user=a&ticket=..%2Fx", 404},
-		{"POST", "/v1/commit?user=a%2Fb&ticket=1-1-A", 422},
-		{"POST", "/v1/commit?user=a&ticket=1-1-A&md5=00", 422},
-		{"POST", "/v1/commit?user=a&ticket=1-1-A&if_match=x", 422},
-		{"POST", "/v1/about", 405},
-		{"GET", "/v1/list", 404},
-		{"GET", "/", 404},
+	for _, request := range []string{
+		"PUT /v1/picture?user=a", "DELETE /v1/picture?user=a", "GET /v1/link?user=a", "POST /v1/uploads?user=a&size=1",
+		"POST /v1/commit?user=a&upload_id=1-1-A", "GET /v1/about", "GET /v1/ready",
 	} {
-		r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader("x"))
-		r.Header.Set(contractHeader, contractVersion)
-		rec := httptest.NewRecorder()
-		h.ServeHTTP(rec, r)
-		if rec.Code != c.status {
-			t.Errorf("%s %s: %d %s; want %d", c.method, c.target, rec.Code, rec.Body, c.status)
+		method, target, _ := strings.Cut(request, " ")
+		for _, version := range []string{"", "0", "11"} {
+			if rec := do(t, h, method, target, contractHeader, version); rec.Code != http.StatusForbidden {
+				t.Errorf("%s with version %q: %d %s; want 403", request, version, rec.Code, rec.Body)
+			}
 		}
 	}
 }
@@ -357,58 +219,118 @@ func TestHandlerMatchesPathsByteByByte(t *testing.T) {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, route, " ", probe) })
 	}})
 	for target, want := range map[string]string{
-		"/v1/link": "/v1/link false", "/v1/link?user=a/../b": "/v1/link false", "http://elsewhere/v1/link": "/v1/link false", "/v1/ready": "/v1/ready true",
-		"/": "other false", "//v1/link": "other false", "/v1//link": "other false", "/v1/./link": "other false", "/v1/picture/../link": "other false", "/v1/link/": "other false",
-		"/v1/%6cink": "other false", "/v1%2flink": "other false", "/V1/link": "other false", "/v1/link;a": "other false", "/v1/link%00": "other false", "/v1\\link": "other false",
+		"/v1/link": "/v1/link false", "/v1/link?user=a/../b": "/v1/link false", "http://elsewhere/v1/link": "/v1/link false",
+		"/v1/ready": "/v1/ready true", "/v1/about": "/v1/about true", "/": "other false", "//v1/link": "other false", "/v1//link": "other false",
+		"/v1/./link": "other false", "/v1/picture/../link": "other false", "/v1/link/": "other false", "/v1/%6cink": "other false",
+		"/v1%2flink": "other false", "/V1/link": "other false", "/v1/link;a": "other false", "/v1/link%00": "other false", "/v1\\link": "other false",
 	} {
 		rec := httptest.NewRecorder()
 		h.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, target, nil))
 		if got := rec.Body.String(); got != want || rec.Code != http.StatusOK {
-			t.Errorf("%s: %d, that of %q; want %q", target, rec.Code, got, want)
+			t.Errorf("%s: %d from route %q; want %q", target, rec.Code, got, want)
 		}
 	}
 }
 
-func TestARequestThatDoesNotKnowTheContractIsRefused(t *testing.T) {
-	h := served(stub{}) // which panics when it is called
-	for _, call := range [][2]string{{"PUT", "/v1/picture?user=a"}, {"DELETE", "/v1/picture?user=a"}, {"GET", "/v1/link?user=a"}, {"POST", "/v1/uploads?user=a&size=1"}, {"POST", "/v1/commit?user=a&ticket=1-1-A"}, {"GET", "/v1/about"}, {"GET", "/v1/ready"}} {
-		for _, version := range []string{"", "0", "11"} {
-			r := httptest.NewRequestWithContext(t.Context(), call[0], call[1], strings.NewReader("x"))
-			r.Header.Set(contractHeader, version)
-			rec := httptest.NewRecorder()
-			h.ServeHTTP(rec, r)
-			if rec.Code != http.StatusForbidden {
-				t.Errorf("%s %s of version %q: %d %s; want 403", call[0], call[1], version, rec.Code, rec.Body)
+func TestTokensAreRejectedIfAuthenticationIsOff(t *testing.T) {
+	var logged []error
+	h := NewHandler(stub{about: About{LinkTTL: 7}}, HandlerOptions{ // panics in the other calls
+		AuthenticationOff: true, SharedSettings: map[string]string{"OIDC_ISSUER": ""},
+		LogError: func(_ context.Context, err error) { logged = append(logged, err) },
+	})
+	for path, methods := range callsOf(stub{}, nil) {
+		for method := range methods {
+			rec := do(t, h, method, path+"?user=mia&size=1&upload_id=1-1-A", "Authorization", "Bearer a.b.c")
+			if rec.Code != http.StatusServiceUnavailable || !strings.Contains(rec.Body.String(), `"misconfigured"`) || rec.Header().Get("Retry-After") != "30" {
+				t.Errorf("%s %s: %d %s; want misconfigured", method, path, rec.Code, rec.Body)
 			}
 		}
 	}
+	if len(logged) != 7 || !errors.Is(logged[0], apierror.ErrMisconfigured) {
+		t.Errorf("logged %v; want 7 times ErrMisconfigured", logged)
+	}
+	rec := do(t, h, "GET", aboutPath)
+	var about About
+	if err := json.Unmarshal(rec.Body.Bytes(), &about); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(About{LinkTTL: 7, SharedSettings: map[string]string{"OIDC_ISSUER": ""}}, about); diff != "" {
+		t.Errorf("without a token (-want +got):\n%s", diff)
+	}
 }
 
-func TestASignedURLDoesNotPrintOrLog(t *testing.T) {
+func TestSecretsDoNotPrintOrLog(t *testing.T) {
 	const secret = "sig=abc"
-	link := Link{URL: "https://a/b?" + secret}
+	link, session, token := Link{URL: "https://a/b?" + secret}, UploadSession{URL: "https://a/b?" + secret}, Token(secret)
 	var log bytes.Buffer
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "url", link.URL, "link", link)
-	printed := fmt.Sprintf("%v %+v %#v %s %q", link, link, link, link.URL, link.URL) + log.String()
-	if strings.Contains(printed, secret) {
-		t.Errorf("the credential shows: %s", printed)
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "url", link.URL, "link", link, "session", session, "token", token)
+	for _, v := range []any{link, session, token, link.URL, fmt.Sprint(WithToken(t.Context(), token))} {
+		if printed := fmt.Sprintf("%v %+v %#v %s %q", v, v, v, v, v) + log.String(); strings.Contains(printed, secret) {
+			t.Errorf("the secret is printed: %s", printed)
+		}
 	}
 	if b, err := json.Marshal(link); err != nil || !strings.Contains(string(b), secret) {
-		t.Errorf("JSON must carry the whole URL: %s, %v", b, err)
+		t.Errorf("JSON is %s, %v; want the whole URL", b, err)
 	}
 }
 
-func TestClientRefusesABaseThatIsNoSigner(t *testing.T) {
+func TestNewClientRejectsInvalidURLs(t *testing.T) {
 	for _, base := range []string{"", "127.0.0.1:8081", "http://127.0.0.1", "https://127.0.0.1:1", "http://127.0.0.1:1/x", "http://", "http://a:1?b", ":"} {
 		if _, err := NewClient(base, ClientOptions{}); err == nil {
-			t.Errorf("NewClient(%q) took it", base)
+			t.Errorf("NewClient(%q) returned no error", base)
 		}
 	}
 }
 
-func TestTheUserNameStaysOutOfErrors(t *testing.T) {
-	err := clientOf(t, "http://127.0.0.1:1").Delete(t.Context(), user(t, "Davyd"), Preconditions{})
-	if err == nil || strings.Contains(err.Error(), url.QueryEscape("Davyd")) {
-		t.Errorf("got %v", err)
+// Without a connection nothing was sent, so no write has an unknown outcome.
+func TestCallsWithoutConnectionChangeNothing(t *testing.T) {
+	for name, cause := range map[string]error{
+		"refused":     os.NewSyscallError("connect", errors.New("connection refused")),
+		"unreachable": os.NewSyscallError("connect", errors.New("no route to host")),
+		"timeout":     os.ErrDeadlineExceeded,
+		"no address":  &net.DNSError{Err: "no such host", Name: "signer.test"},
+		"closed port": nil,
+	} {
+		for called, call := range calls {
+			t.Run(called+", "+name, func(t *testing.T) {
+				c := newClient(t, "http://signer.test:1")
+				dialWith(c, func(ctx context.Context, _, _ string) (net.Conn, error) {
+					if cause == nil {
+						return new(net.Dialer).DialContext(ctx, "tcp", "127.0.0.1:1")
+					}
+					return nil, &net.OpError{Op: "dial", Net: "tcp", Err: cause}
+				})
+				err := call.do(t.Context(), c, mustUser(t, "Davyd"), 7)
+				checkError(t, err, "signer_unavailable", "", "")
+				if strings.Contains(err.Error(), "Davyd") {
+					t.Errorf("the error contains the user name: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestBodyReaderTranslatesErrors(t *testing.T) {
+	for _, c := range []struct{ err, want error }{
+		{io.EOF, io.EOF},
+		{apierror.ErrTooLarge, apierror.ErrTooLarge},
+		{fmt.Errorf("reading: %w", os.ErrDeadlineExceeded), apierror.ErrStalled},
+		{fmt.Errorf("reading: %w", io.EOF), apierror.ErrIncomplete},
+		{errors.New("cable cut"), apierror.ErrIncomplete},
+	} {
+		if _, err := (BodyReader{broken{c.err}}).Read(nil); !errors.Is(err, c.want) || c.want == io.EOF && err != io.EOF { //nolint:errorlint // only io.EOF itself is the end
+			t.Errorf("%v is translated to %v; want %v", c.err, err, c.want)
+		}
+	}
+}
+
+func TestDigestsDetectOtherContent(t *testing.T) {
+	md5Sum, sha256Sum, sha512Sum := md5.Sum([]byte("cat")), sha256.Sum256([]byte("cat")), sha512.Sum512([]byte("cat"))
+	for _, d := range []Digests{{MD5: md5Sum[:]}, {SHA256: sha256Sum[:]}, {SHA512: sha512Sum[:]}} {
+		for content, want := range map[string]error{"cat": nil, "cot": apierror.ErrDigestMismatch, "": apierror.ErrDigestMismatch} {
+			if _, err := io.ReadAll(d.Reader(strings.NewReader(content))); !errors.Is(err, want) {
+				t.Errorf("%q with %+v: %v; want %v", content, d, err, want)
+			}
+		}
 	}
 }

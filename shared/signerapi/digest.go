@@ -3,46 +3,46 @@ package signerapi
 import (
 	"bytes"
 	"crypto"
-	_ "crypto/md5" //nolint:gosec // against faults of memory and network, not against people
+	_ "crypto/md5" //nolint:gosec // detects faults of memory and network, not attacks
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 
 	"cats.example/shared/apierror"
 )
 
-// Digests are those that the sender of a body knows of it; the zero value knows
-// none.
+// Digests are digests of a picture that its sender knows. nil means unknown.
 type Digests struct{ MD5, SHA256, SHA512 []byte }
 
 type digest struct {
-	kind crypto.Hash
-	sum  []byte // nil if it is not known
+	algorithm crypto.Hash
+	sum       []byte
 }
 
-func (d Digests) all() [3]digest {
-	return [3]digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
+// known returns the digests that are set.
+func (d Digests) known() []digest {
+	all := []digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
+	return slices.DeleteFunc(all, func(one digest) bool { return one.sum == nil })
 }
 
-// Validate returns apierror.ErrInvalidArgument when a digest is not as long as its kind is.
+// Validate returns ErrInvalidArgument if a digest has the wrong length.
 func (d Digests) Validate() error {
-	for _, one := range d.all() {
-		if one.sum != nil && len(one.sum) != one.kind.Size() {
-			return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("digest: a digest of the kind %v has %d bytes", one.kind, one.kind.Size()))
+	for _, one := range d.known() {
+		if len(one.sum) != one.algorithm.Size() {
+			return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("digest: a digest with %v has %d bytes", one.algorithm, one.algorithm.Size()))
 		}
 	}
 	return nil
 }
 
-// Reader returns body, which ends in apierror.ErrDigestMismatch in place of io.EOF when it
-// was not the one that was announced.
+// Reader returns a reader of body that verifies the digests: if one does not match, it returns ErrDigestMismatch instead of
+// io.EOF.
 func (d Digests) Reader(body io.Reader) io.Reader {
-	for _, one := range d.all() {
-		if one.sum != nil {
-			body = &digestReader{body, one.kind.New(), one.sum}
-		}
+	for _, one := range d.known() {
+		body = &digestReader{body, one.algorithm.New(), one.sum}
 	}
 	return body
 }

@@ -17,11 +17,12 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// FuzzContract has calls cross the wire: what the contract allows arrives as it was
-// sent, to the byte, and what it does not is refused and reaches no signer.
+// FuzzContract sends calls through client and handler. Valid arguments arrive unchanged. Invalid ones are rejected and do not reach
+// the signer.
 func FuzzContract(f *testing.F) {
 	f.Add(byte(0), "Davyd", "*", "", "", int64(0), int64(7), make([]byte, 16), make([]byte, 32))
 	f.Add(byte(0), "a&user=b", `"0x1"`, `"a&b"`, "", int64(0), int64(-1), []byte{}, []byte{1})
+	f.Add(byte(0), "empty", "", "", "", int64(0), int64(0), []byte{}, []byte{})
 	f.Add(byte(1), "猫%2F+ ;", "", "", `ca"t 猫&ttl_seconds=1.jpg`, int64(60), int64(0), []byte{}, []byte{})
 	f.Add(byte(1), "x", "", "", "a/b", int64(-1), int64(0), []byte{}, []byte{})
 	f.Add(byte(2), "x ", "", `W/"1"`, "", int64(0), int64(0), []byte{}, []byte{})
@@ -37,30 +38,31 @@ func FuzzContract(f *testing.F) {
 			Preconditions
 		}
 		var got *seen
-		h := served(stub{
-			put: func(u User, _ io.Reader, o PutOptions) (Info, error) {
+		h := NewHandler(stub{
+			put: func(_ context.Context, u User, _ io.Reader, o PutOptions) (Info, error) {
 				got = &seen{User: u, PutOptions: o}
 				return Info{}, nil
 			},
-			link: func(u User, o LinkOptions) (Link, error) {
+			link: func(_ context.Context, u User, o LinkOptions) (Link, error) {
 				got = &seen{User: u, LinkOptions: o}
 				return Link{}, nil
 			},
-			delete: func(u User, c Preconditions) error {
+			delete: func(_ context.Context, u User, c Preconditions) error {
 				got = &seen{User: u, Preconditions: c}
 				return nil
 			},
-		})
-		c := &Client{"signer.test:1", roundTrip(func(r *http.Request) (*http.Response, error) {
+		}, HandlerOptions{})
+		c := newClient(t, "http://signer.test:1")
+		c.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			head := r.Method + " " + r.URL.RequestURI() + " HTTP/1.1\r\nHost: x\r\n" + contractHeader + ": " + r.Header.Get(contractHeader) + "\r\n\r\n"
 			arrived, err := http.ReadRequest(bufio.NewReader(strings.NewReader(head)))
 			if err != nil {
-				t.Fatalf("%q is no request: %v", head, err)
+				t.Fatalf("%q is not a request: %v", head, err)
 			}
 			rec := httptest.NewRecorder()
 			h.ServeHTTP(rec, arrived)
 			return rec.Result(), nil
-		}), make(chan struct{}, 1), func(context.Context, http.Header) {}}
+		})
 
 		conditions, link := Preconditions{ifMatch, ifNoneMatch}, LinkOptions{time.Duration(seconds) * time.Second, download}
 		want := seen{User: who}
@@ -85,7 +87,7 @@ func FuzzContract(f *testing.F) {
 		}
 		switch {
 		case !allowed && (got != nil || !errors.Is(err, apierror.ErrInvalidArgument)):
-			t.Fatalf("%+v was refused with %v, and reached the signer as %+v", want, err, got)
+			t.Fatalf("%+v was rejected with %v, and reached the signer as %+v", want, err, got)
 		case allowed && (err != nil || got == nil || !reflect.DeepEqual(*got, want)):
 			t.Fatalf("%+v arrived as %+v, %v", want, got, err)
 		}
@@ -94,41 +96,39 @@ func FuzzContract(f *testing.F) {
 
 var entityTag = regexp.MustCompile(`^"[\x21\x23-\x7e]{0,126}"$`)
 
-// FuzzConditions compares what is taken for a condition, and when it holds, with
-// RFC 9110 in other words.
-func FuzzConditions(f *testing.F) {
+// FuzzPreconditions compares Validate and Evaluate with RFC 9110 in other words.
+func FuzzPreconditions(f *testing.F) {
 	f.Add(`"0x8D"`, "", `"0x8D"`)
 	f.Add("*", `"a", "b"`, `W/"1"`)
 	f.Add(`""`, "*", "")
 	f.Add("\"é\"", "\"\x7f\"", "\" \"")
-	f.Fuzz(func(t *testing.T, ifMatch, ifNoneMatch, there string) {
+	f.Fuzz(func(t *testing.T, ifMatch, ifNoneMatch, stored string) {
 		ok := func(v string) bool { return v == "" || v == "*" || entityTag.MatchString(v) }
 		c := Preconditions{ifMatch, ifNoneMatch}
 		if err := c.Validate(); (err == nil) != (ok(ifMatch) && ok(ifNoneMatch)) || err != nil && !errors.Is(err, apierror.ErrInvalidArgument) {
 			t.Fatalf("%+v: %v", c, err)
 		}
-		if !entityTag.MatchString(there) {
-			there = "" // no picture
+		if !entityTag.MatchString(stored) {
+			stored = "" // no picture
 		}
 		holds := true
 		if ifMatch == "*" {
-			holds = there != ""
+			holds = stored != ""
 		} else if ifMatch != "" {
-			holds = there == ifMatch
+			holds = stored == ifMatch
 		}
 		if ifNoneMatch == "*" {
-			holds = holds && there == ""
+			holds = holds && stored == ""
 		} else if ifNoneMatch != "" {
-			holds = holds && (there == "" || there != ifNoneMatch)
+			holds = holds && (stored == "" || stored != ifNoneMatch)
 		}
-		if err := c.Evaluate(there); (err == nil) != holds {
-			t.Fatalf("%+v with %q there: %v", c, there, err)
+		if err := c.Evaluate(stored); (err == nil) != holds {
+			t.Fatalf("%+v with %q stored: %v", c, stored, err)
 		}
 	})
 }
 
-// FuzzHandler has strangers' queries answered: never a 500, and only a user name
-// that ParseUser takes reaches the signer.
+// FuzzHandler sends arbitrary queries to the handler: it never responds with 5xx, and only valid arguments reach the signer.
 func FuzzHandler(f *testing.F) {
 	for _, s := range []string{"user=a", "user=a&ttl_seconds=60", "user=%2e%2e", "user=a&download=x%22.png", "user=a;b", "%", "user=a&size=1"} {
 		f.Add("GET", s)
@@ -140,31 +140,34 @@ func FuzzHandler(f *testing.F) {
 				t.Fatalf("user %q reached the signer", u)
 			}
 		}
-		h := served(stub{
-			put: func(u User, _ io.Reader, o PutOptions) (Info, error) { check(u); return Info{Size: o.Size}, nil },
-			link: func(u User, o LinkOptions) (Link, error) {
+		h := NewHandler(stub{
+			put: func(_ context.Context, u User, _ io.Reader, o PutOptions) (Info, error) {
+				check(u)
+				return Info{Size: o.Size}, nil
+			},
+			link: func(_ context.Context, u User, o LinkOptions) (Link, error) {
 				check(u)
 				if o.TTL < 0 || ValidateDownloadName(o.Download) != nil {
 					t.Fatalf("options %+v reached the signer", o)
 				}
 				return Link{}, nil
 			},
-			delete: func(u User, _ Preconditions) error { check(u); return nil },
-			ticket: func(u User, size int64) (UploadSession, error) {
+			delete: func(_ context.Context, u User, _ Preconditions) error { check(u); return nil },
+			start: func(_ context.Context, u User, size int64) (UploadSession, error) {
 				check(u)
 				if size < 0 {
 					t.Fatalf("a size of %d reached the signer", size)
 				}
 				return UploadSession{}, nil
 			},
-			commit: func(u User, id string, o CommitOptions) (Info, error) {
+			commit: func(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
 				check(u)
 				if ValidateUploadID(id) != nil || o.Validate() != nil || (Digests{MD5: o.MD5}).Validate() != nil {
-					t.Fatalf("the ticket %q with %+v reached the signer", id, o)
+					t.Fatalf("the upload ID %q with %+v reached the signer", id, o)
 				}
 				return Info{}, nil
 			},
-		})
+		}, HandlerOptions{})
 		for _, path := range []string{picturePath, linkPath, uploadPath, commitPath} {
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
 			r.Method, r.URL.RawQuery = method, query
@@ -178,8 +181,8 @@ func FuzzHandler(f *testing.F) {
 	})
 }
 
-// FuzzDecodeAnswer has the client read a signer gone mad.
-func FuzzDecodeAnswer(f *testing.F) {
+// FuzzDecodeResponse sends arbitrary responses to the client.
+func FuzzDecodeResponse(f *testing.F) {
 	f.Add(200, `{"picture_url":"https://x","expires_at":"2030-01-02T03:04:05Z"}`)
 	f.Add(404, `{"code":"not_found","detail":"x"}`)
 	f.Add(503, `{"code":["throttled"]}`)
@@ -193,19 +196,19 @@ func FuzzDecodeAnswer(f *testing.F) {
 		if status < 200 || status > 999 {
 			return
 		}
-		c := clientOf(t, "http://signer.test:1")
+		c := newClient(t, "http://signer.test:1")
 		c.transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: r}, nil
 		})
-		if _, err := c.Link(t.Context(), user(t, "x"), LinkOptions{}); err != nil {
+		if _, err := c.Link(t.Context(), mustUser(t, "x"), LinkOptions{}); err != nil {
 			if _, ok := errors.AsType[*apierror.Error](err); !ok {
 				t.Fatalf("an error outside the contract: %v", err)
 			}
 		} else if status/100 != 2 {
-			t.Fatalf("status %d with %q passed for a link", status, answer)
+			t.Fatalf("status %d with %q is a link", status, answer)
 		}
-		// A deletion is carried out, or refused with the outcome that the signer tells, or else its outcome is unknown.
-		err := c.Delete(t.Context(), user(t, "x"), Preconditions{})
+		// A deletion is a success, or an error with the outcome in the response, or else its outcome is unknown.
+		err := c.Delete(t.Context(), mustUser(t, "x"), Preconditions{})
 		var said struct{ Code, Detail, Outcome string }
 		decoded := json.Unmarshal([]byte(answer), &said) == nil
 		ofContract := decoded && apierror.ByCode(said.Code) != nil
@@ -226,7 +229,3 @@ func FuzzDecodeAnswer(f *testing.F) {
 		}
 	})
 }
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -1,34 +1,40 @@
-// Package signerapi is the contract between the two containers of a pod: the
-// public frontend, which holds no credential, and the signer, which holds the
-// workload identity. The frontend uses [Client], the signer serves [NewHandler];
-// both are [Signer], so each can stand in for the other in a test.
+// Package signerapi is the contract between the two containers of a pod.
 //
-// The contract is narrow on purpose. It can put, link and delete the one picture
-// that belongs to one user name, and, where the signer's settings have it, have one
-// sent straight to storage. It cannot list, name a container or a blob, choose a
-// permission, a content type, or a lifetime beyond the signer's own limit. What a
-// fully compromised frontend can do is what stands in this package.
+// The public frontend holds no credential. The private signer holds the workload identity, and is the only one of the two that
+// can reach storage. The frontend calls the signer through [Client]; the signer serves [NewHandler]. Client, handler and the
+// signer's store all implement or use one interface, [Signer].
 //
-// On the wire it is HTTP/1.1 on the loopback interface:
+// # What the contract allows
 //
-//	PUT    /v1/picture?user=U[&size=N | &min_size=N&max_size=N][&CONDITIONS][&DIGESTS]   body: the picture → 200 Info
-//	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]         → 200 Link
-//	DELETE /v1/picture?user=U[&CONDITIONS]                      → 204
-//	POST   /v1/uploads?user=U&size=N                             → 200 Ticket
-//	POST   /v1/commit?user=U&ticket=T[&md5=H][&CONDITIONS]      → 200 Info
-//	GET    /v1/about                                            → 200 About
-//	GET    /v1/ready                                            → 204
+// A call can store, link or delete the one picture of one user, and can upload one picture directly to storage. No call can list
+// users, choose the name of a container or blob, a permission or a content type, or exceed the signer's limits on size and
+// lifetime. An attacker who controls the frontend can make these calls, and nothing else.
 //
-// Each call has the header Cats-Contract: 1; a request without is refused with 403.
-// Authorization: Bearer T passes on the token of the caller on whose behalf it is, see
-// [WithToken]; the signer verifies it where callers must be known, and rejects the call
-// with apierror.ErrMisconfigured elsewhere.
-// CONDITIONS are if_match=E and if_none_match=E; DIGESTS are md5=H, sha256=H and
-// sha512=H, in hexadecimal.
+// # Wire format
 //
-// Every error is a JSON object {"code": …, "detail": …, "outcome": …}; see errors.go.
-// The user name travels in the query, never in the path, so that no path
-// cleaning on either side can turn one name into another.
+// The contract is HTTP/1.1 over the loopback interface:
+//
+//	PUT    /v1/picture?user=U[&size=N | &min_size=N&max_size=N][&CONDITIONS][&DIGESTS]  → 200 Info; the body is the picture
+//	GET    /v1/link?user=U[&ttl_seconds=N][&download=F]                                 → 200 Link
+//	DELETE /v1/picture?user=U[&CONDITIONS]                                              → 204
+//	POST   /v1/uploads?user=U&size=N                                                    → 200 UploadSession
+//	POST   /v1/commit?user=U&upload_id=I[&md5=H][&CONDITIONS]                           → 200 Info
+//	GET    /v1/about                                                                    → 200 About
+//	GET    /v1/ready                                                                    → 204
+//
+// CONDITIONS are if_match=E and if_none_match=E. DIGESTS are md5=H, sha256=H and sha512=H, in hexadecimal. Sizes are in bytes.
+// Arguments are in the query, never in the path: so no path normalization can turn one user name into another. Unknown arguments
+// are ignored; an argument that is given twice is an error.
+//
+// Header fields of a request:
+//
+//   - Cats-Contract: 1 is required; without it the response is 403. It protects the signer against requests that a browser or
+//     another process in the pod was made to send: their senders can rarely set a header field.
+//   - Authorization: Bearer T is the bearer token of the caller; see [WithToken]. If authentication is on, the signer verifies it.
+//     If authentication is off, the signer rejects the call with ErrMisconfigured.
+//   - Cats-Client: K is the key of the client, by which the signer limits concurrency; see [WithClient].
+//
+// The body of an error response is {"code": …, "detail": …, "outcome": …}; see package apierror. Responses may have Retry-After.
 package signerapi
 
 import (
@@ -41,167 +47,167 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// Signer stores, links and deletes the one picture of a user. Implementations
-// are safe for concurrent use. Where callers must be known, each call can be
-// apierror.ErrUnauthenticated, apierror.ErrForbidden, apierror.ErrRateLimited or apierror.ErrIssuerUnavailable. Every error they return that a caller may branch
-// on is, or wraps, one of the *apierror.Error values of this package.
+// Signer stores, links and deletes pictures. Each user has at most one picture.
+//
+// Implementations are safe for concurrent use. All errors that a caller can branch on are or wrap an [apierror.Error]; another
+// error means ErrInternal. Besides the errors that a method names, each method can return ErrOverloaded, ErrRateLimited,
+// ErrThrottled, ErrStorageUnavailable, ErrIdentityUnavailable, ErrSignerUnavailable, ErrInternal, and ErrInvalidUser if storage
+// does not accept the name. If authentication is on, all methods except About and Ready can also return ErrUnauthenticated,
+// ErrForbidden and ErrIssuerUnavailable.
+//
+// A failed write changed nothing, unless its error has an Outcome; see [apierror.Outcome]. If the caller cancels ctx, the error
+// is ErrIncomplete.
 type Signer interface {
-	// Put stores body as the picture of user, in place of what was there. It
-	// returns only once storage has acknowledged the whole of it. After an error
-	// the old picture is still there, unless the error has an Outcome. apierror.ErrArchived,
-	// apierror.ErrImmutable, apierror.ErrLeased and apierror.ErrRejectedByStorage mean that the state of the
-	// stored picture does not allow it; of Delete and Commit as well.
+	// Put stores body as the picture of user, replaces the one that is stored, and returns the new metadata.
 	//
-	// The end of the picture is io.EOF, exactly; any other error from body, io.EOF
-	// wrapped in another error included, is a broken picture and stores nothing.
-	// Put does not close body. body is not read after Put has returned, except
-	// that an HTTP client may still be inside one Read.
+	// The upload is atomic: storage holds either the whole new picture or still the old one. Put returns after storage has
+	// acknowledged the write. The signer determines the content type from the first bytes of body.
+	//
+	// Only io.EOF itself ends the picture. Any other error of body, a wrapped io.EOF included, means that the picture is
+	// incomplete: nothing is stored. Put does not close body. After Put has returned, body is not read any more, except for a
+	// Read that had begun before.
+	//
+	// Put returns ErrEmpty, ErrTooLarge, ErrUnsupportedMediaType, ErrIncomplete, ErrStalled, ErrDigestMismatch,
+	// ErrPreconditionFailed or ErrInvalidArgument. ErrConflict means that another upload for user was committed first. ErrArchived, ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the
+	// state of the stored picture does not allow the write. ErrDamaged has the Outcome stored.
 	Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error)
 
-	// Link returns a signed URL that reads the picture of user, and nothing
-	// else, until it expires. apierror.ErrNotFound means that storage said that there is
-	// no such picture, and nothing less.
+	// Link returns a signed URL that permits to read the picture of user, and nothing else, until it expires.
+	//
+	// Link returns ErrNotFound only if storage reports that user has no picture. After another replica has replaced or deleted
+	// the picture, Link can return the old metadata until EXISTENCE_CACHE_TTL has passed. It returns ErrInvalidArgument for a TTL
+	// outside the signer's limits.
 	Link(ctx context.Context, user User, opts LinkOptions) (Link, error)
 
-	// Delete removes the picture of user, or returns apierror.ErrNotFound, or
-	// apierror.ErrPreconditionFailed when the picture is not as the conditions say. After an
-	// error the picture is still there, unless the error has an Outcome.
+	// Delete deletes the picture of user. It returns ErrNotFound if user has no picture, ErrPreconditionFailed, or an error
+	// for the state of the stored picture as Put does.
 	Delete(ctx context.Context, user User, conditions Preconditions) error
 
-	// UploadSession returns a signed URL by which a picture of size bytes can be sent
-	// straight to storage, under a name that nobody reads. It changes nothing of the
-	// picture of user; only Commit does. apierror.ErrTooLarge means as well that the signer
-	// gives no tickets.
+	// StartUpload starts an upload session for a picture of size bytes that the client uploads directly to storage. It does not
+	// change the picture of user; only CommitUpload does.
+	//
+	// It returns ErrEmpty if size is not positive. It returns ErrTooLarge if size exceeds MAX_DIRECT_UPLOAD_SIZE, or if direct
+	// uploads are off.
 	StartUpload(ctx context.Context, user User, size int64) (UploadSession, error)
 
-	// Commit makes what was sent under a ticket the picture of user, in place of what
-	// was there, if it is all there and is a picture as Put wants it. After an error the
-	// old picture is still there, unless the error has an Outcome. Asked
-	// again after it has done so, it says the same again. apierror.ErrNoUpload means that there
-	// is nothing of user's under that ticket, or not any more.
-	CommitUpload(ctx context.Context, user User, ticket string, opts CommitOptions) (Info, error)
+	// CommitUpload makes the staged blob of an upload session the picture of user, and replaces the one that is stored. It
+	// accepts the staged blob if it has the announced size and Put would accept its content.
+	//
+	// It can be repeated: after a successful commit it returns the same Info, as long as the picture is not replaced. It returns
+	// the errors of Put, or ErrNoUpload if user has no staged blob with this ID. ErrConflict also means that the client changed
+	// the staged blob during the commit.
+	CommitUpload(ctx context.Context, user User, uploadID string, opts CommitOptions) (Info, error)
 
-	// About returns what can be asked here. It makes no call to Azure.
+	// About returns the settings of the signer. It sends no request to Azure.
 	About(ctx context.Context) (About, error)
 
-	// Ready returns nil when links can be signed now. It makes no call to Azure.
+	// Ready returns nil if the signer can sign a URL of the default lifetime now, and, if authentication is on, can verify
+	// tokens. It sends no request to Azure.
 	Ready(ctx context.Context) error
 }
 
-// Info is what storage knows of a picture.
+// Info is the metadata of a stored picture.
 type Info struct {
-	ETag        string `json:"etag"`         // as storage gives it, quotes included
-	ContentType string `json:"content_type"` // decided by the signer from the first bytes
+	ETag        string `json:"etag"`         // as storage returns it, with its quotes
+	ContentType string `json:"content_type"` // determined by the signer from the first bytes
 	Size        int64  `json:"size"`         // in bytes
-	// MD5 of the picture, in base64 on the wire, as storage sends it along in
-	// Content-MD5; nil where storage has none.
+	// MD5 is the MD5 of the picture, which storage returns as Content-MD5; nil if storage has none. In JSON it is base64.
 	MD5 []byte `json:"content_md5,omitempty"`
 }
 
-// MaxSizeRange is the largest difference between the bounds of a size, in bytes. The signer buffers so much of an upload.
+// MaxSizeRange is the largest difference between MaxSize and MinSize in [PutOptions], in bytes. The signer buffers so much of an
+// upload.
 const MaxSizeRange = 96 << 10
 
-// PutOptions say what is known of a picture before it comes. There is no good
-// zero value: Size is -1 where it is not known.
+// PutOptions describe a picture before it is uploaded. The zero value means a size of 0; use Size: -1 if the size is unknown.
 type PutOptions struct {
-	// Size of the picture in bytes, -1 when it is not known. A body of another
-	// length is apierror.ErrIncomplete or apierror.ErrTooLarge.
+	// Size is the size of the picture in bytes, or -1 if it is unknown. A body of another length is ErrIncomplete or ErrTooLarge.
 	Size int64
-	// MinSize and MaxSize are bounds of the size in bytes if Size is -1; MaxSize is 0 if there are none. A body outside them is
-	// apierror.ErrIncomplete. Bounds that are more than [MaxSizeRange] apart are apierror.ErrInvalidArgument.
+	// MinSize and MaxSize are bounds of an unknown size, in bytes; a MaxSize of 0 means no bounds. A body outside the bounds is
+	// ErrIncomplete. Bounds that differ by more than [MaxSizeRange] are ErrInvalidArgument.
 	MinSize, MaxSize int64
-	// Preconditions on the picture that is there; apierror.ErrPreconditionFailed otherwise.
+	// Preconditions are preconditions on the stored picture.
 	Preconditions
-	// Digests of the picture; apierror.ErrDigestMismatch when one is not its own.
+	// Digests are digests of the picture. If one does not match, the error is ErrDigestMismatch.
 	Digests
 }
 
-// Preconditions are those of RFC 9110 section 13.1, on the picture that is there; the
-// zero value is no condition. Each is an entity tag with its quotes, or "*" for
-// any picture at all. Lists and weak tags are apierror.ErrInvalidArgument.
+// Preconditions are the preconditions of RFC 9110 section 13.1 on the stored picture. Each is one strong entity tag with its
+// quotes, or "*" for any picture, or "" for no precondition.
 type Preconditions struct {
-	IfMatch     string // only if this picture is there
-	IfNoneMatch string // only if it is not; "*" creates and never replaces
+	IfMatch     string // "*" requires that a picture is stored
+	IfNoneMatch string // "*" requires that no picture is stored: the call creates, and never replaces
 }
 
-// Evaluate returns apierror.ErrPreconditionFailed unless the conditions hold for the picture
-// with the entity tag etag, "" for none.
+// Evaluate returns ErrPreconditionFailed unless a picture with this entity tag satisfies the preconditions. etag is "" if there
+// is no picture.
 func (c Preconditions) Evaluate(etag string) error {
-	is := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
-	if c.IfMatch != "" && !is(c.IfMatch) || c.IfNoneMatch != "" && is(c.IfNoneMatch) {
+	matches := func(condition string) bool { return etag != "" && (condition == "*" || condition == etag) }
+	if c.IfMatch != "" && !matches(c.IfMatch) || c.IfNoneMatch != "" && matches(c.IfNoneMatch) {
 		return apierror.ErrPreconditionFailed
 	}
 	return nil
 }
 
-// conditionForm is * or an entity tag of RFC 9110 section 8.8.3 in ASCII, of at most 128 bytes, which is far more than those of
-// storage have.
-var conditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
+// preconditionForm accepts * and strong entity tags (RFC 9110 section 8.8.3) in ASCII, of at most 128 bytes. Those of storage are
+// shorter.
+var preconditionForm = regexp.MustCompile(`^(\*|"[!#-~]{0,126}")$`)
 
-// Validate returns apierror.ErrInvalidArgument for conditions that cannot be asked.
+// Validate returns ErrInvalidArgument for lists of entity tags, weak entity tags, and anything else that is not supported.
 func (c Preconditions) Validate() error {
 	for _, field := range [][2]string{{"If-Match", c.IfMatch}, {"If-None-Match", c.IfNoneMatch}} {
-		if field[1] != "" && !conditionForm.MatchString(field[1]) {
+		if field[1] != "" && !preconditionForm.MatchString(field[1]) {
 			return apierror.ErrInvalidArgument.WithDetail(field[0] + `: want * or one entity tag in quotes, such as "0x8DC"`)
 		}
 	}
 	return nil
 }
 
-// LinkOptions are the wishes of the caller for one link; the zero value asks for
-// the signer's defaults.
+// LinkOptions are the options of a signed URL. The zero value selects the defaults of the signer.
 type LinkOptions struct {
-	// TTL is the longest the link may live, in whole seconds; 0 for the signer's
-	// default. Outside the signer's limits it is apierror.ErrInvalidArgument.
+	// TTL is the maximum lifetime, in whole seconds; 0 selects LINK_TTL.
 	TTL time.Duration
-	// Download is the file name under which a browser saves the picture, with the
-	// extension of its type added where it is missing; "" shows it in place. At most [MaxDownloadName] bytes of UTF-8, without control
-	// characters, "/" or "\"; anything else is apierror.ErrInvalidArgument.
+	// Download is the file name under which browsers save the picture; "" lets them show it. The signer appends the extension of
+	// the content type if it is missing. See [ValidateDownloadName] for its form.
 	Download string
 }
 
-// MaxDownloadName is the longest file name of a download, in bytes.
-const MaxDownloadName = 255
-
-// Link is a signed URL of a picture. The public API returns its fields, too.
+// Link is a signed URL of a picture, with the picture's metadata. The public API returns its fields as they are.
 type Link struct {
 	URL       SignedURL `json:"picture_url"`
 	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
 	Info
 }
 
-// LogValue keeps a link out of the log but for when it ends.
+// LogValue logs when the link expires, and nothing else.
 func (l Link) LogValue() slog.Value { return slog.TimeValue(l.ExpiresAt) }
 
-// UploadSession is an upload session: the right to upload one picture directly to storage. The public API returns its fields, too.
+// UploadSession permits to upload one picture directly to storage. The public API returns its fields as they are.
 type UploadSession struct {
-	// ID names the upload in Commit. It is of [ValidateUploadID]'s form, and unguessable.
+	// ID identifies the upload in CommitUpload. It cannot be guessed. See [ValidateUploadID] for its form.
 	ID string `json:"id"`
-	// URL can only write, and only the blob of this upload. Without BlockSize it
-	// creates that, and does not replace it; with it, blocks can be put and put again.
+	// URL permits to write the staged blob of this session, and nothing else. If BlockSize is 0, it can only create the blob with
+	// one request. Otherwise the client can also replace blocks.
 	URL       SignedURL `json:"upload_url"`
 	ExpiresAt time.Time `json:"expires_at"` // UTC, whole seconds
-	// BlockSize is how large the blocks are to be that the picture is sent in, in
-	// bytes; 0 for all of it in one piece.
+	// BlockSize is the size of the blocks of the upload, in bytes, or 0 if the client uploads the picture with one request.
 	BlockSize int64 `json:"block_size,omitempty"`
 }
 
-// LogValue keeps a ticket out of the log but for when it ends.
-func (t UploadSession) LogValue() slog.Value { return slog.TimeValue(t.ExpiresAt) }
+// LogValue logs when the session expires, and nothing else.
+func (u UploadSession) LogValue() slog.Value { return slog.TimeValue(u.ExpiresAt) }
 
-// CommitOptions say what is known of an upload; the zero value knows nothing.
+// CommitOptions are the options of a commit. The zero value sets none.
 type CommitOptions struct {
-	Preconditions // on the picture that is there
-	// MD5 of what was sent; apierror.ErrDigestMismatch when it has another, and
-	// apierror.ErrInvalidArgument where storage cannot tell.
+	Preconditions // on the stored picture
+	// MD5 is the MD5 of the staged blob. If it does not match, the error is ErrDigestMismatch. If the blob is too large for
+	// storage to verify the MD5, the error is ErrInvalidArgument.
 	MD5 []byte
 }
 
-// uploadIDForm is the form of the ID of a ticket.
 var uploadIDForm = regexp.MustCompile(`^[0-9A-Za-z-]{1,96}$`)
 
-// ValidateUploadID returns apierror.ErrNoUpload unless id can be that of a ticket: letters of
-// ASCII, digits and hyphens.
+// ValidateUploadID returns ErrNoUpload unless id consists of 1 to 96 ASCII letters, digits and hyphens.
 func ValidateUploadID(id string) error {
 	if !uploadIDForm.MatchString(id) {
 		return apierror.ErrNoUpload
@@ -209,34 +215,31 @@ func ValidateUploadID(id string) error {
 	return nil
 }
 
-// About is what can be asked of a signer.
+// About describes a signer.
 type About struct {
-	MaxDirectUploadSize int64  `json:"max_direct_upload_size"` // largest picture of a UploadSession, in bytes; 0 where there are none
-	LinkTTL             int64  `json:"link_ttl_seconds"`       // of a link, unless asked otherwise
+	MaxDirectUploadSize int64  `json:"max_direct_upload_size"` // in bytes; 0 if direct uploads are off
+	LinkTTL             int64  `json:"link_ttl_seconds"`       // the default
 	LinkMaxTTL          int64  `json:"link_max_ttl_seconds"`
-	LinkOrigin          string `json:"link_origin"` // scheme, host and port of links and tickets
-	// UserClaim is the claim of a caller's token that is the name of their picture;
-	// "" where callers are not known.
+	LinkOrigin          string `json:"link_origin"` // scheme, host and port of signed URLs
+	// UserClaim is the claim of a token that holds the caller's user name; "" if authentication is off.
 	UserClaim string `json:"user_claim,omitempty"`
-	// SharedSettings has the signer's values of the settings that must be the same in both
-	// containers, by name.
+	// SharedSettings has the signer's values of the settings that must be equal in both containers, by name.
 	SharedSettings map[string]string `json:"shared_settings,omitempty"`
 }
 
-// Secret is a credential, or has one in it. It prints and logs as a placeholder; string(s) is the secret itself, JSON carries it
-// whole.
+// Secret is a string with a credential. It prints and logs as a placeholder. string(s) is the secret itself, and so is its JSON.
 type Secret string
 
 const redacted = "[secret]"
 
-// String hides the secret from fmt.
+// String returns a placeholder, for fmt.
 func (Secret) String() string { return redacted }
 
-// GoString hides the secret from %#v.
+// GoString returns a placeholder, for %#v of fmt.
 func (Secret) GoString() string { return redacted }
 
-// LogValue hides the secret from slog.
+// LogValue returns a placeholder, for slog.
 func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// SignedURL is a URL that carries a credential in its query string.
+// SignedURL is a URL with a signature in its query. Each client that has it can use it.
 type SignedURL = Secret

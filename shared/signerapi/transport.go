@@ -14,30 +14,29 @@ import (
 )
 
 const (
-	// dialPatience is how long calls wait for a signer that refuses connections. A crashed container restarts in one or two
-	// seconds.
-	dialPatience = 5 * time.Second
+	// restartTimeout is how long calls wait for a signer that refuses connections. A container restarts in one or two seconds.
+	restartTimeout = 5 * time.Second
 
-	// lostGrace is the time between the end of a connection and the end of a call on it.
-	lostGrace = time.Second
+	// lostTimeout is the longest time between the end of a connection and the end of the call on it.
+	lostTimeout = time.Second
 
-	// sendBuffer bounds the kernel's send buffer of a connection, in bytes. Linux would grow it to megabytes.
+	// sendBuffer is the size of the kernel's send buffer of a connection, in bytes. Without it, the buffer grows to megabytes.
 	sendBuffer = 64 << 10
 )
 
-// dialer opens connections to the signer. While the signer is restarted, the kernel refuses connections. Nothing has been sent
-// by then, so dial waits and tries again.
+// dialer opens connections to the signer. While the signer restarts, the kernel refuses connections. Nothing was sent then, so
+// the dialer can wait and retry.
 type dialer struct {
 	connect func(ctx context.Context, network, address string) (net.Conn, error)
 	mu      sync.Mutex
-	outage  time.Time // first refusal since the last successful dial; zero if there was none
+	outage  time.Time // first refused connection since the last successful dial; zero if there is none
 }
 
-// dial retries refused connections until dialPatience after the first refusal of an outage. This time is one for all calls, so
-// that a call during a long outage fails at once. Only a successful dial ends an outage.
+// dial opens a connection. It retries refused connections until restartTimeout after the first one of an outage. All calls share
+// that time, so a call during a long outage fails at once. Only a successful dial ends an outage.
 func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	conn, err := d.connect(ctx, network, address)
-	for wait := 10 * time.Millisecond; d.note(err); wait = min(2*wait, 200*time.Millisecond) {
+	for wait := 10 * time.Millisecond; d.retry(err); wait = min(2*wait, 200*time.Millisecond) {
 		select {
 		case <-time.After(wait):
 			conn, err = d.connect(ctx, network, address)
@@ -55,8 +54,8 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 	return &watchedConn{conn, closed.Done(), cancel}, nil
 }
 
-// note records the result of a dial and reports whether dial tries again.
-func (d *dialer) note(err error) bool {
+// retry records the result of a dial and reports whether dial retries.
+func (d *dialer) retry(err error) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	refused := errors.Is(err, syscall.ECONNREFUSED)
@@ -65,10 +64,10 @@ func (d *dialer) note(err error) bool {
 	} else if refused && d.outage.IsZero() {
 		d.outage = time.Now()
 	}
-	return refused && time.Since(d.outage) < dialPatience
+	return refused && time.Since(d.outage) < restartTimeout
 }
 
-// watchedConn tells when it is closed, by this side or by [http.Transport] because the signer is gone.
+// watchedConn reports that it was closed. [http.Transport] closes it when the signer has closed its side.
 type watchedConn struct {
 	net.Conn
 	closed <-chan struct{}
@@ -81,9 +80,9 @@ func (c *watchedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// untilLost returns the error of send, which sends req with body. If the connection is closed while body is read, it waits only
-// lostGrace for it: [http.Transport] returns after the Read of the body, and the client may send nothing. The context of req
-// must be done after that.
+// untilLost calls send, which sends req with body, and returns its error. If the connection is closed while body is being read, it
+// returns after lostTimeout: [http.Transport] would wait for a Read of the body, and so for a client that may send nothing. The
+// caller must cancel the context of req afterwards.
 func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) error) error {
 	ctx, conns, done := req.Context(), make(chan *watchedConn), make(chan error, 1)
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
@@ -105,20 +104,21 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 			closed = conn.closed
 		case <-closed:
 			closed = nil
-			if body.unread() != nil { // otherwise the call is repeated
-				late = time.After(lostGrace)
+			if body.unread() != nil { // otherwise net/http repeats the call
+				late = time.After(lostTimeout)
 			}
 		case <-late:
-			return apierror.ErrSignerUnavailable.Wrap(lostError{errors.New("the connection was closed while the picture was sent")})
+			return apierror.ErrSignerUnavailable.Wrap(lostError{errors.New("the signer closed the connection while the picture was being sent")})
 		}
 	}
 }
 
 // transport sends calls over HTTP/1.1.
 //
-// net/http repeats a call if a kept connection turns out to be closed, of PUT and POST only with an Idempotency-Key. The signer
-// must have sent no byte of a response, and no byte of a body may have been read. DELETE and commit must not be sent twice: the
-// second answer would hide that the first call was carried out. They get a new connection each, where net/http repeats nothing.
+// net/http repeats a call if an idle connection turns out to be closed, a PUT or POST only if it has an Idempotency-Key. It does so
+// only if no byte of the body was read and no byte of a response has arrived. DELETE and commit must not be sent twice: the second
+// response would hide that the first call was carried out. Each of them gets a connection of its own, on which net/http repeats
+// nothing.
 type transport struct{ kept, fresh *http.Transport }
 
 func newTransport() *transport {
@@ -126,11 +126,11 @@ func newTransport() *transport {
 		DialContext:            (&dialer{connect: (&net.Dialer{Timeout: 2 * time.Second}).DialContext}).dial,
 		DisableCompression:     true,
 		MaxIdleConnsPerHost:    128,
-		IdleConnTimeout:        20 * time.Second, // below the signer's, which would otherwise close connections under calls
+		IdleConnTimeout:        20 * time.Second, // shorter than the signer's, which might close a connection at the start of a call
 		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: maxAnswer,
+		MaxResponseHeaderBytes: maxResponse,
 		ReadBufferSize:         2 << 10,
-		WriteBufferSize:        8 << 10, // holds a header with a long token: net/http repeats no call whose header was sent in part
+		WriteBufferSize:        8 << 10, // for a header with a long token: net/http does not repeat a call after a part of its header was sent
 	}
 	fresh := kept.Clone()
 	fresh.DisableKeepAlives = true

@@ -3,60 +3,44 @@ package signerapi
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"runtime"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"cats.example/shared/apierror"
 )
 
-// counted is [across], over a server that counts connections.
-func counted(t *testing.T, s Signer) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
-	t.Helper()
-	opened = new(atomic.Int64)
-	srv = httptest.NewUnstartedServer(served(s))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			opened.Add(1)
-		}
-	}
-	srv.Start()
-	t.Cleanup(srv.Close)
-	return clientOf(t, srv.URL), srv, opened
-}
-
-// linking is a signer that links everybody.
-func linking(t *testing.T) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
-	t.Helper()
-	return counted(t, stub{link: func(u User, _ LinkOptions) (Link, error) {
-		return Link{URL: SignedURL("https://a/" + u.String())}, nil
-	}})
-}
+// linking is a signer whose signed URLs contain the user name.
+var linking = stub{link: func(_ context.Context, u User, _ LinkOptions) (Link, error) {
+	return Link{URL: SignedURL("https://a/" + u.String())}, nil
+}}
 
 func mustLink(t *testing.T, c *Client, name string) {
 	t.Helper()
-	link, err := c.Link(t.Context(), user(t, name), LinkOptions{})
+	link, err := c.Link(t.Context(), mustUser(t, name), LinkOptions{})
 	if err != nil || string(link.URL) != "https://a/"+name {
-		t.Fatalf("Link(%q) = %s, %v", name, string(link.URL), err)
+		t.Errorf("Link(%q) = %s, %v", name, string(link.URL), err)
 	}
 }
 
-func TestGetsShareConnectionsAndNeverAnswers(t *testing.T) {
-	c, _, opened := linking(t)
-	const at, each = 16, 200
+func TestConcurrentLinksShareConnections(t *testing.T) {
+	c, connections := serve(t, linking)
+	const workers, each = 16, 50
 	var group sync.WaitGroup
-	for i := range at {
+	for i := range workers {
 		group.Go(func() {
 			for k := range each {
 				mustLink(t, c, fmt.Sprint("cat-", i, "-", k))
@@ -65,280 +49,197 @@ func TestGetsShareConnectionsAndNeverAnswers(t *testing.T) {
 	}
 	group.Wait()
 	// net/http dials for each call without an idle connection, even if the call then gets one that became idle.
-	if n := opened.Load(); n > at*each/10 {
-		t.Errorf("%d connections for %d calls", n, at*each)
+	if n := connections.Load(); n > workers*each/10 {
+		t.Errorf("%d connections for %d calls", n, workers*each)
 	}
 }
 
-func TestOtherCallsPassLinksThatWait(t *testing.T) {
-	var begun atomic.Int64
-	answer := make(chan struct{})
-	c := across(t, stub{link: func(User, LinkOptions) (Link, error) {
-		begun.Add(1)
-		<-answer
-		return Link{URL: "https://a/tom"}, nil
-	}})
-	var links sync.WaitGroup
-	for range maxTurns {
-		links.Go(func() { mustLink(t, c, "tom") })
-	}
-	for begun.Load() < maxTurns {
-		runtime.Gosched()
-	}
-	if _, err := c.Link(t.Context(), user(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrOverloaded) {
-		t.Errorf("one more link: %v; want apierror.ErrOverloaded", err)
-	}
-	left, leave := context.WithCancel(t.Context())
-	leave()
-	if _, err := c.Link(left, user(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
-		t.Errorf("a link for a client that has left: %v; want apierror.ErrIncomplete", err)
-	}
-	if err := c.Ready(t.Context()); err != nil {
-		t.Errorf("Ready: %v", err)
-	}
-	if n := begun.Load(); n != maxTurns {
-		t.Errorf("%d links at once; want %d", n, maxTurns)
-	}
-	links.Go(func() { mustLink(t, c, "tom") })
-	close(answer)
-	links.Wait()
-}
-
-// raw answers the first request of each connection with the next of answers, waits
-// for what else comes, and counts connections.
-func raw(t *testing.T, answers ...string) (c *Client, opened *atomic.Int64) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // nothing to wait for
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	opened = new(atomic.Int64)
-	go func() {
-		for _, answer := range answers {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			opened.Add(1)
-			go func() {
-				defer conn.Close()
-				if _, err := conn.Read(make([]byte, 4096)); err != nil {
+func TestLinksWithoutASlotAreOverloaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, finish := 0, make(chan struct{})
+		var mu sync.Mutex
+		c := peer(t, func(conn net.Conn, in *bufio.Reader) {
+			for {
+				req, err := readRequest(conn, in)
+				if err != nil {
 					return
 				}
-				if _, err := io.WriteString(conn, answer); err != nil || strings.HasSuffix(answer, "…") {
-					return
+				if req.URL.Path == readyPath {
+					_, _ = io.WriteString(conn, response(204, ""))
+					continue
 				}
-				_, _ = io.Copy(io.Discard, conn)
-			}()
-		}
-	}()
-	return clientOf(t, "http://"+l.Addr().String()), opened
-}
-
-const (
-	answerOne = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + `{"picture_url":"https://a/one"}`
-	answerTwo = "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n" + `{"picture_url":"https://a/two"}`
-)
-
-func TestAnswersOutsideTheContractAreNoLink(t *testing.T) {
-	for name, answer := range map[string]string{
-		"that break off":             "HTTP/1.1 200 OK\r\nContent-Length: 31\r\n\r\n{…",
-		"that break off in a header": "HTTP/1.1 200 OK\r\nContent-…",
-		"that break off in chunks":   "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f\r\n" + `{"picture_url":"https://a/one"}` + "\r\n…",
-		"with an endless header":     "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20),
-		"that are no HTTP":           "hello\r\n\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			c, opened := raw(t, answer, answerTwo)
-			if link, err := c.Link(t.Context(), user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
-				t.Errorf("Link = %s, %v; want apierror.ErrSignerUnavailable", string(link.URL), err)
+				mu.Lock()
+				begun++
+				mu.Unlock()
+				<-finish
+				_, _ = io.WriteString(conn, response(200, `{"picture_url":"https://a/tom"}`))
 			}
-			if n := opened.Load(); n != 1 {
-				t.Errorf("it was asked %d times", n)
-			}
-			mustLink(t, c, "two") // over another connection
 		})
-	}
+		var links sync.WaitGroup
+		for range maxURLCalls {
+			links.Go(func() { mustLink(t, c, "tom") })
+		}
+		synctest.Wait()
+		began := time.Now()
+		if _, err := c.Link(t.Context(), mustUser(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrOverloaded) || time.Since(began) != slotTimeout {
+			t.Errorf("one more link: %v after %v; want ErrOverloaded after %v", err, time.Since(began), slotTimeout)
+		}
+		canceled, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := c.Link(canceled, mustUser(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
+			t.Errorf("a canceled link: %v; want ErrIncomplete", err)
+		}
+		if err := c.Ready(t.Context()); err != nil {
+			t.Errorf("Ready: %v", err)
+		}
+		if begun != maxURLCalls {
+			t.Errorf("%d links in progress; want %d", begun, maxURLCalls)
+		}
+		links.Go(func() { mustLink(t, c, "tom") })
+		close(finish)
+		links.Wait()
+	})
 }
 
-func TestAGetThatIsGivenUpEndsAtOnce(t *testing.T) {
-	c, _ := raw(t, "", answerTwo)
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(20*time.Millisecond, cancel)
-	began := time.Now()
-	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
-		t.Errorf("Link returned %v; want apierror.ErrIncomplete", err)
-	}
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("that took %v", took)
-	}
-	mustLink(t, c, "two")
-}
-
-func TestAGetHasALimit(t *testing.T) {
-	c, _ := raw(t, "")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if _, err := c.Link(ctx, user(t, "one"), LinkOptions{}); !errors.Is(err, apierror.ErrSignerUnavailable) {
-		t.Errorf("Link returned %v; want apierror.ErrSignerUnavailable", err)
-	}
-}
-
-// storing is a signer that stores by put, and deletes.
-func storing(t *testing.T, put func(User, io.Reader, PutOptions) (Info, error)) (c *Client, srv *httptest.Server, opened *atomic.Int64) {
-	t.Helper()
-	return counted(t, stub{put: put, delete: func(User, Preconditions) error { return nil }})
-}
-
-// sized gives at most so many bytes to each Read, as sizes says in turn, and io.EOF
-// with the last of them where soon is set.
-type sized struct {
+// chunks returns at most sizes[i] bytes from Read i, and io.EOF with the last bytes if eof is set.
+type chunks struct {
 	r     *bytes.Reader
 	sizes []int
-	soon  bool
+	eof   bool
 }
 
-func (s *sized) Read(p []byte) (int, error) {
-	n := min(s.sizes[0], len(p))
-	s.sizes = append(s.sizes[1:], s.sizes[0])
-	n, err := s.r.Read(p[:n])
-	if s.soon && s.r.Len() == 0 {
+func (c *chunks) Read(p []byte) (int, error) {
+	n := min(c.sizes[0], len(p))
+	c.sizes = append(c.sizes[1:], c.sizes[0])
+	n, err := c.r.Read(p[:n])
+	if c.eof && c.r.Len() == 0 {
 		err = io.EOF
 	}
 	return n, err
 }
 
-func TestPicturesArriveWholeHoweverTheyComeAndShareAConnection(t *testing.T) {
+func TestPutStreamsAnyBodyOverOneConnection(t *testing.T) {
 	var got []byte
-	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (info Info, err error) {
+	c, connections := serve(t, storing(func(body io.Reader) (err error) {
 		got, err = io.ReadAll(body)
-		return Info{}, err
-	})
-	calls := 0
+		return err
+	}))
 	for _, n := range []int{1, 32<<10 - 1, 32 << 10, 32<<10 + 1, 300_000} { // net/http copies 32 KiB at once
 		for _, sizes := range [][]int{{1 << 20}, {1000}, {3000, 1, 0, 40_000}} {
-			for _, soon := range []bool{false, true} {
+			for _, eof := range []bool{false, true} {
 				for _, size := range []int{-1, n} {
 					content := bytes.Repeat([]byte("0123456789abcdefg"), n/17+1)[:n]
-					body := &sized{bytes.NewReader(content), slices.Clone(sizes), soon}
-					if _, err := c.Put(t.Context(), user(t, "x"), body, PutOptions{Size: int64(size)}); err != nil || !bytes.Equal(got, content) {
+					body := &chunks{bytes.NewReader(content), slices.Clone(sizes), eof}
+					if _, err := c.Put(t.Context(), mustUser(t, "x"), body, PutOptions{Size: int64(size)}); err != nil || !bytes.Equal(got, content) {
 						t.Fatalf("%d bytes as %v, size %d: %d arrived, %v", n, sizes, size, len(got), err)
 					}
-					calls++
 				}
 			}
 		}
 	}
-	if o := opened.Load(); o != 1 {
-		t.Errorf("%d connections for %d calls after each other", o, calls)
+	if n := connections.Load(); n != 1 {
+		t.Errorf("%d connections for sequential calls; want 1", n)
 	}
 }
 
-func TestAPictureOfAnotherSizeThanAnnouncedIsBroken(t *testing.T) {
+func TestPutRejectsABodyOfAnotherSize(t *testing.T) {
 	for _, size := range []int64{1, 99_999, 100_001} {
-		c, _, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
+		c, _ := serve(t, storing(func(body io.Reader) error {
 			if _, err := io.Copy(io.Discard, body); err != nil || size < 100_000 {
-				return Info{}, apierror.ErrIncomplete // a longer body ends at its announced size; only the client notices
+				return apierror.ErrIncomplete // a longer body ends at its announced size; only the client can see that
 			}
-			t.Errorf("100,000 bytes announced as %d: the signer took them for whole", size)
-			return Info{}, nil
-		})
-		began := time.Now()
-		if _, err := c.Put(t.Context(), user(t, "x"), bytes.NewReader(make([]byte, 100_000)), PutOptions{Size: size}); err == nil {
-			t.Errorf("100,000 bytes as %d: stored", size)
-		}
-		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("100,000 bytes as %d: that took %v", size, took)
+			t.Errorf("100,000 bytes announced as %d: the signer got a whole picture", size)
+			return nil
+		}))
+		if _, err := c.Put(t.Context(), mustUser(t, "x"), io.LimitReader(zeros{}, 100_000), PutOptions{Size: size}); err == nil {
+			t.Errorf("100,000 bytes announced as %d: no error", size)
 		}
 	}
 }
 
-// A signer that refuses and keeps the connection would take the rest of the picture
-// for a call.
-func TestAConnectionWhosePictureWasNotSentWholeIsNotUsedAgain(t *testing.T) {
-	const refusal = `{"code":"overloaded","detail":"x"}`
-	for name, asks := range map[string]string{"before the picture": "", "amid it": "HTTP/1.1 100 Continue\r\n\r\n"} {
-		t.Run(name, func(t *testing.T) {
-			c, opened := raw(t, asks+fmt.Sprintf("HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%s", len(refusal), refusal), answerTwo)
-			stuck, feed := io.Pipe()
-			defer func() { _ = feed.Close() }()
-			if _, err := c.Put(t.Context(), user(t, "one"), stuck, PutOptions{Size: 100}); !errors.Is(err, apierror.ErrOverloaded) {
-				t.Errorf("Put returned %v; want apierror.ErrOverloaded", err)
-			}
-			mustLink(t, c, "two")
-			if n := opened.Load(); n != 2 {
-				t.Errorf("%d connections; want 2", n)
-			}
-		})
+// A signer that rejects an upload and keeps the connection would take the rest of the picture for a request.
+func TestRejectedUploadsCloseTheirConnection(t *testing.T) {
+	const overloaded = `{"code":"overloaded","detail":"x"}`
+	for name, answer := range map[string]string{
+		"before the body":                    response(503, overloaded),
+		"before the body, Connection: close": strings.Replace(response(503, overloaded), "Content", "Connection: close\r\nContent", 1),
+		"within the body":                    goOn + response(503, overloaded),
+	} {
+		for _, size := range []int64{-1, 1 << 30} {
+			t.Run(fmt.Sprintf("%s of size %d", name, size), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					connections := 0
+					c := peer(t, func(conn net.Conn, in *bufio.Reader) {
+						connections++
+						if req, err := http.ReadRequest(in); err != nil || req.Method == http.MethodGet {
+							_, _ = io.WriteString(conn, response(200, `{"picture_url":"https://a/two"}`))
+							return
+						}
+						_, _ = io.WriteString(conn, answer)
+						_, _ = io.Copy(io.Discard, conn)
+					})
+					body, feed := io.Pipe()
+					read := 0
+					go func() { read, _ = feed.Write(make([]byte, 3000)) }()
+					began := time.Now()
+					_, err := c.Put(t.Context(), mustUser(t, "one"), body, PutOptions{Size: size})
+					if took := time.Since(began); !errors.Is(err, apierror.ErrOverloaded) || took > 100*time.Millisecond {
+						t.Errorf("Put returned %v after %v; want ErrOverloaded at once", err, took)
+					}
+					mustLink(t, c, "two")
+					_ = body.Close()
+					synctest.Wait()
+					if strings.Contains(answer, "close") && read > 0 || connections != 2 {
+						t.Errorf("%d bytes of the body were read, and %d connections opened; want 2", read, connections)
+					}
+				})
+			})
+		}
 	}
 }
 
-func TestARefusalAmidAPictureIsHeardWhileNothingComes(t *testing.T) {
-	c, _, opened := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
-		_, _ = io.CopyN(io.Discard, body, 1000)
-		return Info{}, apierror.ErrOverloaded
+// The signer may not know Expect: 100-continue.
+func TestPutSendsTheBodyWithout100Continue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := peer(t, func(conn net.Conn, in *bufio.Reader) {
+			if req, err := http.ReadRequest(in); err == nil {
+				if content, _ := io.ReadAll(req.Body); string(content) == "picture" {
+					_, _ = io.WriteString(conn, response(200, "{}"))
+				}
+			}
+		})
+		if _, err := c.Put(t.Context(), mustUser(t, "x"), strings.NewReader("picture"), PutOptions{Size: 7}); err != nil {
+			t.Error(err)
+		}
 	})
-	for _, size := range []int64{-1, 1 << 20} {
-		stuck, feed := io.Pipe()
-		go func() { _, _ = feed.Write(make([]byte, 3000)) }()
-		began := time.Now()
-		if _, err := c.Put(t.Context(), user(t, "x"), stuck, PutOptions{Size: size}); !errors.Is(err, apierror.ErrOverloaded) {
-			t.Errorf("Put returned %v; want apierror.ErrOverloaded", err)
-		}
-		if took := time.Since(began); took > 5*time.Second {
-			t.Errorf("that took %v", took)
-		}
-		_ = feed.Close()
-	}
-	if o := opened.Load(); o != 2 {
-		t.Errorf("%d connections; want one for each, since what was left of the first's picture is no call", o)
-	}
-}
-
-func TestASignerThatDoesNotAskIsSentThePictureAllTheSame(t *testing.T) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		if req, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-			if content, _ := io.ReadAll(req.Body); string(content) == "picture" {
-				_, _ = io.WriteString(conn, answer)
-			}
-		}
-	}()
-	if _, err := clientOf(t, "http://"+l.Addr().String()).Put(t.Context(), user(t, "x"), strings.NewReader("picture"), PutOptions{Size: 7}); err != nil {
-		t.Error(err)
-	}
 }
 
 // net/http waits for the client's next byte before it reports the lost connection.
-func TestSignersDeathEndsUploadOfSilentClient(t *testing.T) {
-	c, srv, _ := storing(t, func(_ User, body io.Reader, _ PutOptions) (Info, error) {
-		_, err := io.Copy(io.Discard, body)
-		return Info{}, err
+func TestLostConnectionEndsSilentUploads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := peer(t, func(conn net.Conn, in *bufio.Reader) {
+			if req, err := http.ReadRequest(in); err == nil {
+				_, _ = io.WriteString(conn, goOn)
+				_, _ = io.CopyN(io.Discard, req.Body, 3000)
+			}
+		})
+		body, feed := io.Pipe()
+		go func() { _, _ = feed.Write(make([]byte, 3000)) }()
+		began := time.Now()
+		_, err := c.Put(t.Context(), mustUser(t, "x"), body, unknownSize)
+		if took := time.Since(began); !errors.Is(err, apierror.ErrSignerUnavailable) || took > lostTimeout {
+			t.Errorf("Put returned %v after %v; want ErrSignerUnavailable within %v", err, took, lostTimeout)
+		}
+		_ = body.Close()
 	})
-	body, feed := io.Pipe()
-	go func() {
-		_, _ = feed.Write(make([]byte, 3000))
-		srv.CloseClientConnections()
-	}()
-	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); !errors.Is(err, apierror.ErrSignerUnavailable) {
-		t.Errorf("Put returned %v; want apierror.ErrSignerUnavailable", err)
-	}
-	_ = body.Close()
 }
 
-// A round trip may return while it still sends the body.
-func TestPutReadsNothingAfterItsReturn(t *testing.T) {
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// RoundTrip may return while it still sends the body.
+func TestPutReadsNothingAfterItReturns(t *testing.T) {
 	var late io.Reader
 	c, err := NewClient("http://signer.test:1", ClientOptions{Transport: func(http.RoundTripper) http.RoundTripper {
 		return roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -349,11 +250,296 @@ func TestPutReadsNothingAfterItsReturn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	body := new(counting)
-	if _, err := c.Put(t.Context(), user(t, "x"), body, unknown); err == nil {
-		t.Error("Put succeeded")
+	body := strings.NewReader("picture")
+	if _, err := c.Put(t.Context(), mustUser(t, "x"), body, unknownSize); err == nil {
+		t.Error("Put returned no error")
 	}
-	if _, err := late.Read(make([]byte, 1)); err == nil || body.n > 0 {
-		t.Errorf("%d bytes were read after Put had returned, %v", body.n, err)
+	if _, err := late.Read(make([]byte, 1)); err == nil || body.Len() < 7 {
+		t.Errorf("%d bytes were read after Put had returned, %v", 7-body.Len(), err)
 	}
+}
+
+// recorder is a signer that responds to every call, counts the calls, and injects one fault.
+type recorder struct {
+	mu       sync.Mutex
+	conns    []net.Conn
+	fault    func(net.Conn, *http.Request) (respond bool) // in the next call
+	seen     int                                          // request headers
+	executed int                                          // whole requests with a response
+}
+
+func (s *recorder) serve(conn net.Conn, in *bufio.Reader) {
+	s.mu.Lock()
+	s.conns = append(s.conns, conn)
+	s.mu.Unlock()
+	for {
+		req, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		fault := s.fault
+		s.fault = nil
+		s.seen++
+		s.mu.Unlock()
+		if fault != nil && !fault(conn, req) || readBody(conn, req) != nil {
+			return
+		}
+		s.mu.Lock()
+		s.executed++
+		s.mu.Unlock()
+		answer := response(http.StatusOK, "{}")
+		if req.Method == http.MethodDelete || req.URL.Path == readyPath {
+			answer = response(http.StatusNoContent, "")
+		}
+		if _, err := io.WriteString(conn, answer); err != nil {
+			return
+		}
+	}
+}
+
+// listen serves connections at address until the test or the listener ends.
+func (s *recorder) listen(t *testing.T, address string) net.Listener {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(context.WithoutCancel(t.Context()), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				s.serve(conn, bufio.NewReader(conn))
+			}()
+		}
+	}()
+	return l
+}
+
+// begin resets the counters after one call, whose connection the client keeps, and injects fault into the next call.
+func (s *recorder) begin(t *testing.T, c *Client, fault func(net.Conn, *http.Request) bool) {
+	t.Helper()
+	if _, err := c.About(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.seen, s.executed, s.fault = 0, 0, fault
+}
+
+// drop closes all connections; with a TCP reset if reset is set.
+func (s *recorder) drop(reset bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, conn := range s.conns {
+		closeConn(conn, reset)
+	}
+}
+
+func closeConn(conn net.Conn, reset bool) {
+	if tcp, ok := conn.(*net.TCPConn); ok && reset {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+}
+
+func (s *recorder) check(t *testing.T, seen, executed int) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen != seen || s.executed != executed {
+		t.Errorf("the signer got %d calls and executed %d; want %d and %d", s.seen, s.executed, seen, executed)
+	}
+}
+
+// TestCallsOverIdleConnectionsExecuteOnce plays faults on a connection that the client kept: net/http repeats what it can repeat, and no
+// call is executed twice.
+func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
+	type result struct {
+		seen, executed int
+		code           string // "" for success
+		outcome        apierror.Outcome
+	}
+	const dead = "signer_unavailable"
+	once, again, unknown := result{seen: 1, executed: 1}, result{seen: 2, executed: 1}, result{1, 0, dead, apierror.OutcomeUnknown}
+	closing := func(reset bool, before string) func(net.Conn, *http.Request) bool {
+		return func(conn net.Conn, _ *http.Request) bool {
+			_, _ = io.WriteString(conn, before)
+			closeConn(conn, reset)
+			return false
+		}
+	}
+	reading := func(before string, n int64) func(net.Conn, *http.Request) bool {
+		return func(conn net.Conn, req *http.Request) bool {
+			_, _ = io.WriteString(conn, before)
+			_, _ = io.CopyN(io.Discard, req.Body, n)
+			return false
+		}
+	}
+	for name, c := range map[string]struct {
+		idle, reset bool // the signer closes the connection before the call
+		fault       func(net.Conn, *http.Request) bool
+		size        int64
+		want        map[kind]result
+	}{
+		"closed while idle":           {idle: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"reset while idle":            {idle: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"closed after the header":     {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"reset after the header":      {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"closed within the response":  {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: {1, 0, dead, ""}, put: {1, 0, dead, ""}, fresh: unknown}},
+		"closed within the body":      {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: {1, 0, dead, ""}}}, // larger than all buffers
+		"closed within an early body": {fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: {1, 0, dead, ""}}},
+		"closed after the body":       {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
+		"closed after an early body":  {fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
+	} {
+		for called, call := range calls {
+			want, ok := c.want[call.kind]
+			if !ok {
+				continue
+			}
+			t.Run(called+", "+name, func(t *testing.T) {
+				t.Parallel()
+				s := new(recorder)
+				client := newClient(t, "http://"+s.listen(t, "127.0.0.1:0").Addr().String())
+				client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
+				s.begin(t, client, c.fault)
+				if c.idle {
+					s.drop(c.reset)
+				}
+				err := call.do(t.Context(), client, mustUser(t, "x"), cmp.Or(c.size, 100_000))
+				s.check(t, want.seen, want.executed)
+				if want.code == "" && err != nil {
+					t.Errorf("%v; want success", err)
+				} else if want.code != "" {
+					checkError(t, err, want.code, want.outcome, call.suffix)
+				}
+			})
+		}
+	}
+}
+
+// If an idle connection is closed and the signer refuses new ones, the call was not executed.
+func TestCallsAfterLostIdleConnectionChangeNothing(t *testing.T) {
+	for called, call := range calls {
+		t.Run(called, func(t *testing.T) {
+			s, dials := new(recorder), 0
+			c := newClient(t, "http://signer.test:1")
+			dialWith(c, func(context.Context, string, string) (net.Conn, error) {
+				if dials++; dials > 1 {
+					return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+				}
+				client, signer := net.Pipe()
+				go func() {
+					defer signer.Close()
+					s.serve(signer, bufio.NewReader(signer))
+				}()
+				return client, nil
+			})
+			s.begin(t, c, func(net.Conn, *http.Request) bool { return false })
+			checkError(t, call.do(t.Context(), c, mustUser(t, "x"), 7), "signer_unavailable", "", "")
+			if dials != 2 || call.kind == fresh && s.seen > 0 {
+				t.Errorf("%d connections; want 2; %d calls over the first", dials, s.seen)
+			}
+		})
+	}
+}
+
+// net/http does not repeat a call if the connection breaks between two writes of its header.
+func TestHeadersWithLongTokensAreOneWrite(t *testing.T) {
+	c, _ := serve(t, linking)
+	var writes atomic.Int64
+	dialWith(c, func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, network, address)
+		return countingConn{conn, &writes}, err
+	})
+	ctx := WithToken(t.Context(), Token(strings.Repeat("x", 7<<10)))
+	if _, err := c.Link(ctx, mustUser(t, "x"), LinkOptions{}); err != nil || writes.Load() != 1 {
+		t.Errorf("%d writes, %v; want 1", writes.Load(), err)
+	}
+}
+
+type countingConn struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) { c.writes.Add(1); return c.Conn.Write(p) }
+
+func TestCallsWaitForRestartingSigner(t *testing.T) {
+	for called, call := range calls {
+		t.Run(called, func(t *testing.T) {
+			t.Parallel()
+			s := new(recorder)
+			l := s.listen(t, "127.0.0.1:0")
+			address := l.Addr().String()
+			c := newClient(t, "http://"+address)
+			restart := sync.OnceFunc(func() { s.listen(t, address) })
+			dialWith(c, (&dialer{connect: func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := new(net.Dialer).DialContext(ctx, network, address)
+				if errors.Is(err, syscall.ECONNREFUSED) {
+					restart()
+				}
+				return conn, err
+			}}).dial)
+			s.begin(t, c, nil)
+			_ = l.Close()
+			s.drop(false)
+			if err := call.do(t.Context(), c, mustUser(t, "x"), 100_000); err != nil {
+				t.Error(err)
+			}
+			s.check(t, 1, 1)
+		})
+	}
+}
+
+// The signer may pause for longer than the client waits for 100 Continue.
+func TestPausedSignerExecutesCallsOnce(t *testing.T) {
+	for called, call := range calls {
+		t.Run(called, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := new(recorder)
+				c := peer(t, s.serve)
+				s.begin(t, c, func(net.Conn, *http.Request) bool { time.Sleep(1500 * time.Millisecond); return true })
+				if err := call.do(t.Context(), c, mustUser(t, "x"), 100_000); err != nil {
+					t.Error(err)
+				}
+				s.check(t, 1, 1)
+			})
+		})
+	}
+}
+
+func TestDialRetriesRefusedConnectionsPerOutage(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	timeout := &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
+	synctest.Test(t, func(t *testing.T) {
+		var result error
+		d := &dialer{connect: func(context.Context, string, string) (net.Conn, error) { return nil, result }}
+		dial := func(ctx context.Context, want error, wantTook time.Duration) {
+			t.Helper()
+			result = want
+			began := time.Now()
+			_, err := d.dial(ctx, "tcp", "")
+			if took := time.Since(began); !errors.Is(err, want) || took < wantTook || took > wantTook+200*time.Millisecond || wantTook == 0 && took > 0 {
+				t.Errorf("dial returned %v after %v; want %v after %v", err, took, want, wantTook)
+			}
+		}
+		dial(t.Context(), refused, restartTimeout)
+		dial(t.Context(), refused, 0)
+		dial(t.Context(), timeout, 0) // does not end the outage
+		dial(t.Context(), refused, 0)
+		dial(t.Context(), nil, 0)
+		dial(t.Context(), refused, restartTimeout)
+		dial(t.Context(), refused, 0)
+		dial(t.Context(), nil, 0)
+		dial(t.Context(), timeout, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		dial(ctx, refused, time.Second)
+	})
 }

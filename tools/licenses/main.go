@@ -28,7 +28,7 @@ var programs = []struct{ name, module, pkg string }{
 	{"frontend", "frontend", "."},
 	{"signer", "signer", "."},
 	{"emulator", "local", "./emulator"},
-	{"cats", "local", "./cats"},
+	{"cats", "cats", "."},
 }
 
 // allowed maps the SPDX identifiers of the licenses that may be linked to their conditions.

@@ -1,6 +1,10 @@
 package web
 
 import (
+	"bytes"
+	"compress/gzip"
+	"io"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
@@ -8,85 +12,86 @@ import (
 	"cats.example/shared/apierror"
 )
 
-func TestThePageHasAPolicyOfItsOwn(t *testing.T) {
-	const tail = "; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
-	for name, c := range map[string]struct {
+func TestAssetsAreCompressedAndRevalidated(t *testing.T) {
+	a := newAPI(t)
+	a.signer.err = apierror.ErrSignerUnavailable // not needed
+	const html, script, style = "text/html; charset=utf-8", "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+	for path, contentType := range map[string]string{
+		"/openapi.json": "application/json", "/docs": html, "/docs/init.js": script, "/docs/swagger-ui.css": style, "/docs/swagger-ui-bundle.js": script,
+		"/": html, "/page/app.js": script, "/page/style.css": style, "/page/icon.svg": "image/svg+xml",
+	} {
+		plain, gzipped := a.send("GET", path, nil), a.send("GET", path, nil, "Accept-Encoding", "br, GZIP;q=0.5")
+		unpacked, err := gzip.NewReader(gzipped.Body)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if got, err := io.ReadAll(unpacked); err != nil || !bytes.Equal(got, plain.Body.Bytes()) || len(got) < 100 {
+			t.Errorf("%s: %d bytes, compressed from %d others: %v", path, plain.Body.Len(), len(got), err)
+		}
+		etags := [2]string{plain.Header().Get("ETag"), gzipped.Header().Get("ETag")}
+		if etags[0] == etags[1] || etags[0] == "" || etags[1] == "" {
+			t.Errorf("%s: the ETags are %q", path, etags)
+		}
+		for i, rec := range []*httptest.ResponseRecorder{plain, gzipped} {
+			h := rec.Header()
+			if rec.Code != 200 || h.Get("Content-Type") != contentType || h.Get("Cache-Control") != "no-cache" || h.Get("Vary") != "Accept-Encoding" || h.Get("Content-Encoding") != []string{"", "gzip"}[i] {
+				t.Errorf("%s: %d %v", path, rec.Code, h)
+			}
+			if policy := h.Get("Content-Security-Policy"); strings.Contains(policy, "unsafe") || strings.Contains(policy, "script-src 'self'") != (contentType == html) {
+				t.Errorf("%s: the policy is %q", path, policy)
+			}
+			accept := []string{"Accept-Encoding", []string{"gzip;q=0", "gzip"}[i]}
+			if again := a.send("GET", path, nil, append(accept, "If-None-Match", etags[i])...); again.Code != 304 || again.Body.Len() != 0 || again.Header().Get("ETag") != etags[i] {
+				t.Errorf("%s with its ETag: %d", path, again.Code)
+			}
+			if head := a.send("HEAD", path, nil, accept...); head.Code != 200 || head.Header().Get("Content-Length") != h.Get("Content-Length") {
+				t.Errorf("HEAD %s: %d %v", path, head.Code, head.Header())
+			}
+		}
+	}
+	for _, name := range []string{"x", "index.html", "oauth2-redirect.html", "swagger-ui.css.gz", "..%2Fopenapi.json"} {
+		wantProblem(t, a.send("GET", "/docs/"+name, nil), 404, "no_such_path")
+	}
+}
+
+func TestPagePolicyAllowsStorageAndIssuer(t *testing.T) {
+	const issuer, client, storage = "OIDC_ISSUER=https://login.example:8443/tenant/v2.0", "OIDC_CLIENT_ID=page", " https://acct.blob"
+	for _, c := range []struct {
 		settings []string
-		down     bool
-		want     string
+		storage  string // "" if the signer is not ready
+		issuers  string
 	}{
-		"of anybody": {nil, false, "img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob"},
-		"with sign-in": {
-			[]string{"OIDC_ISSUER=https://login.example:8443/tenant/v2.0", "OIDC_CLIENT_ID=page"},
-			false,
-			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://login.example:8443",
-		},
-		"with a configuration elsewhere": {
-			[]string{"OIDC_ISSUER=https://TENANT.ciamlogin.example/TENANT/v2.0", "OIDC_DISCOVERY_URL=https://contoso.ciamlogin.example/v2.0?p=a", "OIDC_CLIENT_ID=page"},
-			false,
-			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://TENANT.ciamlogin.example https://contoso.ciamlogin.example",
-		},
-		"with a configuration at the same origin": {
-			[]string{"OIDC_ISSUER=https://login.example/TENANT", "OIDC_DISCOVERY_URL=https://login.example/POLICY", "OIDC_CLIENT_ID=page"},
-			false,
-			"img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob https://login.example",
-		},
-		"without sign-in":  {[]string{"OIDC_ISSUER=https://login.example"}, false, "img-src 'self' blob: https://acct.blob; connect-src 'self' https://acct.blob"},
-		"without a signer": {nil, true, "img-src 'self' blob:; connect-src 'self'"},
+		{nil, storage, ""},
+		{nil, "", ""},
+		{[]string{issuer}, storage, ""},
+		{[]string{issuer, client}, storage, " https://login.example:8443"},
+		{[]string{issuer, client, "OIDC_DISCOVERY_URL=https://b2c.example/v2.0?p=a"}, storage, " https://login.example:8443 https://b2c.example"},
+		{[]string{issuer, client, "OIDC_DISCOVERY_URL=https://login.example:8443/POLICY"}, storage, " https://login.example:8443"},
 	} {
-		h, m, _ := newWebWith(t, c.settings...)
-		if c.down {
-			m.fail = apierror.ErrSignerUnavailable
+		a := newAPI(t, c.settings...)
+		if c.storage == "" {
+			a.signer.err = apierror.ErrSignerUnavailable
 		}
-		rec := send(t, h, "GET", "/", "", nil)
-		if got, want := rec.Header().Get("Content-Security-Policy"), "default-src 'none'; script-src 'self'; style-src 'self'; "+c.want+tail; rec.Code != 200 || got != want {
-			t.Errorf("%s: %d %s; want %s", name, rec.Code, got, want)
+		rec := a.send("GET", "/", nil)
+		want := "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:" + c.storage + "; connect-src 'self'" + c.storage + c.issuers +
+			"; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+		if got := rec.Header().Get("Content-Security-Policy"); rec.Code != 200 || got != want {
+			t.Errorf("%q: %d %s; want %s", c.settings, rec.Code, got, want)
 		}
-		if rec.Header().Get("Referrer-Policy") != "no-referrer" || rec.Header().Get("X-Content-Type-Options") != "nosniff" {
-			t.Errorf("%s: %v", name, rec.Header())
-		}
-		before := rec.Header().Get("ETag")
-		m.fail = apierror.ErrSignerUnavailable
-		rec = sendWith(t, h, "GET", "/", nil, "If-None-Match", before)
-		if rec.Code != 304 {
-			t.Errorf("%s, again: %d", name, rec.Code)
-		}
-		m.fail = nil
-		if rec := sendWith(t, h, "GET", "/", nil, "If-None-Match", before); c.down != (rec.Code == 200) {
-			t.Errorf("%s, and the signer is there: %d", name, rec.Code)
-		}
-	}
-}
-
-func TestThePagesFilesAreAskedForAgainAndSentOnce(t *testing.T) {
-	h, m, _ := newWeb(t)
-	m.fail = apierror.ErrSignerUnavailable // it is not needed
-	for target, contentType := range map[string]string{
-		"/": "text/html; charset=utf-8", "/page/app.js": "text/javascript; charset=utf-8", "/page/style.css": "text/css; charset=utf-8", "/page/icon.svg": "image/svg+xml",
-	} {
-		rec := send(t, h, "GET", target, "", nil)
 		etag := rec.Header().Get("ETag")
-		if rec.Code != 200 || rec.Header().Get("Content-Type") != contentType || rec.Header().Get("Cache-Control") != "no-cache" || etag == "" || rec.Body.Len() < 100 {
-			t.Errorf("%s: %d %v", target, rec.Code, rec.Header())
+		a.signer.err = apierror.ErrSignerUnavailable
+		if rec = a.send("GET", "/", nil, "If-None-Match", etag); rec.Code != 304 {
+			t.Errorf("%q, again: %d", c.settings, rec.Code)
 		}
-		if rec := sendWith(t, h, "GET", target, nil, "If-None-Match", etag); rec.Code != 304 || rec.Body.Len() > 0 || rec.Header().Get("ETag") != etag {
-			t.Errorf("%s, again: %d %v", target, rec.Code, rec.Header())
+		a.signer.err = nil
+		if rec := a.send("GET", "/", nil, "If-None-Match", etag); (c.storage == "") != (rec.Code == 200) {
+			t.Errorf("%q, when the signer is ready: %d", c.settings, rec.Code)
 		}
-		if rec := send(t, h, "HEAD", target, "", nil); rec.Code != 200 || rec.Header().Get("Content-Length") == "" {
-			t.Errorf("HEAD %s: %d %v", target, rec.Code, rec.Header())
-		}
-		if rec := send(t, h, "OPTIONS", target, "", nil); rec.Code != 204 || rec.Header().Get("Allow") != "GET, HEAD, OPTIONS" {
-			t.Errorf("OPTIONS %s: %d %v", target, rec.Code, rec.Header())
-		}
-		wantProblem(t, send(t, h, "POST", target, "", nil), 405, "method_not_allowed")
-	}
-	if csp := send(t, h, "GET", "/page/app.js", "", nil).Header().Get("Content-Security-Policy"); csp != securityHeaders.Get("Content-Security-Policy") {
-		t.Errorf("the policy of a file is %s", csp)
 	}
 }
 
-// What the policy forbids would not work, and what it cannot see is not there either.
-func TestThePageIsOfThisOriginAndMakesNoMarkup(t *testing.T) {
+// The policy blocks inline scripts and other origins, and cannot block the other patterns.
+func TestPageHasNoInlineScriptsOrForeignOrigins(t *testing.T) {
 	document, script := string(must(pageFiles.ReadFile("page/index.html"))), string(must(pageFiles.ReadFile("page/app.js")))
 	if found := regexp.MustCompile(`<script[^>]*>[^<]|<style|\son\w+=|\sstyle=|(src|href)="(?:https?:)?//|javascript:`).FindString(document); found != "" {
 		t.Errorf("the document has %s", found)
@@ -98,7 +103,7 @@ func TestThePageIsOfThisOriginAndMakesNoMarkup(t *testing.T) {
 	}
 	for _, m := range regexp.MustCompile(`\$\('([\w-]+)'\)`).FindAllStringSubmatch(script, -1) {
 		if strings.Count(document, `id="`+m[1]+`"`) != 1 {
-			t.Errorf("the document has no element %s, or two", m[1])
+			t.Errorf("the document has no element %s, or several", m[1])
 		}
 	}
 }

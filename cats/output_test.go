@@ -1,0 +1,60 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestEscapeLeavesNoControlCharacters(t *testing.T) {
+	for in, want := range map[string]string{
+		"Мурчик 2 👩‍👧 ü \u0301 \"\\":  "Мурчик 2 👩‍👧 ü \u0301 \"\\",
+		"\x1b[2J\a\r\n\t\x00":         `\u001b[2J\u0007\u000d\u000a\u0009\u0000`,
+		"\x7f\u0080\u009b31m":         `\u007f\u0080\u009b31m`,
+		"\u202egnp\u2066\u200f\u061c": `\u202egnp\u2066\u200f\u061c`,
+		"\u2028\u2029\ufeff\u200b":    `\u2028\u2029\ufeff\u200b`,
+		"\U000e0041\ue000":            `\udb40\udc41\ue000`,
+		"a\xffb\xc3\xed\xa0\x80\x9b":  "a\ufffdb\ufffd\ufffd\ufffd\ufffd\ufffd",
+	} {
+		got := escape(in)
+		if got != want {
+			t.Errorf("%q: %q; want %q", in, got, want)
+		}
+		document, err := json.Marshal(in)
+		var before, after string
+		if err != nil || json.Unmarshal(document, &before) != nil || json.Unmarshal([]byte(escape(string(document))), &after) != nil || after != before {
+			t.Errorf("%q: escaping changes the meaning of the JSON string %q", in, document)
+		}
+	}
+}
+
+func FuzzEscape(f *testing.F) {
+	f.Add("\x1b]0;x\a\u202e\u009b\xff")
+	f.Fuzz(func(t *testing.T, s string) {
+		got := escape(s)
+		if !utf8.ValidString(got) || escape(got) != got || strings.ContainsFunc(got, func(r rune) bool {
+			return r < ' ' || r >= 0x7f && r < 0xa0 || r >= 0x202a && r <= 0x202e || r >= 0x2066 && r <= 0x2069
+		}) {
+			t.Errorf("%q: %q", s, got)
+		}
+	})
+}
+
+func TestFileNameHasExtensionOfType(t *testing.T) {
+	for _, c := range [][3]string{
+		{"mia", "image/jpeg", "mia.jpg"},
+		{"mia.JPEG", "image/jpeg", "mia.JPEG"},
+		{"mia.png", "image/jpeg", "mia.png.jpg"},
+		{".png", "image/png", ".png.png"},
+		{"mia", "image/heif-sequence", "mia.heifs"},
+		{"mia", "text/html", "mia"},
+		{"mia", "image/../x", "mia"},
+		{"a/b", "image/png", ""},
+		{"../x", "image/png", ""},
+	} {
+		if got, err := fileName(c[0], c[1]); got != c[2] || (err == nil) != (c[2] != "") {
+			t.Errorf("%q: %q, %v", c, got, err)
+		}
+	}
+}

@@ -1,0 +1,234 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/rs/cors"
+
+	"cats.example/shared/access"
+	"cats.example/shared/apierror"
+	"cats.example/shared/ratelimit"
+	"cats.example/shared/signerapi"
+)
+
+// preflightMaxAge is how long browsers may cache the response to a CORS preflight.
+const preflightMaxAge = time.Hour
+
+// middleware has the middlewares of the public API. newRouter shows their order.
+type middleware struct {
+	Dependencies
+	options     Options
+	metrics     *metrics
+	limiter     *ratelimit.RequestLimiter
+	policy      []string // the RateLimit-Policy header
+	crossOrigin http.CrossOriginProtection
+	cors        *cors.Cors // nil without CORS_ORIGINS
+	warnProxy   sync.Once  // the log line about TRUSTED_PROXIES
+}
+
+func newMiddleware(options Options, deps Dependencies, metrics *metrics) *middleware {
+	limiter := ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, deps.Registry)
+	m := &middleware{Dependencies: deps, options: options, metrics: metrics, limiter: limiter}
+	if m.limiter.Enabled() {
+		m.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))}
+	}
+	var origins []string
+	for _, o := range options.CORSOrigins {
+		origins = append(origins, string(o))
+		_ = m.crossOrigin.AddTrustedOrigin(string(o)) // Origin.UnmarshalText has accepted it
+	}
+	if len(origins) > 0 {
+		m.cors = cors.New(cors.Options{
+			AllowedOrigins: origins,
+			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete},
+			AllowedHeaders: []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "Content-MD5", "Content-Digest", "Content-Encoding", "Content-Range", "Upload-Complete", "Upload-Incomplete", "Upload-Offset", "X-Request-Id", "Traceparent"},
+			ExposedHeaders: []string{"ETag", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id", "WWW-Authenticate", "Allow", "Accept-Encoding"},
+			MaxAge:         int(preflightMaxAge.Seconds()),
+		})
+	}
+	return m
+}
+
+// securityHeader has the security headers of every response: browsers render no response as a page, show none in a frame, send
+// no URL of this service as a referrer, and give windows of other origins no reference to the page.
+var securityHeader = http.Header{
+	"X-Content-Type-Options":     {"nosniff"},
+	"Content-Security-Policy":    {"default-src 'none'; frame-ancestors 'none'"},
+	"Referrer-Policy":            {"no-referrer"},
+	"Cross-Origin-Opener-Policy": {"same-origin"},
+}
+
+// securityHeaders sets the security and CORS headers on every response of h, errors included. It also closes the connection
+// after requests whose end another HTTP implementation may see differently; see framingAmbiguous.
+func (m *middleware) securityHeaders(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		maps.Copy(w.Header(), securityHeader)
+		if framingAmbiguous(r) {
+			w.Header().Set("Connection", "close")
+		}
+		if m.cors != nil && !isPreflight(r) {
+			m.cors.HandlerFunc(w, r)
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// framingAmbiguous reports whether a proxy may disagree with net/http about where r ends (request smuggling).
+//
+// net/http ignores Content-Length when the body is chunked, and ignores chunking in HTTP/1.0, and does not tell the handler
+// (RFC 9112 section 6.3). After a rejected CONNECT the client may believe that the tunnel is open.
+func framingAmbiguous(r *http.Request) bool {
+	return r.ContentLength < 0 || len(r.TransferEncoding) > 0 || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.Method == http.MethodConnect
+}
+
+// isPreflight reports whether r is a CORS preflight.
+func isPreflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != ""
+}
+
+// enforceLimits rejects requests that exceed the client's limits or break a rule for their header, before it reads the body:
+// rate, requests in flight, host, length of the target, cross-origin rules. It also answers CORS preflights.
+func (m *middleware) enforceLimits(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		client := clientKey(r, m.options.TrustedProxies)
+		if err := m.chargeRequest(w, client); err != nil {
+			return err
+		}
+		release, err := m.takeSlot(m.Slots.Requests, client, r)
+		if err != nil {
+			return err
+		}
+		defer release()
+		switch {
+		case m.HostAllowed != nil && !m.HostAllowed(r.Host):
+			return errMisdirected
+		case len(r.RequestURI) > maxTarget:
+			return errURITooLong
+		case m.cors != nil && isPreflight(r):
+			m.cors.HandlerFunc(w, r)
+			return nil
+		}
+		if err := m.crossOrigin.Check(r); err != nil {
+			return errCrossOrigin.Wrap(err)
+		}
+		err = h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+		if errors.Is(err, apierror.ErrRateLimited) {
+			w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, apierror.AsError(err).RetryAfter))
+		}
+		return err
+	}
+}
+
+// Policies of the RateLimit header. The frontend counts by address; the signer counts by authenticated caller.
+const (
+	addressPolicy = `"default"`
+	callerPolicy  = `"caller"`
+)
+
+// chargeRequest takes one token from the client's bucket and sets the RateLimit headers
+// (draft-ietf-httpapi-ratelimit-headers-11). It returns ErrRateLimited if the bucket is empty.
+func (m *middleware) chargeRequest(w http.ResponseWriter, client string) error {
+	if !m.limiter.Enabled() {
+		return nil
+	}
+	quota, err := m.limiter.Allow(client)
+	reset := quota.Reset
+	if err != nil {
+		reset = apierror.AsError(err).RetryAfter
+	}
+	header := w.Header()
+	header["Ratelimit-Policy"] = m.policy // RateLimit-Policy in canonical form
+	header["Ratelimit"] = []string{rateLimit(addressPolicy, quota.Remaining, reset)}
+	return err
+}
+
+// rateLimit returns an item of the RateLimit header.
+func rateLimit(policy string, remaining int, reset time.Duration) string {
+	return fmt.Sprintf("%s;r=%d;t=%d", policy, remaining, seconds(reset))
+}
+
+// limitInFlight rejects requests for which pool has no slot.
+func (m *middleware) limitInFlight(pool *ratelimit.Pool, h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		release, err := m.takeSlot(pool, signerapi.ClientFrom(r.Context()), r)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return h(w, r)
+	}
+}
+
+// takeSlot takes a slot of pool for the client of r. If the client may be a proxy that is not in TRUSTED_PROXIES, it logs that
+// once.
+func (m *middleware) takeSlot(pool *ratelimit.Pool, client string, r *http.Request) (release func(), err error) {
+	release, err = pool.Take(client)
+	if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(m.options.TrustedProxies) == 0 {
+		m.warnProxy.Do(func() {
+			m.Log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
+		})
+	}
+	return release, err
+}
+
+// requireToken rejects requests without a bearer token, before it reads the body. The signer verifies the token.
+func (m *middleware) requireToken(h handler) handler {
+	if !m.options.AuthenticationOn() {
+		return h
+	}
+	return func(w http.ResponseWriter, r *http.Request) error {
+		w.Header().Add("Vary", "Authorization") // caches must not reuse the response for another caller or after sign-out
+		token, err := signerapi.BearerToken(r.Header)
+		if err != nil {
+			return err
+		}
+		if token == "" {
+			return apierror.ErrUnauthenticated
+		}
+		return h(w, r.WithContext(signerapi.WithToken(r.Context(), token)))
+	}
+}
+
+// requireReader is requireToken for requests that read a picture: with READ_ACCESS=anyone they need no token.
+func (m *middleware) requireReader(h handler) handler {
+	if m.options.ReadAccess == access.Anyone {
+		return h
+	}
+	return m.requireToken(h)
+}
+
+// countRejections counts the errors of h, which handles uploads.
+func (m *middleware) countRejections(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		err := h(w, r)
+		if err != nil {
+			m.metrics.uploadsRejected.WithLabelValues(apierror.AsError(err).Code).Inc()
+		}
+		return err
+	}
+}
+
+// requireWhole rejects requests whose header announces a part of a picture or a content coding, before it reads the body.
+func requireWhole(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := checkWhole(r.Header); err != nil {
+			return err
+		}
+		for name, values := range r.URL.Query() {
+			if err := checkChunkCount(name, values[0]); err != nil {
+				return err
+			}
+		}
+		if err := checkEncoding(r.Header); err != nil {
+			w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 15.5.16
+			return err
+		}
+		return h(w, r)
+	}
+}

@@ -1,0 +1,134 @@
+package web
+
+import (
+	"encoding/json"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/gorilla/mux"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// document is the part of openapi.json that these tests read.
+type document struct {
+	Paths      map[string]map[string]json.RawMessage `json:"paths"`
+	Components struct {
+		Parameters map[string]struct {
+			Schema struct {
+				Enum []string `json:"enum"`
+			} `json:"schema"`
+		} `json:"parameters"`
+		Responses map[string]struct {
+			Content map[string]struct {
+				Schema struct {
+					Properties struct {
+						Status struct {
+							Const int `json:"const"`
+						} `json:"status"`
+						Code struct {
+							Enum []string `json:"enum"`
+						} `json:"code"`
+					} `json:"properties"`
+				} `json:"schema"`
+				Examples map[string]json.RawMessage `json:"examples"`
+			} `json:"content"`
+		} `json:"responses"`
+		Examples map[string]struct {
+			Value problem `json:"value"`
+		} `json:"examples"`
+	} `json:"components"`
+}
+
+func readDocument(t *testing.T) (d document) {
+	t.Helper()
+	if err := json.Unmarshal(must(apiFiles.ReadFile("openapi.json")), &d); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestOpenAPIHasTheRoutes(t *testing.T) {
+	documented := map[string][]string{}
+	for path, item := range readDocument(t).Paths {
+		for key := range item {
+			if key != "parameters" {
+				documented[path] = append(documented[path], strings.ToUpper(key))
+			}
+		}
+		slices.Sort(documented[path])
+	}
+	// The router has the paths, and OPTIONS returns their methods.
+	a := newAPI(t)
+	a.deps.Registry = prometheus.NewRegistry()
+	metrics := newMetrics(a.deps.Registry)
+	router := newRouter(api{a.signer, a.options, metrics}, newMiddleware(a.options, a.deps, metrics))
+	routes := map[string][]string{}
+	err := router.Walk(func(route *mux.Route, _ *mux.Router, _ []*mux.Route) error {
+		path, err := route.GetPathTemplate()
+		if trimmed := strings.TrimSuffix(path, "/"); err != nil || routes[trimmed] != nil {
+			return err // it redirects to the path without a slash
+		}
+		rec := httptest.NewRecorder()
+		router.ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodOptions, regexp.MustCompile(`{\w+}`).ReplaceAllString(path, "x"), nil))
+		routes[path] = strings.Split(rec.Header().Get("Allow"), ", ")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(routes, documented); diff != "" {
+		t.Errorf("paths and methods (- code, + document):\n%s", diff)
+	}
+}
+
+func TestOpenAPIHasTheErrors(t *testing.T) {
+	d := readDocument(t)
+	documented := map[string]int{}
+	for name, response := range d.Components.Responses {
+		problems, ok := response.Content["application/problem+json"]
+		if !ok {
+			continue
+		}
+		codes := problems.Schema.Properties.Code.Enum
+		for _, code := range codes {
+			if s := problems.Schema.Properties.Status.Const; documented[code] != 0 && documented[code] != s {
+				t.Errorf("%s has %s with status %d, another response with %d", name, code, s, documented[code])
+			}
+			documented[code] = problems.Schema.Properties.Status.Const
+		}
+		if diff := cmp.Diff(slices.Sorted(slices.Values(codes)), slices.Sorted(maps.Keys(problems.Examples))); diff != "" {
+			t.Errorf("codes and examples of %s:\n%s", name, diff)
+		}
+	}
+	declared := declaredStatuses()
+	if diff := cmp.Diff(declared, documented); diff != "" {
+		t.Errorf("statuses by code (- code, + document):\n%s", diff)
+	}
+	for code, example := range d.Components.Examples {
+		want := example.Value
+		want.Code, want.Status, want.Title = code, declared[code], http.StatusText(declared[code])
+		if example.Value != want {
+			t.Errorf("the example of %s is %+v; want %+v", code, example.Value, want)
+		}
+	}
+}
+
+func TestOpenAPIHasTheFiles(t *testing.T) {
+	parameters := readDocument(t).Components.Parameters
+	for name, files := range map[string]assets{"asset": docsAssets, "file": pageAssets} {
+		if diff := cmp.Diff(slices.Sorted(maps.Keys(files)), slices.Sorted(slices.Values(parameters[name].Schema.Enum))); diff != "" {
+			t.Errorf("names for {%s} (- code, + document):\n%s", name, diff)
+		}
+	}
+	for _, m := range regexp.MustCompile(`"docs/([^"]+)"`).FindAllSubmatch(must(apiFiles.ReadFile("docs/index.html")), -1) {
+		if _, ok := docsAssets[string(m[1])]; !ok {
+			t.Errorf("the page refers to %s, which does not exist", m[1])
+		}
+	}
+}
