@@ -47,6 +47,10 @@ fuzz: ## fuzz all that parses strangers' bytes, FUZZTIME=1m each
 	done <<<"$$targets"; \
 	echo "in all: $$sum executions, findings:$${found:- none}"; [ -z "$$found" ] && [ "$$sum" -gt 0 ]
 
+.PHONY: docs
+docs: ## write docs/reference: settings from --help, metrics from a running system, the API from openapi.json
+	go test -count=1 ./e2e/repo -run ReferenceIsCurrent -update
+
 .PHONY: faults
 faults: ## write docs/faults.md from what the tests see when they break one thing after the other
 	go test -race -count=1 -timeout 5m ./e2e/faults -run 'TestFaults|TestAStandWhoseLogs|TestATokenThatCannot' -update

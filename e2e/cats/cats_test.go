@@ -294,13 +294,13 @@ func TestTheExitCodesAreThoseOfHelpAndOfTheReadme(t *testing.T) {
 	provoked[5] = true
 
 	help, _, _ := strings.Cut(s.cats("--help").want(t, 0).out, "Usage:")
-	table := harness.TableRows(harness.ReadmeSection(t, "## The command"))
+	table := harness.TableRows(harness.DocSection(t, "docs/cats.md", "## Exit codes"))
 	for code := range 8 {
 		if !provoked[code] {
 			t.Errorf("the exit code %d was not provoked", code)
 		}
-		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) || len(table) != 8 || !strings.HasPrefix(table[code], fmt.Sprintf("| `%d` | ", code)) {
-			t.Errorf("the exit code %d is not in the help, or not in the README", code)
+		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) || len(table) != 8 || !strings.HasPrefix(table[code], fmt.Sprintf("| %d | ", code)) {
+			t.Errorf("the exit code %d is not in the help, or not in docs/cats.md", code)
 		}
 	}
 }
