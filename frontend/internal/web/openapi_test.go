@@ -11,8 +11,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/gorilla/mux"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"cats.example/shared/apierror"
 )
 
 // document is the part of openapi.json that these tests read.
@@ -106,16 +109,20 @@ func TestOpenAPIHasTheErrors(t *testing.T) {
 			t.Errorf("codes and examples of %s:\n%s", name, diff)
 		}
 	}
-	declared := declaredStatuses()
-	if diff := cmp.Diff(declared, documented); diff != "" {
-		t.Errorf("statuses by code (- code, + document):\n%s", diff)
-	}
-	for code, example := range d.Components.Examples {
-		want := example.Value
-		want.Code, want.Status, want.Title = code, declared[code], http.StatusText(declared[code])
-		if example.Value != want {
-			t.Errorf("the example of %s is %+v; want %+v", code, example.Value, want)
+	statuses := map[string]int{}
+	for code, e := range declared() {
+		statuses[code] = e.Status
+		example := d.Components.Examples[code].Value
+		want := problem{"about:blank", http.StatusText(e.Status), e.Status, *e, example.RequestID}
+		if slices.Contains([]string{"invalid_user", "invalid_argument", "method_not_allowed", "malformed_form", "partial_upload"}, code) {
+			want.Detail = example.Detail // the example of a specific error
 		}
+		if diff := cmp.Diff(want, example, cmpopts.IgnoreUnexported(apierror.Error{}), cmpopts.IgnoreFields(apierror.Error{}, "Status", "RetryAfter")); diff != "" || example.Detail == "" {
+			t.Errorf("the example of %s (- code, + document):\n%s", code, diff)
+		}
+	}
+	if diff := cmp.Diff(statuses, documented); diff != "" {
+		t.Errorf("statuses by code (- code, + document):\n%s", diff)
 	}
 }
 

@@ -194,7 +194,7 @@ func wantProblem(t testing.TB, rec *httptest.ResponseRecorder, status int, code 
 	if p != want || rec.Code != status || p.Detail == "" || p.RequestID == "" || rec.Header().Get("Content-Type") != "application/problem+json" {
 		t.Errorf("got %d %s %s; want %d %s", rec.Code, rec.Header(), rec.Body, status, code)
 	}
-	if declaredStatuses()[p.Code] != status {
+	if e := declared()[p.Code]; e == nil || e.Status != status {
 		t.Errorf("%s with status %d is not declared", p.Code, status)
 	}
 	return p
