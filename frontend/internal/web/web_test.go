@@ -265,19 +265,3 @@ func TestRouting(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkService(b *testing.B) {
-	for name, settings := range map[string][]string{
-		"unlimited": nil, "limited": {"RATE_LIMIT=1e8", "RATE_BURST=1000000"},
-		"proxied": {"RATE_LIMIT=1e8", "RATE_BURST=1000000", "TRUSTED_PROXIES=10.0.0.0/8,192.0.2.0/24"},
-	} {
-		b.Run(name, func(b *testing.B) {
-			a := newAPI(b, settings...)
-			r := httptest.NewRequestWithContext(b.Context(), "GET", "/service", nil)
-			r.Header.Set("X-Forwarded-For", "8.8.8.8, 203.0.113.7")
-			for b.Loop() {
-				a.ServeHTTP(httptest.NewRecorder(), r)
-			}
-		})
-	}
-}
