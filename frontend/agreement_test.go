@@ -46,40 +46,35 @@ func TestReadyNamesDifferingSharedSettings(t *testing.T) {
 	var log bytes.Buffer
 	s := &fakeSigner{}
 	a := &agreement{signer: s, own: own, log: slog.New(slog.NewTextHandler(&log, nil))}
-	ready := func(change map[string]string) error {
+	ready := func(change map[string]string, aboutErr, readyErr error) error {
 		log.Reset()
-		s.shared = maps.Clone(own)
+		s.shared, s.aboutErr, s.readyErr = maps.Clone(own), aboutErr, readyErr
 		maps.Copy(s.shared, change)
 		return a.ready(t.Context())
 	}
-	if err := ready(nil); err != nil || log.Len() > 0 {
+	if err := ready(nil, nil, nil); err != nil || log.Len() > 0 {
 		t.Fatalf("the same settings: %v; logged: %s", err, &log)
 	}
 	for _, name := range append(shared, "OF_THE_SIGNER_ALONE") {
 		for i, value := range []string{"another", "another", "third"} {
-			err := ready(map[string]string{name: value})
-			if !errors.Is(err, apierror.ErrMisconfigured) || !strings.Contains(err.Error(), name) {
-				t.Errorf("%s differs: %v", name, err)
-			}
+			err := ready(map[string]string{name: value}, nil, nil)
 			logged := strings.Contains(log.String(), "level=ERROR") && strings.Contains(log.String(), "setting="+name) && strings.Contains(log.String(), "signer="+value)
-			if changed := i != 1; changed != logged || strings.Count(log.String(), "\n") > 1 {
-				t.Errorf("%s is %s: logged: %s", name, value, &log)
+			if changed := i != 1; !errors.Is(err, apierror.ErrMisconfigured) || !strings.Contains(err.Error(), name) || changed != logged || strings.Count(log.String(), "\n") > 1 {
+				t.Errorf("%s is %s: %v; logged: %s", name, value, err, &log)
 			}
 		}
 	}
-	if err := ready(map[string]string{"MAX_PIXELS": "1", "OIDC_ISSUER": ""}); err == nil || !strings.Contains(err.Error(), "MAX_PIXELS, OIDC_ISSUER;") || strings.Count(log.String(), "\n") != 2 {
+	if err := ready(map[string]string{"MAX_PIXELS": "1", "OIDC_ISSUER": ""}, nil, nil); err == nil || !strings.Contains(err.Error(), "MAX_PIXELS, OIDC_ISSUER;") || strings.Count(log.String(), "\n") != 2 {
 		t.Errorf("two differ: %v; logged: %s", err, &log)
 	}
-	s.shared = nil
-	if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER") {
-		t.Errorf("a signer without settings: %v", err)
-	}
-	s.readyErr = apierror.ErrIdentityUnavailable
-	if err := ready(nil); !errors.Is(err, apierror.ErrIdentityUnavailable) {
+	if err := ready(nil, nil, apierror.ErrIdentityUnavailable); !errors.Is(err, apierror.ErrIdentityUnavailable) {
 		t.Errorf("a signer that is not ready: %v", err)
 	}
-	s.aboutErr = apierror.ErrSignerUnavailable
-	if err := ready(nil); !errors.Is(err, apierror.ErrSignerUnavailable) {
+	if err := ready(nil, apierror.ErrSignerUnavailable, nil); !errors.Is(err, apierror.ErrSignerUnavailable) {
 		t.Errorf("a signer that does not answer: %v", err)
+	}
+	s.shared, s.aboutErr = nil, nil
+	if err := a.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "OIDC_ISSUER") {
+		t.Errorf("a signer that does not report its settings: %v", err)
 	}
 }

@@ -100,7 +100,7 @@ func TestThePageFitsAPhone(t *testing.T) {
 	b.bright("dark")
 	fits("done-dark")
 	b.pick(onDisk(t, "cat.txt", strings.NewReader("mew")))
-	b.sees("This is no picture")
+	b.sees("This type of file is not accepted")
 	fits("refused")
 	b.click("#message-close")
 	b.click("#delete")

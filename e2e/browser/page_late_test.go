@@ -24,7 +24,7 @@ func (b *tab) name(user string) {
 // shown waits for a picture that is stored, which moves what is below it.
 func (b *tab) shown() {
 	b.t.Helper()
-	b.sees("Ends in")
+	b.sees("Expires in")
 	b.holds(`document.querySelector("#image").naturalWidth > 0`)
 }
 
@@ -95,7 +95,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	b.holds(`document.querySelector("#progress").value > 5`)
 	b.do(chromedp.NavigateBack())
 	b.sees("Davyd’s cat")
-	b.sees("The upload was cancelled.")
+	b.sees("The upload was canceled.")
 	harness.WantPicture(t, sys, "mia", harness.Cat)
 	b.slow(-1)
 
@@ -113,7 +113,7 @@ func TestThePageChangesThePictureThatIsMeant(t *testing.T) {
 	goOn()
 	b.sees("Here is a new link.")
 	b.click("#confirm-delete")
-	b.sees("The picture has changed meanwhile")
+	b.sees("The picture has changed")
 	harness.WantPicture(t, sys, "tom", second)
 
 	// A file that is dropped before it is known what is there is for that name alone.
@@ -145,7 +145,7 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	b.pick(catFile(t))
 	v.Set(http.MethodPut, harness.Drop)
 	b.click("#upload")
-	b.sees("The answer was lost, but this is there now.")
+	b.sees("The response was lost, but this picture is stored now.")
 	b.focused("copy")
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
 
@@ -157,7 +157,7 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 		b.sees(name)
 		v.Set(http.MethodPut, f)
 		b.click("#upload")
-		b.sees("The connection broke off")
+		b.sees("The connection was lost")
 		v.Set("", nil)
 	}
 	unanswered := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -166,13 +166,13 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	}
 	breaksOff("second.png", unanswered)
 	b.click("#message-action")
-	b.sees("The answer was lost, but this is there now.")
+	b.sees("The response was lost, but this picture is stored now.")
 	harness.WantPicture(t, sys, "Davyd", of("second.png"))
 
 	// It may be stored, whatever becomes of the next try.
 	breaksOff("third.png", unanswered)
 	b.click("#discard")
-	b.sees("All had been sent, and may be stored yet.")
+	b.sees("The whole picture had been sent and may still be stored.")
 	b.shown()
 	harness.WantPicture(t, sys, "Davyd", of("third.png"))
 	breaksOff("fourth.png", unanswered)
@@ -180,7 +180,7 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	b.click("#message-action")
 	b.holds(`document.querySelector("#progress").value > 2`)
 	b.click("#cancel")
-	b.sees("All had been sent, and may be stored yet.")
+	b.sees("The whole picture had been sent and may still be stored.")
 	b.slow(-1)
 	harness.WantPicture(t, sys, "Davyd", of("fourth.png"))
 
@@ -188,7 +188,7 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	// is told of before it is replaced: by the same file, or by another.
 	told := func(content []byte) {
 		t.Helper()
-		b.sees("The picture has changed meanwhile")
+		b.sees("The picture has changed")
 		harness.WantPicture(t, sys, "Davyd", harness.OtherPicture)
 		b.click("#message-action")
 		b.sees("Stored.")
@@ -210,10 +210,10 @@ func TestThePageKnowsWhatIsStored(t *testing.T) {
 	asked, goOn := v.Hold(t, http.MethodPut)
 	b.click("#upload")
 	b.await(asked)
-	b.sees("All sent. It is being checked and stored…")
+	b.sees("Sent. Checking and storing…")
 	b.click("#cancel")
-	b.sees("All had been sent, and may be stored yet.")
-	b.sees("Ends in")
+	b.sees("The whole picture had been sent and may still be stored.")
+	b.sees("Expires in")
 	goOn()
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
 
@@ -249,12 +249,12 @@ func TestThePageWorksWhereTheWayToItDoesNot(t *testing.T) {
 	}
 	v.Set(http.MethodPut, gateway(429, `{"statusCode":429,"message":"slow down"}`, "Retry-After", "60"))
 	b.click("#upload")
-	b.sees("That was a lot at once")
+	b.sees("Too many requests")
 	b.sees("Try again in ")
-	b.sees("The answer has the HTTP status 429.")
+	b.sees("The response has HTTP status 429.")
 	v.Set(http.MethodGet, gateway(200, "<h1>Sign in to this Wi-Fi</h1>"))
 	b.do(chromedp.Navigate(v.URL + "/?user=Davyd"))
-	b.sees("Something answered that is not this service")
+	b.sees("The response is not from this service")
 
 	// What says how the service is set up, which a reload asks for again.
 	v.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -265,5 +265,5 @@ func TestThePageWorksWhereTheWayToItDoesNot(t *testing.T) {
 		healthy.ServeHTTP(w, r)
 	})
 	b.do(chromedp.Navigate(v.URL))
-	b.sees("Load the page again in ")
+	b.sees("Reload the page in ")
 }

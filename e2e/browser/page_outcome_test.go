@@ -23,7 +23,7 @@ func done(then harness.Fault) harness.Fault {
 
 const (
 	notKnown        = "It is not known whether your picture was stored."
-	deletionUnknown = "It is not known whether the picture was deleted. This is what is there now."
+	deletionUnknown = "It is not known whether the picture was deleted. This is the current picture."
 )
 
 func (b *tab) lacks(text string) {
@@ -41,21 +41,21 @@ func TestPageTellsTheOutcomeOfAnUpload(t *testing.T) {
 		sees  []string
 		known bool // that nothing was stored
 	}{
-		{"stored, unknown", done(harness.Problem(503, "storage_unavailable", unknown)), []string{"The answer was lost, but this is there now."}, false},
-		{"stored, a page", done(harness.Respond(200, "<html>")), []string{"The answer was lost, but this is there now."}, false},
-		{"stored, a proxy", done(harness.Respond(504, "<html>")), []string{"The answer was lost, but this is there now."}, false},
-		{"stored, no answer", harness.Drop, []string{"The answer was lost, but this is there now."}, false},
+		{"stored, unknown", done(harness.Problem(503, "storage_unavailable", unknown)), []string{"The response was lost, but this picture is stored now."}, false},
+		{"stored, a page", done(harness.Respond(200, "<html>")), []string{"The response was lost, but this picture is stored now."}, false},
+		{"stored, a proxy", done(harness.Respond(504, "<html>")), []string{"The response was lost, but this picture is stored now."}, false},
+		{"stored, no answer", harness.Drop, []string{"The response was lost, but this picture is stored now."}, false},
 		{"unknown, of storage", harness.Problem(503, "throttled", unknown), []string{"The service is not ready", notKnown}, false},
 		{"unknown, of the signer", harness.Problem(503, "signer_unavailable", unknown), []string{"The service is not ready", notKnown}, false},
-		{"unknown, without a case", harness.Problem(500, "internal", unknown), []string{"Something is wrong at the service", notKnown}, false},
-		{"unknown, refused when repeated", harness.Problem(409, "conflict", unknown), []string{"Somebody else was faster", notKnown}, false},
-		{"a proxy", harness.Respond(502, "<html>"), []string{"Something answered that is not this service", notKnown}, false},
-		{"a page", harness.Respond(200, "<html>"), []string{"Something answered that is not this service", notKnown}, false},
-		{"half an answer", harness.CutOff, []string{"The connection broke off", notKnown}, false},
-		{"definite, of storage", harness.Problem(503, "storage_unavailable", ""), []string{"Storage does not answer"}, true},
+		{"unknown, without a case", harness.Problem(500, "internal", unknown), []string{"Something went wrong", notKnown}, false},
+		{"unknown, refused when repeated", harness.Problem(409, "conflict", unknown), []string{"Another upload was faster", notKnown}, false},
+		{"a proxy", harness.Respond(502, "<html>"), []string{"The response is not from this service", notKnown}, false},
+		{"a page", harness.Respond(200, "<html>"), []string{"The response is not from this service", notKnown}, false},
+		{"half an answer", harness.CutOff, []string{"The connection was lost", notKnown}, false},
+		{"definite, of storage", harness.Problem(503, "storage_unavailable", ""), []string{"Storage does not respond"}, true},
 		{"definite, of the signer", harness.Problem(503, "signer_unavailable", ""), []string{"The service is not ready"}, true},
-		{"definite, without a case", harness.Problem(500, "internal", ""), []string{"Something is wrong at the service"}, true},
-		{"an outcome of another version", harness.Problem(503, "storage_unavailable", `,"outcome":7`), []string{"Storage does not answer"}, true},
+		{"definite, without a case", harness.Problem(500, "internal", ""), []string{"Something went wrong"}, true},
+		{"an outcome of another version", harness.Problem(503, "storage_unavailable", `,"outcome":7`), []string{"Storage does not respond"}, true},
 		{"refused", harness.Problem(409, "leased", ""), []string{"This picture is locked"}, true},
 		{"a proxy's limit", harness.Respond(413, "<html>"), []string{"This picture is too large"}, true},
 	} {
@@ -83,14 +83,14 @@ func TestPageReplacesADamagedPicture(t *testing.T) {
 	sys := harness.Start(t, stack.SystemOptions{})
 	harness.Put(t, sys, "mia", harness.OtherPicture)
 	v := harness.NewGate(t, sys.URL)
-	for user, button := range map[string]string{"Davyd": "Upload", "mia": "Upload in its place"} {
+	for user, button := range map[string]string{"Davyd": "Upload", "mia": "Upload and replace"} {
 		b := browse(t, v.URL+"/?user="+user)
 		b.sees(user + "’s cat")
 		b.pick(catFile(t))
 		b.sees(button)
 		v.Set(http.MethodPut, done(harness.Problem(502, "damaged", `,"outcome":"stored"`)))
 		b.click("#upload")
-		b.sees("Storage has damaged the picture")
+		b.sees("The stored picture is damaged")
 		b.lacks(notKnown)
 		v.Set("", nil)
 		b.click("#message-action")
@@ -103,7 +103,7 @@ func TestPageTellsTheOutcomeOfADeletion(t *testing.T) {
 	t.Parallel()
 	sys := harness.Start(t, stack.SystemOptions{})
 	const unknown = `,"outcome":"unknown"`
-	const gone = "The answer was lost, but there is no picture now."
+	const gone = "The response was lost, but there is no picture now."
 	for i, c := range []struct {
 		what  string
 		fault harness.Fault
@@ -116,9 +116,9 @@ func TestPageTellsTheOutcomeOfADeletion(t *testing.T) {
 		{"deleted, a page", done(harness.Respond(200, "<html>")), []string{"No picture yet", gone}, false},
 		{"unknown", harness.Problem(503, "signer_unavailable", unknown), []string{"The service is not ready", deletionUnknown}, false},
 		{"unknown, refused when repeated", harness.Problem(412, "precondition_failed", unknown), []string{deletionUnknown}, false},
-		{"a proxy", harness.Respond(504, "<html>"), []string{"Something answered that is not this service", deletionUnknown}, false},
+		{"a proxy", harness.Respond(504, "<html>"), []string{"The response is not from this service", deletionUnknown}, false},
 		{"half an answer", harness.CutOff, []string{deletionUnknown}, false},
-		{"definite", harness.Problem(503, "storage_unavailable", ""), []string{"Storage does not answer"}, true},
+		{"definite", harness.Problem(503, "storage_unavailable", ""), []string{"Storage does not respond"}, true},
 		{"refused", harness.Problem(409, "immutable", ""), []string{"This picture is protected"}, true},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -160,7 +160,7 @@ func TestPageRepeatsACommitOfUnknownOutcome(t *testing.T) {
 		{"done, a proxy", []harness.Fault{done(harness.Respond(502, "<html>"))}, 2, []string{"Stored."}},
 		{"unknown, and then refused", []harness.Fault{harness.Problem(503, "throttled", unknown), harness.Problem(409, "leased", "")}, 2, []string{"This picture is locked", notKnown}},
 		{"refused", []harness.Fault{harness.Problem(409, "leased", "")}, 1, []string{"This picture is locked"}},
-		{"definite", []harness.Fault{harness.Problem(503, "storage_unavailable", "")}, 1, []string{"Storage does not answer"}},
+		{"definite", []harness.Fault{harness.Problem(503, "storage_unavailable", "")}, 1, []string{"Storage does not respond"}},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			var asked atomic.Int32
@@ -210,7 +210,7 @@ func TestPageRemembersAnUnknownOutcome(t *testing.T) {
 	v.Set("", nil)
 	harness.Put(t, sys, "Davyd", harness.Cat) // as if the first try was carried out late
 	b.click("#discard")
-	b.sees("All had been sent, and may be stored yet.")
+	b.sees("The whole picture had been sent and may still be stored.")
 	b.shown()
 }
 
@@ -244,7 +244,7 @@ func TestPageTellsTheOutcomeOfAKilledFrontend(t *testing.T) {
 	<-reached
 	sys.Frontend.Kill()
 	close(release)
-	upload.sees("The connection broke off")
+	upload.sees("The connection was lost")
 	upload.sees(notKnown)
 	deletion.sees("The service cannot be reached")
 	deletion.sees("It is not known whether the picture was deleted.")

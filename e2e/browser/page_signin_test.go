@@ -66,11 +66,11 @@ func TestThePageHasPeopleSignIn(t *testing.T) {
 
 	// What comes back must be what was asked for.
 	b.do(chromedp.Navigate(sys.URL + "/?code=mew&state=mew"))
-	b.sees("That sign-in was not begun here")
+	b.sees("This sign-in was not started here")
 	b.holds(`location.search === ""`)
 	away()
 	b.do(chromedp.Navigate(sys.URL + "/?code=mew&state=another"))
-	b.sees("That sign-in was not begun here")
+	b.sees("This sign-in was not started here")
 	b.holds(`sessionStorage.length === 0`)
 	away()
 	b.click(`a[href$="/abort"]`)
@@ -125,7 +125,7 @@ func TestThePageHasPeopleSignIn(t *testing.T) {
 	sys = harness.Start(t, harness.WithAuthentication(p.Issuer, map[string]string{"OIDC_CLIENT_ID": "page", "READ_ACCESS": "anyone"}))
 	harness.SendAs(t, p.Token(t, "mia", harness.Audience), "PUT", sys.URL+"/cat/mia", harness.Cat).Want(t, 200)
 	b.do(chromedp.Navigate(sys.URL + "/?user=mia"))
-	b.sees("Ends in")
+	b.sees("Expires in")
 	b.holds(`document.querySelector("#delete").hidden && document.querySelector("#replace").hidden && !document.querySelector("#sign-in-top").hidden`)
 	b.drop(catFile(t))
 	b.sees("You are not signed in")

@@ -107,7 +107,7 @@ func TestThePageStoresAPictureAndSharesIt(t *testing.T) {
 	b.do(chromedp.Focus(chromedp.CSS("#ttl")))
 	b.key(kb.ArrowUp) // from an hour
 	b.sees("Here is a new link.")
-	b.holds(`/Ends in (9|10) min/.test(document.querySelector("#left").textContent)`)
+	b.holds(`/Expires in (9|10) min/.test(document.querySelector("#left").textContent)`)
 	for _, entry := range cdpCall(b, page.GetNavigationHistory, cdp.Empty{}).Entries {
 		if strings.Contains(entry.URL, "sig=") {
 			t.Errorf("a link is in the history: %s", entry.URL)
@@ -163,13 +163,13 @@ func TestCancellingAnUploadOnThePageLeavesTheOldPicture(t *testing.T) {
 	harness.Put(t, sys, "Davyd", harness.Cat)
 	b := browse(t, sys.URL+"/?user=Davyd")
 	b.focused("")
-	b.sees("Ends in")
+	b.sees("Expires in")
 	b.pick(onDisk(t, "new.png", harness.Large(1<<20)))
 	b.slow(200_000)
 	b.click("#upload")
 	b.holds(`document.querySelector("#progress").value > 10`)
 	b.click("#cancel")
-	b.sees("Cancelled.")
+	b.sees("Canceled.")
 	b.focused("replace")
 	b.sees("235 KB")
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
@@ -188,17 +188,17 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 
 	b.pick(onDisk(t, "<b>large<b>.png", harness.Large(1<<20+1)))
 	b.sees("This picture is too large")
-	b.sees("1 MB and 210 million pixels at most")
+	b.sees("1 MB and 210 million pixels")
 	b.focused("message-action")
 	b.pick(onDisk(t, "cat.txt", strings.NewReader("mew")))
-	b.sees("This is no picture that can be shared here")
-	b.sees("cat.txt is of the type text/plain.")
+	b.sees("This type of file is not accepted")
+	b.sees("cat.txt is text/plain.")
 	b.pick(onDisk(t, "empty.png", strings.NewReader("")))
 	b.sees("This file is empty")
 	b.pick(onDisk(t, "no.png", strings.NewReader("mew"))) // which only the service finds out
-	b.sees("This browser has no preview of this picture.")
+	b.sees("This browser cannot preview this picture.")
 	b.click("#upload")
-	b.sees("This is no picture that can be shared here")
+	b.sees("This type of file is not accepted")
 	b.sees("The service says: ")
 	b.holds(`document.body.dataset.view === "empty"`)
 	b.accessible("refused")
@@ -218,7 +218,7 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 	harness.Put(t, sys, "Davyd", harness.OtherPicture)
 	b.pick(catFile(t))
 	b.click("#upload")
-	b.sees("The picture has changed meanwhile")
+	b.sees("The picture has changed")
 	harness.WantPicture(t, sys, "Davyd", harness.OtherPicture)
 	b.click("#message-action")
 	b.sees("Stored.")
@@ -226,7 +226,7 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 	harness.Put(t, sys, "Davyd", harness.OtherPicture)
 	b.click("#delete")
 	b.click("#confirm-delete")
-	b.sees("The picture has changed meanwhile")
+	b.sees("The picture has changed")
 	harness.WantPicture(t, sys, "Davyd", harness.OtherPicture)
 
 	b.pick(catFile(t))
@@ -258,7 +258,7 @@ func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 	for harness.Do(t, http.MethodGet, sys.URL+"/service", "", nil).StatusCode != 429 {
 	}
 	b.click("#upload")
-	b.sees("That was a lot at once")
+	b.sees("Too many requests")
 	b.sees("Try again in ")
 	b.focused("message-action")
 	b.shot("countdown")
@@ -276,7 +276,7 @@ func TestThePageCountsDownWhenItHasAskedTooMuch(t *testing.T) {
 			break
 		}
 	}
-	b.sees("Ends in")
+	b.sees("Expires in")
 }
 
 func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
@@ -302,7 +302,7 @@ func TestThePageGoesOnWhenTheSignerIsBack(t *testing.T) {
 	for _, on := range []*tab{b, late} {
 		on.holds(`document.querySelector("#message-action").ariaDisabled !== "true"`)
 		on.click("#message-action")
-		on.sees("Ends in")
+		on.sees("Expires in")
 		on.holds(`document.querySelector("#image").naturalWidth > 0`)
 	}
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
@@ -313,9 +313,9 @@ func TestALinkOnThePageEndsAndIsRenewed(t *testing.T) {
 	sys := harness.Start(t, stack.SystemOptions{SignerEnv: map[string]string{"LINK_TTL": "10s"}})
 	harness.Put(t, sys, "Davyd", harness.Cat)
 	b := browse(t, sys.URL+"/?user=Davyd")
-	b.sees("Ends in")
+	b.sees("Expires in")
 	first := eval[string](b, `document.querySelector("#link").value`)
-	b.sees("It has ended")
+	b.sees("Expired")
 	harness.Do(t, http.MethodGet, first, "", nil).Want(t, 403)
 	b.holds(`document.querySelector("#link").value === ""`)
 	b.shot("ended")
@@ -391,12 +391,12 @@ func TestThePageSendsLargePicturesStraightToStorage(t *testing.T) {
 	b.blocked(`*://*:*/*\?*comp=blocklist*`) // when all is sent, but nothing stored yet
 	b.online(true)
 	b.click("#message-action")
-	b.sees("The connection broke off")
+	b.sees("The connection was lost")
 	b.blocked()
 	b.click("#message-action")
 	b.sees("Stored.")
 	b.sees("66 MB")
-	b.sees("not shown by itself")
+	b.sees("not shown automatically")
 	mu.Lock()
 	defer mu.Unlock()
 	if before == 0 || len(sent) != 9 {

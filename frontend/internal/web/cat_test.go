@@ -141,7 +141,7 @@ func TestInvalidUploadsChangeNothing(t *testing.T) {
 					t.Errorf("%q, outcome %q; stored %.20q", p.Detail, p.Outcome, a.signer.pictures["x"])
 				}
 			}
-			if got := counters(t, a.registry, "uploads_rejected_total"); c.status != 200 && !cmp.Equal(got, map[string]float64{"uploads_rejected_total " + c.code: 2}) {
+			if got := counters(t, a.registry, "uploads_rejected_total"); c.status != 200 && !cmp.Equal(got, map[string]string{`uploads_rejected_total{reason="` + c.code + `"}`: "2"}) {
 				t.Errorf("rejections: %v", got)
 			}
 		})

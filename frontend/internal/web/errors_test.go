@@ -3,6 +3,7 @@ package web
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,16 +11,13 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// declaredStatuses returns the status of each error of the public API by code.
-func declaredStatuses() map[string]int {
-	statuses := map[string]int{}
-	for e := range apierror.All() {
-		statuses[e.Code] = e.Status
+// declared returns the errors of the public API by code.
+func declared() map[string]*apierror.Error {
+	errs := map[string]*apierror.Error{}
+	for _, e := range slices.AppendSeq(slices.Clone(ownErrors), apierror.All()) {
+		errs[e.Code] = e
 	}
-	for _, e := range ownErrors {
-		statuses[e.Code] = e.Status
-	}
-	return statuses
+	return errs
 }
 
 func TestErrorsBecomeProblemDocuments(t *testing.T) {

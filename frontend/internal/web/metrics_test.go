@@ -2,13 +2,17 @@ package web
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
@@ -25,10 +29,10 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 	covered := map[string]bool{"ready": true} // the API does not call it
 	for _, c := range []struct {
 		op, method, path, body string
-		stored                 float64
+		stored                 int
 	}{
-		{"put", "PUT", "/cat/x", png, float64(len(png))},
-		{"put", "POST", "/cat/x", writes[1].body, float64(len(png))},
+		{"put", "PUT", "/cat/x", png, len(png)},
+		{"put", "POST", "/cat/x", writes[1].body, len(png)},
 		{"link", "GET", "/cat/x", "", 0},
 		{"link", "GET", "/cat/x/picture", "", 0},
 		{"delete", "DELETE", "/cat/x", "", 0},
@@ -41,9 +45,9 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 			a := newAPI(t)
 			a.signer.pictures["x"], a.signer.err = png, err
 			a.send(c.method, c.path, strings.NewReader(c.body), "Content-Type", "multipart/form-data; boundary=b")
-			want := map[string]float64{"signer_requests_total " + c.op + " " + outcome: 1}
+			want := map[string]string{fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", c.op, outcome): "1"}
 			if err == nil && c.stored > 0 {
-				want["upload_bytes_total"] = c.stored
+				want["upload_bytes_total"] = strconv.Itoa(c.stored)
 			}
 			if diff := cmp.Diff(want, counters(t, a.registry, "upload_bytes_total", "signer_requests_total")); diff != "" {
 				t.Errorf("%s %s, %s: counters (-want +got):\n%s", c.method, c.path, outcome, diff)
@@ -58,28 +62,18 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 }
 
 // counters returns the values above zero of the frontend's counters with these names, by name and labels.
-func counters(t *testing.T, reg *prometheus.Registry, names ...string) map[string]float64 {
+func counters(t *testing.T, reg *prometheus.Registry, names ...string) map[string]string {
 	t.Helper()
 	for i := range names {
 		names[i] = "cats_frontend_" + names[i]
 	}
-	values := map[string]float64{}
-	families, err := reg.Gather()
+	text, err := testutil.GatherAndFormat(reg, expfmt.TypeTextPlain, names...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, family := range families {
-		for _, m := range family.GetMetric() {
-			key := strings.TrimPrefix(family.GetName(), "cats_frontend_")
-			for _, label := range m.GetLabel() {
-				key += " " + label.GetValue()
-			}
-			for _, name := range names {
-				if v := m.GetCounter().GetValue(); name == family.GetName() && v > 0 {
-					values[key] = v
-				}
-			}
-		}
+	values := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^cats_frontend_(\S+) ([1-9]\S*)$`).FindAllStringSubmatch(string(text), -1) {
+		values[m[1]] = m[2]
 	}
 	return values
 }

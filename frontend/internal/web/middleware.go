@@ -20,7 +20,7 @@ import (
 // preflightMaxAge is how long browsers may cache the response to a CORS preflight.
 const preflightMaxAge = time.Hour
 
-// middleware has the middlewares of the public API. newRouter shows their order.
+// middleware has the middlewares of the public API. routes has their order.
 type middleware struct {
 	Dependencies
 	options     Options

@@ -50,7 +50,7 @@ func TestInvalidDirectUploadsDoNotReachTheSigner(t *testing.T) {
 		"/cat/x/upload/1-7-A":                                  "no_such_path",
 	} {
 		rec := a.send("POST", target, nil)
-		wantProblem(t, rec, declaredStatuses()[code], code)
+		wantProblem(t, rec, declared()[code].Status, code)
 	}
 	wantProblem(t, a.send("POST", "/cat/x/upload/1-7-A/commit", nil, "If-Match", "W/x"), 422, "invalid_argument")
 }

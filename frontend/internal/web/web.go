@@ -6,7 +6,9 @@
 package web
 
 import (
+	"maps"
 	"net/http"
+	"slices"
 
 	"github.com/gorilla/mux"
 )
@@ -15,13 +17,25 @@ import (
 func New(options Options, deps Dependencies) http.Handler {
 	metrics := newMetrics(deps.Registry)
 	m := newMiddleware(options, deps, metrics)
-	return m.securityHeaders(newRouter(api{deps.Signer, options, metrics}, m))
+	// The router matches paths as sent, without cleaning them: in "/cat/a%2Fb" the user name is one segment and invalid, and
+	// "/cat/../x" matches no route.
+	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
+	routes := routes(api{deps.Signer, options, metrics}, m)
+	for _, path := range slices.Sorted(maps.Keys(routes)) {
+		r.Handle(path, deps.Requests.Route(path, m.enforceLimits(routes[path].serve)))
+		if path != "/" {
+			r.Handle(path+"/", deps.Requests.Route(path, m.enforceLimits(redirectWithoutSlash)))
+		}
+	}
+	r.NotFoundHandler = deps.Requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
+	return m.securityHeaders(r)
 }
 
-// newRouter returns the routes, which openapi.json describes. A request passes these middlewares, outermost first:
+// routes returns the resources of the API by path; openapi.json describes them. A request passes these middlewares, outermost
+// first:
 //
-//   - securityHeaders (added by New): security and CORS headers
-//   - requests.Route (package httpserver): request ID, log line, metrics, deadlines
+//   - securityHeaders: security and CORS headers
+//   - Requests.Route (package httpserver): request ID, log line, metrics, deadlines
 //   - handler.ServeHTTP: errors become problem documents
 //   - enforceLimits: rate, requests in flight, host, target, cross-origin rules
 //   - resource.serve: method
@@ -30,35 +44,24 @@ func New(options Options, deps Dependencies) http.Handler {
 //   - limitInFlight: uploads or commits in flight
 //   - requireWhole: header of an upload
 //   - forUser: user name
-func newRouter(a api, m *middleware) *mux.Router {
-	// The router matches paths as sent, without cleaning them: in "/cat/a%2Fb" the user name is one segment and invalid, and
-	// "/cat/../x" matches no route.
-	r := mux.NewRouter().UseEncodedPath().SkipClean(true)
+func routes(a api, m *middleware) map[string]resource {
 	uploads, commits := m.Slots.Uploads, m.Slots.Commits
-	for _, route := range []struct {
-		path string
-		resource
-	}{
-		{"/service", resource{http.MethodGet: a.getService}},
-		{"/about", resource{http.MethodGet: a.getAbout}},
-		{"/cat/{user}", resource{
+	return map[string]resource{
+		"/service": {http.MethodGet: a.getService},
+		"/about":   {http.MethodGet: a.getAbout},
+		"/cat/{user}": {
 			http.MethodGet:    m.requireReader(forUser(a.getCat)),
 			http.MethodPost:   m.countRejections(m.requireToken(m.limitInFlight(uploads, requireWhole(forUser(a.postCat))))),
 			http.MethodPut:    m.countRejections(m.requireToken(m.limitInFlight(uploads, requireWhole(forUser(a.putCat))))),
 			http.MethodDelete: m.requireToken(forUser(a.deleteCat)),
-		}},
-		{"/cat/{user}/picture", resource{http.MethodGet: m.requireReader(forUser(a.getPicture))}},
-		{"/cat/{user}/upload", resource{http.MethodPost: m.countRejections(m.requireToken(forUser(a.postUpload)))}},
-		{"/cat/{user}/upload/{id}/commit", resource{http.MethodPost: m.countRejections(m.requireToken(m.limitInFlight(commits, forUser(a.postCommit))))}},
-		{"/page/{file}", resource{http.MethodGet: pageAssets.get}},
-		{"/openapi.json", resource{http.MethodGet: openAPI.get}},
-		{"/docs", resource{http.MethodGet: getDocs}},
-		{"/docs/{file}", resource{http.MethodGet: docsAssets.get}},
-	} {
-		r.Handle(route.path, m.Requests.Route(route.path, m.enforceLimits(route.serve)))
-		r.Handle(route.path+"/", m.Requests.Route(route.path, m.enforceLimits(redirectWithoutSlash)))
+		},
+		"/cat/{user}/picture":            {http.MethodGet: m.requireReader(forUser(a.getPicture))},
+		"/cat/{user}/upload":             {http.MethodPost: m.countRejections(m.requireToken(forUser(a.postUpload)))},
+		"/cat/{user}/upload/{id}/commit": {http.MethodPost: m.countRejections(m.requireToken(m.limitInFlight(commits, forUser(a.postCommit))))},
+		"/":                              {http.MethodGet: newPage(a.signer, a.options).get},
+		"/page/{file}":                   {http.MethodGet: pageAssets.get},
+		"/openapi.json":                  {http.MethodGet: openAPI.get},
+		"/docs":                          {http.MethodGet: getDocs},
+		"/docs/{file}":                   {http.MethodGet: docsAssets.get},
 	}
-	r.Handle("/", m.Requests.Route("/", m.enforceLimits(resource{http.MethodGet: newPage(a.signer, a.options).get}.serve)))
-	r.NotFoundHandler = m.Requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
-	return r
 }

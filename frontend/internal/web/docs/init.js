@@ -3,5 +3,5 @@ SwaggerUIBundle({
   dom_id: "#api",
   deepLinking: true,
   displayRequestDuration: true,
-  validatorUrl: null, // or the document is sent to somebody else
+  validatorUrl: null, // otherwise a public validator gets the document
 });

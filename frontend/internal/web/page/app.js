@@ -1,25 +1,25 @@
-// The page of cats-api: one person, one name, one picture. It uses the public API as
-// any other client does. What comes from outside becomes text, never markup.
+// The page of cats-api shows and changes the picture of one user. It calls the public API like any other client. It inserts
+// untrusted strings as text, never as markup.
 
 const $ = (id) => document.getElementById(id)
 
-const signInKey = 'cats-sign-in' // in sessionStorage, while the person is away at the issuer
-const showAtMost = 64 << 20 // bytes of a picture that is shown without being asked to
+const signInKey = 'cats-sign-in' // in sessionStorage, while the user is at the issuer
+const maxAutoShow = 64 << 20 // bytes; larger pictures are shown only on request
 const parallelBlocks = 4
-const triesOfAPart = 5
+const maxTries = 5
 const storageVersion = { 'x-ms-version': '2021-12-02' }
 
-let about // the answer to GET /about
+let about // the response to GET /about
 let user = ''
-let picture // the answer to GET /cat/{user}; undefined where there is none
-let ttl // of links, in seconds
-let token // {value, user, ends}; only ever here, in memory
-let upload // what has been chosen, or is under way
-let loading = new AbortController() // of what is shown
-let shown = '' // the entity tag of what is shown, if it is from storage
-let skew = 0 // of the service's clock against this one, in ms
+let picture // the response to GET /cat/{user}; undefined if there is none
+let ttl // of signed URLs, in seconds
+let token // {value, user, ends}; in memory only
+let upload // the chosen file, or the upload in progress
+let loading = new AbortController() // of the request for the displayed picture
+let shownETag = '' // ETag of the displayed picture, if it is from storage
+let skew = 0 // the service's clock minus the local clock, in ms
 
-// Problem is a refusal: the service's own problem document, or one of this page's.
+// Problem is an error: a problem document of the service, or an error of this page.
 class Problem extends Error {
   constructor(code, { detail = '', retryAfter = 0, requestId = '', outcome = '' } = {}) {
     super(detail || code)
@@ -27,60 +27,60 @@ class Problem extends Error {
   }
 }
 
-// ---- Asking the service
+// ---- Requests to the service
 
 const catPath = (of) => `/cat/${encodeURIComponent(of)}`
 const authorization = () => (token ? { Authorization: `Bearer ${token.value}` } : {})
 
-// ask returns the JSON of an answer, undefined where it has none, and throws a Problem.
-async function ask(method, path, { query = {}, headers = {}, signal } = {}) {
+// callAPI returns the JSON of the response, undefined if it has no body. It throws a Problem.
+async function callAPI(method, path, { query = {}, headers = {}, signal } = {}) {
   const search = new URLSearchParams(query).toString()
-  let answer, text
+  let response, text
   try {
-    answer = await fetch(search ? `${path}?${search}` : path, { method, headers: { ...authorization(), ...headers }, cache: 'no-store', signal })
-    text = await answer.text()
+    response = await fetch(search ? `${path}?${search}` : path, { method, headers: { ...authorization(), ...headers }, cache: 'no-store', signal })
+    text = await response.text()
   } catch (err) {
     if (signal?.aborted) throw err
     throw new Problem(navigator.onLine ? 'unreachable' : 'offline')
   }
-  const now = Date.parse(answer.headers.get('Date'))
+  const now = Date.parse(response.headers.get('Date'))
   if (now) skew = now - Date.now()
-  if (!answer.ok) throw problemOf(answer.status, text, (name) => answer.headers.get(name))
-  return text ? jsonOf(text) : undefined
+  if (!response.ok) throw parseProblem(response.status, text, (name) => response.headers.get(name))
+  return text ? parseJSON(text) : undefined
 }
 
-function jsonOf(text) {
+function parseJSON(text) {
   try {
     return JSON.parse(text)
-  } catch { // such as the sign-in of a Wi-Fi
+  } catch { // such as the login page of a Wi-Fi network
     throw new Problem('strange')
   }
 }
 
-function problemOf(status, text, header) {
+function parseProblem(status, text, header) {
   const retryAfter = Number(header('Retry-After')) || 0
   try {
     const { code, detail, request_id: requestId, outcome } = JSON.parse(text)
     if (typeof code === 'string') return new Problem(code, { detail: `The service says: ${detail}.`, retryAfter, requestId, outcome })
-  } catch { /* it is no JSON */ }
-  // Somebody on the way has answered.
-  return new Problem(status === 413 ? 'too_large' : status === 429 ? 'rate_limited' : 'strange', { detail: `The answer has the HTTP status ${status}.`, retryAfter })
+  } catch { /* not JSON */ }
+  // A proxy has responded.
+  return new Problem(status === 413 ? 'too_large' : status === 429 ? 'rate_limited' : 'strange', { detail: `The response has HTTP status ${status}.`, retryAfter })
 }
 
-const unanswered = ['broke_off', 'offline', 'unreachable', 'strange'] // codes of this page: the service has not answered
+const noResponse = ['broke_off', 'offline', 'unreachable', 'strange'] // codes of this page: there is no response of the service
 
-// change awaits a request that changes the picture. If the service does not answer it, the outcome is unknown.
-async function change(request) {
+// write awaits a request that changes the picture. Without a response of the service, the outcome is unknown.
+async function write(request) {
   try {
     return await request
   } catch (err) {
-    if (unanswered.includes(err.code)) err.outcome = 'unknown'
+    if (noResponse.includes(err.code)) err.outcome = 'unknown'
     throw err
   }
 }
 
-// send sends bytes and tells of each piece that has gone; fetch cannot do that. It
-// returns the answer, whatever its status, and throws a Problem where there is none.
+// send sends body and calls sent with the bytes sent so far, which fetch cannot do. It returns the response with any status, and
+// throws a Problem if there is none.
 function send(method, url, body, { headers = {}, signal, sent = () => {} } = {}) {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted()
@@ -105,94 +105,94 @@ const pause = (ms, signal) => new Promise((resolve, reject) => {
 
 // ---- Uploads
 
-// Upload brings one file to be the picture of a name. After a Problem, run can be
-// called again, and sends nothing twice that storage has acknowledged.
+// Upload stores a file as the picture of the user. After a Problem, run can be called again; it does not repeat what storage has
+// acknowledged.
 class Upload {
   constructor(file) {
     this.file = file
-    this.seen = picture?.etag // of what it is to replace
+    this.seen = picture?.etag // ETag of the picture that the upload replaces
   }
 
   get conditions() { return this.seen ? { 'If-Match': this.seen } : { 'If-None-Match': '*' } }
 
   async run(signal, progress) {
-    await (this.file.size <= about.max_picture_size ? this.#through(signal, progress) : this.#straight(signal, progress))
+    await (this.file.size <= about.max_picture_size ? this.#viaAPI(signal, progress) : this.#direct(signal, progress))
   }
 
-  async #through(signal, progress) {
-    await change(this.#put(signal, progress))
+  async #viaAPI(signal, progress) {
+    await write(this.#put(signal, progress))
   }
 
   async #put(signal, progress) {
-    const answer = await send('PUT', catPath(user), this.file, { headers: { ...authorization(), ...this.conditions }, signal, sent: progress })
-    if (answer.status !== 200) throw problemOf(answer.status, answer.text, answer.header)
-    jsonOf(answer.text)
+    const response = await send('PUT', catPath(user), this.file, { headers: { ...authorization(), ...this.conditions }, signal, sent: progress })
+    if (response.status !== 200) throw parseProblem(response.status, response.text, response.header)
+    parseJSON(response.text)
   }
 
-  async #straight(signal, progress) {
-    if (!this.ticket || Date.parse(this.ticket.expires_at) - skew - Date.now() < 60_000) {
-      this.ticket = await ask('POST', `${catPath(user)}/upload`, { query: { size: this.file.size }, signal })
+  async #direct(signal, progress) {
+    if (!this.session || Date.parse(this.session.expires_at) - skew - Date.now() < 60_000) {
+      this.session = await callAPI('POST', `${catPath(user)}/upload`, { query: { size: this.file.size }, signal })
       this.blocks = new Set()
-      this.whole = false
+      this.staged = false
     }
-    if (!this.whole) {
-      await (this.ticket.block_size ? this.#inBlocks(signal, progress) : this.#inOne(signal, progress))
-      this.whole = true
+    if (!this.staged) {
+      await (this.session.block_size ? this.#sendBlocks(signal, progress) : this.#sendWhole(signal, progress))
+      this.staged = true
     }
     progress(this.file.size)
     try {
       await this.#commit(signal)
     } catch (err) {
-      if (['no_such_upload', 'incomplete', 'digest_mismatch'].includes(err.code)) this.ticket = undefined
+      if (['no_such_upload', 'incomplete', 'digest_mismatch'].includes(err.code)) this.session = undefined
       throw err
     }
   }
 
-  // commit repeats a commit of unknown outcome, which is safe, and one that finds the same under way.
+  // commit repeats a commit with an unknown outcome, which is safe, and one that is rejected because the first is in progress.
   async #commit(signal) {
     let outcome = '' // of an earlier try
     for (let tries = 1; ; tries++) {
       try {
-        return await change(ask('POST', `${catPath(user)}/upload/${this.ticket.id}/commit`, { headers: this.conditions, signal }))
+        return await write(callAPI('POST', `${catPath(user)}/upload/${this.session.id}/commit`, { headers: this.conditions, signal }))
       } catch (err) {
         const again = err.code !== 'offline' && (err.outcome === 'unknown' || err.code === 'overloaded')
         if (err instanceof Problem) outcome = err.outcome ||= outcome
-        if (!again || tries === triesOfAPart) throw err
+        if (!again || tries === maxTries) throw err
         await pause((err.retryAfter || 1) * 1000, signal)
       }
     }
   }
 
-  async #inOne(signal, progress) {
-    const answer = await this.#persist(signal, (again) => send('PUT', this.ticket.upload_url, this.file, {
+  async #sendWhole(signal, progress) {
+    const response = await this.#retry(signal, (again) => send('PUT', this.session.upload_url, this.file, {
       headers: { 'x-ms-blob-type': 'BlockBlob', ...storageVersion }, signal, sent: progress,
-    }).then((answer) => (again && [403, 409].includes(answer.status) ? { status: 201 } : answer))) // an earlier try got through
-    this.#check(answer)
+    }).then((response) => (again && [403, 409].includes(response.status) ? { status: 201 } : response))) // an earlier try was successful
+    this.#checkStorage(response)
   }
 
-  async #inBlocks(signal, progress) {
-    const { block_size: size, upload_url: url } = this.ticket
+  async #sendBlocks(signal, progress) {
+    const { block_size: size, upload_url: url } = this.session
     const ids = Array.from({ length: Math.ceil(this.file.size / size) }, (_, i) => btoa(String(i).padStart(8, '0')))
-    const under = new Map() // bytes of blocks that are on their way
-    const tell = () => {
+    const inFlight = new Map() // bytes sent, by block in progress
+    const report = () => {
       let sum = 0
       for (const i of this.blocks) sum += this.#block(i, size).size
-      for (const n of under.values()) sum += n
+      for (const n of inFlight.values()) sum += n
       progress(Math.min(sum, this.file.size))
     }
-    const failed = new AbortController() // the first failure ends the others
+    const failed = new AbortController() // the first failure cancels the others
     const both = AbortSignal.any([signal, failed.signal])
     const todo = [...ids.keys()].filter((i) => !this.blocks.has(i))
     const worker = async () => {
       while (todo.length) {
         const i = todo.shift()
-        const answer = await this.#persist(both, () => send('PUT', `${url}&comp=block&blockid=${encodeURIComponent(ids[i])}`, this.#block(i, size), {
-          headers: storageVersion, signal: both, sent: (n) => { under.set(i, n); tell() },
+        const response = await this.#retry(both, () => send('PUT', `${url}&comp=block&blockid=${encodeURIComponent(ids[i])}`, this.#block(i, size), {
+          headers: storageVersion, signal: both, sent: (n) => { inFlight.set(i, n); report() },
         }))
-        under.delete(i)
-        this.#check(answer)
+        inFlight.delete(i)
+        this.#checkStorage(response)
         this.blocks.add(i)
-        tell()
+        report()
       }
     }
     try {
@@ -202,35 +202,35 @@ class Upload {
       throw err
     }
     const list = `<?xml version="1.0" encoding="utf-8"?><BlockList>${ids.map((id) => `<Latest>${id}</Latest>`).join('')}</BlockList>`
-    this.#check(await this.#persist(signal, () => send('PUT', `${url}&comp=blocklist`, list, { headers: { 'Content-Type': 'application/xml', ...storageVersion }, signal })))
+    this.#checkStorage(await this.#retry(signal, () => send('PUT', `${url}&comp=blocklist`, list, { headers: { 'Content-Type': 'application/xml', ...storageVersion }, signal })))
   }
 
   #block(i, size) { return this.file.slice(i * size, (i + 1) * size) }
 
-  // persist tries again what got no answer, or one that it is too much just now.
-  async #persist(signal, once) {
+  // retry repeats an attempt without a response, or with a temporary error.
+  async #retry(signal, attempt) {
     for (let tries = 1; ; tries++) {
       try {
-        const answer = await once(tries > 1)
-        if (answer.status < 500 && ![408, 429].includes(answer.status) || tries === triesOfAPart) return answer
+        const response = await attempt(tries > 1)
+        if (response.status < 500 && ![408, 429].includes(response.status) || tries === maxTries) return response
       } catch (err) {
-        if (err.code !== 'broke_off' || tries === triesOfAPart) throw err // who is offline knows when that is over
+        if (err.code !== 'broke_off' || tries === maxTries) throw err // the user retries when online again
       }
       await pause(2 ** (tries - 2) * 1000 * (0.75 + Math.random() / 2), signal)
     }
   }
 
-  // check throws the Problem that an answer of storage is.
-  #check({ status }) {
+  // checkStorage throws a Problem unless storage has accepted the request.
+  #checkStorage({ status }) {
     if (status === 201) return
-    if (status === 403 || status === 404) this.ticket = undefined // it has ended
-    throw new Problem('storage_refused', { detail: `Storage answered with the HTTP status ${status}.` })
+    if (status === 403 || status === 404) this.session = undefined // expired
+    throw new Problem('storage_refused', { detail: `Storage responded with HTTP status ${status}.` })
   }
 }
 
-// ---- What is to be seen
+// ---- Views
 
-// show makes view the one that is to be seen: of what says in which views it is.
+// show displays the elements whose data-in contains view.
 function show(view) {
   document.body.dataset.view = view
   for (const el of document.querySelectorAll('[data-in]')) el.hidden = !el.dataset.in.split(' ').includes(view)
@@ -238,7 +238,7 @@ function show(view) {
   $('choose').hidden = view === 'signed-out' || Boolean(token)
   $('sign-in-top').hidden = view === 'signed-out' || Boolean(token) || !about?.sign_in
   $('show').disabled = $('name').disabled = view === 'uploading'
-  $('upload').textContent = picture ? 'Upload in its place' : 'Upload'
+  $('upload').textContent = picture ? 'Upload and replace' : 'Upload'
   $('title').textContent = user && view !== 'signed-out' ? `${user}’s cat` : 'Share a cat'
   document.title = user && view !== 'signed-out' ? `${user} · Cats` : 'Cats'
 }
@@ -248,9 +248,9 @@ const mayChange = () => !about?.read_access || Boolean(token)
 
 function note(text) { $('note').textContent = text }
 
-// showImage shows url, "" for none, in place of which it says why.
+// showImage displays the image at url, or the text why if url is "".
 function showImage(url, alt, why = '', askFirst = false) {
-  shown = ''
+  shownETag = ''
   const image = $('image')
   const before = image.src
   image.hidden = !url
@@ -264,21 +264,21 @@ function showImage(url, alt, why = '', askFirst = false) {
 }
 
 $('image').addEventListener('error', () => {
-  showImage('', '', view() === 'picture' ? 'This browser could not show the picture. The link works all the same where its kind is known.' : 'This browser has no preview of this picture. It can be uploaded all the same.')
+  showImage('', '', view() === 'picture' ? 'This browser cannot show this type of picture. The link works in browsers that can.' : 'This browser cannot preview this picture. You can still upload it.')
 })
 
-// showPicture shows the picture as storage has it.
+// showPicture displays the stored picture.
 function showPicture(anyway = false) {
   const kind = picture.content_type.replace(/^image\/|-sequence$/g, '').toUpperCase()
   $('facts-name').textContent = ''
-  $('facts').textContent = `${kind} · ${bytes(picture.size)}`
+  $('facts').textContent = `${kind} · ${formatBytes(picture.size)}`
   $('link').value = picture.picture_url
-  if (picture.size > showAtMost && !anyway && shown !== picture.etag) {
-    showImage('', '', 'This picture is large, and not shown by itself.', true)
-  } else if (shown !== picture.etag) { // a new link to the same picture is no reason to load it again
-    // The URL stands still while pictures change; storage passes over what it does not know.
+  if (picture.size > maxAutoShow && !anyway && shownETag !== picture.etag) {
+    showImage('', '', 'This picture is large, so it is not shown automatically.', true)
+  } else if (shownETag !== picture.etag) { // a new signed URL for the same picture does not reload it
+    // The signed URL of a replaced picture may be the same; storage ignores the parameter etag.
     showImage(`${picture.picture_url}&etag=${encodeURIComponent(picture.etag)}`, `The picture of ${user}`)
-    shown = picture.etag
+    shownETag = picture.etag
   }
   show('picture')
   tick()
@@ -286,13 +286,13 @@ function showPicture(anyway = false) {
 
 $('show-anyway').addEventListener('click', () => showPicture(true))
 
-// load shows what there is under the name.
+// load gets and displays the user's picture.
 function load(options) {
   loaded = loadNow(options)
   return loaded
 }
 
-let loaded = Promise.resolve() // when what was asked for last is there, or is not
+let loaded = Promise.resolve() // resolves when the last request has ended
 
 async function loadNow({ before = '' } = {}) {
   loading.abort()
@@ -306,21 +306,21 @@ async function loadNow({ before = '' } = {}) {
     picture = undefined
     showImage('', '')
     show(err.code === 'not_found' ? 'empty' : 'start')
-    if (err.code !== 'not_found') refused(err, load, before)
+    if (err.code !== 'not_found') showProblem(err, load, before)
   }
 }
 
-// current asks what there is under the name, by a link that has all of its life before it.
-const current = (signal) => ask('GET', catPath(user), { query: { ttl: `${ttl}s` }, signal })
+// current gets the user's picture with a new signed URL.
+const current = (signal) => callAPI('GET', catPath(user), { query: { ttl: `${ttl}s` }, signal })
 
-// choose goes to a name, which becomes the page's address.
+// choose opens the user called name and puts it into the page's URL.
 async function choose(name, { push = true } = {}) {
-  const stopped = !upload?.stop ? '' : upload.allSent ? 'All of the upload had been sent: it may be stored.' : 'The upload was cancelled.'
+  const stopped = !upload?.stop ? '' : upload.allSent ? 'The whole picture had been sent and may be stored.' : 'The upload was canceled.'
   upload?.stop?.()
   upload = undefined
   loading.abort()
   $('confirm').close()
-  quiet()
+  clearMessages()
   user = name.toWellFormed()
   $('name').value = user
   const url = new URL(location)
@@ -332,9 +332,9 @@ async function choose(name, { push = true } = {}) {
     show('start')
     return note(stopped)
   }
-  if (/^\.+$/.test(user)) { // browsers take these for steps in a path
+  if (/^\.+$/.test(user)) { // browsers remove these from a path
     show('start')
-    return refused(new Problem('invalid_user', { detail: 'It ends with a dot.' }))
+    return showProblem(new Problem('invalid_user', { detail: 'The name ends with a dot.' }))
   }
   show('loading')
   await load()
@@ -344,49 +344,49 @@ async function choose(name, { push = true } = {}) {
 $('choose').addEventListener('submit', async (event) => {
   event.preventDefault()
   const name = $('name').value.trim()
-  if (!name) return refused(new Problem('invalid_user', { detail: 'It is empty.' }))
+  if (!name) return showProblem(new Problem('invalid_user', { detail: 'The name is empty.' }))
   await choose(name)
-  if ($('message').hidden && view() !== 'preview') $('stage').focus() // which tells its name
+  if ($('message').hidden && view() !== 'preview') $('stage').focus() // screen readers read its name
 })
 
-addEventListener('popstate', () => { // back, or forward
+addEventListener('popstate', () => { // back or forward
   if (about && !token && view() !== 'signed-out') choose(new URLSearchParams(location.search).get('user') ?? '', { push: false })
 })
 
 // ---- Choosing a picture, and uploading it
 
-// take has a look at the files that somebody brings, and shows the first as it would be.
-function take(files) {
+// previewFile validates the chosen files and displays the first as a preview.
+function previewFile(files) {
   if (!about || view() === 'uploading' || $('confirm').open) return
   const file = files[0]
-  if (!mayChange()) return refused(new Problem('unauthenticated'))
-  if (view() === 'loading') { // until it is known what is there
+  if (!mayChange()) return showProblem(new Problem('unauthenticated'))
+  if (view() === 'loading') { // wait until the current picture is known
     const of = user
     const waited = loaded
-    return waited.then(() => user === of && (loaded !== waited || ['empty', 'picture'].includes(view())) && take(files))
+    return waited.then(() => user === of && (loaded !== waited || ['empty', 'picture'].includes(view())) && previewFile(files))
   }
-  if (!user || !['empty', 'picture', 'preview'].includes(view())) return refused(new Problem('no_name'))
-  if (files.length > 1) return refused(new Problem('several'))
-  if (file.size > largest()) return refused(new Problem('too_large', { detail: `${file.name} has ${bytes(file.size)}.` }))
-  if (file.size === 0) return refused(new Problem('empty'))
-  if (file.type && !about.picture_types.includes(file.type)) return refused(new Problem('unsupported_media_type', { detail: `${file.name} is of the type ${file.type}.` }))
-  quiet()
-  loading.abort() // a new link on its way would take the preview's place
+  if (!user || !['empty', 'picture', 'preview'].includes(view())) return showProblem(new Problem('no_name'))
+  if (files.length > 1) return showProblem(new Problem('several'))
+  if (file.size > maxSize()) return showProblem(new Problem('too_large', { detail: `${file.name} is ${formatBytes(file.size)}.` }))
+  if (file.size === 0) return showProblem(new Problem('empty'))
+  if (file.type && !about.picture_types.includes(file.type)) return showProblem(new Problem('unsupported_media_type', { detail: `${file.name} is ${file.type}.` }))
+  clearMessages()
+  loading.abort() // its response would replace the preview
   upload = new Upload(file)
-  if (file.size > showAtMost) showImage('', '', 'Too large for a preview. It can be uploaded all the same.')
+  if (file.size > maxAutoShow) showImage('', '', 'Too large for a preview. You can still upload it.')
   else showImage(URL.createObjectURL(file), `Preview of ${file.name}`)
   $('facts-name').textContent = file.name
-  $('facts').textContent = bytes(file.size)
+  $('facts').textContent = formatBytes(file.size)
   show('preview')
   $('upload').focus()
 }
 
-const largest = () => Math.max(about.max_picture_size, about.max_direct_size)
+const maxSize = () => Math.max(about.max_picture_size, about.max_direct_size)
 
 $('file').addEventListener('change', () => {
   const files = [...$('file').files]
-  $('file').value = '' // so that the same one can be chosen again
-  if (files.length) take(files)
+  $('file').value = '' // so that the same file can be chosen again
+  if (files.length) previewFile(files)
 })
 
 const pick = () => $('file').click()
@@ -396,30 +396,30 @@ addEventListener('paste', (event) => {
   const files = [...event.clipboardData.files]
   if (files.length) {
     event.preventDefault()
-    take(files)
+    previewFile(files)
   }
 })
 
-let over = 0 // elements that a file is held over
+let dragDepth = 0 // nested elements under the dragged file
 const holdsFiles = (event) => event.dataTransfer?.types.includes('Files')
-function hover(by) {
-  over = Math.max(0, over + by)
-  document.body.classList.toggle('over', over > 0)
+function changeDragDepth(by) {
+  dragDepth = Math.max(0, dragDepth + by)
+  document.body.classList.toggle('over', dragDepth > 0)
 }
-addEventListener('dragenter', (event) => holdsFiles(event) && hover(1))
-addEventListener('dragleave', (event) => holdsFiles(event) && hover(-1))
+addEventListener('dragenter', (event) => holdsFiles(event) && changeDragDepth(1))
+addEventListener('dragleave', (event) => holdsFiles(event) && changeDragDepth(-1))
 addEventListener('dragover', (event) => holdsFiles(event) && event.preventDefault())
 addEventListener('drop', (event) => {
   if (!holdsFiles(event)) return
   event.preventDefault()
-  hover(-over)
+  changeDragDepth(-dragDepth)
   const files = [...event.dataTransfer.files]
-  if (files.length) take(files)
+  if (files.length) previewFile(files)
 })
 
-// back shows what there was before a file was chosen.
-function back() {
-  quiet()
+// discardUpload displays the stored picture again.
+function discardUpload() {
+  clearMessages()
   upload = undefined
   if (picture) {
     showPicture()
@@ -431,64 +431,65 @@ function back() {
   }
 }
 
-$('discard').addEventListener('click', () => (upload.allSent ? leave() : back()))
-$('upload').addEventListener('click', () => start())
+$('discard').addEventListener('click', () => (upload.allSent ? leaveUpload() : discardUpload()))
+$('upload').addEventListener('click', () => startUpload())
 
-async function start() {
-  quiet()
+async function startUpload() {
+  clearMessages()
   const mine = upload
   const { file } = mine
   const running = new AbortController()
   const { signal } = running
   mine.stop = () => running.abort()
   const begun = Date.now()
-  let first, said = 0 // bytes of an earlier try; percents that were told to who listens
+  let first // bytes sent by an earlier try
+  let announced = 0 // percent, for screen readers
   const progress = (sent) => {
     if (signal.aborted) return
     first ??= sent
     const percent = Math.floor(sent / file.size * 100)
     const seconds = (Date.now() - begun) / 1000
-    const left = seconds > 2 && sent > first ? ` · ${lasting((file.size - sent) * seconds / (sent - first))} left` : ''
+    const left = seconds > 2 && sent > first ? ` · ${formatDuration((file.size - sent) * seconds / (sent - first))} left` : ''
     $('progress').value = percent
-    mine.allSent ||= sent >= file.size // and may be stored from then on, whoever leaves
-    $('progress-text').textContent = sent < file.size ? `${percent} % · ${bytes(sent)} of ${bytes(file.size)}${left}` : 'All sent. It is being checked and stored…'
-    if (percent >= said + 25) {
-      said = percent - percent % 25
-      $('said').textContent = `${said} % sent`
+    mine.allSent ||= sent >= file.size // from now on it may be stored, even if the upload is canceled
+    $('progress-text').textContent = sent < file.size ? `${percent} % · ${formatBytes(sent)} of ${formatBytes(file.size)}${left}` : 'Sent. Checking and storing…'
+    if (percent >= announced + 25) {
+      announced = percent - percent % 25
+      $('said').textContent = `${announced} % sent`
     }
   }
   $('progress').value = 0
   $('progress-text').textContent = $('said').textContent = ''
   show('uploading')
   $('cancel').focus()
-  let seems = false // to be stored, without a word of it
+  let seemsStored = false // although the response was lost
   try {
     await mine.run(signal, progress)
   } catch (err) {
     if (signal.aborted) return
     mine.mayBeStored ||= mine.allSent && err.outcome === 'unknown'
-    seems = await look(mine, err, signal)
+    seemsStored = await checkStored(mine, err, signal)
     if (signal.aborted) return
     mine.stop = undefined
     mine.allSent = mine.mayBeStored
-    if (!seems) {
-      if (advice[err.code]?.act === 'pick') back()
+    if (!seemsStored) {
+      if (messages[err.code]?.act === 'pick') discardUpload()
       else show('preview')
-      return refused(err, start, err.outcome === 'unknown' ? 'It is not known whether your picture was stored. ' : '')
+      return showProblem(err, startUpload, err.outcome === 'unknown' ? 'It is not known whether your picture was stored. ' : '')
     }
   }
   upload = undefined
   show('loading')
-  await load({ before: seems ? '' : 'Your picture is stored, but there is no link to it yet. ' })
+  await load({ before: seemsStored ? '' : 'Your picture is stored, but there is no link to it yet. ' })
   if (view() !== 'picture') return
-  note(seems ? 'The answer was lost, but this is there now. Here is the link to share.' : 'Stored. Here is the link to share.')
+  note(seemsStored ? 'The response was lost, but this picture is stored now. Here is the link to share.' : 'Stored. Here is the link to share.')
   $('copy').focus()
 }
 
-// look gets the stored picture after a write of unknown outcome. It returns whether that seems to be the uploaded one:
-// browsers repeat requests without an answer by themselves, and then show the answer to that. The next try replaces the
-// picture of somebody who was faster, or one that storage has damaged.
-async function look(mine, { code, outcome }, signal) {
+// checkStored gets the stored picture after a failed upload. It returns whether that seems to be the uploaded one: browsers repeat
+// requests without a response, and then report the response to the second request. If another upload was faster, or storage has
+// damaged the picture, the next try replaces that picture.
+async function checkStored(mine, { code, outcome }, signal) {
   const faster = code === 'precondition_failed' || code === 'conflict'
   const damaged = outcome === 'stored'
   if (!faster && !damaged && outcome !== 'unknown') return false
@@ -499,39 +500,39 @@ async function look(mine, { code, outcome }, signal) {
   } catch (err) {
     if (err.code !== 'not_found') return false
   }
-  if (faster || damaged) { // which is told
+  if (faster || damaged) { // the message says so
     picture = there
     mine.seen = there?.etag
   }
   return !damaged && Boolean(there) && there.etag !== seen && there.size === mine.file.size
 }
 
-// leave is for an upload that may be stored all the same: it shows what is there.
-async function leave() {
+// leaveUpload displays the stored picture after the cancellation of an upload that may still be stored.
+async function leaveUpload() {
   const of = user
-  quiet()
+  clearMessages()
   upload = undefined
   show('loading')
   $('stage').focus()
   await load()
-  if (user === of && ['picture', 'empty'].includes(view()) && $('message').hidden) note('All had been sent, and may be stored yet. This is what is there now.')
+  if (user === of && ['picture', 'empty'].includes(view()) && $('message').hidden) note('The whole picture had been sent and may still be stored. This is the current state.')
 }
 
 $('cancel').addEventListener('click', () => {
   upload.stop()
-  if (upload.allSent) return leave()
-  back()
-  note(picture ? 'Cancelled. The picture is the one that it was.' : 'Cancelled. Nothing was stored.')
+  if (upload.allSent) return leaveUpload()
+  discardUpload()
+  note(picture ? 'Canceled. The picture is unchanged.' : 'Canceled. Nothing was stored.')
 })
 
 addEventListener('beforeunload', (event) => view() === 'uploading' && event.preventDefault())
 
-// ---- The link
+// ---- The signed URL
 
 $('copy').addEventListener('click', async () => {
   try {
     await navigator.clipboard.writeText($('link').value)
-  } catch { // not allowed, or not over HTTPS
+  } catch { // not permitted, or the page is not on HTTPS
     $('link').select()
     if (!document.execCommand('copy')) return note('The link is selected: copy it with Ctrl+C.')
     $('copy').focus()
@@ -541,8 +542,8 @@ $('copy').addEventListener('click', async () => {
 
 $('link').addEventListener('focus', () => $('link').select())
 
-async function freshLink() {
-  quiet()
+async function renewLink() {
+  clearMessages()
   loading.abort()
   loading = new AbortController()
   try {
@@ -550,58 +551,58 @@ async function freshLink() {
     showPicture()
   } catch (err) {
     if (err.code === 'not_found') return load()
-    return refused(err, freshLink)
+    return showProblem(err, renewLink)
   }
   note('Here is a new link.')
 }
 
 $('renew').addEventListener('click', async () => {
-  await freshLink()
+  await renewLink()
   if (view() === 'picture' && $('message').hidden) $('copy').focus()
 })
 
 $('ttl').addEventListener('change', () => {
   ttl = Number($('ttl').value)
-  freshLink()
+  renewLink()
 })
 
 $('download').addEventListener('click', async function download() {
-  quiet()
+  clearMessages()
   const of = user
   try {
-    const { picture_url: url } = await ask('GET', catPath(of), { query: { download: of } })
+    const { picture_url: url } = await callAPI('GET', catPath(of), { query: { download: of } })
     if (user === of && view() === 'picture') Object.assign(document.createElement('a'), { href: url, download: '' }).click()
   } catch (err) {
     if (user !== of || view() !== 'picture') return
     if (err.code === 'not_found') return load()
-    refused(err, download)
+    showProblem(err, download)
   }
 })
 
 // ---- Deleting
 
-let doomed // the entity tag of the picture that somebody is asked about
+let deleteETag // ETag of the picture in the confirmation dialog
 
-function askToDelete() {
-  doomed = picture.etag
+function confirmDelete() {
+  deleteETag = picture.etag
   $('confirm-title').textContent = `Delete ${user}’s cat?`
   $('confirm').showModal()
 }
 
-$('delete').addEventListener('click', askToDelete)
+$('delete').addEventListener('click', confirmDelete)
 $('confirm-keep').addEventListener('click', () => $('confirm').close())
 $('confirm').addEventListener('close', () => view() === 'picture' && $('delete').focus())
 
-async function remove() {
+async function deletePicture() {
   $('confirm').close()
-  quiet()
+  clearMessages()
   loading.abort()
   loading = new AbortController()
   const { signal } = loading
   show('loading')
   $('stage').focus()
   try {
-    await change(ask('DELETE', catPath(user), { headers: { 'If-Match': doomed } })) // which nothing takes back
+    await write(callAPI('DELETE', catPath(user), { headers: { 'If-Match': deleteETag } })) // not aborted by navigation
   } catch (err) {
     if (signal.aborted) return
     if (err.outcome === 'unknown') {
@@ -609,20 +610,20 @@ async function remove() {
       const before = 'It is not known whether the picture was deleted. '
       await load({ before })
       if (user !== of || !['empty', 'picture'].includes(view())) return
-      if (view() === 'picture') return refused(err, askToDelete, `${before}This is what is there now. `)
-      note('The answer was lost, but there is no picture now.')
+      if (view() === 'picture') return showProblem(err, confirmDelete, `${before}This is the current picture. `)
+      note('The response was lost, but there is no picture now.')
       return $('file').focus()
     }
     if (err.code === 'precondition_failed') {
       await load()
-      return view() === 'picture' && refused(new Problem('another'), askToDelete)
+      return view() === 'picture' && showProblem(new Problem('another'), confirmDelete)
     }
     if (err.code !== 'not_found') {
       showPicture()
-      return refused(err, askToDelete)
+      return showProblem(err, confirmDelete)
     }
   }
-  if (signal.aborted) return // another name is looked at
+  if (signal.aborted) return // another user was opened
   picture = undefined
   showImage('', '')
   show('empty')
@@ -630,85 +631,84 @@ async function remove() {
   $('file').focus()
 }
 
-$('confirm-delete').addEventListener('click', () => { loaded = remove() })
+$('confirm-delete').addEventListener('click', () => { loaded = deletePicture() })
 
-// ---- Refusals
+// ---- Error messages
 
-// What each code means for who is at the page, and what can be done about it: retry,
-// pick another picture, another name, sign in, or load the page again.
-const busy = { title: 'The service is not ready', text: 'It is busy, or starting. Try again in a moment.', act: 'retry' }
-const broken = { title: 'Something is wrong at the service', text: 'You can try again. If it stays like this, tell whoever runs it.', act: 'retry' }
-const advice = {
+// messages has the message and the action of each error code: retry, pick another picture, choose another name, sign in, or reload
+// the page.
+const busy = { title: 'The service is not ready', text: 'It is busy or starting. Try again in a moment.', act: 'retry' }
+const broken = { title: 'Something went wrong', text: 'Try again. If the problem persists, contact the operator of this service.', act: 'retry' }
+const messages = {
   offline: { title: 'You are offline', text: 'Try again when you have a connection.', act: 'retry' },
-  unreachable: { title: 'The service cannot be reached', text: 'Look whether you are online, and try again.', act: 'retry' },
-  broke_off: { title: 'The connection broke off', text: 'Look whether you are online, and try again.', act: 'retry' },
-  storage_refused: { title: 'Storage did not take the picture', text: 'Try again. If it stays like this, tell whoever runs this service.', act: 'retry' },
-  damaged: { title: 'Storage has damaged the picture', text: 'It has stored other bytes than yours. Try again to replace them.', act: 'retry' },
-  strange: { ...broken, title: 'Something answered that is not this service' },
-  incomplete: { title: 'The picture did not arrive whole', text: 'Nothing was stored. Try again.', act: 'retry' },
-  stalled: { title: 'The connection is too slow', text: 'The picture stopped coming, and nothing was stored. Try again, with a better connection if you can.', act: 'retry' },
-  digest_mismatch: { title: 'The picture was changed on its way', text: 'Nothing was stored. Try again.', act: 'retry' },
-  no_such_upload: { title: 'The upload took too long', text: 'What was sent has expired. Try again, from the start.', act: 'retry' },
-  too_large: { title: 'This picture is too large', text: () => `Pictures can have ${bytes(largest())} and ${Math.floor(about.max_pixels / 1e6)} million pixels at most. Save it smaller, or choose another one.`, act: 'pick' },
-  unsupported_media_type: { title: 'This is no picture that can be shared here', text: () => `It can be ${kinds()}. Choose another file, or save it as one of these.`, act: 'pick' },
-  empty: { title: 'This file is empty', text: 'There is nothing in it. Choose another one.', act: 'pick' },
-  several: { title: 'One picture at a time', text: 'There is room for one picture under a name. Choose one.', act: 'pick' },
-  no_name: { title: 'Whose cat is it?', text: 'Choose a name first, and then bring the picture.', act: 'name' },
-  invalid_user: { title: 'This name cannot be used', text: 'Choose another one: not too long, without slashes, and with no dot at the end.', act: 'name' },
-  conflict: { title: 'Somebody else was faster', text: 'Another picture was stored under this name at the same moment. Try again to replace that one.', act: 'retry' },
-  archived: { title: 'This picture is archived', text: 'Storage keeps it in its archive tier, where it cannot be changed. Ask whoever runs this service to rehydrate it, or choose another name.', act: 'name' },
-  immutable: { title: 'This picture is protected', text: 'A policy of storage does not let it be changed. Ask whoever runs this service, or choose another name.', act: 'name' },
-  leased: { title: 'This picture is locked', text: 'A program holds a lease on it. Try again later, or ask whoever runs this service.', act: 'retry' },
-  rejected_by_storage: { title: 'Storage does not allow this', text: 'Ask whoever runs this service: the reason is in its log.', act: 'retry' },
-  precondition_failed: { title: 'The picture has changed meanwhile', text: 'Somebody else has stored or deleted one under this name since you looked. Try again to have yours in its place.', act: 'retry' },
-  another: { title: 'The picture has changed meanwhile', text: 'Somebody else has stored this one under the name since you looked. Nothing was deleted.', act: 'retry' },
-  rate_limited: { title: 'That was a lot at once', text: 'The service takes only so many requests from one place. Wait a moment, and try again.', act: 'retry' },
-  unauthenticated: { title: 'You are not signed in', text: 'Sign in, and do it then.', act: 'sign-in' },
-  sign_in_ended: { title: 'Your sign-in has ended', text: 'Sign in again to go on. What is stored stays as it is.', act: 'sign-in' },
-  forbidden: { title: 'This is not your picture', text: 'You are signed in as somebody who may not do this.', act: 'sign-in' },
-  cross_origin: { title: 'The service does not know this page as its own', text: 'Open it at its own address.', act: 'reload' },
-  issuer_unavailable: { title: 'Your sign-in cannot be checked just now', text: 'Try again in a moment.', act: 'retry' },
-  storage_unavailable: { title: 'Storage does not answer', text: 'Try again in a moment.', act: 'retry' },
+  unreachable: { title: 'The service cannot be reached', text: 'Check your connection and try again.', act: 'retry' },
+  broke_off: { title: 'The connection was lost', text: 'Check your connection and try again.', act: 'retry' },
+  storage_refused: { title: 'Storage rejected the picture', text: 'Try again. If the problem persists, contact the operator of this service.', act: 'retry' },
+  damaged: { title: 'The stored picture is damaged', text: 'Storage stored other bytes than were sent. Try again to replace them.', act: 'retry' },
+  strange: { ...broken, title: 'The response is not from this service' },
+  incomplete: { title: 'The picture did not arrive completely', text: 'Nothing was stored. Try again.', act: 'retry' },
+  stalled: { title: 'The connection is too slow', text: 'Nothing was stored. Try again, with a better connection if you can.', act: 'retry' },
+  digest_mismatch: { title: 'The picture was changed during the upload', text: 'Nothing was stored. Try again.', act: 'retry' },
+  no_such_upload: { title: 'The upload took too long', text: 'The upload has expired. Try again from the start.', act: 'retry' },
+  too_large: { title: 'This picture is too large', text: () => `The maximum is ${formatBytes(maxSize())} and ${Math.floor(about.max_pixels / 1e6)} million pixels. Save it smaller, or choose another one.`, act: 'pick' },
+  unsupported_media_type: { title: 'This type of file is not accepted', text: () => `Accepted types: ${typeNames()}. Choose another file, or convert it.`, act: 'pick' },
+  empty: { title: 'This file is empty', text: 'Choose another file.', act: 'pick' },
+  several: { title: 'One picture at a time', text: 'A name has one picture. Choose one file.', act: 'pick' },
+  no_name: { title: 'Whose cat is it?', text: 'Choose a name first, then the picture.', act: 'name' },
+  invalid_user: { title: 'This name cannot be used', text: 'Choose another one: not too long, without slashes, and without a dot at the end.', act: 'name' },
+  conflict: { title: 'Another upload was faster', text: 'Another picture was stored under this name at the same time. Try again to replace it.', act: 'retry' },
+  archived: { title: 'This picture is archived', text: 'It is in the archive tier of storage and cannot be changed. Ask the operator of this service to rehydrate it, or choose another name.', act: 'name' },
+  immutable: { title: 'This picture is protected', text: 'A policy of storage does not allow changes. Ask the operator of this service, or choose another name.', act: 'name' },
+  leased: { title: 'This picture is locked', text: 'A program holds a lease on it. Try again later, or ask the operator of this service.', act: 'retry' },
+  rejected_by_storage: { title: 'Storage does not allow this', text: 'Ask the operator of this service: its log has the reason.', act: 'retry' },
+  precondition_failed: { title: 'The picture has changed', text: 'Someone else stored or deleted a picture under this name. Try again to store yours.', act: 'retry' },
+  another: { title: 'The picture has changed', text: 'Someone else stored this picture under the name. Nothing was deleted.', act: 'retry' },
+  rate_limited: { title: 'Too many requests', text: 'The service limits the requests of each client. Wait a moment and try again.', act: 'retry' },
+  unauthenticated: { title: 'You are not signed in', text: 'Sign in and try again.', act: 'sign-in' },
+  sign_in_ended: { title: 'Your sign-in has ended', text: 'Sign in again to continue. The stored picture is unchanged.', act: 'sign-in' },
+  forbidden: { title: 'This is not your picture', text: 'Your account may not do this.', act: 'sign-in' },
+  cross_origin: { title: 'The service rejects requests of this page', text: 'Open the page at its own address.', act: 'reload' },
+  issuer_unavailable: { title: 'Your sign-in cannot be verified at the moment', text: 'Try again in a moment.', act: 'retry' },
+  storage_unavailable: { title: 'Storage does not respond', text: 'Try again in a moment.', act: 'retry' },
   throttled: busy, overloaded: busy, signer_unavailable: busy,
-  sign_in_stale: { title: 'That sign-in was not begun here', text: 'It has ended, or was begun in another tab. Nothing was signed in: do it again.', act: 'sign-in' },
-  sign_in_refused: { title: 'You were not signed in', text: 'The sign-in service did not do it. You can try again.', act: 'sign-in' },
-  sign_in_unreachable: { title: 'The sign-in service cannot be reached', text: 'Try again in a moment. If it stays like this, tell whoever runs this service.', act: 'sign-in' },
-  sign_in_blocked: { title: 'Sign-in needs site data', text: 'This browser keeps none for this page. Allow it, and sign in again.', act: 'sign-in' },
+  sign_in_stale: { title: 'This sign-in was not started here', text: 'It has expired or was started in another tab. Sign in again.', act: 'sign-in' },
+  sign_in_refused: { title: 'You were not signed in', text: 'The sign-in service rejected the sign-in. Try again.', act: 'sign-in' },
+  sign_in_unreachable: { title: 'The sign-in service cannot be reached', text: 'Try again in a moment. If the problem persists, contact the operator of this service.', act: 'sign-in' },
+  sign_in_blocked: { title: 'Sign-in needs site data', text: 'This browser stores no site data for this page. Allow it and sign in again.', act: 'sign-in' },
   sign_in_insecure: { title: 'Sign-in needs HTTPS', text: 'Open this page at an address that begins with https.', act: 'none' },
 }
-const labels = { retry: 'Try again', pick: 'Choose another picture', name: 'Choose a name', 'sign-in': 'Sign in', reload: 'Load the page again' }
+const labels = { retry: 'Try again', pick: 'Choose another picture', name: 'Choose a name', 'sign-in': 'Sign in', reload: 'Reload the page' }
 
 let retryAt = 0
-let act = () => {}
+let action = () => {}
 
-// refused says, after what there is to say before, what was refused and what to do;
-// again does the same once more.
-function refused(err, again, before = '') {
-  if (err.name === 'AbortError') return // somebody wanted something else
+// showProblem displays the message of err, after the text before, and its action. again repeats the failed action.
+function showProblem(err, again, before = '') {
+  if (err.name === 'AbortError') return // canceled by the user
   if (!(err instanceof Problem)) {
     console.error(err)
     err = new Problem('internal')
   }
   if (err.code === 'unauthenticated' && token) signOut()
-  const known = advice[err.code] ?? broken
+  const known = messages[err.code] ?? broken
   const doing = known.act === 'retry' && !again ? 'reload' : known.act === 'sign-in' && !about?.sign_in ? 'none' : known.act
   note('')
   $('message-title').textContent = known.title
   $('message-text').textContent = before + (typeof known.text === 'function' ? known.text() : known.text)
-  $('message-detail').textContent = err.detail + (err.requestId && known === broken ? ` Its number for this is ${err.requestId}.` : '')
-  act = { retry: again, pick, name: () => $('name').focus(), 'sign-in': signIn, reload: () => location.reload(), none: () => {} }[doing]
+  $('message-detail').textContent = err.detail + (err.requestId && known === broken ? ` Request ID: ${err.requestId}.` : '')
+  action = { retry: again, pick, name: () => $('name').focus(), 'sign-in': signIn, reload: () => location.reload(), none: () => {} }[doing]
   $('message-action').hidden = doing === 'none'
   $('message-action').dataset.label = labels[doing] ?? ''
   retryAt = doing === 'retry' || doing === 'reload' ? Date.now() + err.retryAfter * 1000 : 0
-  $('message-close').hidden = view() === 'start' && $('choose').hidden // there would be no way on
+  $('message-close').hidden = view() === 'start' && $('choose').hidden // there is no other control
   $('message').hidden = false
   tick()
   if (doing === 'none') $('message').focus()
   else $('message-action').focus()
 }
 
-// quiet takes away what was said.
-function quiet() {
+// clearMessages hides all messages.
+function clearMessages() {
   $('message').hidden = true
   $('session').hidden = true
   note('')
@@ -716,13 +716,13 @@ function quiet() {
 
 $('message-action').addEventListener('click', async () => {
   if ($('message-action').ariaDisabled === 'true') return
-  if (act !== pick) quiet()
-  await act()
+  if (action !== pick) clearMessages()
+  await action()
   if (document.activeElement === document.body) $($('stage').checkVisibility() ? 'stage' : 'title').focus()
 })
 
 $('message-close').addEventListener('click', () => {
-  quiet()
+  clearMessages()
   const next = { preview: ['upload'], picture: ['copy', 'renew'], empty: ['file'] }[view()] ?? []
   $(next.find((id) => $(id).checkVisibility()) ?? 'title').focus()
 })
@@ -731,9 +731,9 @@ $('message-close').addEventListener('click', () => {
 
 const base64url = (buffer) => btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, '-').replace(/\//g, '_').replace(/=/g, '')
 const random = () => base64url(crypto.getRandomValues(new Uint8Array(32)))
-const callback = () => `${location.origin}/`
+const redirectURI = () => `${location.origin}/`
 
-// claimsOf reads a token, which the service verifies; undefined where it is no JWT.
+// claimsOf returns the claims of a token, which only the service verifies, and undefined if it is not a JWT.
 function claimsOf(jwt) {
   try {
     const part = jwt.split('.')[1].replace(/-/g, '+').replace(/_/g, '/')
@@ -743,71 +743,71 @@ function claimsOf(jwt) {
   }
 }
 
-// ofIssuer asks the issuer for JSON.
-async function ofIssuer(url, form) {
-  let answer
+// callIssuer returns the JSON of a response of the issuer.
+async function callIssuer(url, form) {
+  let response
   try {
     const to = new URL(url)
     if (to.protocol !== 'https:') throw new TypeError(`${to.origin} is not HTTPS`)
-    answer = await fetch(to, { method: form ? 'POST' : 'GET', body: form, credentials: 'omit', cache: 'no-store' })
+    response = await fetch(to, { method: form ? 'POST' : 'GET', body: form, credentials: 'omit', cache: 'no-store' })
   } catch {
     throw new Problem('sign_in_unreachable')
   }
-  const said = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw new Problem('sign_in_refused', { detail: `It says: ${said.error_description ?? said.error ?? `HTTP status ${answer.status}`}.` })
-  return said
+  const body = await response.json().catch(() => ({}))
+  if (!response.ok) throw new Problem('sign_in_refused', { detail: `It says: ${body.error_description ?? body.error ?? `HTTP status ${response.status}`}.` })
+  return body
 }
 
 async function discover() {
   const { issuer, discovery_url } = about.sign_in
-  const found = await ofIssuer(discovery_url)
-  if (found.issuer !== issuer) throw new Problem('sign_in_refused', { detail: 'It says that it is another one.' })
+  const found = await callIssuer(discovery_url)
+  if (found.issuer !== issuer) throw new Problem('sign_in_refused', { detail: 'Its configuration has another issuer.' })
   return found
 }
 
 async function signIn() {
-  quiet()
+  clearMessages()
   try {
     if (!crypto.subtle) throw new Problem('sign_in_insecure')
     const { client_id, scope } = about.sign_in
     const { authorization_endpoint: endpoint } = await discover()
-    const kept = { verifier: random(), state: random(), nonce: random() }
-    const challenge = base64url(await crypto.subtle.digest('SHA-256', new TextEncoder().encode(kept.verifier)))
+    const saved = { verifier: random(), state: random(), nonce: random() }
+    const challenge = base64url(await crypto.subtle.digest('SHA-256', new TextEncoder().encode(saved.verifier)))
     const to = new URL(endpoint)
-    if (to.protocol !== 'https:') throw new Problem('sign_in_refused', { detail: 'It is not at an https address.' })
+    if (to.protocol !== 'https:') throw new Problem('sign_in_refused', { detail: 'Its address does not begin with https.' })
     for (const [name, value] of Object.entries({
-      response_type: 'code', client_id, scope, redirect_uri: callback(), state: kept.state, nonce: kept.nonce, code_challenge: challenge, code_challenge_method: 'S256',
+      response_type: 'code', client_id, scope, redirect_uri: redirectURI(), state: saved.state, nonce: saved.nonce, code_challenge: challenge, code_challenge_method: 'S256',
     })) to.searchParams.set(name, value)
     try {
-      sessionStorage.setItem(signInKey, JSON.stringify(kept))
+      sessionStorage.setItem(signInKey, JSON.stringify(saved))
     } catch {
       throw new Problem('sign_in_blocked')
     }
     location.assign(to)
   } catch (err) {
-    refused(err, signIn)
+    showProblem(err, signIn)
   }
 }
 
 for (const id of ['sign-in', 'sign-in-top']) $(id).addEventListener('click', signIn)
 
-// signedIn makes a token of what the issuer sent along with the person.
-async function signedIn(said, kept) {
+// finishSignIn exchanges the code in params, the query of the redirect from the issuer, for a token.
+async function finishSignIn(params, saved) {
   const { issuer, client_id, user_claim } = about.sign_in
-  if (!kept || said.get('state') !== kept.state || (said.get('iss') ?? issuer) !== issuer) throw new Problem('sign_in_stale')
-  if (said.get('error')) throw new Problem('sign_in_refused', { detail: `It says: ${said.get('error_description') ?? said.get('error')}.` })
+  if (!saved || params.get('state') !== saved.state || (params.get('iss') ?? issuer) !== issuer) throw new Problem('sign_in_stale')
+  if (params.get('error')) throw new Problem('sign_in_refused', { detail: `It says: ${params.get('error_description') ?? params.get('error')}.` })
   const { token_endpoint: endpoint, end_session_endpoint: endSession } = await discover()
-  const got = await ofIssuer(endpoint, new URLSearchParams({
-    grant_type: 'authorization_code', code: said.get('code'), redirect_uri: callback(), client_id, code_verifier: kept.verifier,
+  const got = await callIssuer(endpoint, new URLSearchParams({
+    grant_type: 'authorization_code', code: params.get('code'), redirect_uri: redirectURI(), client_id, code_verifier: saved.verifier,
   }))
   const id = claimsOf(got.id_token ?? '')
-  if (id?.nonce !== kept.nonce || id.iss !== issuer || ![id.aud].flat().includes(client_id)) throw new Problem('sign_in_stale')
+  if (id?.nonce !== saved.nonce || id.iss !== issuer || ![id.aud].flat().includes(client_id)) throw new Problem('sign_in_stale')
   const name = claimsOf(got.access_token ?? '')?.[user_claim]
-  if (typeof name !== 'string' || !name) throw new Problem('sign_in_refused', { detail: `Its access token has no claim ${user_claim}.` })
+  if (typeof name !== 'string' || !name) throw new Problem('sign_in_refused', { detail: `The access token has no claim ${user_claim}.` })
   token = { value: got.access_token, user: name, ends: Date.now() + (Number(got.expires_in) || 300) * 1000, endSession }
 }
 
-// signOut forgets who it is; what is under way in their name ends.
+// signOut removes the token and cancels the user's requests.
 function signOut() {
   $('confirm').close()
   upload?.stop?.()
@@ -818,7 +818,7 @@ function signOut() {
   $('link').value = ''
   $('who').hidden = true
   history.replaceState(null, '', '/')
-  quiet()
+  clearMessages()
   show(about.read_access === 'anyone' ? 'start' : 'signed-out')
 }
 
@@ -830,7 +830,7 @@ $('sign-out').addEventListener('click', () => {
   $('title').focus()
 })
 
-// showSession says that the sign-out does not end the issuer's session. It links to the issuer's logout page, if the issuer has one
+// showSession displays that the session at the issuer may still be open, with a link to the issuer's logout page if it has one
 // (OpenID Connect RP-Initiated Logout 1.0). Without an id_token_hint the issuer asks the user to confirm.
 function showSession(endSession) {
   const { issuer, client_id } = about.sign_in
@@ -846,16 +846,16 @@ function showSession(endSession) {
 
 // ---- Time
 
-// tick says how long links live, and when to try again.
+// tick updates the remaining times of the signed URL and of the retry button, and ends an expired sign-in.
 function tick() {
   if (token && Date.now() > token.ends && view() !== 'uploading') {
     signOut()
-    refused(new Problem('sign_in_ended'))
+    showProblem(new Problem('sign_in_ended'))
   }
   if (!$('message').hidden) {
     const wait = Math.ceil((retryAt - Date.now()) / 1000)
     const button = $('message-action')
-    const label = wait > 0 ? `${button.dataset.label} in ${lasting(wait)}` : button.dataset.label
+    const label = wait > 0 ? `${button.dataset.label} in ${formatDuration(wait)}` : button.dataset.label
     if (button.textContent !== label) button.textContent = label
     if (button.ariaDisabled === 'true' && wait <= 0) note('')
     button.ariaDisabled = String(wait > 0)
@@ -863,7 +863,7 @@ function tick() {
   if (view() !== 'picture' || !picture) return
   const left = Math.ceil((Date.parse(picture.expires_at) - skew - Date.now()) / 1000)
   const ended = left <= 0
-  $('left').textContent = ended ? 'It has ended' : `Ends in ${lasting(left)}`
+  $('left').textContent = ended ? 'Expired' : `Expires in ${formatDuration(left)}`
   if (ended === $('copy').hidden) return
   const focused = document.activeElement === $('copy')
   $('copy').hidden = ended
@@ -876,8 +876,8 @@ function tick() {
 
 const units = [[86400, 'day', 'd'], [3600, 'hour', 'h'], [60, 'minute', 'min'], [1, 'second', 's']]
 
-// lasting writes seconds with the two largest units that they have.
-function lasting(seconds, inWords = false) {
+// formatDuration formats seconds with the two largest units.
+function formatDuration(seconds, inWords = false) {
   let rest = Math.max(1, Math.ceil(seconds))
   const parts = []
   for (const [size, word, short] of units) {
@@ -889,61 +889,61 @@ function lasting(seconds, inWords = false) {
   return parts.slice(0, 2).join(' ')
 }
 
-function bytes(n) {
+function formatBytes(n) {
   const names = ['bytes', 'KB', 'MB', 'GB', 'TB']
   let i = 0
   for (; n >= 1000 && i < names.length - 1; i++) n /= 1024
   return `${n.toLocaleString('en', { maximumSignificantDigits: 3 })} ${names[i]}`
 }
 
-function kinds() {
+function typeNames() {
   const names = about.picture_types.map((type) => ({ 'image/jpeg': 'JPEG', 'image/webp': 'WebP' })[type] ?? type.replace(/^image\/|-sequence$/g, '').toUpperCase())
   return new Intl.ListFormat('en', { type: 'disjunction' }).format(new Set(names))
 }
 
-// ---- The beginning
+// ---- Start
 
-async function begin() {
-  const said = new URLSearchParams(location.search)
-  let kept
+async function start() {
+  const params = new URLSearchParams(location.search)
+  let saved
   try {
-    kept = JSON.parse(sessionStorage.getItem(signInKey))
+    saved = JSON.parse(sessionStorage.getItem(signInKey))
     sessionStorage.removeItem(signInKey)
-  } catch { /* site data are blocked, and nobody has signed in */ }
-  const back = said.has('state') && (said.has('code') || said.has('error'))
-  if (back) history.replaceState(null, '', '/') // a code is nothing for the history
+  } catch { /* site data is blocked, so there is no sign-in */ }
+  const fromIssuer = params.has('state') && (params.has('code') || params.has('error'))
+  if (fromIssuer) history.replaceState(null, '', '/') // the code must not be in the history
   setInterval(tick, 500)
   try {
-    about = await ask('GET', '/about')
+    about = await callAPI('GET', '/about')
   } catch (err) {
     show('start')
     $('choose').hidden = true
-    return refused(err) // and with the page anew, its policy knows where storage is
+    return showProblem(err) // a reload also gets a policy with the storage origin
   }
   ttl = about.link_ttl_seconds
-  const lives = new Set([60, 600, 3600, 6 * 3600, 86400, 3 * 86400, about.link_max_ttl_seconds].filter((s) => s <= about.link_max_ttl_seconds).concat(ttl))
-  $('ttl').replaceChildren(...[...lives].sort((a, b) => a - b).map((s) => new Option(lasting(s, true), s, s === ttl, s === ttl)))
+  const ttls = new Set([60, 600, 3600, 6 * 3600, 86400, 3 * 86400, about.link_max_ttl_seconds].filter((s) => s <= about.link_max_ttl_seconds).concat(ttl))
+  $('ttl').replaceChildren(...[...ttls].sort((a, b) => a - b).map((s) => new Option(formatDuration(s, true), s, s === ttl, s === ttl)))
   $('file').accept = about.picture_types.join(',')
-  $('limits').textContent = `${kinds()}, up to ${bytes(largest())}`
-  if (about.read_access) $('name-hint').textContent = 'Anyone can look. Who signs in can change the picture that is their own.'
+  $('limits').textContent = `${typeNames()}, up to ${formatBytes(maxSize())}`
+  if (about.read_access) $('name-hint').textContent = 'Anyone can see the picture. Signed-in users can change their own.'
   if (about.read_access && !about.sign_in) {
     $('sign-in').hidden = true
     $('sign-in-title').textContent = 'This page cannot sign you in'
-    $('sign-in-text').textContent = 'The service knows its callers, and its operator has not set up a sign-in for this page. Programs can use it with a token.'
+    $('sign-in-text').textContent = 'Authentication is on, but this page has no sign-in. Programs can use the API with a token.'
   }
-  if (back && about.sign_in) {
+  if (fromIssuer && about.sign_in) {
     try {
-      await signedIn(said, kept)
+      await finishSignIn(params, saved)
     } catch (err) {
       signOut()
-      return refused(err)
+      return showProblem(err)
     }
     $('who-name').textContent = token.user
     $('who').hidden = false
     return choose(token.user)
   }
   if (about.read_access && about.read_access !== 'anyone') return show('signed-out')
-  return choose(said.get('user') ?? '', { push: false })
+  return choose(params.get('user') ?? '', { push: false })
 }
 
-begin()
+start()
