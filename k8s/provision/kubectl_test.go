@@ -148,7 +148,12 @@ func TestDoctorRunsInThePodOfTheLastRevision(t *testing.T) {
 			c := newCloud(t)
 			c.objects, c.doctorFails = row.Objects, row.Fails
 			c.write("kubeconfig", "kubeconfig")
-			c.run("../doctor.sh", []string{"KUBECONFIG=" + c.path("kubeconfig")}).want(t, row.Code, nil, row.Output...)
+			r := c.run("../doctor.sh", []string{"KUBECONFIG=" + c.path("kubeconfig")})
+			r.want(t, row.Code, nil, row.Output...)
+			const stopped = "is not running"
+			if strings.Contains(r.output, stopped) != strings.Contains(strings.Join(row.Output, ""), stopped) {
+				t.Errorf("a running signer %s:\n%s", stopped, r.output)
+			}
 			if got := strings.Join(c.doctorRanIn, " "); got != row.Pod {
 				t.Errorf("the doctor ran in %q; want %q", got, row.Pod)
 			}
