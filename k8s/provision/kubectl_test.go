@@ -50,7 +50,7 @@ func (c *cloud) kubectl(args []string, kubeconfig, stdin string, out io.Writer) 
 	}
 	switch {
 	case args[0] == "apply" || slices.Contains(args, "delete"):
-		c.changes = append(c.changes, call{append([]string{"kubectl"}, args...), stdin})
+		c.commands, c.stdin = append(c.commands, "kubectl "+line), c.stdin+stdin
 	case strings.Contains(line, "rollout status deployment/cats-api --timeout"):
 		c.rolloutFails--
 		if c.doctorFails > 0 || c.rolloutFails >= 0 {
