@@ -9,98 +9,43 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/utils/ptr"
 )
 
-// violations returns the rules of the split that a pod breaks: only the signer can get a token, and nothing else in the pod can use
-// the signer's identity. shared is the data of the ConfigMap that both containers read.
-func violations(pod corev1.PodTemplateSpec, shared map[string]string) (broken []string) {
-	var skipped, names []string
-	for name := range strings.SplitSeq(pod.Annotations["azure.workload.identity/skip-containers"], ";") { // as the webhook does
-		skipped = append(skipped, strings.TrimSpace(name))
-	}
-	spec, users, own, sidecars := pod.Spec, map[int64]bool{}, map[string]corev1.Container{}, 0
-	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) {
-		names = append(names, c.Name)
-		if own[c.Name] = c; c.RestartPolicy != nil {
-			sidecars++
-		}
-		if s := c.SecurityContext; s != nil && s.RunAsUser != nil && (c.Name == "signer" || c.Name == "frontend") {
-			users[*s.RunAsUser] = true
-		}
-	}
-	signer, frontend := own["signer"], own["frontend"]
-	azure := func(name string) bool { return strings.HasPrefix(name, "AZURE_") }
-	_, proxy := pod.Annotations["azure.workload.identity/inject-proxy-sidecar"]
-	for rule, kept := range map[string]bool{
-		"the containers are frontend and signer":        len(spec.Containers) == 1 && spec.Containers[0].Name == "frontend" && slices.Contains(names, "signer") && sidecars == 1,
-		"the signer is a native sidecar":                signer.RestartPolicy != nil && *signer.RestartPolicy == corev1.ContainerRestartPolicyAlways,
-		"the frontend starts after the signer is ready": signer.StartupProbe != nil && signer.StartupProbe.HTTPGet.Path == "/readyz",
-		"the webhook changes the pod":                   pod.Labels["azure.workload.identity/use"] == "true",
-		"the webhook changes only the signer":           slices.Contains(skipped, "frontend") && !slices.Contains(skipped, "signer"),
-		"the pod has no proxy sidecar":                  !proxy,
-		"the frontend has no volume":                    len(frontend.VolumeMounts) == 0,
-		"the frontend has no variable of Azure": !slices.ContainsFunc(slices.Collect(maps.Keys(shared)), azure) &&
-			!slices.ContainsFunc(frontend.Env, func(e corev1.EnvVar) bool { return azure(e.Name) || e.ValueFrom != nil }),
-		"the frontend reads one ConfigMap": len(frontend.EnvFrom) == 1 && frontend.EnvFrom[0].SecretRef == nil &&
-			strings.HasPrefix(frontend.EnvFrom[0].ConfigMapRef.Name, "cats-api-shared-"),
-		"the containers have different users":             len(users) == 2 && !users[0],
-		"the service account is cats-api-sa":              spec.ServiceAccountName == "cats-api-sa",
-		"no container has a token for the Kubernetes API": spec.AutomountServiceAccountToken != nil && !*spec.AutomountServiceAccountToken,
-		"the containers share only the network": (spec.ShareProcessNamespace == nil || !*spec.ShareProcessNamespace) &&
-			!spec.HostPID && !spec.HostNetwork && !spec.HostIPC,
-	} {
-		if !kept {
-			broken = append(broken, rule)
-		}
-	}
-	return broken
-}
-
+// Only the signer can get a token, and nothing else in the pod can use the signer's identity.
 func TestOnlyTheSignerGetsAnIdentity(t *testing.T) {
-	for name, m := range variants(t) {
-		for _, rule := range violations(m.template(t), m.sharedSettings(t)) {
-			t.Errorf("%s: want that %s", name, rule)
+	for variant, m := range variants(t) {
+		pod := m.template(t)
+		var skipped []string
+		for name := range strings.SplitSeq(pod.Annotations["azure.workload.identity/skip-containers"], ";") { // as the webhook does
+			skipped = append(skipped, strings.TrimSpace(name))
 		}
 		account := find(t, m, func(a *corev1.ServiceAccount) bool { return a.Name == "cats-api-sa" })
-		if account.AutomountServiceAccountToken == nil || *account.AutomountServiceAccountToken {
-			t.Errorf("%s: the service account mounts its token", name)
-		}
-	}
-}
-
-func TestBrokenSplitIsDetected(t *testing.T) {
-	const skip = "azure.workload.identity/skip-containers"
-	yes := true
-	type template = corev1.PodTemplateSpec
-	whole := variants(t)["aks"].template(t)
-	if list := violations(whole, nil); len(list) > 0 {
-		t.Fatal(list)
-	}
-	if len(violations(whole, map[string]string{"AZURE_CLIENT_ID": "x"})) == 0 {
-		t.Error("a variable AZURE_CLIENT_ID in the ConfigMap is not detected")
-	}
-	for name, breaks := range map[string]func(*template){
-		"skip-containers missing":    func(p *template) { delete(p.Annotations, skip) },
-		"skip-containers with comma": func(p *template) { p.Annotations[skip] = "frontend,other" },
-		"skip-containers of both":    func(p *template) { p.Annotations[skip] = "frontend;signer" },
-		"frontend renamed":           func(p *template) { p.Spec.Containers[0].Name = "web" },
-		"webhook label missing":      func(p *template) { delete(p.Labels, "azure.workload.identity/use") },
-		"proxy sidecar switched off": func(p *template) { p.Annotations["azure.workload.identity/inject-proxy-sidecar"] = "false" },
-		"Azure variable":             func(p *template) { p.Spec.Containers[0].Env[0].Name = "AZURE_CLIENT_ID" },
-		"variables from a secret":    func(p *template) { p.Spec.Containers[0].EnvFrom[0].SecretRef = &corev1.SecretEnvSource{} },
-		"volume":                     func(p *template) { p.Spec.Containers[0].VolumeMounts = make([]corev1.VolumeMount, 1) },
-		"same user":                  func(p *template) { *p.Spec.Containers[0].SecurityContext.RunAsUser = 65533 },
-		"shared process namespace":   func(p *template) { p.Spec.ShareProcessNamespace = &yes },
-		"service-account token":      func(p *template) { p.Spec.AutomountServiceAccountToken = &yes },
-		"another sidecar": func(p *template) {
-			p.Spec.InitContainers = append(p.Spec.InitContainers, p.Spec.InitContainers[0])
-			p.Spec.InitContainers[1].Name = "log"
-		},
-	} {
-		pod := whole.DeepCopy()
-		breaks(pod)
-		if len(violations(*pod, nil)) == 0 {
-			t.Errorf("%s is not detected", name)
+		spec, signer, frontend := pod.Spec, m.containers(t)[0], m.containers(t)[1]
+		sidecar := func(c corev1.Container) bool { return c.RestartPolicy != nil }
+		azure := func(name string) bool { return strings.HasPrefix(name, "AZURE_") }
+		user := func(c corev1.Container) int64 { return ptr.Deref(c.SecurityContext.RunAsUser, 0) }
+		_, proxy := pod.Annotations["azure.workload.identity/inject-proxy-sidecar"]
+		for rule, kept := range map[string]bool{
+			"the containers are frontend and signer": signer.Name == "signer" && frontend.Name == "frontend" && len(spec.Containers) == 1 &&
+				!slices.ContainsFunc(spec.InitContainers[:len(spec.InitContainers)-1], sidecar),
+			"the signer is a native sidecar":                  ptr.Deref(signer.RestartPolicy, "") == corev1.ContainerRestartPolicyAlways,
+			"the frontend starts after the signer is ready":   signer.StartupProbe != nil && signer.StartupProbe.HTTPGet.Path == "/readyz",
+			"the webhook changes the pod":                     pod.Labels["azure.workload.identity/use"] == "true",
+			"the webhook changes only the signer":             slices.Contains(skipped, "frontend") && !slices.Contains(skipped, "signer"),
+			"the pod has no proxy sidecar":                    !proxy,
+			"the frontend has no volume":                      len(frontend.VolumeMounts) == 0,
+			"the frontend has no variable of Azure":           !slices.ContainsFunc(slices.Collect(maps.Keys(m.environment(t, frontend))), azure),
+			"the frontend has variables from one ConfigMap":   len(frontend.EnvFrom) == 1 && frontend.EnvFrom[0].SecretRef == nil && strings.HasPrefix(frontend.EnvFrom[0].ConfigMapRef.Name, "cats-api-shared-"),
+			"the frontend has no variable from elsewhere":     !slices.ContainsFunc(frontend.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil }),
+			"the containers have different users":             user(signer) != user(frontend) && user(signer) != 0 && user(frontend) != 0,
+			"the service account is cats-api-sa":              spec.ServiceAccountName == account.Name,
+			"no container has a token for the Kubernetes API": !ptr.Deref(spec.AutomountServiceAccountToken, true) && !ptr.Deref(account.AutomountServiceAccountToken, true),
+			"the containers share only the network":           !ptr.Deref(spec.ShareProcessNamespace, false) && !spec.HostPID && !spec.HostNetwork && !spec.HostIPC,
+		} {
+			if !kept {
+				t.Errorf("%s: want that %s", variant, rule)
+			}
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-func TestItIsAppliedWithoutAWarningAndRuns(t *testing.T) {
+func TestOverlayIsAppliedWithoutWarnings(t *testing.T) {
 	t.Logf("kubectl apply\n%s", applied)
 	if strings.Contains(strings.ToLower(applied), "warn") {
 		t.Error("the API server warns")
@@ -36,7 +36,7 @@ func TestItIsAppliedWithoutAWarningAndRuns(t *testing.T) {
 	}
 }
 
-func TestTheSuiteOfThePublicAPIPassesThroughTheService(t *testing.T) {
+func TestPublicAPIPassesItsTests(t *testing.T) {
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(ca, []byte(do(t, "exec", "deployment/azure", "-c", "azurite", "--", "cat", "/state/ca.pem")), 0o600); err != nil {
 		t.Fatal(err)
@@ -49,8 +49,7 @@ func TestTheSuiteOfThePublicAPIPassesThroughTheService(t *testing.T) {
 
 var forwarding = regexp.MustCompile(`^Forwarding from 127\.0\.0\.1:(\d+)`)
 
-// azurite forwards a port of this machine to Azurite for the test, and returns it. The node port of the account serves signed
-// URLs only.
+// azurite forwards a local port to Azurite during the test and returns it. The account's node port serves signed URLs only.
 func azurite(t *testing.T) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "kubectl", "--namespace="+namespace, "port-forward", "deployment/azure", ":10000")
@@ -76,7 +75,7 @@ func azurite(t *testing.T) string {
 	return ""
 }
 
-func TestTheDoctorFindsNothing(t *testing.T) {
+func TestDoctorReportsNoFailure(t *testing.T) {
 	if err := run(t, nil, "k8s/doctor.sh", "--namespace", namespace); err != nil {
 		t.Error(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 const tokenFile = "/var/run/secrets/azure/tokens/azure-identity-token"
 
-func TestTheFrontendHasNoCredential(t *testing.T) {
+func TestFrontendHasNoCredential(t *testing.T) {
 	p := settled(t)[0]
 	frontend, _ := p.container(t, "frontend")
 	for _, e := range frontend.Env {
@@ -32,14 +32,14 @@ find "$root/" -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceaccount'
 `)
 	t.Logf("the frontend's own view\n%s", saw)
 	if len(lines(saw, "environ DRAIN_DELAY")) != 1 || len(lines(saw, "mount /proc")) == 0 {
-		t.Fatal("this is not the frontend's view")
+		t.Fatal("the script did not see the frontend's process")
 	}
 	for _, bad := range append(lines(saw, "environ AZURE_"), append(lines(saw, "mount ", "secrets"), lines(saw, "found ")...)...) {
 		t.Errorf("the frontend has %s", bad)
 	}
 }
 
-func TestTheSignerAloneHasTheProjectedToken(t *testing.T) {
+func TestOnlySignerHasTheProjectedToken(t *testing.T) {
 	p := settled(t)[0]
 	saw := inside(t, p, "signer", `
 root=/proc/1/root
@@ -63,7 +63,7 @@ cut -d. -f2 "$root`+tokenFile+`" | tr '_-' '/+' | base64 -d 2>/dev/null | sed 's
 	}
 }
 
-func TestTheIssuerExchangedTheClustersOwnToken(t *testing.T) {
+func TestIssuerExchangesTheClustersToken(t *testing.T) {
 	log := do(t, "logs", "deployment/azure", "-c", "issuer")
 	issued := lines(log, "token exchange", "system:serviceaccount:"+namespace+":cats-api-sa", `"issued"`)
 	if len(issued) == 0 {
@@ -72,8 +72,8 @@ func TestTheIssuerExchangedTheClustersOwnToken(t *testing.T) {
 	t.Logf("issuer: %s\nissuer: %s", lines(log, `"ready"`), issued[0])
 }
 
-// The same pod with another service account gets no further than its sidecar.
-func TestAnotherServiceAccountIsRefused(t *testing.T) {
+// In a pod with another service account, the signer does not become ready, and the frontend does not start.
+func TestAnotherServiceAccountIsRejected(t *testing.T) {
 	var deployment struct {
 		Spec struct{ Template map[string]any }
 	}
@@ -109,6 +109,6 @@ func TestAnotherServiceAccountIsRefused(t *testing.T) {
 		t.Logf("issuer: %s", refused[0])
 	}
 	if shown := do(t, "get", "pod", "other"); len(lines(shown, "Init:")) != 1 {
-		t.Errorf("the pod got further:\n%s", shown)
+		t.Errorf("the frontend of the pod has started:\n%s", shown)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// noneFails ends the load, of which no request may have failed, out of thousands.
+// noneFails ends the load and checks that no request has failed, of at least 2,000.
 func noneFails(t *testing.T, l *load) {
 	t.Helper()
 	answered, failures := l.finish(t)
@@ -19,19 +19,18 @@ func noneFails(t *testing.T, l *load) {
 		t.Error(f)
 	}
 	if answered < 2000 {
-		t.Errorf("%d requests are too few to tell", answered)
+		t.Errorf("%d requests are too few; want 2,000", answered)
 	}
 }
 
-// replaced waits until two pods are ready, none of which is among old, and old
-// have gone.
+// replaced waits until the pods old are gone and two others are ready.
 func replaced(t *testing.T, old ...pod) {
 	t.Helper()
 	eventually(t, func() error {
 		for _, now := range pods(t, ourPods) {
 			for _, o := range old {
 				if now.Metadata.Name == o.Metadata.Name {
-					return fmt.Errorf("pod %s is still there", o.Metadata.Name)
+					return fmt.Errorf("pod %s still exists", o.Metadata.Name)
 				}
 			}
 		}
@@ -40,7 +39,7 @@ func replaced(t *testing.T, old ...pod) {
 	settled(t)
 }
 
-func TestARolloutFailsNoRequest(t *testing.T) {
+func TestRolloutFailsNoRequest(t *testing.T) {
 	old := settled(t)
 	l := startLoad(t, 8, 4)
 	time.Sleep(5 * time.Second)
@@ -53,7 +52,7 @@ func TestARolloutFailsNoRequest(t *testing.T) {
 	noneFails(t, l)
 }
 
-func TestADeletedPodFailsNoRequest(t *testing.T) {
+func TestDeletedPodFailsNoRequest(t *testing.T) {
 	old := settled(t)
 	l := startLoad(t, 8, 4)
 	time.Sleep(5 * time.Second)
@@ -63,9 +62,8 @@ func TestADeletedPodFailsNoRequest(t *testing.T) {
 	noneFails(t, l)
 }
 
-// The process is made to crash: as the first of its container it would not heed
-// SIGKILL from there, but Go ends at once on SIGQUIT.
-func TestACrashOfTheSignerFailsWhatWasUnderWayAlone(t *testing.T) {
+// The first process of a container ignores SIGKILL from inside. SIGQUIT ends a Go program at once.
+func TestSignerCrashFailsOnlyRequestsInProgress(t *testing.T) {
 	victim := settled(t)[0]
 	_, frontendBefore := victim.container(t, "frontend")
 	_, signerBefore := victim.container(t, "signer")
@@ -121,5 +119,5 @@ func TestACrashOfTheSignerFailsWhatWasUnderWayAlone(t *testing.T) {
 		}
 		return
 	}
-	t.Errorf("pod %s did not come back", victim.Metadata.Name)
+	t.Errorf("pod %s is missing", victim.Metadata.Name)
 }

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// The load is more than the limits allow. It checks the memory, not that every upload succeeds.
-func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
+// The load exceeds the limits. The test checks the memory, not that every upload succeeds.
+func TestMemoryStaysWithinLimitsUnderOverload(t *testing.T) {
 	const large, slow, readers = 64, 64, 4
 	before := settled(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -32,7 +32,7 @@ func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
 		if err != nil {
 			panic(err)
 		}
-		code := 0 // no answer
+		code := 0 // no response
 		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 		if resp, err := client.Do(req); err == nil {
 			_, _ = io.Copy(io.Discard, resp.Body)
@@ -68,7 +68,7 @@ func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
 	all.Wait()
 	t.Logf("answers by status: %v", answers)
 	if answers[http.StatusOK] < 100 {
-		t.Error("too few requests were answered to tell")
+		t.Error("fewer than 100 requests have succeeded")
 	}
 
 	for _, p := range before {
@@ -76,7 +76,7 @@ func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
 		for _, name := range []string{"frontend", "signer"} {
 			peak := regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindStringSubmatch(inside(t, p, name, "cat /proc/1/status"))
 			if peak == nil {
-				t.Fatal("no peak of the memory of " + name)
+				t.Fatal("no peak memory of " + name)
 			}
 			kib, err := strconv.ParseFloat(peak[1], 64)
 			if err != nil {
@@ -87,7 +87,7 @@ func TestMemoryStaysWithinTheLimitsUnderMoreThanIsPossible(t *testing.T) {
 			total += kib / 1024
 		}
 		if total > 100 {
-			t.Errorf("%s: both containers together took %.1f MiB", p.Metadata.Name, total)
+			t.Errorf("%s: both containers used %.1f MiB", p.Metadata.Name, total)
 		}
 	}
 	after := settled(t)

@@ -13,8 +13,7 @@ import (
 	"testing"
 )
 
-// TestPrometheusScrapesBothContainers runs a Prometheus in the cluster with the
-// shipped scrape configuration, for the namespace of the tests.
+// The test runs a Prometheus in the cluster with scrape_configs.yaml, changed to the namespace of the tests.
 func TestPrometheusScrapesBothContainers(t *testing.T) {
 	settled(t)
 	shipped, err := os.ReadFile(filepath.Join(root, "k8s/components/monitoring/scrape_configs.yaml"))
@@ -69,7 +68,7 @@ func TestPrometheusScrapesBothContainers(t *testing.T) {
 	}
 }
 
-// query asks the Prometheus in the cluster and returns the labels of each series.
+// query runs a query on the Prometheus in the cluster and returns the labels of each series.
 func query(t *testing.T, promql string) []map[string]string {
 	t.Helper()
 	said, err := kubectl(t.Context(), nil, "get", "--raw",

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// load is a constant load of uploads and reads on the public API.
+// load sends uploads and reads to the public API until finish.
 type load struct {
 	mu       sync.Mutex
 	answered int
@@ -26,15 +26,15 @@ type load struct {
 
 	stop   context.CancelFunc
 	users  sync.WaitGroup
-	stored sync.Map // user → [][]byte, the pictures of which one must be stored at the end
+	stored sync.Map // user → [][]byte, one of these pictures must be stored at the end
 }
 
-// failure is a request that did not get what it should have.
+// failure is a request with an unexpected outcome.
 type failure struct {
 	what       string
 	began      time.Time
 	took       time.Duration
-	status     int // 0 for no answer
+	status     int // 0 for no response
 	retryAfter string
 	body       string
 	err        error
@@ -45,9 +45,8 @@ func (f failure) String() string {
 		f.what, f.began.Format("15:04:05.000"), f.took.Round(time.Millisecond), f.status, f.retryAfter, f.body, f.err)
 }
 
-// startLoad has users upload and read until finish. Half of them keep their
-// connection, half take a new one each time; slow ones send each picture over
-// some eight seconds.
+// startLoad starts a load of users and slow users. Half of them reuse their connection, the others open one for each request. Slow
+// users take about eight seconds to send a picture.
 func startLoad(t *testing.T, users, slow int) *load {
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &load{stop: cancel}
@@ -68,9 +67,8 @@ func startLoad(t *testing.T, users, slow int) *load {
 	return l
 }
 
-// turn is one upload, and some reads that must find it. It returns false when the
-// outcome of the upload is unknown. Storage may then apply it at any later time, even
-// after another upload that is acknowledged, so that user must not be used again.
+// turn sends one upload, and some reads that must find it. It returns false if the upload has an unknown outcome: storage may apply
+// it later, even after an acknowledged upload, so the user must not be used again.
 func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 	size := 10_000 + rand.IntN(200_000)
 	if n%20 == 19 {
@@ -99,11 +97,10 @@ func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 	return true
 }
 
-// ask sends one request for the picture of user. It returns the failure that it
-// recorded, or nil.
+// ask sends one request for the picture of user. It returns the recorded failure, or nil.
 func (l *load) ask(client *http.Client, method, user string, body io.Reader) (answer map[string]any, failed *failure) {
 	f := failure{what: method + " " + user, began: time.Now()}
-	// The load ends between requests: none is cancelled.
+	// The load ends between requests, so no request is canceled.
 	req, err := http.NewRequestWithContext(context.Background(), method, api+"/cat/"+user, body)
 	if err != nil {
 		panic(err)
@@ -134,8 +131,8 @@ func (l *load) fail(f failure) {
 	l.failures = append(l.failures, f)
 }
 
-// finish ends the load. It checks that each user has the picture that was acknowledged
-// last, or that of a later upload with an unknown outcome.
+// finish ends the load. It checks that the stored picture of each user is the last acknowledged one, or of a later upload with an
+// unknown outcome.
 func (l *load) finish(t *testing.T) (answered int, failures []failure) {
 	t.Helper()
 	l.stop()
@@ -143,7 +140,7 @@ func (l *load) finish(t *testing.T) (answered int, failures []failure) {
 	l.stored.Range(func(user, pictures any) bool {
 		got, err := fetch(user.(string))
 		if err != nil || !slices.ContainsFunc(pictures.([][]byte), func(p []byte) bool { return bytes.Equal(p, got) }) {
-			t.Errorf("the picture of %v, of %d bytes, is not the last that was acknowledged, nor one of unknown outcome: %v", user, len(got), err)
+			t.Errorf("the picture of %v, of %d bytes, is neither the last acknowledged one nor one of unknown outcome: %v", user, len(got), err)
 		}
 		return true
 	})
@@ -151,8 +148,7 @@ func (l *load) finish(t *testing.T) (answered int, failures []failure) {
 	return l.answered, l.failures
 }
 
-// fetch returns the picture of user, by a link to it, wherever that leads: it may
-// be for who sits at a node.
+// fetch returns the picture of user from its signed URL. It uses the node's address: the URL's host may be localhost.
 func fetch(user string) ([]byte, error) {
 	a := new(load)
 	link, failed := a.ask(http.DefaultClient, http.MethodGet, user, nil)
@@ -175,7 +171,7 @@ func fetch(user string) ([]byte, error) {
 	return io.ReadAll(resp.Body)
 }
 
-// picture is n bytes that begin like a PNG, and are random besides.
+// picture returns n bytes: the signature of a PNG, then random bytes.
 func picture(n int) []byte {
 	b := make([]byte, n)
 	random := rand.NewChaCha8([32]byte{byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256))})
@@ -184,7 +180,7 @@ func picture(n int) []byte {
 	return b
 }
 
-// trickle gives a piece of content at each read, after a pause.
+// trickle is a reader that pauses before each piece of content.
 type trickle struct {
 	content []byte
 	piece   int

@@ -1,9 +1,7 @@
 //go:build cluster
 
-// Package cluster tests the manifests on a real cluster without Azure. make
-// cluster-test applies k8s/overlays/emulator to the cluster that KUBECONFIG names, in
-// two namespaces of the tests' own, and deletes these. The tests run in the order of
-// the files and disturb each other: none runs in parallel.
+// Package cluster tests the manifests on a real cluster without Azure. make cluster-test applies k8s/overlays/emulator to the cluster
+// of KUBECONFIG, in two namespaces that it creates and deletes. The tests disrupt the pods, so none runs in parallel.
 package cluster
 
 import (
@@ -27,20 +25,20 @@ import (
 const (
 	overlay = "e2e/cluster/testdata/overlay"
 	ourPods = "app.kubernetes.io/name=cats-api"
-	ready   = 3 * time.Minute // for what is started to be ready
+	ready   = 3 * time.Minute // timeout until started pods are ready
 )
 
 var (
 	root    string // of the checkout
-	applied string // what kubectl apply said
+	applied string // output of kubectl apply
 	api     string // the public API, through the Service's node port
-	account string // the storage account in plain HTTP, through its
+	account string // the storage account over HTTP, through the node port of azure-front
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
-	check := flag.Bool("check", false, "run no test; only say whether the tests could run on this cluster")
+	check := flag.Bool("check", false, "run no test; only check whether the tests can run on this cluster")
 	flag.Parse()
 	unpin, err := pinContext(context.Background())
 	if err != nil {
@@ -71,7 +69,7 @@ func testMain(m *testing.M) int {
 	return code
 }
 
-// up deletes what an earlier run left, applies the overlay and waits for its pods.
+// up deletes the namespaces of an earlier run, applies the overlay and waits for its pods.
 func up(ctx context.Context) (err error) {
 	if root, err = stack.FindRoot(); err != nil {
 		return err
@@ -79,7 +77,7 @@ func up(ctx context.Context) (err error) {
 	if err := down(ctx); err != nil {
 		return err
 	}
-	// Not with apply, which would label a namespace that somebody else has created meanwhile.
+	// Not with apply, which would label an existing namespace of another owner.
 	if _, err := kubectl(ctx, nil, "create", "--save-config", "-f", "testdata/namespaces.yaml"); err != nil {
 		return err
 	}
@@ -111,7 +109,7 @@ func nodePort(ctx context.Context, node, service string) (string, error) {
 	return "http://" + node + ":" + port, err
 }
 
-// kubectl runs kubectl in the namespace and returns all that it says.
+// kubectl runs kubectl in the namespace and returns its output.
 func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"--namespace=" + namespace}, args...)...)
 	cmd.Stdin = stdin
@@ -123,7 +121,7 @@ func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, erro
 	return said, nil
 }
 
-// do is kubectl that must work.
+// do runs kubectl and fails the test if that fails.
 func do(t *testing.T, args ...string) string {
 	t.Helper()
 	said, err := kubectl(t.Context(), nil, args...)
@@ -133,7 +131,7 @@ func do(t *testing.T, args ...string) string {
 	return said
 }
 
-// pod is what the tests look at of one.
+// pod has the fields of a pod that the tests use.
 type pod struct {
 	Metadata struct {
 		Name              string
@@ -161,7 +159,7 @@ type container struct {
 	Security     struct{ RunAsUser int } `json:"securityContext"`
 }
 
-// container returns the container or sidecar of that name, and its status.
+// container returns the container or sidecar with the name, and its status.
 func (p pod) container(t *testing.T, name string) (container, status) {
 	t.Helper()
 	var c container
@@ -191,7 +189,7 @@ func (p pod) ready() bool {
 	return false
 }
 
-// pods returns those with the label.
+// pods returns the pods with the label.
 func pods(t *testing.T, label string) []pod {
 	t.Helper()
 	var list struct{ Items []pod }
@@ -201,9 +199,8 @@ func pods(t *testing.T, label string) []pod {
 	return list.Items
 }
 
-// inside runs a shell script beside a container of p, as its user and with its
-// processes in view, so that /proc/1/root is its file system: our images have
-// no shell. The script runs in Azurite's image, which is in the cluster anyway.
+// inside runs a shell script in a debug container of p, with the user and the process namespace of a container: /proc/1/root is that
+// container's file system. The images have no shell, so the script runs in Azurite's image.
 func inside(t *testing.T, p pod, name, script string) string {
 	t.Helper()
 	c, _ := p.container(t, name)
@@ -228,13 +225,13 @@ func inside(t *testing.T, p pod, name, script string) string {
 	return strings.TrimSuffix(said, "end of script")
 }
 
-// image is that of a container of a deployment.
+// image returns the image of a container of a deployment.
 func image(t *testing.T, deployment, name string) string {
 	t.Helper()
 	return do(t, "get", "deployment", deployment, "-o", `jsonpath={.spec.template.spec.containers[?(@.name=="`+name+`")].image}`)
 }
 
-// lines returns those of text that hold all of parts.
+// lines returns the lines of text that have all parts.
 func lines(text string, parts ...string) []string {
 	var found []string
 	for line := range strings.Lines(text) {
@@ -249,7 +246,7 @@ func lines(text string, parts ...string) []string {
 	return found
 }
 
-// run runs a command of the checkout and shows what it says.
+// run runs a command in the checkout and logs its output.
 func run(t *testing.T, environ []string, name string, args ...string) error {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)

@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// The tests create these two namespaces with the label, and delete a namespace of
-// these names only with the label. The overlay in testdata has the same names.
+// The tests create these namespaces with the label, and delete only namespaces that have the label. The overlay in testdata has the
+// same names.
 const (
 	namespace  = "cats-api-test"
 	monitoring = "cats-api-test-monitoring"
@@ -28,7 +28,7 @@ func pinContext(ctx context.Context) (unpin func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("no cluster is selected; set KUBECONFIG: %w", err)
 	}
-	file, err := os.CreateTemp("", "kubeconfig-") // for this user alone
+	file, err := os.CreateTemp("", "kubeconfig-") // with mode 0600
 	if err != nil {
 		return nil, err
 	}
@@ -41,9 +41,8 @@ func pinContext(ctx context.Context) (unpin func(), err error) {
 	return unpin, nil
 }
 
-// preflight logs which cluster the tests run on, and returns those of their
-// namespaces that exist. It returns an error when one exists without the label, or
-// when another Service has the node port. It changes nothing.
+// preflight logs the cluster and returns the namespaces of the tests that exist. It returns an error if one of them does not have the
+// label, or if another Service has the node port. It changes nothing.
 func preflight(ctx context.Context) (existing []string, err error) {
 	where, err := kubectl(ctx, nil, "config", "view", "--minify", "-o", "jsonpath=context {.current-context}, server {.clusters[0].cluster.server}")
 	if err != nil {
@@ -73,8 +72,7 @@ func preflight(ctx context.Context) (existing []string, err error) {
 	return existing, portFree(ctx)
 }
 
-// portFree returns an error when a Service outside of the tests' namespaces has the
-// node port frontPort.
+// portFree returns an error if a Service in another namespace has the node port frontPort.
 func portFree(ctx context.Context) error {
 	said, err := kubectl(ctx, nil, "get", "services", "--all-namespaces", "-o",
 		`jsonpath={range .items[*]}{.metadata.namespace}/{.metadata.name}{range .spec.ports[*]} {.nodePort}{end}{"\n"}{end}`)
@@ -95,7 +93,7 @@ func portFree(ctx context.Context) error {
 	return nil
 }
 
-// down deletes those of the tests' namespaces that exist.
+// down deletes the namespaces of the tests that exist.
 func down(ctx context.Context) error {
 	existing, err := preflight(ctx)
 	if err != nil {
@@ -105,8 +103,7 @@ func down(ctx context.Context) error {
 	for _, name := range existing {
 		log.Printf("deleting the namespace %s", name)
 		for _, args := range [][]string{
-			// Pods first: a namespace that is deleted with pods in it looks again only
-			// after half of their grace period.
+			// Delete the pods first. Otherwise the namespace waits for half of their grace period.
 			{"--namespace", name, "delete", "deployments", "--all"},
 			{"--namespace", name, "wait", "--for", "delete", "pods", "--all"},
 			{"delete", "namespace", "--selector", label + "=true", "--field-selector", "metadata.name=" + name},

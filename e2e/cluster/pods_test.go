@@ -13,12 +13,11 @@ import (
 	"time"
 )
 
-// errNoImage is returned when the image of a container cannot be pulled.
+// errNoImage is returned if the image of a container cannot be pulled.
 var errNoImage = errors.New("no image")
 
-// rolledOut waits until all pods of a deployment are new and ready. It does not wait
-// for a container that cannot start. Its error has the reasons of all pods in the
-// namespace that are not ready, and is errNoImage when an image cannot be pulled.
+// rolledOut waits until all pods of a deployment are new and ready. It returns early if a container cannot start. The error has the
+// reasons of all pods that are not ready, and is errNoImage if an image cannot be pulled.
 func rolledOut(ctx context.Context, namespace, deployment string) error {
 	for deadline := time.Now().Add(ready); ; {
 		_, err := kubectl(ctx, nil, "--namespace", namespace, "rollout", "status", "deployment/"+deployment, "--timeout", "2s")
@@ -35,8 +34,7 @@ func rolledOut(ctx context.Context, namespace, deployment string) error {
 	}
 }
 
-// unready says why pods of a namespace are not ready, one line for each container.
-// hopeless is an error when a container cannot start and waiting does not help.
+// unready returns why pods of a namespace are not ready, one line for each container. hopeless is an error if a container cannot start.
 func unready(ctx context.Context, namespace string) (reasons string, hopeless error) {
 	var lines []string
 	said, err := kubectl(ctx, nil, "--namespace", namespace, "get", "deployments", "-o",
@@ -93,8 +91,7 @@ type ended struct {
 	Message  string
 }
 
-// reason says why the container is not ready. hopeless is an error when it cannot
-// start.
+// reason returns why the container is not ready. hopeless is an error if it cannot start.
 func (s status) reason() (reason string, hopeless error) {
 	reason = "running, but not ready"
 	switch {
@@ -105,7 +102,7 @@ func (s status) reason() (reason string, hopeless error) {
 			hopeless = errNoImage
 		case slices.Contains([]string{"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}, s.State.Waiting.Reason):
 			hopeless = errors.New("the container cannot start")
-		// A first failure can be one of the order in which the deployments start.
+		// The first failure may be due to the order in which the deployments start.
 		case s.State.Waiting.Reason == "CrashLoopBackOff" && s.RestartCount >= 2:
 			hopeless = errors.New("the container keeps failing")
 		}
@@ -118,7 +115,7 @@ func (s status) reason() (reason string, hopeless error) {
 	return reason, hopeless
 }
 
-// settled waits until two pods are ready and no other is there.
+// settled waits until there are exactly two pods, both ready.
 func settled(t *testing.T) []pod {
 	t.Helper()
 	var all []pod

@@ -129,14 +129,14 @@ func (c *cloud) execute(name string, known command, o map[string]string, args []
 		return c.list(known.kind, key, o), 0
 	case known.kind == "":
 	case action == "create", action == "update":
-		c.changes = append(c.changes, call{args: args})
+		c.commands = append(c.commands, strings.Join(args, " "))
 		resource = result.(map[string]any)
 		if tag, value, ok := strings.Cut(o["--tags"], "="); ok {
 			resource["tags"] = map[string]string{tag: value}
 		}
 		c.resources[key] = resource
 	case action == "delete":
-		c.changes = append(c.changes, call{args: args})
+		c.commands = append(c.commands, strings.Join(args, " "))
 		delete(c.resources, key)
 	case exists: // show
 		return resource, 0

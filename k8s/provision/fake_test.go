@@ -42,7 +42,8 @@ type cloud struct {
 	mu  sync.Mutex // held while a fake program runs
 
 	resources map[string]map[string]any // by kind and names
-	changes   []call                    // of the last run
+	commands  []string                  // of the last run that changed something
+	stdin     string                    // of these commands
 
 	answers                    map[string]string // other results of az commands than in testdata/az.txt; "denied" is an error
 	kubeconfig, kubectlVersion string
@@ -50,14 +51,6 @@ type cloud struct {
 	objects                    []object // of the cluster
 	doctorRanIn                []string // pods
 }
-
-// call is a command that changes something.
-type call struct {
-	args  []string
-	stdin string
-}
-
-func (c call) String() string { return strings.Join(c.args, " ") }
 
 // newCloud returns a cloud without resources, and a copy of the overlay for the scripts to fill in.
 func newCloud(t *testing.T) *cloud {
@@ -182,7 +175,9 @@ type result struct {
 	code    int
 	output  string
 	changes []string // the commands up to their first option, or whole for kubectl
-	calls   []call
+
+	commands []string
+	stdin    string
 }
 
 // run runs a script.
@@ -193,7 +188,7 @@ func (c *cloud) run(script string, environ []string, args ...string) result {
 func (c *cloud) runWith(stdin, script string, environ []string, args ...string) (r result) {
 	c.t.Helper()
 	c.mu.Lock()
-	c.changes = nil
+	c.commands, c.stdin = nil, ""
 	c.mu.Unlock()
 	cmd := exec.CommandContext(c.t.Context(), "bash", append([]string{script}, args...)...)
 	cmd.Env, cmd.Stdin = append(slices.Clone(c.env), environ...), strings.NewReader(stdin)
@@ -208,13 +203,12 @@ func (c *cloud) runWith(stdin, script string, environ []string, args ...string) 
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.output, r.calls = string(out), c.changes
-	for _, change := range c.changes {
-		words := change.args
-		if i := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "-") }); i > 0 && words[0] != "kubectl" {
-			words = words[:i]
+	r.output, r.commands, r.stdin = string(out), c.commands, c.stdin
+	for _, command := range c.commands {
+		if !strings.HasPrefix(command, "kubectl") {
+			command, _, _ = strings.Cut(command, " -")
 		}
-		r.changes = append(r.changes, strings.ReplaceAll(strings.Join(words, " "), c.dir+"/", ""))
+		r.changes = append(r.changes, strings.ReplaceAll(command, c.dir+"/", ""))
 	}
 	return r
 }

@@ -50,7 +50,7 @@ func (c *cloud) kubectl(args []string, kubeconfig, stdin string, out io.Writer) 
 	}
 	switch {
 	case args[0] == "apply" || slices.Contains(args, "delete"):
-		c.changes = append(c.changes, call{append([]string{"kubectl"}, args...), stdin})
+		c.commands, c.stdin = append(c.commands, "kubectl "+line), c.stdin+stdin
 	case strings.Contains(line, "rollout status deployment/cats-api --timeout"):
 		c.rolloutFails--
 		if c.doctorFails > 0 || c.rolloutFails >= 0 {
@@ -148,7 +148,12 @@ func TestDoctorRunsInThePodOfTheLastRevision(t *testing.T) {
 			c := newCloud(t)
 			c.objects, c.doctorFails = row.Objects, row.Fails
 			c.write("kubeconfig", "kubeconfig")
-			c.run("../doctor.sh", []string{"KUBECONFIG=" + c.path("kubeconfig")}).want(t, row.Code, nil, row.Output...)
+			r := c.run("../doctor.sh", []string{"KUBECONFIG=" + c.path("kubeconfig")})
+			r.want(t, row.Code, nil, row.Output...)
+			const stopped = "is not running"
+			if strings.Contains(r.output, stopped) != strings.Contains(strings.Join(row.Output, ""), stopped) {
+				t.Errorf("a running signer %s:\n%s", stopped, r.output)
+			}
 			if got := strings.Join(c.doctorRanIn, " "); got != row.Pod {
 				t.Errorf("the doctor ran in %q; want %q", got, row.Pod)
 			}

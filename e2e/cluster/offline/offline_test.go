@@ -1,5 +1,4 @@
-// Package offline tests make cluster-test and make images with stand-ins, without a
-// cluster.
+// Package offline tests make cluster-test and make images with fake programs, without a cluster.
 package offline
 
 import (
@@ -16,9 +15,8 @@ import (
 	"cats.example/local/stack"
 )
 
-// fakeKubectl answers from files in the folder $FAKES, and writes each command that
-// could change something to $FAKES/changes. It is also docker, buildah and a loader of
-// images.
+// fakeKubectl prints files of the folder $FAKES, and adds each command that could change something to $FAKES/changes. It is also
+// docker, buildah and the program that loads images.
 const fakeKubectl = `#!/bin/sh
 name=$(basename "$0")
 case "$name $*" in
@@ -44,7 +42,7 @@ func checkout(t *testing.T) string {
 	return root
 }
 
-// fakes returns a folder of stand-ins and the environment that uses them.
+// fakes returns a folder of fake programs and an environment that uses them.
 func fakes(t *testing.T, files map[string]string) (dir string, environ []string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -61,7 +59,7 @@ func fakes(t *testing.T, files map[string]string) (dir string, environ []string)
 	return dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "KEEP=", "MAKEFLAGS=", "LOAD_IMAGE=load")
 }
 
-// changes returns the commands that the stand-ins in dir have written down.
+// changes returns the commands that the fake programs in dir have recorded.
 func changes(t *testing.T, dir string) []string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(dir, "changes"))
@@ -71,7 +69,7 @@ func changes(t *testing.T, dir string) []string {
 	return strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' })
 }
 
-// clusterTest returns the program of the tests of package cluster.
+// clusterTest builds the test program of package cluster.
 func clusterTest(t *testing.T, root string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "cluster.test")
@@ -94,7 +92,7 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 	binary := clusterTest(t, root)
 	for name, row := range map[string]struct {
 		files   map[string]string
-		refuses string // a part of the error, "" when the tests start
+		problem string // a part of the error, "" when the tests start
 		deletes []string
 	}{
 		"nothing there":         {nil, "", nil},
@@ -121,9 +119,9 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 					t.Errorf("the cluster is not named:\n%s", said)
 				}
 				got := changes(t, dir)
-				if row.refuses != "" || args[0] == "-check" {
-					if len(got) > 0 || (err != nil) != (row.refuses != "") || !strings.Contains(string(said), row.refuses) {
-						t.Errorf("%v; %q; want no change, and %q:\n%s", err, got, row.refuses, said)
+				if row.problem != "" || args[0] == "-check" {
+					if len(got) > 0 || (err != nil) != (row.problem != "") || !strings.Contains(string(said), row.problem) {
+						t.Errorf("%v; %q; want no change, and %q:\n%s", err, got, row.problem, said)
 					}
 					return
 				}
@@ -161,7 +159,7 @@ func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
 				"pods":        `{"items":[{"metadata":{"name":"one"},"status":{"containerStatuses":[{"name":"web",` + row.status + `}]}}]}`,
 				"deployments": "azure: quota exceeded\ncats-api: \n",
 			})
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the tests wait for three
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the tests would wait for three
 			defer cancel()
 			cmd := exec.CommandContext(ctx, binary, "-test.run", "^$")
 			cmd.Dir, cmd.Env = filepath.Join(root, "e2e", "cluster"), environ
@@ -181,7 +179,7 @@ func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
 	}
 }
 
-func TestMakeClusterTestRefusesBeforeItBuilds(t *testing.T) {
+func TestMakeClusterTestChecksBeforeItBuilds(t *testing.T) {
 	root := checkout(t)
 	dir, environ := fakes(t, map[string]string{"docker-runs": "", "namespace-cats-api-test": `{"metadata":{"labels":{"team":"sre"}}}`})
 	cmd := exec.CommandContext(t.Context(), "make", "cluster-test")
@@ -191,11 +189,11 @@ func TestMakeClusterTestRefusesBeforeItBuilds(t *testing.T) {
 		t.Errorf("make returns %v:\n%s", err, said)
 	}
 	if got := changes(t, dir); len(got) > 0 {
-		t.Errorf("before it refused, it ran %q", got)
+		t.Errorf("before the check, it ran %q", got)
 	}
 }
 
-// Kubernetes completes the name of an image without a registry to docker.io/library/….
+// Kubernetes completes an image name without a registry with docker.io/library/.
 func TestMakeImagesUsesTheNamesInManifests(t *testing.T) {
 	root := checkout(t)
 	var inManifests []string
