@@ -41,7 +41,7 @@ func exitCode(e *client.Error) int {
 		return exitUsage
 	case "exists", client.CodeConflict:
 		return exitPrecondition
-	case client.CodeUnexpectedAnswer, "no_such_path", "no_such_upload", "archived", "immutable", "leased", "rejected_by_storage":
+	case client.CodeUnexpectedResponse, "no_such_path", "no_such_upload", "archived", "immutable", "leased", "rejected_by_storage":
 		return exitOther // although the status is 404 or 409
 	}
 	switch e.Status {
@@ -88,7 +88,7 @@ func hintFor(e *client.Error) string {
 		return "try cats --help"
 	case e.Code == "exists":
 		return "--force replaces it"
-	case e.Code == "no_such_path", e.Code == client.CodeUnexpectedAnswer && e.Status != 0 && !e.Temporary():
+	case e.Code == "no_such_path", e.Code == client.CodeUnexpectedResponse && e.Status != 0 && !e.Temporary():
 		return "is --server right?"
 	case e.Code == client.CodeUnreachable && op != nil && op.Op == "dial":
 		return "is it running? make run starts one on this machine; --server or CATS_SERVER names another"

@@ -34,7 +34,7 @@ func parseURL(field, text string) (*url.URL, error) {
 	default:
 		return u, nil
 	}
-	return nil, newError(CodeUnexpectedAnswer, "the service sent a %s that %s", field, detail)
+	return nil, newError(CodeUnexpectedResponse, "the service sent a %s that %s", field, detail)
 }
 
 // checkOrigin returns an error unless the upload URL has the scheme, host and port of the storage origin that the service names.
@@ -48,7 +48,7 @@ func checkOrigin(upload, storage string) error {
 		return err
 	}
 	if origin(got) != origin(want) {
-		return newError(CodeUnexpectedAnswer,
+		return newError(CodeUnexpectedResponse,
 			"the service sent an upload_url at %s, but its storage_origin is %s; nothing was uploaded", origin(got), origin(want))
 	}
 	return nil

@@ -96,20 +96,20 @@ var errStalled = fmt.Errorf("no byte was transferred for %v", stallTimeout)
 // stallTimeout. The network sends a request body between the calls of Read, and receives a response body within them.
 type stallReader struct {
 	io.ReadCloser
-	timer    *time.Timer
-	cancel   context.CancelCauseFunc
-	answered *http.Request // of a response body; nil for a request body
+	timer   *time.Timer
+	cancel  context.CancelCauseFunc
+	request *http.Request // of a response body; nil for a request body
 }
 
-func newStallReader(body io.ReadCloser, cancel context.CancelCauseFunc, answered *http.Request) *stallReader {
+func newStallReader(body io.ReadCloser, cancel context.CancelCauseFunc, request *http.Request) *stallReader {
 	timer := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
 	timer.Stop() // until Read
-	return &stallReader{body, timer, cancel, answered}
+	return &stallReader{body, timer, cancel, request}
 }
 
 // Read implements [io.Reader]. An error of a response body is an [*Error], unless it is [io.EOF].
 func (s *stallReader) Read(p []byte) (int, error) {
-	if s.answered == nil {
+	if s.request == nil {
 		s.timer.Stop()
 		n, err := s.ReadCloser.Read(p)
 		if err == nil {
@@ -121,8 +121,8 @@ func (s *stallReader) Read(p []byte) (int, error) {
 	n, err := s.ReadCloser.Read(p)
 	s.timer.Stop()
 	if err != nil && err != io.EOF { //nolint:errorlint // as io.ReadAll
-		e := requestError(s.answered, err)
-		e.noAnswer = true
+		e := requestError(s.request, err)
+		e.noResponse = true
 		err = e
 	}
 	return n, err
@@ -131,7 +131,7 @@ func (s *stallReader) Read(p []byte) (int, error) {
 // Close implements [io.Closer]. It ends the request if s is the body of the response.
 func (s *stallReader) Close() error {
 	s.timer.Stop()
-	if s.answered != nil {
+	if s.request != nil {
 		defer s.cancel(nil)
 	}
 	return s.ReadCloser.Close()

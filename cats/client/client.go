@@ -44,8 +44,8 @@ type Options struct {
 	// Token is a bearer token (RFC 6750) without the word Bearer. If it is empty, requests are anonymous.
 	Token string
 
-	// AllowPlainHTTP permits to send Token over plain HTTP to another machine. Loopback addresses, localhost and names below
-	// .localhost need no permission.
+	// AllowPlainHTTP lets the client send Token over plain HTTP to another machine. It may always send it to loopback addresses,
+	// localhost and names below .localhost.
 	AllowPlainHTTP bool
 
 	// MaxRetries is the number of times that a failed request is repeated. Only temporary errors are retried, and only where a
@@ -57,8 +57,7 @@ type Options struct {
 	// starts a direct upload again because the previous one has expired.
 	OnRetry func(err *Error, wait time.Duration)
 
-	// Transport sends the requests. The default uses the proxy of the environment, except for this machine, and waits 5 minutes
-	// for the header of a response.
+	// Transport sends the requests. The default uses the proxy of the environment, except for this machine.
 	Transport http.RoundTripper
 }
 
@@ -96,7 +95,7 @@ func New(baseURL string, opts Options) (*Client, error) {
 }
 
 func defaultTransport() *http.Transport {
-	t := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // documented by net/http
+	t := http.DefaultTransport.(*http.Transport).Clone() // as net/http documents
 	t.MaxIdleConnsPerHost = parallelBlocks
 	t.DisableCompression = true
 	t.ResponseHeaderTimeout = 5 * time.Minute
@@ -113,7 +112,7 @@ func (c *Client) send(ctx context.Context, method, target string, header http.He
 	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		cancel(nil)
-		return nil, newError(CodeUnexpectedAnswer, "the service sent a URL that is invalid")
+		return nil, newError(CodeUnexpectedResponse, "the service sent a URL that is invalid")
 	}
 	req.Header = header
 	if b != nil && b.size != 0 {
@@ -124,7 +123,7 @@ func (c *Client) send(ctx context.Context, method, target string, header http.He
 	if err != nil {
 		defer cancel(nil)
 		e := requestError(req, err)
-		e.noAnswer = connected.Load() // otherwise nothing was sent
+		e.noResponse = connected.Load() // otherwise nothing was sent
 		return nil, e
 	}
 	resp.Body = newStallReader(resp.Body, cancel, req)
@@ -161,7 +160,7 @@ func (c *Client) call(ctx context.Context, method, path string, header http.Head
 // answered, the error's outcome is unknown.
 func (c *Client) change(ctx context.Context, method, path string, header http.Header, b *body) ([]byte, error) {
 	text, err := c.call(ctx, method, path, header, b)
-	if e, ok := errors.AsType[*Error](err); ok && e.noAnswer && b.complete() {
+	if e, ok := errors.AsType[*Error](err); ok && e.noResponse && b.complete() {
 		e.Outcome = OutcomeUnknown
 	}
 	return text, err
@@ -179,7 +178,7 @@ func (c *Client) readOnce(ctx context.Context, method, path string, out any) err
 		return err
 	}
 	if err = json.Unmarshal(text, out); err != nil {
-		err = newError(CodeUnexpectedAnswer, "the response of %s is not as documented: %v", c.base, err)
+		err = newError(CodeUnexpectedResponse, "the response of %s is not as documented: %v", c.base, err)
 	}
 	return err
 }

@@ -289,7 +289,7 @@ func TestClientFollowsNoRedirect(t *testing.T) {
 		_, aboutErr := c.About(t.Context())
 		_, putErr := c.Put(t.Context(), "mia", iotest.DataErrReader(strings.NewReader("cat")), PutOptions{})
 		getErr := c.Download(t.Context(), Picture{URL: s.URL + "/blob"}, io.Discard, nil)
-		for err, code := range map[error]string{aboutErr: CodeUnexpectedAnswer, putErr: CodeUnexpectedAnswer, getErr: CodeStorage} {
+		for err, code := range map[error]string{aboutErr: CodeUnexpectedResponse, putErr: CodeUnexpectedResponse, getErr: CodeStorage} {
 			if e := wantError(t, err, code); e.Status != status {
 				t.Errorf("%v; want the status %d", err, status)
 			}
@@ -320,8 +320,8 @@ func TestPutUploadsDirectly(t *testing.T) {
 		"elsewhere":       {resume: &Upload{URL: "http://other.example/blob?sig=old"}, commit: "new", sent: 3},
 		"expired":         {resume: &Upload{}, reject: "old", status: 403, commit: "new", sent: 3},
 		"redirected":      {reject: "new", status: 307, code: CodeStorage},
-		"new, elsewhere":  {at: "http://other.example", code: CodeUnexpectedAnswer},
-		"new, forged":     {at: "http://secret@other.example", code: CodeUnexpectedAnswer},
+		"new, elsewhere":  {at: "http://other.example", code: CodeUnexpectedResponse},
+		"new, forged":     {at: "http://secret@other.example", code: CodeUnexpectedResponse},
 	} {
 		stored := map[string]string{}
 		expires := time.Now().Add(time.Hour).Truncate(time.Second)

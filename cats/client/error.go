@@ -17,15 +17,15 @@ import (
 
 // Codes of errors that the client itself found. All other codes are those of the service; see its API reference.
 const (
-	CodeInterrupted      = "interrupted"       // the context ended; errors.Is finds its cause
-	CodeUnreachable      = "unreachable"       // no connection, no whole response, or no trust in the certificate
-	CodeUnexpectedAnswer = "unexpected_answer" // a response that no cats-api sends, perhaps of another program
-	CodeStorage          = "storage"           // storage rejected a request; Status is that of storage
-	CodeUploadExpired    = "upload_expired"    // a direct upload took longer than its upload URL is valid
-	CodeTooLarge         = "too_large"         // the picture is larger than the service accepts; nothing was sent
-	CodeDigestMismatch   = "digest_mismatch"   // the downloaded bytes are not those of the stored picture
-	CodeConflict         = "conflict"          // the picture was replaced during the download
-	CodeBody             = "body"              // the picture could not be read; errors.As finds the reader's error
+	CodeInterrupted        = "interrupted"       // the context ended; errors.Is finds its cause
+	CodeUnreachable        = "unreachable"       // no connection, no whole response, or no trust in the certificate
+	CodeUnexpectedResponse = "unexpected_answer" // a response that no cats-api sends, perhaps of another program
+	CodeStorage            = "storage"           // storage rejected a request; Status is that of storage
+	CodeUploadExpired      = "upload_expired"    // a direct upload took longer than its upload URL is valid
+	CodeTooLarge           = "too_large"         // the picture is larger than the service accepts; nothing was sent
+	CodeDigestMismatch     = "digest_mismatch"   // the downloaded bytes are not those of the stored picture
+	CodeConflict           = "conflict"          // the picture was replaced during the download
+	CodeBody               = "body"              // the picture could not be read; errors.As finds the reader's error
 )
 
 // Values of [Error.Outcome].
@@ -50,9 +50,9 @@ type Error struct {
 	// RetryAfter is the wait that the response asks for; 0 if it has no Retry-After, or one that is not in seconds.
 	RetryAfter time.Duration `json:"-"`
 
-	temporary bool
-	noAnswer  bool // the service may have received the request, and has not answered it
-	cause     error
+	temporary  bool
+	noResponse bool // the service may have received the request, and has not answered it
+	cause      error
 }
 
 // Error returns the detail and the ID of the request.
@@ -133,10 +133,10 @@ func (c *Client) problem(resp *http.Response, text []byte) *Error {
 		e.temporary = slices.Contains(temporary, e.Status)
 		return e
 	}
-	e = newError(CodeUnexpectedAnswer, "%s answered %s, but not as a cats-api does", c.base, resp.Status)
+	e = newError(CodeUnexpectedResponse, "%s answered %s, but not as a cats-api does", c.base, resp.Status)
 	e.Status = resp.StatusCode
 	e.temporary = slices.Contains([]int{502, 503, 504}, e.Status)
-	e.noAnswer = e.Status != 413 && e.Status != 429 // which proxies send themselves
+	e.noResponse = e.Status != 413 && e.Status != 429 // which proxies send themselves
 	return e
 }
 

@@ -51,7 +51,7 @@ type LinkOptions struct {
 	Download string // file name under which a browser saves the picture; by default it displays the picture
 }
 
-// Link returns the metadata of user's picture, and a signed URL. Everybody who has the URL can read the picture until it expires.
+// Link returns the metadata of user's picture, and a signed URL. The URL is enough to read the picture until it expires.
 func (c *Client) Link(ctx context.Context, user string, opts LinkOptions) (p Picture, err error) {
 	query := url.Values{}
 	if opts.TTL != "" {
@@ -171,9 +171,9 @@ func (o PutOptions) header() http.Header {
 // Put stores picture as the picture of user and returns its metadata. It replaces the stored picture as a whole, or not at all.
 //
 // If picture implements [io.ReaderAt] and [io.Seeker], as [os.File] and [bytes.Reader] do, Put reads it from the current offset
-// to the end, more than once: it sends a digest, can repeat requests, and uploads directly to storage what is larger than the
-// service accepts. Put sends any other reader once, in chunks, through the service. If ctx ends while such a reader blocks, Put
-// returns, and a goroutine remains in Read.
+// to the end, more than once. It sends a digest, can repeat requests, and uploads a picture directly to storage if the service
+// does not accept its size. Put sends any other reader once, in chunks, through the service. If ctx ends while such a reader
+// blocks, Put returns, and a goroutine remains in Read.
 //
 // Put repeats a request of unknown outcome if it can. If a precondition then fails, because the first request was executed, Put
 // compares size and MD5 of the stored picture and returns no error if they are equal.
@@ -250,14 +250,14 @@ func decodeStored(text []byte) (p Picture, err error) {
 		_, err = parseURL("picture_url", p.URL)
 	}
 	if err != nil {
-		err = newError(CodeUnexpectedAnswer, "the picture is stored, but the response is not as documented: %v", err)
+		err = newError(CodeUnexpectedResponse, "the picture is stored, but the response is not as documented: %v", err)
 	}
 	return p, err
 }
 
 // Delete deletes the picture of user. If ifMatch is not empty, it does so only if the picture has this ETag.
 //
-// Delete does not repeat a request of unknown outcome: somebody may have stored another picture by then.
+// Delete does not repeat a request of unknown outcome, because another client may have stored another picture by then.
 func (c *Client) Delete(ctx context.Context, user, ifMatch string) error {
 	return c.retry(ctx, func() (bool, error) {
 		_, err := c.change(ctx, http.MethodDelete, catPath(user), PutOptions{IfMatch: ifMatch}.header(), nil)

@@ -28,7 +28,7 @@ type Upload struct {
 	User      string    `json:"user"`
 	Size      int64     `json:"size"` // of the picture in bytes
 	ID        string    `json:"id"`
-	URL       string    `json:"upload_url"`           // a credential: everybody who has it can write the staged blob
+	URL       string    `json:"upload_url"`           // a credential for the staged blob
 	ExpiresAt time.Time `json:"expires_at"`           // of the URL
 	BlockSize int64     `json:"block_size,omitempty"` // in bytes; 0 if the picture is sent in one request
 	Sent      []int64   `json:"sent,omitempty"`       // numbers of the blocks that storage has, from 0; [0] after one request
@@ -101,7 +101,7 @@ func (c *Client) continueUpload(ctx context.Context, u *Upload, src content, opt
 	if u.BlockSize > 0 {
 		err = s.blocks(ctx, slices.Clone(u.Sent))
 	} else if len(u.Sent) == 0 {
-		// Storage rejects a second write of the staged blob. If the first one had no answer, it has arrived; the commit tells.
+		// Storage rejects a second write of the staged blob. If the first one had no response, it has arrived; the commit tells.
 		err = s.block(ctx, 0, u.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, func(e *Error) bool {
 			return e.Status == http.StatusForbidden || e.Status == http.StatusConflict
 		})

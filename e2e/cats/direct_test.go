@@ -1,136 +1,130 @@
 package cats
 
 import (
-	"bytes"
+	"encoding/json"
+	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
-	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
 
-func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
+// storageProxy is a proxy to storage that counts the blocks of uploads.
+type storageProxy struct {
+	sync.Mutex
+	blocks map[string]int // acknowledged, by ID; "" is an upload in one request
+	open   int            // requests that are forwarded
+	stopAt int            // number of blocks after which requests hang; 0 for none
+	abort  bool           // the next block
+}
+
+func (p *storageProxy) serve(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	p.Lock()
+	defer p.Unlock()
+	switch hang := p.stopAt > 0 && len(p.blocks) >= p.stopAt; {
+	case r.Method != http.MethodPut || r.URL.Query().Get("comp") == "blocklist":
+	case hang:
+		p.Unlock()
+		defer p.Lock()
+		_, _ = io.Copy(io.Discard, r.Body) // until the client closes the connection
+		<-r.Context().Done()
+		return
+	case p.abort:
+		p.abort = false
+		harness.Abort(w, r, healthy)
+	default:
+		p.open++
+		defer func() {
+			p.open--
+			p.blocks[r.URL.Query().Get("blockid")]++
+		}()
+	}
+	p.Unlock()
+	defer p.Lock()
+	healthy.ServeHTTP(w, r)
+}
+
+// want checks that this many blocks have arrived, each once, and forgets them.
+func (p *storageProxy) want(t *testing.T, blocks int) {
+	t.Helper()
+	p.Lock()
+	defer p.Unlock()
+	for id, n := range p.blocks {
+		if n != 1 {
+			t.Errorf("block %q has arrived %d times", id, n)
+		}
+	}
+	if len(p.blocks) != blocks || p.abort {
+		t.Errorf("%d blocks have arrived; want %d; the fault is left: %v", len(p.blocks), blocks, p.abort)
+	}
+	clear(p.blocks)
+}
+
+func TestCatsContinuesDirectUpload(t *testing.T) {
 	t.Parallel()
 	harness.NeedStack(t)
-	const blocks = 9 // of 8 MiB each, but the last
-	const size = 65 << 20
-	var mu sync.Mutex
-	arrived := map[string]int{} // blocks that storage has acknowledged, and "" for what was sent in one piece
-	stopAt, failOnce, flying := 0, false, 0
-	links := harness.FaultProxy(t, harness.Stack(t).FrontURL, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		if r.Method != http.MethodPut || r.URL.Query().Get("comp") == "blocklist" {
-			healthy.ServeHTTP(w, r)
-			return
-		}
-		mu.Lock()
-		stop := stopAt > 0 && len(arrived) >= stopAt
-		fails := failOnce
-		failOnce = false
-		if !stop {
-			flying++
-		}
-		mu.Unlock()
-		switch {
-		case stop:
-			_, _ = io.Copy(io.Discard, r.Body) // until whoever asked has gone
-			<-r.Context().Done()
-			return
-		case fails:
-			mu.Lock()
-			flying--
-			mu.Unlock()
-			harness.Abort(w, r, healthy)
-		case r.Header.Get("Content-MD5") == "":
-			t.Error("a block without its Content-MD5")
-		}
-		healthy.ServeHTTP(w, r)
-		mu.Lock()
-		defer mu.Unlock()
-		flying--
-		arrived[r.URL.Query().Get("blockid")]++
-	})
+	const size, blocks = 65 << 20, 9 // of 8 MiB, but the last
+	proxy := &storageProxy{blocks: map[string]int{}, stopAt: 3}
 	small := map[string]string{"MAX_PICTURE_SIZE": "1MiB"}
-	sys := harness.StartDirect(t, stack.SystemOptions{FrontendEnv: small, SignerEnv: harness.Merge(small, map[string]string{"LINK_BASE_URL": links})})
-	// storage has requests stop or fail from here on, and forget what has arrived.
-	storage := func(stop int, fail bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		stopAt, failOnce = stop, fail
-		if stop == 0 && !fail {
-			clear(arrived)
-		}
-	}
-	has := func() map[string]int {
-		mu.Lock()
-		defer mu.Unlock()
-		return maps.Clone(arrived)
-	}
-	harness.Put(t, sys, "mia", harness.Cat)
+	proxied := map[string]string{"LINK_BASE_URL": harness.FaultProxy(t, harness.Stack(t).FrontURL, proxy.serve)}
+	sys := harness.StartDirect(t, stack.SystemOptions{FrontendEnv: small, SignerEnv: harness.Merge(small, proxied)})
 	s := newShell(t, sys.URL)
-	sparse := func(name string) {
-		s.write(name, harness.Cat)
-		if err := os.Truncate(filepath.Join(s.dir, name), size); err != nil {
+	sparse := func() {
+		s.write("large.png", harness.Cat)
+		if err := os.Truncate(filepath.Join(s.dir, "large.png"), size); err != nil {
 			t.Fatal(err)
 		}
 	}
-	sparse("large.png")
+	cats := func(code, wantBlocks, wantSaved int, args ...string) exited {
+		t.Helper()
+		got := s.cats(args...).want(t, code)
+		proxy.want(t, wantBlocks)
+		if saved := s.files(savedUploads); len(saved) != wantSaved {
+			t.Errorf("%q: saved uploads: %q; want %d", args, saved, wantSaved)
+		}
+		return got
+	}
+	sparse()
 
-	// Interrupted, and again by one that has nothing to say any more.
-	storage(3, false)
-	under := make(chan struct{})
-	go func() { // until the command has kept each that has arrived, and a line before them
-		defer close(under)
-		for t.Context().Err() == nil {
-			text := []byte(nil)
-			if kept := s.kept(); len(kept) == 1 {
-				text, _ = os.ReadFile(kept[0])
+	// The first command is interrupted when all blocks that have arrived are saved. The second one also meets a fault.
+	s.run(s.command("put", "mia", "large.png"), func(p *os.Process) {
+		harness.Eventually(t, func() error {
+			proxy.Lock()
+			defer proxy.Unlock()
+			var document struct{ Upload struct{ Sent []int64 } }
+			files := s.files(savedUploads)
+			if len(files) != 1 {
+				return errors.New("no upload is saved")
 			}
-			mu.Lock()
-			settled := len(arrived) >= stopAt && flying == 0 && bytes.Count(text, []byte("\n")) == len(arrived)+1
-			mu.Unlock()
-			if settled {
-				return
+			path := filepath.Join(s.dir, "cache", "cats", files[0])
+			text, err := os.ReadFile(path)
+			info, statErr := os.Stat(path)
+			if err := errors.Join(err, statErr, json.Unmarshal(text, &document)); err != nil {
+				return err
 			}
-			time.Sleep(20 * time.Millisecond)
-		}
-	}()
-	s.interrupts(under, nil, "put", "mia", "large.png").want(t, bySignal, "interrupted", "the same command goes on from there until")
-	if !bytes.Equal(harness.Served(t, sys, "mia"), harness.Cat) {
-		t.Error("the picture was changed")
-	}
-	kept := s.kept()
-	if len(kept) != 1 {
-		t.Fatalf("kept: %q", kept)
-	}
-	if info, err := os.Stat(kept[0]); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("what is kept is %v, %v; want 0600", info.Mode(), err)
-	}
-	if n := len(has()); n < 3 || n == blocks {
-		t.Fatalf("%d blocks have arrived", n)
-	}
-	storage(0, true)
+			if n := len(document.Upload.Sent); n < 3 || n == blocks || n != len(proxy.blocks) || proxy.open > 0 || info.Mode().Perm() != 0o600 {
+				return errors.New("not all blocks are saved, or others can read the upload URL")
+			}
+			return nil
+		})
+		_ = p.Signal(syscall.SIGINT)
+	}).want(t, bySignal, "interrupted", "the same command continues the upload")
+	harness.Do(t, "GET", sys.URL+"/cat/mia", "", nil).Want(t, 404)
+	proxy.Lock()
+	proxy.stopAt, proxy.abort = 0, true
+	proxy.Unlock()
 	s.cats("put", "mia", "large.png", "--quiet").want(t, 0)
-	for id, n := range has() {
-		if n != 1 {
-			t.Errorf("the block %s has arrived %d times", id, n)
-		}
-	}
-	if len(has()) != blocks || len(s.kept()) > 0 {
-		t.Errorf("%d blocks have arrived; kept: %q", len(has()), s.kept())
-	}
 	got := harness.Do(t, "GET", sys.URL+"/cat/mia", "", nil).Want(t, 200)
 	if got.Field(t, "size") != float64(size) || got.Field(t, "content_md5") == nil {
 		t.Errorf("the picture is %s", got.Body)
 	}
-	s.cats("get", "mia", "copy.png").want(t, 0)
+	cats(0, blocks, 0, "get", "mia", "copy.png")
 	copied, err := os.Open(filepath.Join(s.dir, "copy.png"))
 	if err != nil {
 		t.Fatal(err)
@@ -140,35 +134,18 @@ func TestTheCommandGoesStraightToStorageAndGoesOnWhereItWas(t *testing.T) {
 		t.Error(err)
 	}
 
-	// A condition that does not hold costs no second upload; another file is another upload.
-	storage(0, false)
-	s.cats("put", "mia", "large.png", "--create").want(t, 6, "need not send it again")
-	if len(has()) != blocks || len(s.kept()) != 1 {
-		t.Fatalf("%d blocks have arrived; kept: %q", len(has()), s.kept())
-	}
-	storage(0, false)
-	s.cats("put", "mia", "large.png").want(t, 0)
-	if len(has()) != 0 || len(s.kept()) > 0 {
-		t.Errorf("%d blocks have arrived; kept: %q", len(has()), s.kept())
-	}
-	s.cats("put", "mia", "large.png", "--create").want(t, 6)
-	storage(0, false)
-	sparse("large.png") // at another time
-	s.cats("put", "mia", "large.png").want(t, 0)
-	if len(has()) != blocks || len(s.kept()) > 0 {
-		t.Errorf("of a file that has changed, %d blocks have arrived; kept: %q", len(has()), s.kept())
-	}
+	// After a failed precondition the blocks are not sent again, unless the file has changed.
+	cats(6, blocks, 1, "put", "mia", "large.png", "--create").want(t, 6, "does not send them again")
+	cats(0, 0, 0, "put", "mia", "large.png")
+	cats(6, blocks, 1, "put", "mia", "large.png", "--create")
+	sparse()
+	cats(0, blocks, 0, "put", "mia", "large.png")
 
-	// In one piece, and what is no picture.
-	storage(0, false)
+	// In one request, and a file that is no picture.
 	s.write("middle.png", harness.Picture(2<<20, 'm'))
-	s.cats("put", "mia", "middle.png").want(t, 0)
-	s.write("text.png", bytes.Repeat([]byte("no picture"), 200<<10))
-	s.cats("put", "mia", "text.png").want(t, 4)
-	if diff := cmp.Diff(map[string]int{"": 2}, has()); diff != "" || len(s.kept()) > 0 {
-		t.Errorf("arrived: %s; kept: %q", diff, s.kept())
-	}
-	if !bytes.Equal(harness.Served(t, sys, "mia"), harness.Picture(2<<20, 'm')) {
-		t.Error("another picture is there")
-	}
+	cats(0, 1, 0, "put", "mia", "middle.png")
+	s.write("text.png", make([]byte, 2<<20))
+	cats(4, 1, 0, "put", "mia", "text.png")
+	cats(0, 0, 0, "get", "mia", "last.png")
+	s.holds("last.png", harness.Picture(2<<20, 'm'))
 }
