@@ -73,7 +73,7 @@ var settingInHelp = regexp.MustCompile(`(?m)^  ([A-Z][A-Z0-9_]+)`)
 
 // settingsOf returns the names of the settings in the --help of a program.
 func settingsOf(ctx context.Context, program string) ([]string, error) {
-	help, err := exec.CommandContext(ctx, program, "--help").Output() //nolint:gosec // built by local
+	help, err := exec.CommandContext(ctx, program, "--help").Output()
 	if err != nil {
 		return nil, fmt.Errorf("running %s --help: %w", program, err)
 	}

@@ -93,7 +93,7 @@ func (l *local) run(ctx context.Context) error {
 	return errors.Join(err, l.stop())
 }
 
-// prepare installs and builds what is missing.
+// prepare installs Azurite and builds the programs.
 func (l *local) prepare(ctx context.Context) error {
 	if l.cfg.AccountURL == "" {
 		if err := stack.CheckNode(ctx); err != nil {
@@ -226,18 +226,13 @@ func (l *local) stop() error {
 	l.mu.Lock()
 	l.following = false
 	l.mu.Unlock()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+	ctx, kill := context.WithCancel(context.Background())
+	defer kill()
 	again := make(chan os.Signal, 1)
-	defer signal.Stop(again)
-	listen := time.AfterFunc(secondSignal, func() { signal.Notify(again, stopSignals...) })
-	defer listen.Stop()
+	time.AfterFunc(secondSignal, func() { signal.Notify(again, stopSignals...) })
 	go func() {
-		select {
-		case <-again:
-			cancel()
-		case <-ctx.Done():
-		}
+		<-again
+		kill()
 	}()
 	return l.step(ctx, "stopping (Ctrl-C again kills)", func() error {
 		var errs []error

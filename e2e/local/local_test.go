@@ -25,11 +25,18 @@ import (
 	"cats.example/local/stack"
 )
 
-// localBinaries returns a folder with bin/local, where it puts the other programs that it builds.
+// buildEnv makes the result of a build independent of its folder, so that bin/local finds the programs of localBinaries up to date.
+var buildEnv = append(os.Environ(), "GOFLAGS=-trimpath -buildvcs=false", "GOWORK=off")
+
+// localBinaries returns a folder with bin/local and the programs that it builds.
 var localBinaries = sync.OnceValues(func() (string, error) {
 	dir := harness.Root("bin", "e2e-local")
-	if out, err := exec.Command("go", "-C", harness.Root("local"), "build", "-o", filepath.Join(dir, "local"), ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building local: %w\n%s", err, out)
+	for _, program := range []string{"local", "signer", "frontend", "cats"} {
+		build := exec.Command("go", "-C", harness.Root(program), "build", "-o", filepath.Join(dir, program), ".")
+		build.Env = buildEnv
+		if out, err := build.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
+		}
 	}
 	return dir, nil
 })
@@ -60,7 +67,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		t.Fatal(err)
 	}
 	l := &localStack{dir: t.TempDir(), ready: make(chan struct{}), ended: make(chan struct{})}
-	for _, name := range []string{"frontend", "k8s", "local", "shared", "signer"} {
+	for _, name := range []string{"cats", "frontend", "k8s", "local", "shared", "signer"} {
 		if err := os.Symlink(filepath.Join(root, name), filepath.Join(l.dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -69,7 +76,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("bin/local") //nolint:noctx // stopped by a signal
-	cmd.Dir, cmd.Env = l.dir, os.Environ()
+	cmd.Dir, cmd.Env = l.dir, slices.Clone(buildEnv)
 	for variable, address := range map[string]*string{
 		"FRONTEND_PORT": &l.frontend, "FRONTEND_OPS_PORT": &l.frontendOps, "SIGNER_PORT": &l.signer, "SIGNER_OPS_PORT": &l.signerOps,
 		"STORAGE_PORT": &l.front, "PROMETHEUS_PORT": &l.prometheus,

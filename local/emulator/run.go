@@ -189,7 +189,7 @@ func ops(ca *stack.CA, ready *atomic.Bool) http.Handler {
 	return mux
 }
 
-// hosts returns the allowed host names, including those that the pods of the cluster use.
+// hosts returns the allowed host names: AllowedHosts and the names that the cluster's pods use.
 func (c settings) hosts() (httpserver.Settings, error) {
 	s := httpserver.Settings{AllowedHosts: append(slices.Clone(c.AllowedHosts), httpserver.HostName(c.IssuerHost))}
 	for name, value := range map[string]string{"STORAGE_URL": c.StorageURL, "TRUST_URL": c.TrustURL} {

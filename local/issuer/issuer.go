@@ -3,6 +3,7 @@
 package issuer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -61,9 +62,8 @@ type Issuer struct {
 	key *rsa.PrivateKey
 	mux *http.ServeMux
 
-	lifetime atomic.Int64
-	issued   atomic.Int64
-	wrapped  atomic.Pointer[http.Handler]
+	issued  atomic.Int64
+	wrapped atomic.Pointer[http.Handler]
 
 	mu       sync.Mutex
 	verifier *oidc.IDTokenVerifier // nil until cfg.Issuer has answered
@@ -84,21 +84,12 @@ func New(cfg Config) (*Issuer, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.Lifetime = cmp.Or(cfg.Lifetime, time.Hour)
 	i := &Issuer{cfg: cfg, key: key, mux: http.NewServeMux()}
-	i.SetLifetime(cfg.Lifetime)
 	i.mux.HandleFunc("GET /{tenant}/v2.0/.well-known/openid-configuration", i.configuration)
-	i.mux.HandleFunc("GET /{tenant}/discovery/v2.0/keys", i.keys)
 	i.mux.HandleFunc("POST /{tenant}/oauth2/v2.0/token", i.token)
 	i.Use(nil)
 	return i, nil
-}
-
-// SetLifetime sets the lifetime of later access tokens; 0 means 1 h.
-func (i *Issuer) SetLifetime(d time.Duration) {
-	if d == 0 {
-		d = time.Hour
-	}
-	i.lifetime.Store(int64(d))
 }
 
 // Use wraps the issuer in middleware, for tests of a slow or broken issuer. It replaces the middleware of an earlier call; nil removes it.
@@ -123,24 +114,11 @@ func (i *Issuer) configuration(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	base := "https://" + r.Host + "/" + i.cfg.Tenant
-	writeJSON(w, http.StatusOK, map[string]any{
-		"issuer":                                base + "/v2.0",
-		"authorization_endpoint":                base + "/oauth2/v2.0/authorize",
-		"token_endpoint":                        base + "/oauth2/v2.0/token",
-		"jwks_uri":                              base + "/discovery/v2.0/keys",
-		"token_endpoint_auth_methods_supported": []string{"private_key_jwt"},
-		"response_types_supported":              []string{"code"},
-		"subject_types_supported":               []string{"pairwise"},
-		"id_token_signing_alg_values_supported": []string{string(jose.RS256)},
+	writeJSON(w, http.StatusOK, map[string]string{ // the parts that MSAL requires
+		"issuer":                 base + "/v2.0",
+		"authorization_endpoint": base + "/oauth2/v2.0/authorize",
+		"token_endpoint":         base + "/oauth2/v2.0/token",
 	})
-}
-
-func (i *Issuer) keys(w http.ResponseWriter, r *http.Request) {
-	if r.PathValue("tenant") != i.cfg.Tenant {
-		i.reject(w, r, "", unknownTenant(r.PathValue("tenant")))
-		return
-	}
-	writeJSON(w, http.StatusOK, publicKeys(i.key))
 }
 
 func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
@@ -150,15 +128,14 @@ func (i *Issuer) token(w http.ResponseWriter, r *http.Request) {
 		i.reject(w, r, subject, failed)
 		return
 	}
-	lifetime := time.Duration(i.lifetime.Load())
-	token, err := i.AccessToken(lifetime)
+	token, err := i.AccessToken(i.cfg.Lifetime)
 	if err != nil {
 		i.reject(w, r, subject, &tokenError{http.StatusInternalServerError, "server_error", 90000, err.Error()})
 		return
 	}
 	i.issued.Add(1)
-	i.cfg.Log.InfoContext(r.Context(), "token exchange", "subject", subject, "outcome", "issued", "lifetime", lifetime.String())
-	seconds := int64(lifetime / time.Second)
+	i.cfg.Log.InfoContext(r.Context(), "token exchange", "subject", subject, "outcome", "issued", "lifetime", i.cfg.Lifetime.String())
+	seconds := int64(i.cfg.Lifetime / time.Second)
 	writeJSON(w, http.StatusOK, map[string]any{
 		"token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds, "access_token": token,
 	})

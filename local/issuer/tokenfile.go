@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 )
@@ -53,31 +52,31 @@ func (f *TokenFile) Reset() error { return f.Set(f.valid) }
 
 // Run rotates the token until ctx is done. If a write fails, Run logs the error and tries again after a second.
 func (f *TokenFile) Run(ctx context.Context, log *slog.Logger) {
+	wait := f.rotation()
 	for {
-		f.mu.Lock()
-		wait := max(f.current.Lifetime*8/10, minRotation)
-		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
 		case <-f.changed:
+			wait = f.rotation()
 			continue
 		case <-time.After(wait):
 		}
-		for {
-			err := f.write()
-			if err == nil {
-				log.InfoContext(ctx, "federated token rotated", "lifetime", f.valid.Lifetime.String())
-				break
-			}
+		if err := f.write(); err != nil {
 			log.ErrorContext(ctx, "rotating the federated token failed", "error", err.Error())
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(time.Second):
-			}
+			wait = time.Second
+			continue
 		}
+		wait = f.rotation()
+		log.InfoContext(ctx, "federated token rotated", "next_rotation", wait.String())
 	}
+}
+
+// rotation returns the time after which the current token is replaced.
+func (f *TokenFile) rotation() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return max(f.current.Lifetime*8/10, minRotation)
 }
 
 // write replaces the file atomically.
@@ -88,17 +87,8 @@ func (f *TokenFile) write() error {
 	if err != nil {
 		return err
 	}
-	temp, err := os.CreateTemp(filepath.Dir(f.path), ".token-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("writing the federated token: %w", err)
-	}
-	defer func() { _ = os.Remove(temp.Name()) }() // fails after the rename
-	_, err = temp.WriteString(token)
-	if closed := temp.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(temp.Name(), f.path)
+	if err = os.WriteFile(f.path+".new", []byte(token), 0o600); err == nil {
+		err = os.Rename(f.path+".new", f.path)
 	}
 	if err != nil {
 		return fmt.Errorf("writing the federated token: %w", err)

@@ -55,25 +55,3 @@ func TestTokenFileRotatesBeforeTheExpiry(t *testing.T) {
 		}
 	})
 }
-
-func TestTokenFileCanBeInvalidAndReset(t *testing.T) {
-	cluster, _ := testCluster()
-	file, err := NewTokenFile(filepath.Join(t.TempDir(), "token"), cluster, valid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	invalid := file.Default()
-	invalid.Subject = "system:serviceaccount:cats:default"
-	if err := file.Set(invalid); err != nil {
-		t.Fatal(err)
-	}
-	if c := readToken(t, cluster, file); c.Subject != invalid.Subject {
-		t.Errorf("subject %q; want %q", c.Subject, invalid.Subject)
-	}
-	if err := file.Reset(); err != nil {
-		t.Fatal(err)
-	}
-	if c := readToken(t, cluster, file); c.Subject != testSubject {
-		t.Errorf("subject %q; want %q", c.Subject, testSubject)
-	}
-}

@@ -64,16 +64,12 @@ func readCA(file string) (*CA, error) {
 }
 
 // load reads the files. It returns an error unless the certificate is valid for names and for the next half of caLifetime.
-func (ca *CA) load(names []string) error {
-	root, err := os.ReadFile(ca.File)
-	if err != nil {
-		return err
-	}
+func (ca *CA) load(names []string) (err error) {
 	if ca.Leaf, err = tls.LoadX509KeyPair(ca.File, ca.KeyFile); err != nil {
 		return err
 	}
 	ca.Pool = x509.NewCertPool()
-	ca.Pool.AppendCertsFromPEM(root)
+	ca.Pool.AddCert(ca.Leaf.Leaf)
 	for _, name := range names {
 		if _, err := ca.Leaf.Leaf.Verify(x509.VerifyOptions{
 			DNSName: strings.Replace(name, "*", "any", 1), Roots: ca.Pool, CurrentTime: time.Now().Add(caLifetime / 2),

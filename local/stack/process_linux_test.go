@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -40,6 +41,11 @@ func TestChildEndsWithItsParent(t *testing.T) {
 	if gone(child) {
 		t.Fatal("the child does not run")
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = syscall.Kill(child, syscall.SIGKILL)
+		}
+	})
 	p.Kill() // the child has another process group
 	eventually(t, func() bool { return gone(child) })
 }

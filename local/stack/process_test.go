@@ -16,10 +16,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// serverScript announces a listener at OPS_ADDRESS, or at an address of its own, and exits with code 0 on SIGTERM.
+// serverScript announces LISTENERS at OPS_ADDRESS, by default the listener ops at an address of its own. It exits with code 0 on SIGTERM.
 const serverScript = `trap 'exit 0' TERM
-echo "{\"msg\": \"listening\", \"listener\": \"ops\", \"address\": \"${OPS_ADDRESS:-127.0.0.1:$$}\"}"
-while :; do sleep 60 & wait; done`
+for listener in ${LISTENERS:-ops}; do
+  echo "{\"msg\": \"listening\", \"listener\": \"$listener\", \"address\": \"${OPS_ADDRESS:-127.0.0.1:$$}\"}"
+done
+while :; do sleep 0.05; done`
 
 // newProcess returns a shell that runs script when it is started.
 func newProcess(t *testing.T, script string) *Process {

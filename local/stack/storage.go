@@ -11,7 +11,6 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
@@ -89,11 +88,11 @@ func newTransport(ca *CA) *http.Transport {
 // AllowPages sets CORS rules that let pages of all origins upload to the account and read from it.
 func (st *Storage) AllowPages(ctx context.Context) error {
 	_, err := st.Client.ServiceClient().SetProperties(ctx, &service.SetPropertiesOptions{CORS: []*service.CORSRule{{
-		AllowedOrigins:  to.Ptr("*"),
-		AllowedMethods:  to.Ptr("GET,HEAD,PUT"),
-		AllowedHeaders:  to.Ptr("content-type,content-md5,x-ms-*"),
-		ExposedHeaders:  to.Ptr("etag,content-md5,x-ms-*"),
-		MaxAgeInSeconds: to.Ptr[int32](3600),
+		AllowedOrigins:  new("*"),
+		AllowedMethods:  new("GET,HEAD,PUT"),
+		AllowedHeaders:  new("content-type,content-md5,x-ms-*"),
+		ExposedHeaders:  new("etag,content-md5,x-ms-*"),
+		MaxAgeInSeconds: new(int32(3600)),
 	}}})
 	if err != nil {
 		return fmt.Errorf("setting the account's CORS rules: %w", err)

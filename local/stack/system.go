@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"cats.example/local/issuer"
+	"cats.example/shared/telemetry"
 )
 
 const (
@@ -75,46 +76,66 @@ type System struct {
 
 // StartSystem starts a signer and a frontend and waits until both are ready. ctx limits the start only. [System.Close] or [Stack.Close]
 // stops them.
-func (s *Stack) StartSystem(ctx context.Context, opts SystemOptions) (_ *System, err error) {
+func (s *Stack) StartSystem(ctx context.Context, opts SystemOptions) (*System, error) {
 	opts.Container = cmp.Or(opts.Container, "cats")
 	opts.Dir = cmp.Or(opts.Dir, filepath.Join(s.opts.Dir, opts.Container))
 	opts.Frontend = cmp.Or(opts.Frontend, filepath.Join(s.opts.Root, "bin", "frontend"))
 	opts.Signer = cmp.Or(opts.Signer, filepath.Join(s.opts.Root, "bin", "signer"))
 	opts.StorageURL = cmp.Or(opts.StorageURL, s.Storage.URL)
 	opts.FederatedTokenLifetime = cmp.Or(opts.FederatedTokenLifetime, federatedLifetime)
-	sys := &System{Container: opts.Container, opts: opts, Storage: s.Storage}
+	sys := &System{Container: opts.Container, Storage: s.Storage, opts: opts}
+	return sys, sys.start(ctx, s)
+}
+
+// StartReal starts a signer and a frontend that use a real storage account, and waits until both are ready. opts.SignerEnv contains the
+// account and the identity. Dir, Frontend and Signer must be set.
+func StartReal(ctx context.Context, opts SystemOptions) (*System, error) {
+	sys := &System{opts: opts}
+	return sys, sys.start(ctx, nil)
+}
+
+// start starts the system on stack, which is nil for a real account.
+func (s *System) start(ctx context.Context, stack *Stack) (err error) {
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, sys.Close(context.WithoutCancel(ctx)))
-			return
+			err = errors.Join(err, s.Close(context.WithoutCancel(ctx)))
+		} else if stack != nil {
+			stack.onClose(s.Close)
 		}
-		s.onClose(sys.Close)
 	}()
-	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("creating the system's folder: %w", err)
+	if err := os.MkdirAll(filepath.Join(s.opts.Dir, "logs"), 0o700); err != nil {
+		return fmt.Errorf("creating the system's folder: %w", err)
 	}
-	authority, err := sys.startIdentity(ctx, s)
+	var identity map[string]string
+	if stack != nil {
+		if identity, err = s.identity(ctx, stack); err != nil {
+			return err
+		}
+	}
+	return s.startProcesses(ctx, identity)
+}
+
+// identity starts the token services and creates the container. It returns variables of the signer.
+func (s *System) identity(ctx context.Context, stack *Stack) (map[string]string, error) {
+	authority, err := s.startIssuer(ctx, stack)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Storage.CreateContainer(ctx, opts.Container); err != nil {
+	if err := s.Storage.CreateContainer(ctx, s.Container); err != nil {
 		return nil, err
 	}
-	authorities, err := sys.authorities(s.CA)
-	if err != nil {
-		return nil, err
-	}
-	return sys, sys.start(ctx, map[string]string{
+	authorities, err := s.authorities(stack.CA)
+	return map[string]string{
 		"AZURE_CLIENT_ID":            ClientID,
 		"AZURE_TENANT_ID":            TenantID,
-		"AZURE_FEDERATED_TOKEN_FILE": sys.Token.Path(),
+		"AZURE_FEDERATED_TOKEN_FILE": s.Token.Path(),
 		"AZURE_AUTHORITY_HOST":       authority,
-		"AZURE_STORAGE_ACCOUNT_URL":  opts.StorageURL,
+		"AZURE_STORAGE_ACCOUNT_URL":  s.opts.StorageURL,
 		"DISABLE_INSTANCE_DISCOVERY": "true",
-		"LINK_BASE_URL":              s.FrontURL,
+		"LINK_BASE_URL":              stack.FrontURL,
 		"SSL_CERT_FILE":              authorities,
-		"STORAGE_CONTAINER":          opts.Container,
-	})
+		"STORAGE_CONTAINER":          s.Container,
+	}, err
 }
 
 // authorities returns a file with the certificate of ca and those in SSL_CERT_FILE of SignerEnv. It removes SSL_CERT_FILE there.
@@ -138,21 +159,6 @@ func (s *System) authorities(ca *CA) (file string, err error) {
 	s.opts.SignerEnv = maps.Clone(s.opts.SignerEnv)
 	delete(s.opts.SignerEnv, "SSL_CERT_FILE")
 	return file, nil
-}
-
-// StartReal starts a signer and a frontend that use a real storage account, and waits until both are ready. opts.SignerEnv contains the
-// account and the identity. Dir, Frontend and Signer must be set.
-func StartReal(ctx context.Context, opts SystemOptions) (_ *System, err error) {
-	sys := &System{opts: opts}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, sys.Close(context.WithoutCancel(ctx)))
-		}
-	}()
-	if err := os.MkdirAll(filepath.Join(opts.Dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("creating the system's folder: %w", err)
-	}
-	return sys, sys.start(ctx, nil)
 }
 
 // Elsewhere returns a system that already runs in a cluster with the emulator, for tests that use its public API and inspect its storage.
@@ -200,13 +206,13 @@ func (s *System) Empty(ctx context.Context) error {
 	return err
 }
 
-// startIdentity starts the issuer and the rotation of the token file. It returns the issuer's URL.
-func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority string, err error) {
+// startIssuer starts the issuer and the rotation of the token file. It returns the issuer's URL.
+func (s *System) startIssuer(ctx context.Context, stack *Stack) (authority string, err error) {
 	if s.IssuerLog, err = newLog("issuer", filepath.Join(s.opts.Dir, "logs", "issuer.log"), s.opts.Follow); err != nil {
 		return "", err
 	}
 	s.onClose(func(context.Context) error { return s.IssuerLog.close() })
-	log := slog.New(slog.NewJSONHandler(s.IssuerLog, nil)).With("service.name", "issuer")
+	log := telemetry.NewLogger(s.IssuerLog, slog.LevelInfo, "issuer")
 
 	s.Token, err = issuer.NewTokenFile(filepath.Join(s.opts.Dir, "federated-token"), stack.Cluster, issuer.Federated{
 		Subject: Subject, Audience: issuer.Audience, Lifetime: s.opts.FederatedTokenLifetime,
@@ -242,8 +248,8 @@ func (s *System) startIdentity(ctx context.Context, stack *Stack) (authority str
 	return "https://" + l.Addr().String() + "/", nil
 }
 
-// start starts both processes. env are additional variables of the signer.
-func (s *System) start(ctx context.Context, env map[string]string) (err error) {
+// startProcesses starts signer and frontend. env are additional variables of the signer.
+func (s *System) startProcesses(ctx context.Context, env map[string]string) (err error) {
 	signerEnv := map[string]string{
 		"LISTEN_ADDRESS": loopbackAddress(s.opts.SignerPort),
 		"OPS_ADDRESS":    loopbackAddress(s.opts.SignerOpsPort),
@@ -287,6 +293,7 @@ func (s *System) start(ctx context.Context, env map[string]string) (err error) {
 	return s.WaitReady(ready)
 }
 
+// process returns a process. The variables in over replace those in env.
 func (s *System) process(name, path string, env, over map[string]string, listeners map[string]string) (*Process, error) {
 	log, err := newLog(name, filepath.Join(s.opts.Dir, "logs", name+".log"), s.opts.Follow)
 	if err != nil {
@@ -300,10 +307,7 @@ func (s *System) process(name, path string, env, over map[string]string, listene
 	for k, v := range over {
 		p.SetEnv(k, v)
 	}
-	s.onClose(func(ctx context.Context) error {
-		err := p.Stop(ctx)
-		return errors.Join(err, log.close())
-	})
+	s.onClose(func(ctx context.Context) error { return errors.Join(p.Stop(ctx), log.close()) })
 	return p, nil
 }
 
