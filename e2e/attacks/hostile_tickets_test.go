@@ -16,7 +16,7 @@ import (
 func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 	ticketOf := func(user string, size int) harness.UploadSession {
 		t.Helper()
-		a := h.say(t, call("POST", fmt.Sprintf("/v1/ticket?user=%s&size=%d", url.QueryEscape(user), size), known, ""))
+		a := h.say(t, call("POST", fmt.Sprintf("/v1/uploads?user=%s&size=%d", url.QueryEscape(user), size), known, ""))
 		text, _ := fieldOf(a, "upload_url").(string)
 		id, _ := fieldOf(a, "id").(string)
 		u, err := url.Parse(text)
@@ -40,7 +40,7 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 	}
 	commit := func(user, id, more string) harness.Response {
 		t.Helper()
-		return h.say(t, call("POST", "/v1/commit?user="+url.QueryEscape(user)+"&ticket="+url.QueryEscape(id)+more, known, ""))
+		return h.say(t, call("POST", "/v1/commit?user="+url.QueryEscape(user)+"&upload_id="+url.QueryEscape(id)+more, known, ""))
 	}
 	for _, user := range []string{"victim", "a b", "猫", "cats-api", "cats-api-upload-1-x", "?comp=list", "#", "%2e%2e", "a&sp=rwd", strings.Repeat("x", 128)} {
 		ticketOf(user, len(small))
@@ -50,12 +50,12 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 		"user=victim", "user=victim&size=", "user=victim&size=-1", "user=victim&size=0", "user=victim&size=1073741825", "user=victim&size=9223372036854775808",
 		"user=victim&size=1e3", "user=victim&size=1&size=2", "user=victim&user=x&size=1", "user=a%2Fb&size=1", "user=..&size=1", "size=1",
 	} {
-		if a := h.say(t, call("POST", "/v1/ticket?"+query, known, "")); a.StatusCode/100 != 4 {
+		if a := h.say(t, call("POST", "/v1/uploads?"+query, known, "")); a.StatusCode/100 != 4 {
 			t.Errorf("a ticket for %s: %d %.200s", query, a.StatusCode, a.Body)
 		}
 	}
 	// What nobody asks for is not listened to.
-	odd := h.say(t, call("POST", "/v1/ticket?user=victim&size=9&ttl_seconds=86400&permission=rwdl&container="+secretContainer+"&blob=victim%2Fcat&name=victim%2Fcat", known, ""))
+	odd := h.say(t, call("POST", "/v1/uploads?user=victim&size=9&ttl_seconds=86400&permission=rwdl&container="+secretContainer+"&blob=victim%2Fcat&name=victim%2Fcat", known, ""))
 	if text, _ := fieldOf(odd, "upload_url").(string); odd.StatusCode != 200 || strings.Contains(text, "victim") || strings.Contains(text, secretContainer) || !strings.Contains(text, "sp=c&") {
 		t.Errorf("%d %.200s", odd.StatusCode, odd.Body)
 	}
@@ -75,7 +75,7 @@ func (h *hostile) tickets(t *testing.T, small string, stored func(string)) {
 			t.Errorf("what was sent as mallory's, committed as that of %q: %d %.200s", other, a.StatusCode, a.Body)
 		}
 	}
-	for _, more := range []string{"&md5=00", "&md5=zz", "&if_match=x", "&if_none_match=%0d%0a", "&ticket=" + mine.ID, "&user=victim", "&if_match=%22never%22"} {
+	for _, more := range []string{"&md5=00", "&md5=zz", "&if_match=x", "&if_none_match=%0d%0a", "&upload_id=" + mine.ID, "&user=victim", "&if_match=%22never%22"} {
 		if a := commit("mallory", mine.ID, more); a.StatusCode/100 != 4 {
 			t.Errorf("a commit with %s: %d %.200s", more, a.StatusCode, a.Body)
 		}

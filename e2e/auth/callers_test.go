@@ -94,8 +94,8 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 		harness.SendAs(t, token, "PUT", api, harness.OtherPicture, contract, version).Want(t, status)
 		harness.SendAs(t, token, "DELETE", api, nil, contract, version).Want(t, status)
 		harness.SendAs(t, token, "GET", sys.SignerAPI+"/v1/link?user=mia", nil, contract, version).Want(t, status)
-		harness.SendAs(t, token, "POST", sys.SignerAPI+"/v1/ticket?user=mia&size=1", nil, contract, version).Want(t, status)
-		harness.SendAs(t, token, "POST", sys.SignerAPI+"/v1/commit?user=mia&ticket="+sent.ID, nil, contract, version).Want(t, status)
+		harness.SendAs(t, token, "POST", sys.SignerAPI+"/v1/uploads?user=mia&size=1", nil, contract, version).Want(t, status)
+		harness.SendAs(t, token, "POST", sys.SignerAPI+"/v1/commit?user=mia&upload_id="+sent.ID, nil, contract, version).Want(t, status)
 	}
 	link, _ = harness.SendAs(t, mia, "GET", picture, nil).Want(t, 200).Field(t, "picture_url").(string)
 	if got := harness.Do(t, "GET", link, "", nil).Want(t, 200).Body; !bytes.Equal(got, harness.Cat) {

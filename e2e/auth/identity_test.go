@@ -30,7 +30,7 @@ func TestAWrongFederatedTokenIsToldAndMendsItself(t *testing.T) {
 		says []string
 	}{
 		{"subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", fix, "serviceaccount:cats:other"}},
-		{"case of the subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stack.Subject) }), []string{"AADSTS7002138:", fix, "upper and lower case"}},
+		{"case of the subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stack.Subject) }), []string{"AADSTS7002138:", fix, "case-sensitive"}},
 		{"audience", harness.WrongToken(func(f *issuer.Federated) { f.Audience = "api://other" }), []string{"AADSTS700212:", fix, issuer.Audience}},
 		{"issuer", harness.WrongToken(func(f *issuer.Federated) { f.Issuer = "https://elsewhere.example.com" }), []string{"AADSTS700211:", fix, "oidcIssuerProfile"}},
 		{"forged", harness.WrongToken(func(f *issuer.Federated) { f.Forged = true }), []string{"AADSTS700027:", fix}},

@@ -32,7 +32,7 @@ func TestIssuerAndDiscoveryMayDiffer(t *testing.T) {
 	harness.WaitForLog(t, harness.Start(t, wrong).Signer.Log, 0, `"level":"ERROR"`, p.Issuer+"/.well-known/openid-configuration", "404")
 	wrong = with(other.Issuer)
 	wrong.NotReady = true
-	harness.WaitForLog(t, harness.Start(t, wrong).Signer.Log, 0, `"level":"ERROR"`, "is the configuration of the issuer", other.Issuer, issuer)
+	harness.WaitForLog(t, harness.Start(t, wrong).Signer.Log, 0, `"level":"ERROR"`, "has the issuer", other.Issuer, issuer)
 
 	sys = harness.Start(t, with(p.Issuer+path)) // the page must find it, too
 	b := browse(t, sys.URL+"/")

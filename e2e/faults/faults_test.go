@@ -205,12 +205,12 @@ func TestFaultsOfTheFederatedToken(t *testing.T) {
 				t.Error(err)
 			}
 		},
-		says: []string{"AADSTS700024", "fix: the federated token is outside its time"},
+		says: []string{"AADSTS700024", "fix: the federated token is expired or not valid yet"},
 	})
 	runOut(t, sys, incident{
 		name: "the federated token is missing", end: right,
 		begin: func() { _ = os.Remove(sys.Token.Path()) },
-		says:  []string{"no such file", "fix: is the token's volume mounted"},
+		says:  []string{"no such file", "fix: mount the token's volume"},
 	})
 }
 

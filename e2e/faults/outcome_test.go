@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -99,11 +100,12 @@ func TestLostAnswersOfStorageLeaveTheOutcomeUnknown(t *testing.T) {
 	storage := harness.NewStorageProxy(t)
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
 	for _, done := range []bool{false, true} {
-		user := fmt.Sprint("done-", done)
-		harness.Put(t, sys, user, harness.Cat)
-		for name, call := range changesOf(t, sys, user) {
-			t.Run(name+" "+user, func(t *testing.T) {
+		for _, name := range []string{"DELETE", "commit", "small PUT", "small POST", "large PUT", "large POST"} {
+			user := fmt.Sprintf("%s-done-%t", strings.ReplaceAll(name, " ", "-"), done)
+			t.Run(user, func(t *testing.T) {
+				t.Parallel() // each waits for the signer's retries
 				harness.Put(t, sys, user, harness.Cat)
+				call := changesOf(t, sys, user)[name]
 				var failing atomic.Bool // from the change on
 				storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 					switch {

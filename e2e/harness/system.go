@@ -19,10 +19,13 @@ func Start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
 	st := Stack(t)
 	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
-	unlimited := map[string]string{"RATE_LIMIT": "0", "CLIENT_SHARE": "0"} // all tests come from one address
-	opts.FrontendEnv = Merge(unlimited, opts.FrontendEnv)
-	unlimited["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
-	opts.SignerEnv = Merge(unlimited, opts.SignerEnv)
+	env := map[string]string{
+		"RATE_LIMIT": "0", "CLIENT_SHARE": "0", // all tests come from one address
+		"GORACE": "atexit_sleep_ms=0", // the race detector delays each exit by a second
+	}
+	opts.FrontendEnv = Merge(env, opts.FrontendEnv)
+	env["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
+	opts.SignerEnv = Merge(env, opts.SignerEnv)
 	opts.Frontend, opts.Signer = filepath.Join(BinDir(t), "frontend"), filepath.Join(BinDir(t), "signer")
 	sys, err := st.StartSystem(t.Context(), opts)
 	if err != nil {

@@ -146,7 +146,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 		{
 			"token file missing", func(_ *testing.T, path string) { _ = os.Remove(path) }, nil,
 			"ok settings, fail token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{"no such file", "fix: is the token's volume mounted", "because there is no federated token"},
+			[]string{"no such file", "fix: mount the token's volume", "because there is no federated token"},
 		},
 		{
 			"wrong subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), nil, refused,

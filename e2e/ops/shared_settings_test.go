@@ -79,7 +79,7 @@ func TestSignerWithoutIssuerRejectsTokens(t *testing.T) {
 	const contract, version = "Cats-Contract", "1"
 	harness.Send(t, "PUT", api+"/v1/picture?user=mia", string(harness.Cat), contract, version).Want(t, 200)
 	var given harness.UploadSession
-	if err := json.Unmarshal(harness.Send(t, "POST", fmt.Sprintf("%s/v1/ticket?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version).Want(t, 200).Body, &given); err != nil {
+	if err := json.Unmarshal(harness.Send(t, "POST", fmt.Sprintf("%s/v1/uploads?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version).Want(t, 200).Body, &given); err != nil {
 		t.Fatal(err)
 	}
 	given.Send(t, bytes.NewReader(harness.OtherPicture), int64(len(harness.OtherPicture)))

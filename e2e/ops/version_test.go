@@ -38,7 +38,11 @@ func TestFirstLogLineHasTheVersion(t *testing.T) {
 	}
 	for _, p := range all {
 		first, _, _ := strings.Cut(p.log, "\n")
-		var line struct{ Msg, Service, Version, Revision string }
+		var line struct {
+			Msg, Revision string
+			Service       string `json:"service.name"`
+			Version       string `json:"service.version"`
+		}
 		_, said, _ := run(t, p.name, nil, "--version")
 		if err := json.Unmarshal([]byte(first), &line); err != nil || line.Msg != "starting" || line.Service != p.name || line.Version == "" ||
 			line.Revision == "" || !strings.Contains(said, "revision: "+line.Revision+")") {
