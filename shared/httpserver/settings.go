@@ -24,10 +24,10 @@ type Settings struct {
 // Validate returns all validation errors, joined.
 func (s Settings) Validate() error {
 	return errors.Join(
-		config.Require(s.StallTimeout > 0, "STALL_TIMEOUT is %v: it must be positive", s.StallTimeout),
-		config.Require(s.MinUploadRate > 0 && s.MaxUploads > 0, "MIN_UPLOAD_RATE and MAX_UPLOADS must be positive"),
+		config.Require(s.StallTimeout > 0, "STALL_TIMEOUT is %v: it must be above zero", s.StallTimeout),
+		config.Require(s.MinUploadRate > 0 && s.MaxUploads > 0, "MIN_UPLOAD_RATE and MAX_UPLOADS must be above zero"),
 		// The comparison also rejects NaN.
 		config.Require(s.ClientShare >= 0 && s.ClientShare <= 1, "CLIENT_SHARE is %v: want a number from 0 to 1, such as 0.0625; 0 for no shares", s.ClientShare),
-		config.Require(s.DrainDelay >= 0 && s.DrainTimeout > 0, "DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be positive"),
+		config.Require(s.DrainDelay >= 0 && s.DrainTimeout > 0, "DRAIN_DELAY must not be negative, DRAIN_TIMEOUT must be above zero"),
 	)
 }
