@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestACommandRunsInsteadOfTheProgram(t *testing.T) {
+func TestArgumentsSelectTheCommand(t *testing.T) {
 	program := Program{Name: "example", About: "about it", Settings: &struct{}{}, Command: Command{
 		Name: "look", Help: "how to look",
 		Run: func(_ context.Context, environ []string, stdout io.Writer) int {
@@ -31,7 +31,7 @@ func TestACommandRunsInsteadOfTheProgram(t *testing.T) {
 		{"--version look", 2, "", "--help"},
 	} {
 		var stdout, stderr strings.Builder
-		code := program.arguments(t.Context(), c.args, []string{"A=1"}, &stdout, &stderr)
+		code := program.runArguments(t.Context(), c.args, []string{"A=1"}, &stdout, &stderr)
 		if code != c.code || !strings.Contains(stdout.String(), c.stdout) || !strings.Contains(stderr.String(), c.stderr) ||
 			(c.stdout == "") != (stdout.Len() == 0) || (c.stderr == "") != (stderr.Len() == 0) {
 			t.Errorf("%s: %d, %q, %q; want %d, %q, %q", c.args, code, &stdout, &stderr, c.code, c.stdout, c.stderr)

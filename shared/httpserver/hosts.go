@@ -11,22 +11,22 @@ import (
 	"strings"
 )
 
-// HostName is a host name without a port, such as cats.example.com.
+// HostName is a host name without a port, such as cats.example.com, in lower case.
 type HostName string
 
-// UnmarshalText implements [encoding.TextUnmarshaler]. The name becomes lower case and loses a trailing dot.
+var hostForm = regexp.MustCompile(`^([A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?$`)
+
+// UnmarshalText implements [encoding.TextUnmarshaler]. It converts the name to lower case and removes a dot at its end.
 func (n *HostName) UnmarshalText(text []byte) error {
 	s := strings.TrimSpace(string(text))
 	if !hostForm.MatchString(s) {
-		return fmt.Errorf("%q is not a host name: want a name such as cats.example.com, without scheme, port, path or *; names outside ASCII in their xn-- form", s)
+		return fmt.Errorf("%q is not a host name: want a name such as cats.example.com, without scheme, port, path or *; non-ASCII names in their xn-- form", s)
 	}
 	*n = HostName(hostOf(s))
 	return nil
 }
 
-var hostForm = regexp.MustCompile(`^([A-Za-z0-9_-]+\.)*[A-Za-z0-9_-]+\.?$`)
-
-// hostOf returns the host of a Host header field, in lower case, without port, brackets and trailing dot.
+// hostOf returns the host of a Host header field, in lower case, without port, brackets and the dot at its end.
 func hostOf(field string) string {
 	u := url.URL{Host: field}
 	return strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
@@ -35,7 +35,7 @@ func hostOf(field string) string {
 // LocalHost reports whether a Host header field names no host of the public DNS: it is an IP address, localhost, a name
 // below .localhost (RFC 6761 section 6.3), or missing, as HTTP/1.0 allows.
 //
-// A web page that uses DNS rebinding reaches this process under the DNS name of its own origin. It cannot have one of these.
+// A web page that uses DNS rebinding sends the DNS name of its own origin, so its requests never have such a Host.
 func LocalHost(field string) bool {
 	host := hostOf(field)
 	_, err := netip.ParseAddr(host)
@@ -48,15 +48,15 @@ func (s Settings) HostAllowed(field string) bool {
 	return len(s.AllowedHosts) == 0 || LocalHost(field) || slices.Contains(s.AllowedHosts, HostName(hostOf(field)))
 }
 
-// TellHosts logs that requests for any host are accepted, if ALLOWED_HOSTS is not set.
+// LogAllowedHosts logs that requests for any host are accepted, if ALLOWED_HOSTS is not set.
 func (s Settings) LogAllowedHosts(log *slog.Logger) {
 	if len(s.AllowedHosts) == 0 {
 		log.Info("requests for any host name are accepted", "fix", "set ALLOWED_HOSTS to the public names of this service")
 	}
 }
 
-// RequireHost answers 421 (Misdirected Request, RFC 9110 section 15.5.20) to requests whose Host header field is not
-// allowed, and passes all others to h.
+// RequireHost returns a handler that answers 421 (Misdirected Request, RFC 9110 section 15.5.20) if the Host header field is not
+// allowed, and passes all other requests to h.
 func RequireHost(allowed func(field string) bool, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !allowed(r.Host) {

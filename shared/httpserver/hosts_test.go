@@ -8,7 +8,7 @@ import (
 	"cats.example/shared/config"
 )
 
-// hosts are Host header fields, and whether they name no host of the public DNS.
+// hosts says of Host header fields whether they name no host of the public DNS.
 var hosts = map[string]bool{
 	"": true, "127.0.0.1": true, "127.0.0.1:8080": true, "10.1.2.3:80": true, "[::1]": true, "[::1]:8080": true, "[fe80::1%25eth0]:80": true,
 	"localhost": true, "LOCALHOST:8080": true, "localhost.": true, "cats.blob.localhost:1": true,
@@ -27,7 +27,7 @@ func TestLocalHostAcceptsNoDNSName(t *testing.T) {
 	}
 }
 
-func TestAllowedHostsAreExact(t *testing.T) {
+func TestHostAllowedMatchesExactly(t *testing.T) {
 	var s Settings
 	if err := config.Parse(&s, []string{"ALLOWED_HOSTS=Cats.Example.com, other.example."}); err != nil {
 		t.Fatal(err)

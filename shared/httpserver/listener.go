@@ -17,34 +17,35 @@ import (
 	"cats.example/shared/ratelimit"
 )
 
-// The kernel's buffers of an accepted connection, in bytes. By default they grow to megabytes, which count as memory of the
-// container.
+// Sizes of the kernel's buffers of an accepted connection, in bytes. By default they grow to megabytes, which count as memory of
+// the container.
 const (
 	receiveBuffer = 256 << 10 // a smaller one slows uploads down
 	sendBuffer    = 32 << 10  // Linux doubles it (socket(7))
 )
 
-// tcpUserTimeout is TCP_USER_TIMEOUT in linux/tcp.h: how long the kernel keeps data that the client does not accept, which it would
-// otherwise do for minutes after Close.
+// tcpUserTimeout is TCP_USER_TIMEOUT in linux/tcp.h: how long the kernel keeps data that the client does not acknowledge. Without
+// it, the kernel keeps such data for minutes after Close.
 const tcpUserTimeout = 18
 
-// openFilesWarns is the shortest time between two log lines about a lack of file descriptors.
-const openFilesWarns = 10 * time.Second
+// openFilesInterval is the minimum time between two log lines about missing file descriptors.
+const openFilesInterval = 10 * time.Second
 
-// listener accepts connections while the pool has slots. It closes connections of a client that has its share of them.
+// listener accepts connections that get a slot, and closes the others.
 type listener struct {
 	net.Listener
 	slots   *ratelimit.Pool
 	proxies []netip.Prefix // clients without a share
 	log     *slog.Logger
-	lack    rate.Sometimes
+	noFiles rate.Sometimes
 }
 
-// limited returns l with the limits of the work listener. When all slots are taken, connections wait in the kernel's queue.
+// limited returns l with the limits of the work listener: a client has its share of the slots. If all slots are taken, new
+// connections wait in the queue of the kernel.
 func (s Server) limited(l net.Listener) net.Listener {
 	return &listener{
 		Listener: netutil.LimitListener(l, s.Connections.Total()), slots: s.Connections, proxies: s.TrustedProxies, log: s.Log,
-		lack: rate.Sometimes{Interval: openFilesWarns},
+		noFiles: rate.Sometimes{Interval: openFilesInterval},
 	}
 }
 
@@ -53,14 +54,14 @@ func (l *listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if errors.Is(err, syscall.EMFILE) {
-			l.lack.Do(func() {
+			l.noFiles.Do(func() {
 				l.log.Error("no file descriptor for a connection", "fix", "raise the limit of open files (ulimit -n) to 12 for each of MAX_UPLOADS, or lower MAX_UPLOADS")
 			})
 		}
 		if err != nil {
-			return nil, err // net/http tries again after a lack of file descriptors
+			return nil, err // net/http retries after EMFILE
 		}
-		release, err := l.slots.Take(l.client(c.RemoteAddr()))
+		release, err := l.slots.Take(l.clientKey(c.RemoteAddr()))
 		if err == nil {
 			return &conn{Conn: c, release: sync.OnceFunc(release), inHeader: true}, nil
 		}
@@ -68,9 +69,9 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// client returns the key under which connections from addr are counted, "" for a trusted proxy, which has many clients.
-func (l *listener) client(addr net.Addr) string {
-	tcp, _ := addr.(*net.TCPAddr) // always
+// clientKey returns the key under which connections from addr are counted, or "" for a trusted proxy, which has many clients.
+func (l *listener) clientKey(addr net.Addr) string {
+	tcp, _ := addr.(*net.TCPAddr) // always succeeds
 	ip := tcp.AddrPort().Addr().Unmap()
 	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return ""
@@ -78,7 +79,7 @@ func (l *listener) client(addr net.Addr) string {
 	return ratelimit.ClientKey(ip)
 }
 
-// socketOptions sets the options of a listening socket, which its connections inherit.
+// socketOptions sets the options of a listening socket. Its connections inherit them.
 func socketOptions(_, _ string, socket syscall.RawConn) error {
 	var failed error
 	err := socket.Control(func(fd uintptr) {
@@ -86,7 +87,7 @@ func socketOptions(_, _ string, socket syscall.RawConn) error {
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer),
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer))
 		if runtime.GOOS == "linux" {
-			failed = errors.Join(failed, syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(answerTimeout.Milliseconds())))
+			failed = errors.Join(failed, syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(responseTimeout.Milliseconds())))
 		}
 	})
 	return errors.Join(err, failed)

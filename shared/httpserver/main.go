@@ -21,42 +21,43 @@ import (
 )
 
 const (
-	memoryRatio = 0.6 // of the container's memory limit, for the Go runtime
+	// memoryRatio is the part of the container's memory limit that the Go runtime may use. It does not count the pages of the
+	// binary, and what the kernel needs for connections.
+	memoryRatio = 0.6
 
-	// The heaps are so small that the garbage collector would run hundreds of times
-	// a second. The memory limit bounds what it may leave.
+	// gcPercent is for heaps so small that the garbage collector would run hundreds of times a second. The memory limit bounds the
+	// garbage.
 	gcPercent = 400
 )
 
-// Program is one of the two processes, as [Main] runs it.
+// Program is one of the two programs; see [Main].
 type Program struct {
 	Name     string // also the prefix of its metrics, after "cats_"
-	About    string // what --help says first
+	About    string // the beginning of --help
 	Settings any    // pointer to a zero settings struct, for --help
-	// Run runs it until ctx is done and returns nil after a clean stop.
+	// Run runs the program until ctx is done. It returns nil after a clean stop.
 	Run func(ctx context.Context, environ []string, stderr io.Writer) error
-	// Command is what it can do instead, when the first argument names it.
+	// Command is what the program can do instead. The zero value is no command.
 	Command Command
 }
 
-// Command is something else that a program's binary does, and then ends.
+// Command is a subcommand of a program.
 type Command struct {
 	Name string
-	Help string // what the command's own --help says
-	// Run does it and returns the exit code. ctx is done on SIGTERM and Interrupt.
+	Help string // the output of NAME --help
+	// Run runs the command and returns the exit code. ctx is done after SIGTERM and Interrupt.
 	Run func(ctx context.Context, environ []string, stdout io.Writer) int
 }
 
-// Main runs p with the process's own arguments and environment until SIGTERM or
-// Interrupt, and returns the exit code: 0 after a clean stop, 1 after an error,
-// each logged on a line of its own after the line of [LogVersion], 2 on arguments it does not know, and what a
-// command returns. A second signal ends the process at once.
+// Main runs p with the arguments and the environment of the process until SIGTERM or Interrupt, and returns the exit code: 0
+// after a clean stop, 1 after an error, 2 for unknown arguments, or that of the command. Each validation error has a log line of
+// its own. A second signal ends the process at once.
 func Main(p Program) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	if args := strings.Join(os.Args[1:], " "); args != "" {
-		return p.arguments(ctx, args, os.Environ(), os.Stdout, os.Stderr)
+		return p.runArguments(ctx, args, os.Environ(), os.Stdout, os.Stderr)
 	}
 	log := telemetry.NewLogger(os.Stderr, slog.LevelInfo, p.Name)
 	telemetry.LogVersion(log)
@@ -65,19 +66,17 @@ func Main(p Program) int {
 	if err == nil {
 		return 0
 	}
-	for fault := range strings.SplitSeq(err.Error(), "\n") {
-		log.Error("stopped", "error", fault)
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		log.Error("stopped", "error", line)
 	}
 	return 1
 }
 
-// limitMemory has the Go runtime keep within the container's limit, whose other
-// part is for what the runtime does not count: the binary's pages, and what the
-// kernel holds for connections. GOMEMLIMIT goes before it.
+// limitMemory sets the memory limit of the Go runtime from that of the container, unless GOMEMLIMIT is set.
 func limitMemory(log *slog.Logger) {
 	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
 	if err != nil && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
-		log.Warn("the container's memory limit cannot be read; set GOMEMLIMIT to 60 % of it", "error", err.Error())
+		log.Warn("reading the container's memory limit failed", "error", err.Error(), "fix", "set GOMEMLIMIT to 60 % of it")
 	}
 	if limit < math.MaxInt64 {
 		log.Info("memory limit", "go_memory_limit_bytes", limit)
@@ -87,8 +86,8 @@ func limitMemory(log *slog.Logger) {
 	}
 }
 
-// arguments does what args say, which are not empty, and returns the exit code.
-func (p Program) arguments(ctx context.Context, args string, environ []string, stdout, stderr io.Writer) int {
+// runArguments handles the arguments of the command line, of which there is at least one, and returns the exit code.
+func (p Program) runArguments(ctx context.Context, args string, environ []string, stdout, stderr io.Writer) int {
 	switch command := p.Command; args {
 	case "--help", "-h":
 		_ = config.Help(stdout, p.About, p.Settings)

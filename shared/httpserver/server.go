@@ -1,3 +1,4 @@
+// Package httpserver runs the two programs: command line, listeners, limits, timeouts, request logs and metrics, and the drain.
 package httpserver
 
 import (
@@ -21,115 +22,60 @@ import (
 	"cats.example/shared/telemetry"
 )
 
-// Limits of every listener.
+// Limits of both listeners.
 const (
 	headerTimeout  = 10 * time.Second
 	idleTimeout    = 30 * time.Second
 	opsTimeout     = 30 * time.Second // for a response of the ops listener
 	maxHeaderBytes = 16 << 10
-	// behindProxies is the idle timeout where proxies keep connections for later requests. It is longer than theirs: nginx has
-	// 60 s. Otherwise a proxy can send a request into a connection that is being closed.
-	behindProxies = 90 * time.Second
+	// proxyIdleTimeout is the idle timeout behind proxies, which keep connections for later requests. It is longer than theirs,
+	// for example 60 s of nginx. Otherwise a proxy can send a request on a connection that is being closed.
+	proxyIdleTimeout = 90 * time.Second
 
-	// keptConnections, times MAX_UPLOADS, is the number of open connections above which each response ends its connection. So idle
-	// ones do not keep clients waiting, and leave memory to uploads: each costs about 17 KiB.
+	// keptConnections, times MAX_UPLOADS, is the number of connections above which each response closes its connection. So idle
+	// connections do not block new ones. Each takes about 17 KiB of memory.
 	keptConnections = 2
 )
 
-// Server is what a process serves.
+// Server is the configuration of the HTTP server of a process: one work listener, and one ops listener for probes and metrics.
 type Server struct {
 	Settings Settings
 	Log      *slog.Logger
 	Registry *prometheus.Registry
-	Traces   *telemetry.Traces // nil for none
+	Traces   *telemetry.Traces // nil if traces are off
 
-	Name       string // the work listener's name in the log
+	Name       string // of the work listener, in the log
 	Address    string // of the work listener
 	Handler    http.Handler
 	OpsAddress string // of /metrics, /livez and /readyz
-	// Connections are the slots for connections to the work listener, and TrustedProxies the addresses whose connections serve many
-	// clients: they have no share.
-	Connections    *ratelimit.Pool
-	TrustedProxies []netip.Prefix
 
-	// Ready says why the process should get no requests now; nil means that it
-	// should. It is asked at each probe and must be cheap.
+	Connections    *ratelimit.Pool // slots of the connections to the work listener
+	TrustedProxies []netip.Prefix  // their connections serve many clients, and so have no share of the slots
+
+	// Ready returns nil if the process can serve requests, or the reason why it cannot. Each call of /readyz calls it.
 	Ready func(context.Context) error
-	// Background runs until its context is done, which is after the last request.
-	// An error stops the service. It may be nil.
+	// Background runs until its context is done, which happens after the last request. An error stops the server. It may be nil.
 	Background func(context.Context) error
 }
 
-// Run listens on both addresses before it serves either, serves until ctx is
-// done, and then stops in order: not ready, DrainDelay, no new connections,
-// requests under way for at most DrainTimeout, background work, ops listener.
-// It returns nil after a clean stop, and an error when something could not
-// start, broke, or was cut off by DrainTimeout. Before it returns, it sends the last
-// spans for at most what is left of DrainTimeout, but at least 1 s and at most 5 s.
+// Run opens both listeners and serves requests until ctx is done. Then it stops in this order: /readyz fails, DRAIN_DELAY
+// passes, the work listener is closed, requests in progress end within DRAIN_TIMEOUT, the background work and the ops listener
+// are stopped, and the last spans are exported.
+//
+// Run returns nil after a clean stop. It returns an error if a listener cannot be opened, if a listener or the background work
+// fails, or if requests were cut off. The export of spans may take the rest of DRAIN_TIMEOUT, but at least 1 and at most 5 seconds.
 func (s Server) Run(ctx context.Context) error {
-	plain, err := s.listen(ctx, s.Name, s.Address)
+	work, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
 		return err
 	}
-	work := s.limited(plain)
 	defer work.Close()
 	ops, err := s.listen(ctx, "ops", s.OpsAddress)
 	if err != nil {
 		return err
 	}
 	defer ops.Close()
-
-	var draining atomic.Bool
-	workServer := s.server(headersEnd(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads {
-			// The server's own way to end keep-alive would close idle connections at once, while requests arrive on them.
-			w.Header().Set("Connection", "close")
-		}
-		s.Handler.ServeHTTP(w, r)
-	})))
-	opsServer := s.server(RequireHost(s.Settings.HostAllowed, s.opsHandler(&draining)))
-	if len(s.TrustedProxies) > 0 {
-		workServer.IdleTimeout = behindProxies
-	}
-	opsServer.WriteTimeout = opsTimeout // responses of the work server have deadlines of their own, behind bodies of any length
-
-	// Background work outlives ctx: requests that are being drained need it.
-	bg, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBackground()
-	g, broken := errgroup.WithContext(bg)
-	g.Go(func() error { return serve(workServer, work) })
-	g.Go(func() error { return serve(opsServer, ops) })
-	if s.Background != nil {
-		g.Go(func() error { return s.Background(bg) })
-	}
-
-	var cut error
-	end := time.Now().Add(telemetry.FlushTimeout)
-	select {
-	case <-broken.Done():
-	case <-ctx.Done():
-		s.Log.Info("draining", "delay", s.Settings.DrainDelay.String(), "timeout", s.Settings.DrainTimeout.String())
-		draining.Store(true)
-		select {
-		case <-time.After(s.Settings.DrainDelay):
-		case <-broken.Done():
-		}
-		end = time.Now().Add(s.Settings.DrainTimeout)
-		limit, cancel := context.WithDeadline(bg, end)
-		defer cancel()
-		if cut = workServer.Shutdown(limit); cut != nil {
-			cut = fmt.Errorf("draining for %v: requests were cut off: %w", s.Settings.DrainTimeout, cut)
-		}
-	}
-	stopBackground()
-	_ = workServer.Close()
-	_ = opsServer.Close()
-	err = errors.Join(g.Wait(), cut)
-	s.Traces.Close(min(max(time.Until(end), time.Second), telemetry.FlushTimeout))
-	if err == nil {
-		s.Log.Info("stopped")
-	}
-	return err
+	return s.serve(ctx, work, ops)
 }
 
 func (s Server) listen(ctx context.Context, name, address string) (net.Listener, error) {
@@ -141,17 +87,47 @@ func (s Server) listen(ctx context.Context, name, address string) (net.Listener,
 	return l, nil
 }
 
-func (s Server) server(h http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ConnContext:       withConn,
-		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // what strangers send is not news
-
-		DisableGeneralOptionsHandler: true, // or "OPTIONS *" is answered past the handler, unseen
+// serve is Run after the listeners were opened.
+func (s Server) serve(ctx context.Context, work, ops net.Listener) error {
+	var draining atomic.Bool
+	workServer, opsServer := s.workServer(&draining), s.opsServer(&draining)
+	// The background work outlives ctx: requests in progress need it.
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	g, failed := errgroup.WithContext(background)
+	g.Go(func() error { return serve(workServer, s.limited(work)) })
+	g.Go(func() error { return serve(opsServer, ops) })
+	if s.Background != nil {
+		g.Go(func() error { return s.Background(background) })
 	}
+
+	var cut error
+	end := time.Now().Add(telemetry.FlushTimeout)
+	select {
+	case <-failed.Done():
+	case <-ctx.Done():
+		s.Log.Info("draining", "delay", s.Settings.DrainDelay.String(), "timeout", s.Settings.DrainTimeout.String())
+		draining.Store(true)
+		select {
+		case <-time.After(s.Settings.DrainDelay):
+		case <-failed.Done():
+		}
+		end = time.Now().Add(s.Settings.DrainTimeout)
+		limit, cancel := context.WithDeadline(background, end)
+		defer cancel()
+		if cut = workServer.Shutdown(limit); cut != nil {
+			cut = fmt.Errorf("draining for %v: requests were cut off: %w", s.Settings.DrainTimeout, cut)
+		}
+	}
+	stopBackground()
+	_ = workServer.Close()
+	_ = opsServer.Close()
+	err := errors.Join(g.Wait(), cut)
+	s.Traces.Close(min(max(time.Until(end), time.Second), telemetry.FlushTimeout))
+	if err == nil {
+		s.Log.Info("stopped")
+	}
+	return err
 }
 
 func serve(srv *http.Server, l net.Listener) error {
@@ -161,32 +137,64 @@ func serve(srv *http.Server, l net.Listener) error {
 	return nil
 }
 
-func (s Server) opsHandler(draining *atomic.Bool) http.Handler {
+func (s Server) newServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       withConn,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // caused by clients
+
+		DisableGeneralOptionsHandler: true, // otherwise net/http answers OPTIONS * without the handler
+	}
+}
+
+// workServer returns the server of the work listener. It has no WriteTimeout: the middleware sets a deadline for each response.
+func (s Server) workServer(draining *atomic.Bool) *http.Server {
+	srv := s.newServer(trackHeaders(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// SetKeepAlivesEnabled would close idle connections at once, while requests arrive on them.
+		if draining.Load() || s.Connections.Taken() > keptConnections*s.Settings.MaxUploads {
+			w.Header().Set("Connection", "close")
+		}
+		s.Handler.ServeHTTP(w, r)
+	})))
+	if len(s.TrustedProxies) > 0 {
+		srv.IdleTimeout = proxyIdleTimeout
+	}
+	return srv
+}
+
+// opsServer returns the server of the ops listener.
+func (s Server) opsServer(draining *atomic.Bool) *http.Server {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{
 		Registry: s.Registry,
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelError),
-		// Exemplars are in no other format. Without them, nothing changes for who
-		// scrapes: in this one, the bucket "1" is called "1.0".
+		// Only OpenMetrics has exemplars. It is off without traces, because it names buckets differently: "1.0" instead of "1".
 		EnableOpenMetrics: s.Traces != nil,
 	}))
-	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, "ok\n")
-	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		err := errors.New("draining")
-		if !draining.Load() {
-			err = s.Ready(r.Context())
+	probe := func(check func(context.Context) error) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if err := check(r.Context()); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			_, _ = io.WriteString(w, "ok\n")
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
+	}
+	mux.HandleFunc("GET /livez", probe(func(context.Context) error { return nil }))
+	mux.HandleFunc("GET /readyz", probe(func(ctx context.Context) error {
+		if draining.Load() {
+			return errors.New("draining")
 		}
-		_, _ = io.WriteString(w, "ok\n")
-	})
+		return s.Ready(ctx)
+	}))
 	if s.Settings.PprofEnabled {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	}
-	return mux
+	srv := s.newServer(RequireHost(s.Settings.HostAllowed, mux))
+	srv.WriteTimeout = opsTimeout
+	return srv
 }

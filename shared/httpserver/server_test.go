@@ -1,292 +1,150 @@
 package httpserver
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"strings"
-	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-
-	"cats.example/shared/apierror"
-	"cats.example/shared/ratelimit"
-	"cats.example/shared/telemetry"
 )
 
-// logBuffer is a log that the test reads while the service writes it.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-// lines returns the log's lines with the message msg.
-func (l *logBuffer) lines(t *testing.T, msg string) []map[string]any {
-	t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var found []map[string]any
-	for line := range strings.Lines(l.b.String()) {
-		var m map[string]any
-		if err := json.Unmarshal([]byte(line), &m); err != nil {
-			t.Fatalf("not a line of JSON: %q", line)
+func TestReadyzFollowsReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		notReady := errors.New("no key yet")
+		r := start(t, relaxed, nil, func(s *Server) { s.Ready = func(context.Context) error { return notReady } })
+		if code, body := r.mustGet(t, "http://ops/readyz"); code != 503 || !strings.Contains(body, "no key yet") {
+			t.Errorf("/readyz of a server that is not ready: %d %q", code, body)
 		}
-		if m["msg"] == msg {
-			found = append(found, m)
+		if code, _ := r.mustGet(t, "http://ops/livez"); code != 200 {
+			t.Errorf("/livez: %d", code)
 		}
-	}
-	return found
-}
-
-// running is a service under test.
-type running struct {
-	work, ops string // base URLs
-	log       *logBuffer
-	reg       *prometheus.Registry
-	stop      context.CancelFunc
-	done      chan error
-}
-
-// start runs a service whose routes are those of handlers, until the test ends. Paths
-// that begin with /unbounded do not pass through Requests.
-func start(t *testing.T, settings Settings, ready func(context.Context) error, background func(context.Context) error, handlers map[string]http.HandlerFunc) *running {
-	t.Helper()
-	r := &running{log: &logBuffer{}, reg: telemetry.NewRegistry("test"), done: make(chan error, 1)}
-	log := telemetry.NewLogger(r.log, slog.LevelDebug, "test")
-	pools := ratelimit.NewPools("test", settings.ClientShare, r.reg)
-	requests := NewMiddleware(MiddlewareOptions{
-		Name: "test", Settings: settings, Log: log, Registry: r.reg, Uploads: pools.New("uploads", settings.MaxUploads),
-		WriteError: func(w http.ResponseWriter, _ *http.Request, err error) {
-			http.Error(w, "sorry", apierror.AsError(err).Status)
-		},
+		notReady = nil
+		if code, _ := r.mustGet(t, "http://ops/readyz"); code != 200 {
+			t.Errorf("/readyz of a ready server: %d", code)
+		}
 	})
-	mux := http.NewServeMux()
-	for path, h := range handlers {
-		if strings.HasPrefix(path, "/unbounded") {
-			mux.Handle(path, h)
-			continue
+}
+
+func TestDrainEndsAfterRequestsInProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		settings := relaxed
+		settings.DrainDelay = 50 * time.Millisecond
+		release, background := make(chan struct{}), make(chan struct{})
+		r := start(t, settings, handlers{"/slow": func(w http.ResponseWriter, _ *http.Request) {
+			<-release
+			_, _ = io.WriteString(w, "done")
+		}}, func(s *Server) {
+			s.Background = func(ctx context.Context) error {
+				<-ctx.Done()
+				close(background)
+				return nil
+			}
+		})
+		body := make(chan string, 1)
+		go func() {
+			resp, _ := r.get(t, "http://work/slow")
+			body <- resp.body
+		}()
+		synctest.Wait()
+		r.stop()
+		synctest.Wait()
+		if code, _ := r.mustGet(t, "http://ops/readyz"); code != 503 {
+			t.Errorf("/readyz after the stop: %d; want 503", code)
 		}
-		mux.Handle(path, requests.Route(path, h))
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	r.stop = cancel
-	go func() {
-		r.done <- Server{
-			Settings: settings, Log: log, Registry: r.reg, Name: "work", Address: "127.0.0.1:0", Handler: mux,
-			OpsAddress: "127.0.0.1:0", Ready: ready, Background: background, Connections: pools.New("connections", 8*settings.MaxUploads), TrustedProxies: testProxies,
-		}.Run(ctx)
-	}()
-	eventually(t, "both listeners", func() bool { return len(r.log.lines(t, "listening")) == 2 })
-	for _, l := range r.log.lines(t, "listening") {
-		if l["listener"] == "work" {
-			r.work = fmt.Sprintf("http://%v", l["address"])
-		} else {
-			r.ops = fmt.Sprintf("http://%v", l["address"])
+		if r.dial(t).send("GET / HTTP/1.1\r\nHost: x\r\n\r\n").status() != 404 {
+			t.Error("a request during DRAIN_DELAY is not served")
 		}
-	}
-	return r
-}
-
-func (r *running) wait(t *testing.T) error {
-	t.Helper()
-	select {
-	case err := <-r.done:
-		return err
-	case <-time.After(10 * time.Second):
-		t.Fatal("the service did not stop")
-		return nil
-	}
-}
-
-// testProxies are trusted by every service under test.
-var testProxies = []netip.Prefix{netip.MustParsePrefix("127.0.1.0/24")}
-
-var relaxed = Settings{StallTimeout: time.Minute, MinUploadRate: 1, MaxUploads: 16, DrainTimeout: 5 * time.Second}
-
-func alwaysReady(context.Context) error { return nil }
-
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("timed out waiting for %s", what)
+		time.Sleep(settings.DrainDelay)
+		synctest.Wait()
+		if _, err := r.work.dial("127.0.0.1"); err == nil {
+			t.Error("the work listener is open after DRAIN_DELAY")
 		}
-	}
-}
-
-func get(t *testing.T, url string) (int, string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, string(b)
-}
-
-func TestReadyFollowsReadyAndLiveDoesNot(t *testing.T) {
-	fault := errors.New("no key yet")
-	var mu sync.Mutex
-	r := start(t, relaxed, func(context.Context) error { mu.Lock(); defer mu.Unlock(); return fault }, nil, nil)
-	if code, body := get(t, r.ops+"/readyz"); code != 503 || !strings.Contains(body, "no key yet") {
-		t.Errorf("not ready: %d %q", code, body)
-	}
-	if code, _ := get(t, r.ops+"/livez"); code != 200 {
-		t.Errorf("live: %d", code)
-	}
-	mu.Lock()
-	fault = nil
-	mu.Unlock()
-	if code, _ := get(t, r.ops+"/readyz"); code != 200 {
-		t.Errorf("ready: %d", code)
-	}
-}
-
-func TestStopDrainsWhatIsUnderWayAndLetsNothingNewIn(t *testing.T) {
-	entered, release := make(chan struct{}), make(chan struct{})
-	background := make(chan struct{})
-	settings := relaxed
-	settings.DrainDelay = 50 * time.Millisecond
-	r := start(t, settings, alwaysReady, func(ctx context.Context) error {
-		<-ctx.Done()
-		close(background)
-		return nil
-	}, map[string]http.HandlerFunc{"/slow": func(w http.ResponseWriter, _ *http.Request) {
-		close(entered)
-		<-release
-		_, _ = io.WriteString(w, "done")
-	}})
-	answer := make(chan string, 1)
-	go func() {
-		_, body := get(t, r.work+"/slow")
-		answer <- body
-	}()
-	<-entered
-	r.stop()
-	eventually(t, "not ready", func() bool { code, _ := get(t, r.ops+"/readyz"); return code == 503 })
-	eventually(t, "a closed listener", func() bool {
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
-		if err == nil {
-			c.Close()
+		select {
+		case <-background:
+			t.Error("the background work ended before the last request")
+		default:
 		}
-		return err != nil
+		close(release)
+		if got := <-body; got != "done" {
+			t.Errorf("the request in progress got %q", got)
+		}
+		if err := <-r.done; err != nil {
+			t.Errorf("Run returned %v; want nil", err)
+		}
+		<-background
 	})
-	select {
-	case <-background:
-		t.Error("background work ended before the last request")
-	default:
-	}
-	close(release)
-	if got := <-answer; got != "done" {
-		t.Errorf("the request under way got %q", got)
-	}
-	if err := r.wait(t); err != nil {
-		t.Errorf("Run returned %v; want nil", err)
-	}
-	<-background
 }
 
-// A request may be on its way in an idle connection when the drain begins.
-func TestAnIdleConnectionIsServedOnceMoreInTheDrain(t *testing.T) {
-	settings := relaxed
-	settings.DrainDelay = time.Minute
-	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(http.ResponseWriter, *http.Request) {}})
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(r.work, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	answers := bufio.NewReader(conn)
-	ask := func() (closes bool, err error) {
-		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-			return false, err
+// A request may arrive on an idle connection while the drain begins.
+func TestDrainServesIdleConnectionsOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		settings := relaxed
+		settings.DrainDelay = time.Minute
+		r := start(t, settings, handlers{"/": func(http.ResponseWriter, *http.Request) {}})
+		c := r.dial(t)
+		for _, want := range []bool{false, true} {
+			if status, closes := c.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n").response(); status != 200 || closes != want {
+				t.Errorf("the response is %d and closes the connection: %t; want %t", status, closes, want)
+			}
+			r.stop()
+			synctest.Wait()
 		}
-		resp, err := http.ReadResponse(answers, nil)
-		if err != nil {
-			return false, err
+	})
+}
+
+func TestDrainTimeoutCutsRequestsOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, relaxed, handlers{"/": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }})
+		r.dial(t).send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		began := time.Now()
+		r.stop()
+		if err := <-r.done; err == nil || !strings.Contains(err.Error(), "cut off") || time.Since(began) != relaxed.DrainTimeout {
+			t.Errorf("Run returned %v after %v; want an error after %v", err, time.Since(began), relaxed.DrainTimeout)
 		}
-		resp.Body.Close()
-		return resp.Close, nil
-	}
-	if closes, err := ask(); err != nil || closes {
-		t.Fatalf("before the drain: closes %v, %v", closes, err)
-	}
-	r.stop()
-	eventually(t, "the drain", func() bool { return len(r.log.lines(t, "draining")) == 1 })
-	if closes, err := ask(); err != nil || !closes {
-		t.Errorf("in the drain: closes %v, %v; want an answer, and the end", closes, err)
-	}
+	})
 }
 
-func TestARequestThatOutlastsTheDrainIsCutAndTold(t *testing.T) {
-	entered := make(chan struct{})
-	settings := relaxed
-	settings.DrainTimeout = 30 * time.Millisecond
-	r := start(t, settings, alwaysReady, nil, map[string]http.HandlerFunc{"/": func(_ http.ResponseWriter, r *http.Request) {
-		close(entered)
-		<-r.Context().Done()
-	}})
-	go func() {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, r.work, nil)
-		if resp, err := http.DefaultClient.Do(req); err == nil {
-			resp.Body.Close()
+func TestServerStopsWhileConnectionsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		settings := relaxed
+		settings.MaxUploads, settings.DrainTimeout = 1, time.Hour // eight connections
+		r := start(t, settings, handlers{"/": func(http.ResponseWriter, *http.Request) { time.Sleep(time.Minute) }})
+		for range 8 + 2 {
+			c := r.dial(t).send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			go func() { _, _ = io.Copy(io.Discard, c.conn) }()
 		}
-	}()
-	<-entered
-	r.stop()
-	if err := r.wait(t); err == nil || !strings.Contains(err.Error(), "cut off") {
-		t.Errorf("Run returned %v", err)
-	}
+		r.stop()
+		if err := <-r.done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
-func TestNoRequestIsAnsweredPastTheHandler(t *testing.T) {
-	r := start(t, relaxed, alwaysReady, nil, nil)
-	conn, err := net.Dial("tcp", strings.TrimPrefix(r.work, "http://")) //nolint:noctx // nothing to wait for
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := io.WriteString(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.Contains(line, "400") {
-		t.Errorf("OPTIONS * is answered with %q, %v; want the 400 of the router", line, err)
-	}
+func TestOptionsAsteriskReachesTheHandler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, relaxed, nil)
+		if status := r.dial(t).send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").status(); status != 400 {
+			t.Errorf("OPTIONS * is answered with %d; want the 400 of the router", status)
+		}
+	})
 }
 
-func TestABackgroundErrorStopsTheService(t *testing.T) {
-	broken := errors.New("no container")
-	r := start(t, relaxed, alwaysReady, func(context.Context) error { return broken }, nil)
-	if err := r.wait(t); !errors.Is(err, broken) {
-		t.Errorf("Run returned %v", err)
-	}
+func TestBackgroundErrorStopsTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := errors.New("no container")
+		r := start(t, relaxed, nil, func(s *Server) { s.Background = func(context.Context) error { return failed } })
+		if err := <-r.done; !errors.Is(err, failed) {
+			t.Errorf("Run returned %v; want %v", err, failed)
+		}
+	})
 }
 
-func TestATakenAddressIsOneClearError(t *testing.T) {
+func TestRunNamesATakenAddress(t *testing.T) {
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -294,6 +152,6 @@ func TestATakenAddressIsOneClearError(t *testing.T) {
 	defer l.Close()
 	err = Server{Log: slog.New(slog.DiscardHandler), Name: "public", Address: l.Addr().String()}.Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "public") || !strings.Contains(err.Error(), l.Addr().String()) {
-		t.Errorf("got %v", err)
+		t.Errorf("Run returned %v; want the name and the address of the listener", err)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestSettingsOutOfRangeAreFaults(t *testing.T) {
+func TestValidateRejectsSettingsOutOfRange(t *testing.T) {
 	if err := relaxed.Validate(); err != nil {
 		t.Fatal(err)
 	}
