@@ -20,7 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 
@@ -200,8 +199,8 @@ func (c *cutter) mend(user string) {
 // store stores a picture of user in Azurite as another upload does.
 func (c *cutter) store(ctx context.Context, user string, content []byte) error {
 	_, err := c.sys.Storage.Client.UploadBuffer(ctx, c.sys.Container, user+"/cat", content, &azblob.UploadBufferOptions{
-		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: to.Ptr("image/png")},
-		Metadata:    map[string]*string{"catsid": to.Ptr("ID-OF-ANOTHER-UPLOAD")},
+		HTTPHeaders: &blob.HTTPHeaders{BlobContentType: new("image/png")},
+		Metadata:    map[string]*string{"catsid": new("ID-OF-ANOTHER-UPLOAD")},
 	})
 	return err
 }
