@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -32,7 +33,7 @@ func reference(t *testing.T, name, content string) {
 	t.Helper()
 	path := harness.Root("docs", "reference", name)
 	if *update {
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil { //nolint:gosec // a document
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -108,7 +109,7 @@ For operators. This page lists the metrics of both containers. It is generated: 
 		var rows []string
 		for {
 			var f dto.MetricFamily
-			if err := decoder.Decode(&f); err == io.EOF {
+			if err := decoder.Decode(&f); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
 				t.Fatal(err)
