@@ -67,8 +67,8 @@ func FuzzForm(f *testing.F) {
 	})
 }
 
-// FuzzWrittenForm reads forms as clients write them, with any fields and in any shape. A form with up to 64 KiB after the file must
-// be accepted, and its picture read unchanged; a form with much more must be rejected.
+// FuzzWrittenForm reads forms as clients write them, with any fields and in any shape. A form with up to 64 KiB after the file
+// must be accepted, and its picture read unchanged; a form with much more must be rejected.
 func FuzzWrittenForm(f *testing.F) {
 	f.Add("a", "1", "cat.png", []byte("picture"), "z", "2", uint64(0))
 	f.Add("file2", "--\r\n--", "a\"b\\c\r\n.png", []byte("\r\n--\r\n\r\n--x--\r\n"), "", "\r\n", uint64(0))

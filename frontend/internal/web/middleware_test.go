@@ -220,7 +220,7 @@ func TestCrossOriginWritesAreRejected(t *testing.T) {
 	}
 }
 
-func TestCORSOriginsMayUseTheAPI(t *testing.T) {
+func TestAllowedOriginsMayUseTheAPI(t *testing.T) {
 	const origin = "https://cats.example.com"
 	a := newAPI(t, "RATE_LIMIT=1000", "CORS_ORIGINS=https://first.example:8443, "+origin)
 	a.signer.pictures["x"] = png
