@@ -238,19 +238,3 @@ func TestErrorsOfTheBodyAreReturned(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkRead(b *testing.B) {
-	form := writeForm(b, part{"file", "cat.png", strings.Repeat("some of the picture\n", 10<<20/20)})
-	b.SetBytes(int64(len(form)))
-	b.ReportAllocs()
-	buffer := make([]byte, 32<<10)
-	for b.Loop() {
-		file, err := Open(http.Header{"Content-Type": {formType}}, strings.NewReader(form), int64(len(form)), checkField)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, file, buffer); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
