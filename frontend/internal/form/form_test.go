@@ -171,7 +171,7 @@ func TestBytesAfterTheFileAreLimited(t *testing.T) {
 		"3 MiB without a last boundary": {field(3<<20, ""), errAfterFile},
 		"no last boundary":              {"\r\n--x\r\n", ErrMalformed},
 	} {
-		for _, size := range []int{40, 5000, 64<<10 - 1, 64 << 10, 300 << 10} {
+		for _, size := range []int{40, 64<<10 - 1, 300 << 10} {
 			picture := strings.Repeat("z", size)
 			form := preamble + "--x\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + picture + c.after
 			for _, announced := range []int{len(form), -1} {

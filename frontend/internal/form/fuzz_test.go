@@ -83,7 +83,7 @@ func FuzzWrittenForm(f *testing.F) {
 		}
 		contentType, form, want, rest := shapedForm(t, shape, before, value, name, string(content), after, last)
 		for _, size := range []int{len(form), -1} {
-			file, got, err := read(contentType, &pieces{form, []int{17, 100, 4 << 10, 5000, 1 << 20}[shape%5]}, size)
+			file, got, err := read(contentType, &pieces{form, []int{100, 1000, 4 << 10, 5000, 1 << 20}[shape%5]}, size)
 			switch {
 			case err == nil && rest <= MaxAfter+2*readAhead && got == want && (file.MaxSize > 0) == (size >= 0):
 			case errors.Is(err, errAfterFile) && rest > MaxAfter:
