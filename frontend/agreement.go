@@ -13,7 +13,7 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-// agreement compares the frontend's shared settings with those that the signer reports. It is safe for concurrent use.
+// agreement compares the frontend's shared settings with the values that the signer reports. It is safe for concurrent use.
 type agreement struct {
 	signer signerapi.Signer
 	own    map[string]string // values by name

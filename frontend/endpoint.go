@@ -35,9 +35,9 @@ const (
 // searches find a proxy that started late.
 //
 // Outside of Kubernetes, the search covers only port 8000: a request to each port of a developer's machine would disturb other
-// programs. In a pod, it covers the ports on which the kernel reports a listener on a loopback address or on all addresses, except
-// those of the frontend and of the signer. It does not cover the node's metadata service, 169.254.169.254: the NetworkPolicy
-// blocks it, and intrusion detection reports containers that connect to it.
+// programs. In a pod, it covers the ports with a listener on a loopback address or on all addresses, except the ports of the
+// frontend and of the signer. It does not cover the node's metadata service, 169.254.169.254: the NetworkPolicy blocks it, and
+// intrusion detection reports containers that connect to it.
 type endpoints struct {
 	search func() []string // returns the addresses of token endpoints
 	log    *slog.Logger
@@ -79,8 +79,8 @@ func findEndpoints(ctx context.Context, addresses []string, timeout time.Duratio
 	return slices.DeleteFunc(found, func(address string) bool { return address == "" })
 }
 
-// probeEndpoint reports whether a token endpoint answers at address. It sends neither the Metadata header nor a resource, so that
-// a token endpoint answers with an error instead of a token. It does not use [http.Client], which logs responses of other
+// probeEndpoint reports whether a token endpoint answers at address. It sends neither the Metadata header nor a resource, so a
+// token endpoint answers with an error instead of a token. It does not use [http.Client], which logs responses of other
 // protocols.
 func probeEndpoint(ctx context.Context, address string, timeout time.Duration) bool {
 	deadline := time.Now().Add(timeout)
@@ -102,9 +102,9 @@ func probeEndpoint(ctx context.Context, address string, timeout time.Duration) b
 	return isTokenEndpoint(resp.StatusCode, resp.Header.Get("Server"), bytes.ToLower(bytes.TrimSpace(body)))
 }
 
-// isTokenEndpoint reports whether a response is of a token endpoint: of the webhook's proxy, or in the format of the Azure Instance
-// Metadata Service, which rejects requests without the Metadata header. server is the Server header; body is the start of the body
-// in lower case.
+// isTokenEndpoint reports whether a response is of a token endpoint: of the webhook's proxy, or in the format of the Azure
+// Instance Metadata Service, which rejects requests without the Metadata header. server is the Server header; body is the start
+// of the body in lower case.
 func isTokenEndpoint(status int, server string, body []byte) bool {
 	if strings.HasPrefix(server, "azure-workload-identity/") || strings.HasPrefix(server, "IMDS/") {
 		return true
@@ -137,8 +137,8 @@ func endpointAddresses(environ, ownPorts []string, procNet string) []string {
 	return slices.Compact(addresses)
 }
 
-// loopbackListeners returns the loopback addresses of the listening sockets in a table of the kernel (proc_net_tcp(5)), and none if
-// it cannot be read.
+// loopbackListeners returns the loopback addresses of the listening sockets in a table of the kernel (proc_net_tcp(5)), and none
+// if it cannot be read.
 func loopbackListeners(table string) (addresses []string) {
 	text, _ := os.ReadFile(table) //nolint:gosec // /proc/net/tcp, or a test's file
 	for line := range strings.Lines(string(text)) {

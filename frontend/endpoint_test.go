@@ -111,8 +111,8 @@ func TestFindEndpointsIgnoresOtherProtocols(t *testing.T) {
 	}
 }
 
-// testdata/net has, in the kernel's format, listeners on 127.0.0.1:8000, 127.0.0.1:8081 (the signer), 127.0.0.53:53, 0.0.0.0:8090,
-// [::1]:4141, [::]:8080, [::ffff:127.0.0.1]:5000 and [fe80::1]:6000, and an established connection to 127.0.0.1:9999.
+// testdata/net has, in the kernel's format, an established connection to 127.0.0.1:9999, and listeners on 127.0.0.1:8000,
+// 127.0.0.1:8081 (the signer), 127.0.0.53:53, 0.0.0.0:8090, [::1]:4141, [::]:8080, [::ffff:127.0.0.1]:5000 and [fe80::1]:6000.
 func TestEndpointAddressesAreThoseOfThePod(t *testing.T) {
 	const pod, ownPorts = "KUBERNETES_SERVICE_HOST=10.0.0.1", "8080 8090 8081"
 	for _, c := range []struct{ environ, ownPorts, procNet, want string }{

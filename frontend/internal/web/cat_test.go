@@ -54,7 +54,7 @@ func TestInvalidUserNamesDoNotReachTheSigner(t *testing.T) {
 	}
 }
 
-func TestPictureRedirectIsCachedForHalfTheTTL(t *testing.T) {
+func TestPictureRedirectIsCacheable(t *testing.T) {
 	a := newAPI(t)
 	a.signer.pictures["x"] = png
 	rec := a.send("GET", "/cat/x/picture", nil)

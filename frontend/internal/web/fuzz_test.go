@@ -167,7 +167,7 @@ func checkResponse(t *testing.T, sent []byte, method string, resp *http.Response
 	}
 }
 
-// FuzzPath requests arbitrary paths. The response must not be a 500, and the user that reaches the signer must be the decoded path
+// FuzzPath requests arbitrary paths. The response must not be a 500. The user that reaches the signer must be the decoded path
 // segment.
 func FuzzPath(f *testing.F) {
 	for _, s := range []string{"/cat/Davyd", "/cat/%2e%2e", "/cat/a%2Fb/picture", "/service/", "//x", "/cat/%ff", "/cat/a?ttl=1m&download=x", "/cat/;", "/cat/%2541", "/cat/%F0%9F%90%B1/picture"} {

@@ -55,9 +55,9 @@ func newMiddleware(options Options, deps Dependencies, metrics *metrics) *middle
 	return m
 }
 
-// securityHeader has the security headers of every response: browsers render no response as a page, show none in a frame, send
-// no URL of this service as a referrer, and give windows of other origins no reference to the page.
-var securityHeader = http.Header{
+// securityHeaderFields are in every response. Browsers then render no response as a page and show none in a frame. They send no
+// URL of this service as a referrer, and give windows of other origins no reference to the page.
+var securityHeaderFields = http.Header{
 	"X-Content-Type-Options":     {"nosniff"},
 	"Content-Security-Policy":    {"default-src 'none'; frame-ancestors 'none'"},
 	"Referrer-Policy":            {"no-referrer"},
@@ -68,7 +68,7 @@ var securityHeader = http.Header{
 // after requests whose end another HTTP implementation may see differently; see framingAmbiguous.
 func (m *middleware) securityHeaders(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		maps.Copy(w.Header(), securityHeader)
+		maps.Copy(w.Header(), securityHeaderFields)
 		if framingAmbiguous(r) {
 			w.Header().Set("Connection", "close")
 		}

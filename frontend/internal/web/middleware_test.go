@@ -14,7 +14,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/apierror"
-	"cats.example/shared/config"
 	"cats.example/shared/httpserver"
 	"cats.example/shared/ratelimit"
 )
@@ -220,7 +219,7 @@ func TestCrossOriginWritesAreRejected(t *testing.T) {
 	}
 }
 
-func TestCORSOriginsMayUseTheAPI(t *testing.T) {
+func TestAllowedOriginsMayUseTheAPI(t *testing.T) {
 	const origin = "https://cats.example.com"
 	a := newAPI(t, "RATE_LIMIT=1000", "CORS_ORIGINS=https://first.example:8443, "+origin)
 	a.signer.pictures["x"] = png
@@ -274,22 +273,6 @@ func TestCORSOriginsMayUseTheAPI(t *testing.T) {
 	}
 	if rec := a.send("OPTIONS", "/cat/x", nil, "Origin", origin); rec.Code != 204 || rec.Header().Get("Allow") == "" {
 		t.Errorf("OPTIONS that is not a preflight: %d %v", rec.Code, rec.Header())
-	}
-}
-
-func TestOriginsAreValidated(t *testing.T) {
-	for _, s := range []string{
-		"*", "https://*.example.com", "cats.example.com", "https://cats.example.com/", "https://cats.example.com/x", "null", "HTTPS://cats.example.com",
-		"https://Cats.example.com", "ftp://x", "https://u@x", "https://x?y", "https://", "https://[:", "https://[g]", "https://x:y", "https://x:", "https://x\ny",
-	} {
-		if err := config.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err == nil || !strings.Contains(err.Error(), "CORS_ORIGINS") {
-			t.Errorf("%q: %v", s, err)
-		}
-	}
-	for _, s := range []string{"https://cats.example.com", "http://localhost:5173", "http://[::1]:80", "https://a_b.example", " https://x "} {
-		if err := config.Parse(new(Options), []string{"CORS_ORIGINS=" + s}); err != nil {
-			t.Error(err)
-		}
 	}
 }
 
@@ -355,26 +338,12 @@ func TestRequestsWithoutTokenAreRejectedUnread(t *testing.T) {
 				if needed && !valid {
 					want = call{}
 				}
+				if varies := slices.Contains(rec.Header().Values("Vary"), "Authorization"); varies != needed {
+					t.Errorf("%q: %s: Vary is %q", c.settings, method, rec.Header().Values("Vary"))
+				}
 				if (rec.Code == 401) != (needed && !valid) || (rec.Code == 401) != strings.HasPrefix(rec.Header().Get("WWW-Authenticate"), "Bearer ") ||
 					a.signer.last.token != want.token || a.signer.last.user != want.user {
 					t.Errorf("%q: %s with %q: %d %v, the signer was called with the token %q", c.settings, method, field, rec.Code, rec.Header(), string(a.signer.last.token))
-				}
-			}
-		}
-	}
-}
-
-func TestResponsesToTokensVaryByAuthorization(t *testing.T) {
-	for read, varies := range map[string]bool{"own": true, "signed-in": true, "anyone": false} {
-		a := newAPI(t, "OIDC_ISSUER=https://login.example.com", "READ_ACCESS="+read)
-		a.signer.pictures["mia"] = png
-		for _, method := range []string{"GET", "HEAD"} {
-			for _, path := range []string{"/cat/mia", "/cat/mia/picture", "/cat/nobody/picture"} {
-				for _, token := range []string{"Bearer mew", ""} {
-					rec := a.send(method, path, nil, "Authorization", token)
-					if got := slices.Contains(rec.Header().Values("Vary"), "Authorization"); got != varies {
-						t.Errorf("READ_ACCESS=%s, %s %s with %q: %d, Vary is %q", read, method, path, token, rec.Code, rec.Header().Values("Vary"))
-					}
 				}
 			}
 		}

@@ -105,8 +105,8 @@ func checkChunkCount(name, value string) error {
 	return nil
 }
 
-// checkEncoding returns ErrUnsupportedMediaType if a header, of a request or of the file in a form, has a content coding. RFC 7578
-// section 4.7 deprecates Content-Transfer-Encoding in forms; HTTP does not have it.
+// checkEncoding returns ErrUnsupportedMediaType if a header, of a request or of the file in a form, has a content coding.
+// RFC 7578 section 4.7 deprecates Content-Transfer-Encoding in forms; HTTP does not have it.
 func checkEncoding(h http.Header) error {
 	for name, plain := range map[string][]string{"Content-Encoding": {"", "identity"}, "Content-Transfer-Encoding": {"", "7bit", "8bit", "binary"}} {
 		value := headerList(h, name)

@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"cats.example/shared/access"
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 )
@@ -75,15 +74,4 @@ func TestServiceAndAbout(t *testing.T) {
 	a := newAPI(t)
 	a.signer.err = apierror.ErrSignerUnavailable
 	wantProblem(t, a.send("GET", "/about", nil), 503, "signer_unavailable")
-}
-
-func TestValidateRejectsIncompleteSignIn(t *testing.T) {
-	for want, options := range map[string]Options{
-		"OIDC_ISSUER is not":               {SignIn: SignIn{ClientID: "page"}},
-		`OIDC_SCOPE is "api://x/.default"`: {Policy: access.Policy{Issuer: "https://login.example.com"}, SignIn: SignIn{ClientID: "page", Scope: "api://x/.default"}},
-	} {
-		if err := options.Validate(); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v; want %q", err, want)
-		}
-	}
 }
