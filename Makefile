@@ -69,21 +69,21 @@ test-wide: ## what make test leaves out: the soak, and each fuzz target for FUZZ
 	$(MAKE) fuzz FUZZTIME=$(or $(filter-out 1m,$(FUZZTIME)),10s)
 
 .PHONY: lint
-lint: .bin/golangci-lint ## everything that is checked without running
-	.bin/golangci-lint run $(MODULES:%=./%/...)
-	@for m in $(MODULES); do echo "$$m: builds by itself, and its go.mod is tidy"; \
-	  (cd $$m && GOWORK=off go vet ./... && GOWORK=off go mod tidy -diff); done
-	@# go work sync would add lines that go mod tidy takes out again.
+lint: .bin/lint .bin/gofumpt ## static checks
+	@files=$$(.bin/gofumpt -l $(MODULES) tools/pinned/lint); [ -z "$$files" ] || { echo "not formatted; run .bin/gofumpt -w on:" $$files >&2; exit 1; }
+	@# Without the workspace, which lets a module import what its go.mod does not require.
+	@for m in $(MODULES) tools/pinned; do echo "== lint $$m"; (cd $$m; export GOWORK=off; $(CURDIR)/.bin/lint -tags cluster ./...; go mod tidy -diff); done
+	@# go work sync would add lines that go mod tidy removes.
 	@differ=$$(awk '$$1 == "require" {$$1 = ""; $$0 = $$0} $$2 ~ /^v/ {print $$1, $$2}' $(MODULES:%=%/go.mod) | grep -v '^cats' | sort -u | awk '{print $$1}' | uniq -d); \
-	  [ -z "$$differ" ] || { echo "the modules differ in their versions of: $$differ; mend it with go get" >&2; exit 1; }
+	  [ -z "$$differ" ] || { echo "the modules require different versions; make them equal with go get:" $$differ >&2; exit 1; }
 	@if command -v shellcheck >/dev/null; then shellcheck -x .ci/run $$(git ls-files '*.sh'); \
 	  elif [ -n "$${CI:-}" ]; then echo "shellcheck is missing" >&2; exit 1; \
 	  else echo "skipped: shellcheck is not installed"; fi
 
-# The hundreds of modules of the tools stay out of the workspace.
-.bin/%: tools/pinned/go.mod tools/pinned/go.sum
-	@echo "building $*, once (golangci-lint takes about two minutes)"
-	GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools/pinned install $$(GOWORK=off go -C tools/pinned list tool | grep '/$*$$')
+# tools/pinned is not in the workspace, so that its requirements do not affect the versions there.
+.bin/%: tools/pinned/go.mod tools/pinned/go.sum $(wildcard tools/pinned/lint/*.go)
+	@echo "building $*"
+	@GOBIN=$(CURDIR)/.bin GOWORK=off go -C tools/pinned install $$(GOWORK=off go -C tools/pinned list ./... tool | grep '/$*$$')
 	@touch $@
 
 .PHONY: vuln

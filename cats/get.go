@@ -117,7 +117,7 @@ func openTarget(path string, force bool) (*target, error) {
 		return &target{File: os.Stdout}, nil
 	}
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() { // such as /dev/null, or a named pipe
-		f, err := os.OpenFile(path, os.O_WRONLY, 0) //nolint:gosec // G304: the user names it
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return nil, fileError(err)
 		}
@@ -130,7 +130,7 @@ func openTarget(path string, force bool) (*target, error) {
 		path = linked
 	}
 	temporary := filepath.Join(filepath.Dir(path), ".cats-"+rand.Text()+".part")
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666) //nolint:gosec // G302: the umask decides
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return nil, fileError(err)
 	}
@@ -154,7 +154,7 @@ func (t *target) finish(err error) error {
 	if t.path == "" {
 		return err
 	}
-	defer os.Remove(t.Name()) //nolint:errcheck // after a success it has another name
+	defer os.Remove(t.Name()) //lint:ignore errcheck after a success it has another name
 	if err == nil && !t.force {
 		err = claim(t.path)
 	}
@@ -169,7 +169,7 @@ func (t *target) finish(err error) error {
 
 // claim creates an empty file at path, so that a rename to path replaces no file of another program.
 func claim(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // G304: the user names it
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		return localError("exists", path+" exists")
 	} else if err != nil {

@@ -32,7 +32,7 @@ func openSource(path string) (*source, error) {
 	if path != "-" {
 		var err error
 		if s.path, err = filepath.Abs(path); err == nil {
-			s.File, err = os.Open(path) //nolint:gosec // G304: the user names it
+			s.File, err = os.Open(path)
 		}
 		if err != nil {
 			return nil, fileError(err)

@@ -59,7 +59,7 @@ func checkAuthorities(environ []string) error {
 	if file == "" {
 		return nil
 	}
-	b, err := os.ReadFile(file) //nolint:gosec // the user chooses the file
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("SSL_CERT_FILE: %w", err)
 	}

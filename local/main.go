@@ -39,5 +39,5 @@ func (o output) Write(p []byte) (int, error) {
 	if errors.Is(err, syscall.EPIPE) {
 		o.closed()
 	}
-	return n, err //nolint:wrapcheck // as an io.Writer
+	return n, err // as an io.Writer
 }

@@ -2,7 +2,7 @@ package client
 
 import (
 	"context"
-	"crypto/md5" //nolint:gosec // G501: Content-MD5 and storage use it against transmission errors
+	"crypto/md5"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -42,7 +42,7 @@ func (c content) body(offset, n int64, progress func(int64)) *body {
 
 // md5 returns the MD5 of n bytes from offset on, in base64.
 func (c content) md5(offset, n int64) (string, error) {
-	h := md5.New() //nolint:gosec // G401: against transmission errors
+	h := md5.New()
 	if _, err := io.CopyN(h, io.NewSectionReader(c.r, c.start+offset, n), n); err != nil {
 		return "", bodyError(err)
 	}
@@ -69,7 +69,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if !b.stopped.Load() {
 		b.progress(int64(n))
 	}
-	if err == io.EOF { //nolint:errorlint // a wrapped io.EOF is an incomplete body
+	if err == io.EOF {
 		b.ended.Store(true)
 	} else if err != nil {
 		err = bodyError(err)
@@ -120,7 +120,7 @@ func (s *stallReader) Read(p []byte) (int, error) {
 	s.timer.Reset(stallTimeout)
 	n, err := s.ReadCloser.Read(p)
 	s.timer.Stop()
-	if err != nil && err != io.EOF { //nolint:errorlint // as io.ReadAll
+	if err != nil && err != io.EOF {
 		e := requestError(s.request, err)
 		e.noResponse = true
 		err = e

@@ -219,7 +219,7 @@ func (c *Client) retry(ctx context.Context, try func() (again bool, err error)) 
 		if !again || !e.Temporary() || n >= c.opts.MaxRetries || e.RetryAfter > maxRetryAfter {
 			return e
 		}
-		wait := cmp.Or(e.RetryAfter, (250*time.Millisecond+rand.N(500*time.Millisecond))<<min(n, 6)) //nolint:gosec // G404: no secret
+		wait := cmp.Or(e.RetryAfter, (250*time.Millisecond+rand.N(500*time.Millisecond))<<min(n, 6))
 		c.opts.OnRetry(e, wait)
 		select {
 		case <-time.After(wait):

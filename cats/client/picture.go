@@ -3,7 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // G501: storage has no other digest
+	"crypto/md5"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -76,7 +76,7 @@ func (c *Client) Link(ctx context.Context, user string, opts LinkOptions) (p Pic
 // the bytes have the size and, where p has one, the MD5 of p. If it fails, w may have received a part of the picture. Download
 // returns an error of w as it is.
 func (c *Client) Download(ctx context.Context, p Picture, w io.Writer, progress func(bytes int64)) error {
-	d := &download{w: w, sum: md5.New(), progress: progress} //nolint:gosec // G401: against transmission errors
+	d := &download{w: w, sum: md5.New(), progress: progress}
 	now := p
 	err := c.retry(ctx, func() (bool, error) {
 		if now.URL == "" { // it may have expired during an earlier try

@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/pb33f/libopenapi-validator/schema_validation"
-
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
@@ -348,35 +346,4 @@ func conformsUnderLoad(t *testing.T, c *contract) {
 	storage.SetAll(nil)
 	close(release)
 	done.Wait()
-}
-
-// The examples are what people look at first.
-func TestTheDocumentsExamplesAreAsItsSchemasSay(t *testing.T) {
-	c := readContract(t)
-	check := schema_validation.NewSchemaValidator()
-	n := 0
-	for name, response := range c.model.Components.Responses.FromOldest() {
-		for mediaType, content := range response.Content.FromOldest() {
-			valid := func(what string, value interface{ Decode(any) error }) {
-				var v any
-				if err := value.Decode(&v); err != nil {
-					t.Error(err)
-					return
-				}
-				if ok, faults := check.ValidateSchemaObject(content.Schema.Schema(), v); !ok {
-					t.Errorf("%s %s of %s: %s", what, mediaType, name, told(faults))
-				}
-				n++
-			}
-			if content.Example != nil {
-				valid("the example", content.Example)
-			}
-			for code, example := range content.Examples.FromOldest() {
-				valid(code, example.Value)
-			}
-		}
-	}
-	if n < 30 {
-		t.Errorf("%d examples were found", n)
-	}
 }

@@ -165,7 +165,7 @@ func (c *crowd) responses() map[int]int {
 			got[resp.StatusCode]++
 			continue
 		}
-		if e, ok := err.(net.Error); ok && e.Timeout() { //nolint:errorlint // net/http returns it as it is
+		if e, ok := err.(net.Error); ok && e.Timeout() { //lint:ignore errorsis net/http returns it as it is
 			got[-1]++
 			continue
 		}

@@ -50,7 +50,7 @@ func StartProvider(t *testing.T, port string, more ...string) *Provider {
 	for lines.Scan() {
 		if issuer, ok := strings.CutPrefix(lines.Text(), "issuer "); ok {
 			p.Issuer = issuer
-			go io.Copy(io.Discard, out) //nolint:errcheck // ends with the process
+			go io.Copy(io.Discard, out) //lint:ignore errcheck ends with the process
 			return p
 		}
 	}

@@ -169,7 +169,7 @@ func (a *aborts) round(r *rand.Rand, paced bool) {
 
 // abort sends a request, or the first part of it, and aborts the connection.
 func (a *aborts) abort(request request, way string, r *rand.Rand) error {
-	c, err := net.DialTimeout("tcp", request.address, abortTimeout) //nolint:noctx // bounded
+	c, err := net.DialTimeout("tcp", request.address, abortTimeout) //lint:ignore noctx bounded
 	if err != nil {
 		return err
 	}

@@ -277,7 +277,7 @@ func TestImagesInManifestsHaveATagThatStays(t *testing.T) {
 func TestToolsArePinned(t *testing.T) {
 	harness.NeedOwnSystem(t)
 	mod, sum := read(t, harness.Root("tools", "pinned", "go.mod")), read(t, harness.Root("tools", "pinned", "go.sum"))
-	for _, module := range []string{"github.com/golangci/golangci-lint/v2", "golang.org/x/vuln", "github.com/CycloneDX/cyclonedx-gomod"} {
+	for _, module := range []string{"honnef.co/go/tools", "mvdan.cc/gofumpt", "golang.org/x/vuln", "github.com/CycloneDX/cyclonedx-gomod"} {
 		m := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (v\S+)`).FindStringSubmatch(mod)
 		if m == nil || !strings.Contains(sum, module+" "+m[1]+" h1:") {
 			t.Errorf("tools/pinned/go.mod and go.sum do not pin %s: %v", module, m)

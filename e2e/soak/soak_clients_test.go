@@ -311,7 +311,7 @@ func (s *soak) trickle(h *history, r *rand.Rand) {
 }
 
 func (s *soak) dial() (net.Conn, error) {
-	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second) //nolint:noctx // bounded
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second) //lint:ignore noctx bounded
 	if err != nil {
 		time.Sleep(50 * time.Millisecond) // nobody is there
 	}

@@ -236,7 +236,7 @@ func trust(ctx context.Context, url, file string, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(file, b, 0o644) //nolint:gosec // a certificate, for another user to read
+		return os.WriteFile(file, b, 0o644)
 	})
 }
 

@@ -60,7 +60,7 @@ func Installed(root string) bool {
 
 // lockDigest returns the digest of local/package-lock.json. The stamp file contains it after the installation.
 func lockDigest(root string) (string, error) {
-	lock, err := os.ReadFile(filepath.Join(root, "local", "package-lock.json")) //nolint:gosec // in the checkout
+	lock, err := os.ReadFile(filepath.Join(root, "local", "package-lock.json"))
 	if err != nil {
 		return "", fmt.Errorf("installing Azurite: %w", err)
 	}
@@ -91,7 +91,7 @@ func Install(ctx context.Context, root, logPath string) error {
 		return nil
 	}
 
-	out, err := os.Create(logPath) //nolint:gosec // the caller chooses the file
+	out, err := os.Create(logPath)
 	if err != nil {
 		return fmt.Errorf("installing Azurite: %w", err)
 	}
@@ -117,7 +117,7 @@ func Install(ctx context.Context, root, logPath string) error {
 
 // npmReason returns the first error in the output of npm in the file at path.
 func npmReason(path string) string {
-	b, err := os.ReadFile(path) //nolint:gosec // written by Install
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return ""
 	}
@@ -152,7 +152,7 @@ func CheckNode(ctx context.Context) error {
 
 // command returns a command that is killed with all its children when ctx is done.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // go, node and npm
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
@@ -177,7 +177,7 @@ func lockFile(ctx context.Context, path string) (unlock func(), err error) {
 // Lock locks the file at path until unlock is called or the process ends. It creates a missing file. The error is
 // [syscall.EWOULDBLOCK] if another process has locked the file.
 func Lock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600) //nolint:gosec // the caller chooses the file
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ type Log struct {
 
 // newLog returns a log in the file at path, which it truncates. follow, unless nil, is called for each line.
 func newLog(name, path string, follow func(name, line string)) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // in the stack's folder
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
 	}

@@ -55,7 +55,7 @@ func (p *Process) Start(ctx context.Context) error {
 		return fmt.Errorf("starting %s: it runs already", p.name)
 	}
 	mark := p.Log.Mark()
-	cmd := exec.Command(p.path, p.args...) //nolint:noctx,gosec // it outlives ctx; the stack chooses the program
+	cmd := exec.Command(p.path, p.args...) //lint:ignore noctx it outlives ctx; the stack chooses the program
 	cmd.Dir = p.dir
 	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log

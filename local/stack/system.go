@@ -148,12 +148,12 @@ func (s *System) authorities(ca *CA) (file string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("reading the local certificate: %w", err)
 	}
-	b, err := os.ReadFile(more) //nolint:gosec // the caller chooses the file
+	b, err := os.ReadFile(more)
 	if err != nil {
 		return "", fmt.Errorf("reading SSL_CERT_FILE: %w", err)
 	}
 	file = filepath.Join(s.opts.Dir, "authorities.pem")
-	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil { //nolint:gosec // in the system's folder
+	if err := os.WriteFile(file, slices.Concat(own, b), 0o600); err != nil {
 		return "", fmt.Errorf("writing the signer's authorities: %w", err)
 	}
 	s.opts.SignerEnv = maps.Clone(s.opts.SignerEnv)

@@ -252,9 +252,9 @@ func (c *client) response() (status int, closes bool) {
 	c.t.Helper()
 	_ = c.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	defer func() { _ = c.conn.SetReadDeadline(time.Time{}) }()
-	resp, err := http.ReadResponse(c.in, nil) //nolint:bodyclose // there is none
+	resp, err := http.ReadResponse(c.in, nil) //lint:ignore bodyclose there is none
 	if err != nil {
-		if ne, ok := err.(net.Error); ok && ne.Timeout() { //nolint:errorlint // ReadResponse does not wrap it
+		if ne, ok := err.(net.Error); ok && ne.Timeout() { //lint:ignore errorsis ReadResponse does not wrap it
 			c.t.Error("neither a response nor the end of the connection")
 		}
 		return 0, true

@@ -175,10 +175,10 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 				if err == nil {
 					_, err = io.Copy(io.Discard, whole)
 				}
-				if err != cause { //nolint:errorlint // as it came
+				if err != cause { //lint:ignore errorsis as it came
 					t.Errorf("%.4q cut at %d by %v: %v", content, at, cause, err)
 				}
-				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) { //nolint:errorlint // as it came
+				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) { //lint:ignore errorsis as it came
 					t.Errorf("the head of %.4q cut at %d by %v: %v", content, at, cause, err)
 				}
 			}

@@ -318,7 +318,7 @@ func TestBodyReaderTranslatesErrors(t *testing.T) {
 		{fmt.Errorf("reading: %w", io.EOF), apierror.ErrIncomplete},
 		{errors.New("cable cut"), apierror.ErrIncomplete},
 	} {
-		if _, err := (BodyReader{broken{c.err}}).Read(nil); !errors.Is(err, c.want) || c.want == io.EOF && err != io.EOF { //nolint:errorlint // only io.EOF itself is the end
+		if _, err := (BodyReader{broken{c.err}}).Read(nil); !errors.Is(err, c.want) || c.want == io.EOF && err != io.EOF {
 			t.Errorf("%v is translated to %v; want %v", c.err, err, c.want)
 		}
 	}

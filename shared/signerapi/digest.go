@@ -3,7 +3,7 @@ package signerapi
 import (
 	"bytes"
 	"crypto"
-	_ "crypto/md5" //nolint:gosec // detects faults of memory and network, not attacks
+	_ "crypto/md5"
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 	"fmt"

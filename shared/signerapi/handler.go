@@ -180,7 +180,7 @@ func (b BodyReader) Read(p []byte) (int, error) {
 	n, err := b.Body.Read(p)
 	_, translated := errors.AsType[*apierror.Error](err)
 	switch {
-	case err == nil, translated, err == io.EOF: //nolint:errorlint // a wrapped io.EOF is not the end of the body
+	case err == nil, translated, err == io.EOF:
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = apierror.ErrStalled.Wrap(err)
 	default:

@@ -75,7 +75,7 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	}
 	exporterName, protocol := vars["OTEL_TRACES_EXPORTER"], get("PROTOCOL")
 	if get("ENDPOINT") == "" || strings.EqualFold(vars["OTEL_SDK_DISABLED"], "true") || exporterName == "none" {
-		return nil, nil //nolint:nilnil // nil is a process without traces
+		return nil, nil // nil is a process without traces
 	}
 	endpoint, err := url.Parse(get("ENDPOINT"))
 	switch {

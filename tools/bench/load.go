@@ -52,8 +52,8 @@ func attack(ctx context.Context, conns int, rate int, duration time.Duration, ta
 // attempt is attack without an error for responses other than 2xx.
 func attempt(ctx context.Context, conns int, rate int, duration time.Duration, targets ...vegeta.Target) (load, error) {
 	transport := &http.Transport{DialContext: dialFromMany(), MaxIdleConnsPerHost: conns, DisableCompression: true}
-	defer transport.CloseIdleConnections()                                                          // vegeta leaves them open
-	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)), //nolint:gosec // a small number
+	defer transport.CloseIdleConnections() // vegeta leaves them open
+	attacker := vegeta.NewAttacker(vegeta.Workers(uint64(conns)), vegeta.MaxWorkers(uint64(conns)),
 		vegeta.Client(&http.Client{Transport: transport, Timeout: 2 * time.Minute}), vegeta.MaxBody(0))
 	defer attacker.Stop()
 	var pacer vegeta.Pacer = vegeta.Rate{}
@@ -79,7 +79,7 @@ func attempt(ctx context.Context, conns int, rate int, duration time.Duration, t
 	case metrics.Requests == 0:
 		return load{}, fmt.Errorf("%s: no response", targets[0].URL)
 	}
-	return load{int(metrics.Requests), ok, took.Seconds(), metrics.Latencies.P99, metrics.StatusCodes}, nil //nolint:gosec // not that many
+	return load{int(metrics.Requests), ok, took.Seconds(), metrics.Latencies.P99, metrics.StatusCodes}, nil
 }
 
 // side is the yardstick or the system in a comparison.

@@ -41,7 +41,7 @@ func runPeer(role string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // does not block
+	l, err := net.Listen("tcp", "127.0.0.1:0") //lint:ignore noctx does not block
 	if err != nil {
 		return err
 	}

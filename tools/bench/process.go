@@ -28,7 +28,7 @@ func startPeer(ctx context.Context, role string, env ...string) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, self) //nolint:gosec // this program
+	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(env, roleVariable+"="+role)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
@@ -124,7 +124,7 @@ func memoryOf(pid int) (memory, error) {
 func cpuOf(pids ...int) (sum time.Duration, err error) {
 	for _, pid := range pids {
 		var t unix.Timespec
-		if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // process IDs have 22 bits
+		if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil {
 			return 0, fmt.Errorf("reading the CPU time of process %d: %w", pid, err)
 		}
 		sum += time.Duration(t.Nano())

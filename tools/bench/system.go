@@ -99,7 +99,7 @@ func pids(sys *stack.System) []int { return []int{sys.Frontend.Pid(), sys.Signer
 // build builds one program of the checkout and returns the path of its binary.
 func (b *bench) build(ctx context.Context, pkg string) (string, error) {
 	out := filepath.Join(b.dir, filepath.Base(pkg))
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg) //nolint:gosec // our own packages
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", out, pkg)
 	cmd.Dir = b.root
 	if output, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, output)
@@ -110,7 +110,7 @@ func (b *bench) build(ctx context.Context, pkg string) (string, error) {
 // azblobLoad returns a side's run that loads the storage of sys with azblob alone.
 func (b *bench) azblobLoad(sys *stack.System, args ...string) func(context.Context, time.Duration) (load, error) {
 	return func(ctx context.Context, turn time.Duration) (load, error) {
-		cmd := exec.CommandContext(ctx, b.azblob, append(args, "-duration", turn.String())...) //nolint:gosec // built by setUp
+		cmd := exec.CommandContext(ctx, b.azblob, append(args, "-duration", turn.String())...)
 		cmd.Env = sys.Signer.Environ()
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()

@@ -205,7 +205,7 @@ func (b *bench) images(ctx context.Context) (results []result, err error) {
 	}
 	for _, name := range []string{"frontend", "signer"} {
 		image := "cats-api-" + name + ":bench"
-		out, err := exec.CommandContext(ctx, tool, "images", "--format", "{{.Size}}", image).Output() //nolint:gosec // one of two names
+		out, err := exec.CommandContext(ctx, tool, "images", "--format", "{{.Size}}", image).Output()
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", tool, err)
 		}

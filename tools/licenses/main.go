@@ -56,7 +56,7 @@ func main() {
 	if err == nil {
 		var text []byte
 		if text, err = page(root); err == nil {
-			err = os.WriteFile(filepath.Join(root, "docs", "licenses.md"), text, 0o644) //nolint:gosec // a page of the documentation
+			err = os.WriteFile(filepath.Join(root, "docs", "licenses.md"), text, 0o644)
 		}
 	}
 	if err != nil {
@@ -114,7 +114,7 @@ type module struct {
 
 // collect adds the modules that pkg links when it is built for an image.
 func collect(linked map[string]*module, program int, dir, pkg string) error {
-	cmd := exec.Command("go", "list", "-deps", "-json=Dir,Standard,Module", pkg) //nolint:gosec,noctx // a package of the list above; ends soon
+	cmd := exec.Command("go", "list", "-deps", "-json=Dir,Standard,Module", pkg) //lint:ignore noctx a package of the list above; ends soon
 	cmd.Dir, cmd.Stderr = dir, os.Stderr
 	cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	out, err := cmd.Output()
@@ -166,7 +166,7 @@ func (m *module) licenses() ([]string, error) {
 				if !isLicense(e) {
 					continue
 				}
-				text, err := os.ReadFile(filepath.Join(dir, e.Name())) //nolint:gosec // in the module cache
+				text, err := os.ReadFile(filepath.Join(dir, e.Name()))
 				if err != nil {
 					return nil, err
 				}

@@ -136,7 +136,7 @@ func (p *parts) readError(err error) error {
 var errPartHeader = malformed(fmt.Sprintf("the header of a part of the form has more than %d bytes or 64 lines", maxPartHeader), "")
 
 // isEnd reports whether err is io.EOF itself. A wrapped io.EOF means that the form or its body is broken.
-func isEnd(err error) bool { return err == io.EOF } //nolint:errorlint // see above
+func isEnd(err error) bool { return err == io.EOF }
 
 // bodyEnd is an empty reader that ends in errBodyEnd.
 type bodyEnd struct{}

@@ -180,7 +180,7 @@ func (f filler) fill(buf []byte) (n int, err error) {
 		k, err = f.body.Read(buf[n:])
 		n += k
 		switch {
-		case err == io.EOF: //nolint:errorlint // of the pipe
+		case err == io.EOF:
 			err = cmp.Or(<-f.end, io.EOF)
 		case errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(window):
 			if f.pool.taken() > bufferCount/2 && float64(n-before) < minFill*fillWindow.Seconds() {

@@ -100,7 +100,7 @@ func TestSlowBodiesLoseTheirBuffer(t *testing.T) {
 				defer time.Sleep(2 * time.Hour) // until its goroutine has ended
 				defer f.stop()
 				_, err := f.fill(buf)
-				if errors.Is(err, apierror.ErrStalled) != c.slow || !c.slow && err != io.EOF { //nolint:errorlint // bare
+				if errors.Is(err, apierror.ErrStalled) != c.slow || !c.slow && err != io.EOF {
 					t.Errorf("got %v", err)
 				}
 			})

@@ -219,7 +219,7 @@ func TestErrorsHoldNoURLs(t *testing.T) {
 		},
 		"URL in the text alone": func(o *Options) {
 			o.Transport = transporter(func(r *http.Request) (*http.Response, error) {
-				return nil, fmt.Errorf("proxy %q of %v", r.URL.Path, &url.Error{Op: "Get", URL: r.URL.String(), Err: io.EOF}) //nolint:errorlint // so that errors.As does not find it
+				return nil, fmt.Errorf("proxy %q of %v", r.URL.Path, &url.Error{Op: "Get", URL: r.URL.String(), Err: io.EOF})
 			})
 		},
 	} {

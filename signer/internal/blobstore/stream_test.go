@@ -47,7 +47,7 @@ func TestStreamHoldsTheLastByteBack(t *testing.T) {
 				n, err = s.Read(buf)
 				got = append(got, buf[:n]...)
 			}
-			if bare := err == io.EOF; string(got) != c.want || bare != (c.err == nil) || !bare && !errors.Is(err, c.err) { //nolint:errorlint // bare
+			if bare := err == io.EOF; string(got) != c.want || bare != (c.err == nil) || !bare && !errors.Is(err, c.err) {
 				t.Errorf("%s, by %d: read %q, %v; want %q, %v", name, size+1, got, err, c.want, c.err)
 			}
 			if seeker, ok := c.r.(io.Seeker); !ok {

@@ -75,7 +75,7 @@ func (s *Store) watchKey(ctx context.Context, dropped chan<- struct{}) {
 
 // jittered is d, give or take a quarter, so that replicas do not ask together.
 func jittered(d time.Duration) time.Duration {
-	return time.Duration(float64(d) * (0.75 + 0.5*rand.Float64())) //nolint:gosec // jitter needs no secrecy
+	return time.Duration(float64(d) * (0.75 + 0.5*rand.Float64()))
 }
 
 // tryLink asks storage, as a client would, for the picture of user by a link of k

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/md5" //nolint:gosec // storage keeps it of a blob, against faults and not against people
+	"crypto/md5"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
@@ -134,7 +134,7 @@ func (up *upload) put(ctx context.Context, picture []byte) (signerapi.Info, erro
 	if int64(len(picture)) < up.opts.MinSize || up.opts.MaxSize > 0 && int64(len(picture)) > up.opts.MaxSize {
 		return signerapi.Info{}, errWrongLength
 	}
-	sum := md5.Sum(picture) //nolint:gosec // see the import
+	sum := md5.Sum(picture)
 	up.info.Size = int64(len(picture))
 	return up.putBlob(ctx, &operation{name: opPut}, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
 }
@@ -166,7 +166,7 @@ func (up *upload) putBlob(ctx context.Context, op *operation, body io.ReadSeekCl
 func (up *upload) bounded(ctx context.Context, picture io.Reader) (signerapi.Info, error) {
 	var sum hash.Hash
 	if up.opts.MaxSize < bufferBytes {
-		sum = md5.New() //nolint:gosec // see the import
+		sum = md5.New()
 		picture = io.TeeReader(picture, sum)
 	}
 	first := &stream{r: picture, size: up.opts.MinSize}
@@ -217,7 +217,7 @@ func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte, n
 		more, err := f.fill(buf[n:])
 		n += more
 		switch {
-		case err != nil && err != io.EOF: //nolint:errorlint // a wrapped io.EOF is a broken body, not its end
+		case err != nil && err != io.EOF:
 			return signerapi.Info{}, err
 		case err == nil && up.opts.MaxSize > 0: // the buffer is larger
 			return signerapi.Info{}, errWrongLength
@@ -237,7 +237,7 @@ func (up *upload) buffered(ctx context.Context, picture io.Reader, buf []byte, n
 
 // nextBlock returns the ID of the next block. No other upload has the same. Azure wants IDs of one length in a blob.
 func (up *upload) nextBlock() string {
-	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(up.id)[:16], uint32(len(up.blocks)))) //nolint:gosec // at most 50,000
+	id := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32([]byte(up.id)[:16], uint32(len(up.blocks))))
 	up.blocks = append(up.blocks, id)
 	return id
 }

@@ -124,7 +124,7 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 				s, back, _ := newStore(t, nil)
 				body := io.MultiReader(strings.NewReader(pngOf(size)[:at]), iotest.ErrReader(cause))
 				_, err := s.Put(t.Context(), user(t, "x"), body, opts)
-				if err != cause { //nolint:errorlint // as it is
+				if err != cause { //lint:ignore errorsis as it is
 					t.Errorf("%s, cut at %d by %v: %v", name, at, cause, err)
 				}
 				if apierror.AsError(err).Outcome != "" {

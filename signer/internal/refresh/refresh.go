@@ -31,7 +31,7 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 			return
 		case err != nil:
 			wait, wake = retry.NextBackOff(), nil
-			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //nolint:sloglint // callers pass a constant
+			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //lint:ignore sloglint callers pass a constant
 		default:
 			retry.Reset()
 		}
@@ -45,5 +45,5 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 
 // BeforeHalf returns 40 to 50 % of life, at random, so that replicas do not renew at the same time.
 func BeforeHalf(life time.Duration) time.Duration {
-	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64())) //nolint:gosec // jitter is no secret
+	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64()))
 }
