@@ -1,7 +1,10 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,71 +16,50 @@ var good = []string{
 	"ANONYMOUS_ACCESS=true",
 }
 
-func TestTheWebhooksVariablesAndTheAccountAreEnough(t *testing.T) {
+func with(settings ...string) []string { return append(slices.Clone(good), settings...) }
+
+// invalid calls check with each setting of a file in testdata, its name, and the text that its error must hold.
+func invalid(t *testing.T, file string, check func(setting, name, text string)) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join("testdata", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if quoted, err := strconv.QuotedPrefix(line); err == nil {
+			setting, _ := strconv.Unquote(quoted)
+			name, _, _ := strings.Cut(setting, "=")
+			check(setting, name, strings.TrimSpace(line[len(quoted):]))
+		} else if !strings.HasPrefix(line, "#") {
+			t.Errorf("%s: %q: %v", file, line, err)
+		}
+	}
+}
+
+func TestWebhookVariablesAndAccountAreEnough(t *testing.T) {
 	c, err := parse(good)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Storage.AccountURL != "https://davydscats.blob.core.windows.net" || c.Storage.Container != "cats" || c.Storage.BlobName != "cat" || c.Storage.LinkTTL != time.Hour || c.APIAddress != "127.0.0.1:8081" {
+	if c.Storage.AccountURL != "https://davydscats.blob.core.windows.net" || c.Storage.Container != "cats" || c.Storage.BlobName != "cat" || c.Signing.LinkTTL != time.Hour || c.ListenAddress != "127.0.0.1:8081" {
 		t.Errorf("%+v", c)
 	}
-	if _, err := parse([]string{good[0], "CREDENTIAL=default", "ANONYMOUS_ACCESS=true"}); err != nil {
-		t.Errorf("someone logged in with az: %v", err)
-	}
 }
 
-func TestFaultySettingsAreRefusedByName(t *testing.T) {
-	for setting, also := range map[string]string{
-		"AZURE_STORAGE_ACCOUNT_URL=":                                             "required",
-		"AZURE_STORAGE_ACCOUNT_URL=http://davydscats.blob.core.windows.net":      "https://",
-		"AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.core.windows.net/c":   "without a path",
-		"AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.core.windows.net?s=1": "without a path",
-		"AZURE_STORAGE_ACCOUNT_URL=https://127.0.0.1:10000":                      "first label",
-		"AZURE_STORAGE_ACCOUNT_URL=https://cdn-x.example.com":                    "LINK_BASE_URL",
-		"CREDENTIAL=secret":                     "workload-identity",
-		"STORAGE_CONTAINER=Cats":                "a-z",
-		"STORAGE_CONTAINER=a--b":                "hyphens",
-		"BLOB_NAME=a/b":                         "segment",
-		"LISTEN_ADDRESS=:8081":                  "loopback",
-		"LISTEN_ADDRESS=0.0.0.0:8081":           "loopback",
-		"LISTEN_ADDRESS=10.0.0.1:8081":          "loopback",
-		"LISTEN_ADDRESS=[::]:8081":              "loopback",
-		"LISTEN_ADDRESS=example.com:8081":       "loopback",
-		"LISTEN_ADDRESS=8081":                   "loopback",
-		"LINK_TTL=25h":                          "LINK_MAX_TTL",
-		"LINK_TTL=1s":                           "LINK_MAX_TTL",
-		"LINK_MAX_TTL=100h":                     "72h",
-		"LINK_MAX_TTL=1m":                       "LINK_TTL",
-		"LINK_BASE_URL=cdn.example.com":         "want a URL",
-		"LINK_BASE_URL=https://c.com?a=":        "want a URL",
-		"EXISTENCE_CACHE_TTL=-1s":               "negative",
-		"MAX_PICTURE_SIZE=0":                    "above zero",
-		"DRAIN_TIMEOUT=0s":                      "above zero",
-		"OIDC_ISSUER=http://login.example.com":  "in iss",
-		"OIDC_ISSUER=https://login.example.com": "OIDC_AUDIENCE",
-		"OIDC_AUDIENCE=cats":                    "OIDC_ISSUER",
-		"ANONYMOUS_ACCESS=":                     "OIDC_AUDIENCE",
-		"ANONYMOUS_ACCESS=false":                "OIDC_ISSUER",
-		"ANONYMOUS_ACCESS=yes":                  "invalid syntax",
-		"ANONYMOUS_ACCESS=\"true\"":             "remove the quotes",
-		"OIDC_AUDIENCE='cats'":                  "remove the quotes",
-		"READ_ACCESS=everybody":                 "anyone",
-		"MAX_PICTURE_SIZE=5GiB":                 "MAX_DIRECT_UPLOAD_SIZE",
-	} {
-		name, _, _ := strings.Cut(setting, "=")
-		_, err := parse(append(slices.Clone(good), setting))
-		if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), also) {
-			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, also)
+func TestInvalidSettingIsRejectedByName(t *testing.T) {
+	invalid(t, "invalid_settings.txt", func(setting, name, text string) {
+		if _, err := parse(with(setting)); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, text)
 		}
-	}
-	for _, ok := range []string{"LISTEN_ADDRESS=[::1]:0", "LISTEN_ADDRESS=127.0.0.2:1", "LISTEN_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
-		if _, err := parse(append(slices.Clone(good), ok)); err != nil {
-			t.Errorf("%s: %v", ok, err)
+	})
+	for _, valid := range []string{"LISTEN_ADDRESS=[::1]:0", "LISTEN_ADDRESS=127.0.0.2:1", "LISTEN_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
+		if _, err := parse(with(valid)); err != nil {
+			t.Errorf("%s: %v", valid, err)
 		}
 	}
 }
 
-func TestAllFaultsAreReportedTogether(t *testing.T) {
+func TestAllValidationErrorsAreReported(t *testing.T) {
 	_, err := parse([]string{"AZURE_STORAGE_ACCOUNT_URL=https://10.0.0.1", "LISTEN_ADDRESS=:1", "LINK_TTL=0s", "STALL_TIMEOUT=-1s"})
 	if err == nil {
 		t.Fatal("no error")
@@ -89,7 +71,7 @@ func TestAllFaultsAreReportedTogether(t *testing.T) {
 	}
 }
 
-func TestAuthenticationIsChosen(t *testing.T) {
+func TestAuthenticationMustBeConfigured(t *testing.T) {
 	issuer := []string{"OIDC_ISSUER=https://login.example.com", "OIDC_AUDIENCE=cats"}
 	for _, c := range []struct {
 		choice []string
@@ -111,50 +93,54 @@ func TestAuthenticationIsChosen(t *testing.T) {
 	}
 }
 
-func TestIdentityIsValidatedAtStart(t *testing.T) {
-	const id = "11111111-1111-4111-8111-111111111111"
-	for _, c := range []struct{ setting, want string }{
-		{"AZURE_CLIENT_ID=" + id, ""},
-		{"AZURE_CLIENT_ID=ABCDEF01-1111-4111-8111-111111111111", ""},
-		{"AZURE_TENANT_ID=contoso.onmicrosoft.com", ""},
-		{"AZURE_CLIENT_ID=", "annotation azure.workload.identity/client-id"},
-		{"AZURE_TENANT_ID=", "webhook"},
-		{"AZURE_FEDERATED_TOKEN_FILE=", "CREDENTIAL=default"},
-		{"AZURE_AUTHORITY_HOST=http://x", "https://"},
-		{`AZURE_CLIENT_ID="` + id + `"`, `is "` + id + `", in quotes`},
-		{"AZURE_CLIENT_ID='" + id + "'", "remove the quotes"},
-		{"AZURE_CLIENT_ID=“" + id + "”", "remove the quotes"},
-		{`AZURE_CLIENT_ID=""`, "remove the quotes"},
-		{`AZURE_TENANT_ID="` + id + `"`, "annotation azure.workload.identity/tenant-id"},
-		{`AZURE_FEDERATED_TOKEN_FILE="/f"`, "remove the quotes"},
-		{`AZURE_AUTHORITY_HOST="https://login.microsoftonline.us/"`, "remove the quotes"},
-		{`AZURE_CLIENT_ID="` + id, "want a GUID"},
-		{"AZURE_CLIENT_ID= " + id, "want a GUID"},
-		{"AZURE_CLIENT_ID=" + id + "\r", `\r`},
-		{"AZURE_CLIENT_ID=CLIENT-ID", "want a GUID"},
-		{"AZURE_CLIENT_ID=" + id + "0", "want a GUID"},
-		{"AZURE_CLIENT_ID=00000000-0000-0000-0000-000000000000", "placeholder"},
-		{"AZURE_TENANT_ID=contoso", "a GUID or a domain"},
-		{"AZURE_TENANT_ID=../common", "a GUID or a domain"},
-	} {
-		name, _, _ := strings.Cut(c.setting, "=")
-		settings, err := parse(append(slices.Clone(good), c.setting))
-		if err != nil {
-			t.Errorf("%s: %v; the signer must start, or nobody can run the doctor in its container", c.setting, err)
-			continue
-		}
+// The signer starts with an invalid identity, so that the doctor can run in its container.
+func TestIdentityValidationNamesVariableAndFix(t *testing.T) {
+	invalid(t, "invalid_identity.txt", func(setting, name, text string) {
+		settings, err := parse(with(setting))
 		fault := settings.Identity.Validate()
-		if c.want == "" {
-			if fault != nil {
-				t.Errorf("%s: %v", c.setting, fault)
-			}
-			continue
+		if err != nil || fault == nil || !strings.Contains(fault.Error(), name) || !strings.Contains(fault.Error(), text) || !strings.Contains(fault.Error(), "; fix: ") {
+			t.Errorf("%s: %v, %v; want %q and a fix in it", setting, err, fault, text)
 		}
-		if fault == nil || !strings.Contains(fault.Error(), name) || !strings.Contains(fault.Error(), c.want) || !strings.Contains(fault.Error(), "; fix: ") {
-			t.Errorf("%s: %v; want %q and a fix in it", c.setting, fault, c.want)
+	})
+	for _, valid := range []string{"AZURE_CLIENT_ID=ABCDEF01-1111-4111-8111-111111111111", "AZURE_TENANT_ID=contoso.onmicrosoft.com"} {
+		if settings, err := parse(with(valid)); err != nil || settings.Identity.Validate() != nil {
+			t.Errorf("%s: %v, %v", valid, err, settings.Identity.Validate())
 		}
 	}
-	if settings, err := parse([]string{good[0], good[4], "CREDENTIAL=default", `AZURE_TENANT_ID="x"`}); err != nil || settings.Identity.Validate() == nil {
-		t.Errorf("a tenant in quotes with CREDENTIAL=default: %v", err)
+	login := []string{good[0], good[4], "CREDENTIAL=default"}
+	if settings, err := parse(login); err != nil || settings.Identity.Validate() != nil {
+		t.Errorf("with az login: %v", err)
+	}
+	if settings, err := parse(append(login, `AZURE_TENANT_ID="x"`)); err != nil || settings.Identity.Validate() == nil {
+		t.Errorf("a tenant in quotes with az login: %v", err)
+	}
+}
+
+func TestDoctorUsesTheValidSettings(t *testing.T) {
+	for _, c := range []struct {
+		environ               []string
+		faults                []string // the variable of each
+		noIdentity, noStorage bool
+		linkBase              string
+	}{
+		{good, nil, false, false, ""},
+		{with("LINK_BASE_URL=https://cdn.example.com/"), nil, false, false, "https://cdn.example.com"},
+		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID"}, true, true, ""},
+		{good[:4], []string{"ANONYMOUS_ACCESS"}, false, false, ""},
+		{[]string{good[0], good[4]}, []string{"AZURE_CLIENT_ID"}, true, false, ""},
+		{good[1:], []string{"AZURE_STORAGE_ACCOUNT_URL"}, false, true, ""},
+		{with("LINK_TTL=soon", "LINK_BASE_URL=cdn"), []string{"LINK_TTL"}, false, false, ""},
+		{with("LOG_LEVEL=loud", "LISTEN_ADDRESS=:1", "STORAGE_CONTAINER=A"), []string{"LOG_LEVEL"}, false, true, ""},
+		{with("EXISTENCE_CACHE_TTL=-1s"), []string{"EXISTENCE_CACHE_TTL"}, false, false, ""},
+	} {
+		got := doctorOptions(c.environ)
+		var lines []string
+		if got.Faults != nil {
+			lines = strings.Split(got.Faults.Error(), "\n")
+		}
+		if (got.Identity.Validate() != nil) != c.noIdentity || (got.Storage.Validate() != nil) != c.noStorage || got.Signing.LinkBaseURL != c.linkBase ||
+			!slices.EqualFunc(lines, c.faults, strings.Contains) {
+			t.Errorf("%q: %+v, faults %q; want %q", c.environ, got, lines, c.faults)
+		}
 	}
 }

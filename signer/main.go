@@ -1,6 +1,5 @@
-// Command signer is the private container of the pod: the only one that holds
-// the workload identity. It stores pictures in Blob Storage and signs links to
-// them for the frontend, over the loopback interface alone.
+// Command signer is the private container of the pod, the only one with the workload identity. It stores pictures in Blob Storage
+// and signs URLs of them for the frontend, over the loopback interface only.
 package main
 
 import (

@@ -17,28 +17,21 @@ import (
 	"cats.example/shared/signerapi"
 	"cats.example/shared/telemetry"
 	"cats.example/signer/internal/auth"
-	"cats.example/signer/internal/blobstore"
-	"cats.example/signer/internal/identity"
+	"cats.example/signer/internal/storage"
 )
 
-// settleTime is how long after its start the signer lets requests wait for its
-// first token and key. They may be there before them: the frontend goes on sending
-// while the signer restarts.
+// settleTime is how long after its start the signer lets requests wait for the first token and key. The frontend continues to send
+// requests while the signer restarts.
 const settleTime = 5 * time.Second
 
-const (
-	maxCommits = 16 // of direct uploads at once; each takes some 100 KiB of memory
-	maxChunked = 16 // uploads that hold a buffer or wait for one at once
-	maxWaiters = 8  // requests that wait for the issuer's keys at once
-)
+const maxWaiters = 8 // concurrent requests that wait for the issuer's keys
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 
-// settled returns h, which gets no request before ready returns nil or the time
-// until has come.
-func settled(h http.Handler, ready func(context.Context) error, until time.Time) http.Handler {
+// waitUntilReady returns h with requests delayed until ready returns nil, or until the time limit.
+func waitUntilReady(h http.Handler, ready func(context.Context) error, limit time.Time) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for time.Now().Before(until) && ready(r.Context()) != nil && r.Context().Err() == nil {
+		for time.Now().Before(limit) && ready(r.Context()) != nil && r.Context().Err() == nil {
 			time.Sleep(20 * time.Millisecond)
 		}
 		h.ServeHTTP(w, r)
@@ -53,7 +46,6 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
 	reg := telemetry.NewRegistry(name)
-	transport := blobstore.NewTransport()
 	traces, err := telemetry.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err
@@ -62,66 +54,61 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	if traces != nil {
 		spans = azotel.NewTracingProvider(traces, nil)
 	}
-
-	tokens := identity.New(identity.Options{Settings: cfg.Identity, Transport: transport, Tracing: spans}, log, reg)
+	transport := storage.NewTransport()
 	pools := ratelimit.NewPools(name, cfg.ClientShare, reg)
-	slots := blobstore.Slots{
-		// An upload that has ended at the frontend can still be in progress here.
-		Uploads: pools.New("uploads", cfg.MaxUploads*3/2), Commits: pools.New("commits", maxCommits), Chunked: pools.New("chunked uploads", maxChunked),
-	}
-	store, err := blobstore.New(blobstore.Options{
-		Settings: cfg.Storage, Limits: cfg.Limits, Credential: tokens, Transport: transport, Tracing: spans, Slots: slots,
-	}, log, reg)
+	svc, err := newService(cfg, transport, spans, pools, log, reg)
 	if err != nil {
 		return err
 	}
-	known := auth.New(auth.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
-	var signer signerapi.Signer = store
+	callers := auth.New(auth.Options{Settings: cfg.Callers, Waiters: pools.New("unverified tokens", maxWaiters), Client: transport}, log, reg)
+	var signer signerapi.Signer = svc
 	if cfg.Callers.AuthenticationOn() {
-		signer = known.Guard(store)
+		signer = callers.Guard(svc)
 	}
 	cfg.Callers.LogWarning(log)
 
-	// The frontend enforces the minimum upload rate of the public. It can hold back parts of chunked bodies and of forms.
-	settings := cfg.Settings
-	settings.StallTimeout *= 3
+	// The frontend enforces the minimum upload rate of clients. It can hold back parts of chunked bodies and of forms.
+	limits := cfg.Settings
+	limits.StallTimeout *= 3
 	requests := httpserver.NewMiddleware(httpserver.MiddlewareOptions{
-		Name: name, Settings: settings, Log: log, Registry: reg, Uploads: slots.Uploads, Traces: traces,
+		Name: name, Settings: limits, Log: log, Registry: reg, Uploads: svc.slots, Traces: traces,
 		WriteError: func(w http.ResponseWriter, _ *http.Request, err error) { signerapi.WriteError(w, err) },
 	})
-	until := time.Now().Add(settleTime)
-	wrap := func(route string, probe bool, h http.Handler) http.Handler {
-		// A DNS name in the Host header is a page that uses DNS rebinding: the frontend connects to an IP address.
-		h = httpserver.RequireHost(httpserver.LocalHost, h)
-		if probe {
-			return h
-		}
-		return requests.Route(route, settled(h, signer.Ready, until))
-	}
-	calls := signerapi.NewHandler(signer, signerapi.HandlerOptions{
-		AuthenticationOff: !cfg.Callers.AuthenticationOn(), SharedSettings: config.Shared(cfg), LogError: httpserver.SetError, Wrap: wrap,
-	})
-
 	return httpserver.Server{
 		Settings:       cfg.Settings,
 		Log:            log,
 		Registry:       reg,
 		Traces:         traces,
 		Name:           "api",
-		Address:        cfg.APIAddress,
+		Address:        cfg.ListenAddress,
 		Connections:    pools.New("connections", 4*cfg.MaxUploads), // as many as the frontend has requests in progress
 		TrustedProxies: loopback,                                   // the frontend has many clients
-		Handler:        calls,
+		Handler:        newHandler(cfg, signer, requests),
 		OpsAddress:     cfg.OpsAddress,
 		Ready:          signer.Ready,
 		Background: func(ctx context.Context) error {
 			g, ctx := errgroup.WithContext(ctx)
-			g.Go(func() error { return tokens.Run(ctx) })
-			g.Go(func() error { return store.Run(ctx, tokens.First()) })
+			g.Go(func() error { svc.Run(ctx); return nil })
 			if cfg.Callers.AuthenticationOn() {
-				g.Go(func() error { return known.Run(ctx) })
+				g.Go(func() error { return callers.Run(ctx) })
 			}
 			return g.Wait()
 		},
 	}.Run(ctx)
+}
+
+// newHandler returns the handler of the local API.
+func newHandler(cfg settings, signer signerapi.Signer, requests *httpserver.Middleware) http.Handler {
+	limit := time.Now().Add(settleTime)
+	wrap := func(route string, probe bool, h http.Handler) http.Handler {
+		// A DNS name in the Host header means DNS rebinding: the frontend connects to an IP address.
+		h = httpserver.RequireHost(httpserver.LocalHost, h)
+		if probe {
+			return h
+		}
+		return requests.Route(route, waitUntilReady(h, signer.Ready, limit))
+	}
+	return signerapi.NewHandler(signer, signerapi.HandlerOptions{
+		AuthenticationOff: !cfg.Callers.AuthenticationOn(), SharedSettings: config.Shared(cfg), LogError: httpserver.SetError, Wrap: wrap,
+	})
 }

@@ -53,7 +53,7 @@ func TestFaultsOfTheWayToStorage(t *testing.T) {
 		{
 			name:  "connections to storage break amid a body",
 			begin: func() { w.poison(`{"type":"limit_data","stream":"upstream","attributes":{"bytes":60000}}`) }, end: w.heal,
-			says: []string{"storage_unavailable", "storing the picture"},
+			says: []string{"storage_unavailable", "put_blob"},
 			told: 15 * time.Second, within: 20 * time.Second,
 		},
 		{
@@ -102,7 +102,7 @@ func TestFaultsOfTheWayToStorageThatTakeLong(t *testing.T) {
 			wg.Wait()
 		},
 		first: "the first ten are told after 10 s; then, while it is not asked: ",
-		says:  []string{"asking it nothing for a while"}, lone: true,
+		says:  []string{"storage circuit breaker opened"}, lone: true,
 		told: 10 * time.Second, within: 20 * time.Second,
 	}.run(t)
 }
@@ -248,7 +248,7 @@ func TestFaultsOfKeysAndRoles(t *testing.T) {
 				return err != nil || start.Before(revoked.Truncate(time.Second))
 			})
 		},
-		says: []string{"the user delegation key is refused", "AuthenticationFailed", "fix: nothing, if the keys were revoked on purpose"},
+		says: []string{"storage rejected the user delegation key; fetching a new one", "AuthenticationFailed", "fix: nothing, if the keys were revoked on purpose"},
 		told: 10 * time.Second, within: 15 * time.Second,
 		end: func() {}, since: func() time.Time { return began },
 	}.run(t)
@@ -266,7 +266,7 @@ func TestFaultsOfKeysAndRoles(t *testing.T) {
 			harness.Do(t, http.MethodGet, sys.URL+"/cat/recovered", "", nil).Want(t, http.StatusOK)
 			harness.WaitForLog(t, sys.Signer.Log, mark, "retry_in")
 		},
-		says: []string{"storage refuses a link of the user delegation key", "AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor on the container", "retry_in"},
+		says: []string{"storage rejects a signed URL of the user delegation key", "AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor on the container", "retry_in"},
 		told: 10 * time.Second, within: 20 * time.Second,
 		meanwhile: func() {
 			harness.WantNotReady(t, sys)
@@ -314,7 +314,7 @@ func TestFaultsOfStoragesAnswers(t *testing.T) {
 			{"storage throttles: 429", harness.Reject(429, "TooManyRequests"), []string{"throttled", "TooManyRequests"}, 16},
 			{"storage is broken: 500", harness.Reject(500, "InternalError"), []string{"storage_unavailable", "500 InternalError", "the-request-id"}, 24},
 			{"the identity has lost its role on the container: 403", harness.Reject(403, "AuthorizationPermissionMismatch"), []string{"identity_unavailable", "AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor"}, 5},
-			{"storage refuses the access token: 401", harness.Reject(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), []string{"identity_unavailable", "InvalidAuthenticationInfo", "fix: storage does not take the identity's token"}, 5},
+			{"storage refuses the access token: 401", harness.Reject(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), []string{"identity_unavailable", "InvalidAuthenticationInfo", "fix: storage does not accept the identity's token"}, 5},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
@@ -405,7 +405,7 @@ func TestFaultsOfTheClock(t *testing.T) {
 	incident{
 		name: "our clock is 10 minutes ahead", sys: sys,
 		begin: func() { set(10 * time.Minute) }, end: func() { set(0) },
-		restarts: true, says: []string{"the clock is wrong", "ahead of storage's", "fix: time synchronisation on this node"},
+		restarts: true, says: []string{"clock differs from storage's", "ahead of storage's", "fix: time synchronization on this node"},
 		meanwhile: func() { skew(10 * time.Minute); short(200) },
 		told:      10 * time.Second, within: 20 * time.Second,
 	}.run(t)
@@ -413,7 +413,7 @@ func TestFaultsOfTheClock(t *testing.T) {
 		name: "our clock is 10 minutes behind", sys: sys,
 		begin: func() { set(-10 * time.Minute) }, end: func() { set(0) },
 		restarts: true, first: "links end 10 min early, and those for less get a 403 of storage; else ",
-		says: []string{"the clock is wrong", "behind storage's", "fix: time synchronisation on this node"},
+		says: []string{"clock differs from storage's", "behind storage's", "fix: time synchronization on this node"},
 		meanwhile: func() {
 			skew(-10 * time.Minute)
 			short(403)

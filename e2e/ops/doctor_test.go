@@ -146,7 +146,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 		{
 			"token file missing", func(_ *testing.T, path string) { _ = os.Remove(path) }, nil,
 			"ok settings, fail token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{"no such file", "fix: mount the token's volume", "because there is no federated token"},
+			[]string{"no such file", "fix: mount the token's volume", "skipped: there is no federated token"},
 		},
 		{
 			"wrong subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), nil, refused,
@@ -183,7 +183,7 @@ func TestTheDoctorSaysWhatToDo(t *testing.T) {
 			"nobody there", nil,
 			[]string{"AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1"},
 			"ok settings, ok token file, ok exchange, fail key, skip put, skip link, skip clock",
-			[]string{"no answer from davydscats.blob.localhost:1", "connection refused", "fix: nothing answers on this port", "because storage does not answer"},
+			[]string{"no answer from davydscats.blob.localhost:1", "connection refused", "fix: nothing answers on this port", "skipped: storage does not answer"},
 		},
 		{
 			"no such name", nil,
@@ -275,7 +275,7 @@ func TestADoctorThatIsSentAwayDeletesItsBlob(t *testing.T) {
 			}
 			err = cmd.Wait()
 			if !there.Load() {
-				t.Error("there was no scratch blob")
+				t.Error("there was no test blob")
 			}
 			if name == "pipe" {
 				if err != nil {
@@ -286,7 +286,7 @@ func TestADoctorThatIsSentAwayDeletesItsBlob(t *testing.T) {
 			if cmd.ProcessState.ExitCode() != 1 {
 				t.Errorf("it ended with %v; want exit code 1", err)
 			}
-			holds(t, report, "skip  clock       not tried, because it was interrupted", "ok    delete", "not all was tried")
+			holds(t, report, "skip  clock       skipped: the doctor was interrupted", "ok    delete", "some checks were skipped")
 		})
 	}
 }

@@ -19,35 +19,35 @@ const (
 	// bufferCount buffers of bufferBytes each hold pictures of forms, and pictures or blocks of chunked uploads.
 	bufferCount = 4
 	bufferBytes = 4<<20 + signerapi.MaxSizeRange
-	// spareBytes is the size of one more buffer that forms do not take. So they do not keep chunked uploads out.
+	// spareBytes is the size of one more buffer, for chunked uploads only, so that forms do not keep them out.
 	spareBytes = 512 << 10
-	// heapTotal bounds the memory of all uploads, but for the spare buffer. A stream costs streamBytes: net/http has 64 KiB of
+	// heapTotal bounds the memory of all uploads in bytes, except the spare buffer. A stream takes streamBytes: net/http has 64 KiB of
 	// buffers for each, and three goroutines have stacks.
 	heapTotal   = 24 << 20
 	streamBytes = 128 << 10
-	// bufferWait is how long an upload waits for its memory.
-	bufferWait    = 10 * time.Second
+
+	bufferWait    = 10 * time.Second // for memory, at most
 	retryInterval = 100 * time.Millisecond
-	// Each buffer must be filled with minFill bytes per second in every window of fillWindow while more than half of the
-	// buffers are taken. So slow clients do not keep fast ones out.
+
+	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of fillWindow,
+	// so that slow clients do not keep fast ones out.
 	minFill    = 16 << 10
 	fillWindow = 5 * time.Second
 )
 
 // errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
-var errTooSlow = apierror.ErrStalled.WithDetail("the picture came too slowly while many uploads of unknown length were in progress; " +
-	"nothing was stored; send it with PUT and a Content-Length")
+var errTooSlow = apierror.ErrStalled.WithDetail("upload too slow while many uploads of unknown size were in progress; " +
+	"nothing was stored; send the picture with PUT and a Content-Length")
 
-// buffers is the memory of uploads: a pool of buffers, and a budget for them and for everything else. Buffers are allocated when
-// they are first needed, and kept until the budget is needed for something else.
+// buffers is the memory of uploads: a buffer pool, and a budget for the pool and everything else. A buffer is allocated when it is
+// first needed, and kept until the budget is needed for something else.
 type buffers struct {
-	wait        time.Duration       // bufferWait
-	free, spare chan []byte         // nil for one that is not allocated
+	free, spare chan []byte         // nil for a buffer that is not allocated
 	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not
 }
 
 func newBuffers() *buffers {
-	b := &buffers{wait: bufferWait, free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
+	b := &buffers{free: make(chan []byte, bufferCount), spare: make(chan []byte, 1), heap: semaphore.NewWeighted(heapTotal)}
 	for range bufferCount {
 		b.free <- nil
 	}
@@ -55,20 +55,11 @@ func newBuffers() *buffers {
 	return b
 }
 
-// readAll reads r, which must end after at most limit bytes. Its memory grows with the bytes that have arrived.
-func readAll(r io.Reader, limit int64) ([]byte, error) {
-	content, err := io.ReadAll(io.LimitReader(r, limit+1)) // of an error that wraps io.EOF it returns the error
-	if err == nil && int64(len(content)) > limit {
-		err = errWrongLength
-	}
-	return content, err
-}
-
-// reserve waits for n bytes of the budget, until release is called. The errors are those of take.
+// reserve waits for n bytes of the budget, which release returns. The errors are those of take.
 func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
 	if !b.heap.TryAcquire(n) {
 		b.dropIdle()
-		wait, cancel := context.WithTimeout(ctx, b.wait)
+		wait, cancel := context.WithTimeout(ctx, bufferWait)
 		defer cancel()
 		if b.heap.Acquire(wait, n) != nil {
 			return nil, noMemory(ctx)
@@ -116,9 +107,10 @@ func (b *buffers) try() []byte {
 	return nil
 }
 
-// take waits for a buffer, which can be the spare one. It returns ErrOverloaded after b.wait and ErrIncomplete when ctx is done.
+// take waits for a buffer, which can be the spare one. It returns ErrOverloaded after bufferWait, and ErrIncomplete when ctx is
+// done.
 func (b *buffers) take(ctx context.Context) ([]byte, error) {
-	wait, cancel := context.WithTimeout(ctx, b.wait)
+	wait, cancel := context.WithTimeout(ctx, bufferWait)
 	defer cancel()
 	for {
 		if buf := b.try(); buf != nil {
@@ -146,10 +138,10 @@ func (b *buffers) give(buf []byte) {
 	b.free <- buf
 }
 
-// taken returns the number of buffers in use, with the spare one.
+// taken returns the number of buffers in use, including the spare one.
 func (b *buffers) taken() int { return bufferCount + 1 - len(b.free) - len(b.spare) }
 
-// filler fills buffers from a body, and gives up on a body that is too slow, even during a Read of it.
+// filler fills buffers from a request body. It gives up on a body that is too slow, even during a Read.
 type filler struct {
 	pool *buffers
 	body net.Conn   // an end of a pipe, because its Read has a deadline
@@ -170,7 +162,7 @@ func (b *buffers) filler(body io.Reader) filler {
 
 func (f filler) stop() { _ = f.body.Close() }
 
-// fill reads until buf is full, and then returns nil, or until the body ends: io.EOF, bare, is its end. Time between two calls
+// fill reads until buf is full, and then returns nil, or until the body ends. Its end is a bare io.EOF. Time between two calls
 // does not count as slow.
 func (f filler) fill(buf []byte) (n int, err error) {
 	window, before := time.Now().Add(fillWindow), 0

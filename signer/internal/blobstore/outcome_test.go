@@ -2,143 +2,330 @@ package blobstore
 
 import (
 	"bytes"
+	"context"
 	"crypto/md5"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/storage"
+	"cats.example/signer/internal/storagetest"
 )
 
-// lost does what it is asked, and then cuts the connection in place of an answer.
-func lost(s *storage) func(http.ResponseWriter, *http.Request) bool {
-	return func(_ http.ResponseWriter, r *http.Request) bool {
-		comp := r.URL.Query().Get("comp")
-		if r.Method != http.MethodPut || comp == "block" {
+// loseAnswers returns a handler that carries out writes of pictures, and then cuts the connection in place of an answer.
+func loseAnswers(server *storagetest.Server) storagetest.Handler {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut && r.Method != http.MethodDelete || storagetest.Is("PUT block")(r) {
 			return false
 		}
-		s.stores(r)
+		server.Answer(&discard{header: http.Header{}}, r)
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// What became of a picture whose answer got lost is looked up, and told truly.
-func TestAnAnswerThatGotLostIsLookedUp(t *testing.T) {
-	for name, content := range map[string]string{"small": pngOf(1000), "large": pngOf(5 << 20)} {
-		s, back, _ := newStore(t, nil)
-		s.retries = -1
-		back.fault = lost(back)
-		info, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(content), unknown)
-		sum := md5.Sum([]byte(content))
-		if err != nil || info.Size != int64(len(content)) || !bytes.Equal(info.MD5, sum[:]) {
-			t.Errorf("%s, stored: %v, %+v", name, err, info)
-		}
-		if back.blobs["/cats/x/cat"] != content {
-			t.Errorf("%s: others are stored", name)
-		}
+type discard struct{ header http.Header }
+
+func (d *discard) Header() http.Header         { return d.header }
+func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
+func (d *discard) WriteHeader(int)             {}
+
+func TestPutFindsItsPictureAfterALostAnswer(t *testing.T) {
+	for _, size := range []int{1000, 5 * mib} {
+		bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
+			server.SetFault(loseAnswers(server))
+			content := storagetest.PNG(size)
+			info, err := s.Put(t.Context(), storagetest.User(t, "x"), strings.NewReader(content), unknown)
+			sum := md5.Sum([]byte(content))
+			if err != nil || info.Size != int64(size) || !bytes.Equal(info.MD5, sum[:]) || server.Blob("x/cat").Content != content {
+				t.Errorf("%d bytes: %v, %+v", size, err, info)
+			}
+		})
 	}
 }
 
-func TestAPutThatMayHaveHappenedIsToldSo(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	s.retries = -1
-	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method == http.MethodPut {
-			panic(http.ErrAbortHandler)
+func TestRepeatedWriteIsNotAConflictWithItself(t *testing.T) {
+	bubble(t, func(o *options) { o.retries = true }, func(t *testing.T, s *Store, server *storagetest.Server) {
+		attempts := 0
+		server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+			if attempts++; attempts > 1 {
+				return false
+			}
+			return loseAnswers(server)(w, r)
+		})
+		opts := sized(100)
+		opts.IfNoneMatch = "*"
+		if err := putPicture(t, s, storagetest.PNG(100), opts); err != nil {
+			t.Errorf("put: %v", err)
 		}
-		refuse(w, 500, "InternalError")
-		return true
-	}
-	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), unknown)
-	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
-		t.Errorf("got %v", err)
-	}
-	err = s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{})
-	if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
-		t.Errorf("delete: got %v", err)
+		attempts = 0
+		if err := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}); err != nil || len(server.Names()) > 0 {
+			t.Errorf("delete: %v", err)
+		}
+	})
+}
+
+// The first attempt may have been carried out, and the second attempt or the lookup does not tell.
+func TestUnknownOutcomeIsReported(t *testing.T) {
+	for name, c := range map[string]struct {
+		retries bool
+		second  storagetest.Handler // of the requests after the first one
+		want    *apierror.Error
+	}{
+		"storage is down": {false, storagetest.Rejecting(500, "InternalError", nil), apierror.ErrStorageUnavailable},
+		"another picture was stored": {true, storagetest.Rejecting(412, "ConditionNotMet", func(r *http.Request) bool {
+			return r.Method != http.MethodHead
+		}), apierror.ErrPreconditionFailed},
+	} {
+		bubble(t, func(o *options) { o.retries = c.retries }, func(t *testing.T, s *Store, server *storagetest.Server) {
+			requests := 0
+			cut := func() {
+				server.Put("x/cat", "another", "image/png")
+				requests = 0
+				server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+					if requests++; requests == 1 {
+						panic(http.ErrAbortHandler)
+					}
+					return c.second(w, r)
+				})
+			}
+			cut()
+			err := putPicture(t, s, storagetest.PNG(100), sized(100))
+			cut()
+			deletion := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{IfMatch: "*"})
+			for call, err := range map[string]error{"put": err, "delete": deletion} {
+				if !errors.Is(err, c.want) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
+					t.Errorf("%s, %s: %v", name, call, err)
+				}
+			}
+		})
 	}
 }
 
-// The repetition of a create-only put, whose first try did it, is no conflict.
-func TestARepeatedCreateIsNotAConflictWithItself(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	first := true
-	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
+// Without a connection nothing was sent.
+func TestNoConnectionHasAKnownOutcome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newStore(t, func(o *options) {
+			o.transport.Transport.(*http.Transport).DialTLSContext = nil
+			o.transport.Transport.(*http.Transport).DialContext = nil
+			o.transport.Transport.(*http.Transport).Dial = func(string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+		})
+		for _, size := range []int{1000, mib} {
+			if err := putPicture(t, s, storagetest.PNG(size), sized(size)); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+		}
+		if err := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
+			t.Errorf("delete: %v", err)
+		}
+	})
+}
+
+// during returns a handler that reads n bytes of the body of a PUT, and then calls f with the connection.
+func during(t *testing.T, n int64, f func(net.Conn)) storagetest.Handler {
+	return func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodPut {
 			return false
 		}
-		if first {
-			first = false
-			back.stores(r)
-			panic(http.ErrAbortHandler)
-		}
-		refuse(w, 409, "BlobAlreadyExists")
+		_, _ = io.CopyN(io.Discard, r.Body, n)
+		f(storagetest.Hijack(t, w))
 		return true
-	}
-	opts := signerapi.PutOptions{Size: -1, Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}}
-	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), opts); err != nil {
-		t.Errorf("got %v", err)
 	}
 }
 
-// Where another picture comes between two tries, the second is refused, and what the
-// first has done is told all the same.
-func TestARefusedRepetitionSaysThatTheFirstMayHaveBeenDone(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	tries := 0
-	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodPut && r.Method != http.MethodDelete {
-			return false
+func TestEarlyErrorResponseReachesClient(t *testing.T) {
+	challenge := `WWW-Authenticate: Bearer realm="", error="insufficient_claims", claims="eyJhIjoiYiJ9"` + "\r\n"
+	for _, answer := range []struct {
+		status       int
+		code, header string
+		want         error
+		wait         time.Duration
+	}{
+		{401, "InvalidAuthenticationInfo", "", apierror.ErrIdentityUnavailable, 0},
+		{401, "InvalidAuthenticationInfo", challenge, apierror.ErrIdentityUnavailable, 0},
+		{412, "ConditionNotMet", "", apierror.ErrPreconditionFailed, 0},
+		{503, "ServerBusy", "Retry-After: 120\r\n", apierror.ErrThrottled, 2 * time.Minute},
+	} {
+		for _, read := range []int64{0, mib / 2} { // bytes of the body before the answer
+			for _, closes := range []bool{false, true} {
+				bubble(t, func(o *options) { o.retries = true }, func(t *testing.T, s *Store, server *storagetest.Server) {
+					old := server.Put("x/cat", "old", "image/png")
+					server.SetEarly(during(t, read, func(conn net.Conn) {
+						if closes {
+							storagetest.WriteRaw(conn, answer.status, answer.code, answer.header+"Connection: close\r\n")
+							_, _ = io.Copy(io.Discard, conn) // or the client may fail to write before it reads the response
+							_ = conn.Close()
+						} else {
+							storagetest.WriteRaw(conn, answer.status, answer.code, answer.header)
+						}
+					}))
+					opts := sized(mib)
+					if answer.status == 412 {
+						opts.IfMatch = old
+					}
+					err := putPicture(t, s, storagetest.PNG(mib), opts)
+					e := apierror.AsError(err)
+					if !errors.Is(err, answer.want) || e.Outcome != "" || e.RetryAfter != answer.wait && answer.wait > 0 || server.Blob("x/cat").Content != "old" {
+						t.Errorf("%d %q after %d bytes, closes %t: %v, outcome %q, after %v; want %v", answer.status, answer.header, read, closes, err, e.Outcome, e.RetryAfter, answer.want)
+					}
+				})
+			}
 		}
-		if tries++; tries%2 == 1 {
-			panic(http.ErrAbortHandler)
-		}
-		back.blobs["/cats/x/cat"] = "another"
-		refuse(w, 412, "ConditionNotMet")
-		return true
-	}
-	c := signerapi.Preconditions{IfMatch: `"0x1"`}
-	_, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Preconditions: c})
-	if !errors.Is(err, apierror.ErrPreconditionFailed) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
-		t.Errorf("put: %v", err)
-	}
-	err = s.Delete(t.Context(), user(t, "x"), c)
-	if !errors.Is(err, apierror.ErrPreconditionFailed) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
-		t.Errorf("delete: %v", err)
-	}
-	if tries != 4 {
-		t.Errorf("storage was asked %d times", tries)
 	}
 }
 
-func TestConditionsGoToStorage(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	var got []string
-	back.fault = func(w http.ResponseWriter, r *http.Request) bool {
-		got = append(got, r.Header.Get("If-Match")+" "+r.Header.Get("If-None-Match"))
-		refuse(w, 412, "ConditionNotMet")
-		return true
-	}
-	c := signerapi.Preconditions{IfMatch: `"0x1"`}
-	if _, err := s.Put(t.Context(), user(t, "x"), strings.NewReader(pngOf(100)), signerapi.PutOptions{Size: 100, Preconditions: c}); !errors.Is(err, apierror.ErrPreconditionFailed) {
-		t.Errorf("put: %v", err)
-	}
-	if err := s.Delete(t.Context(), user(t, "x"), signerapi.Preconditions{IfNoneMatch: `"0x2"`}); !errors.Is(err, apierror.ErrPreconditionFailed) {
-		t.Errorf("delete: %v", err)
-	}
-	if len(got) != 2 || got[0] != `"0x1" ` || got[1] != ` "0x2"` {
-		t.Errorf("storage was told %q", got)
+// A stream that no attempt has read can be sent again, such as after a stale connection.
+func TestUnreadStreamIsSentAgain(t *testing.T) {
+	bubble(t, func(o *options) { o.retries = true }, func(t *testing.T, s *Store, server *storagetest.Server) {
+		var attempts atomic.Int64
+		server.SetEarly(func(w http.ResponseWriter, _ *http.Request) bool {
+			n := attempts.Add(1)
+			if n > 2 {
+				return false
+			}
+			conn := storagetest.Hijack(t, w)
+			if n == 2 {
+				storagetest.WriteRaw(conn, 503, "ServerBusy", "Connection: close\r\n")
+			}
+			_ = conn.Close()
+			return true
+		})
+		content := storagetest.PNG(mib)
+		if err := putPicture(t, s, content, sized(mib)); err != nil || attempts.Load() != 3 || server.Blob("x/cat").Content != content {
+			t.Errorf("%v after %d attempts", err, attempts.Load())
+		}
+	})
+}
+
+func TestBrokenConnectionLeavesTheOldPicture(t *testing.T) {
+	silent, closed := func(net.Conn) {}, func(c net.Conn) { _ = c.Close() }
+	for name, c := range map[string]struct {
+		breaks func(net.Conn)
+		read   int64 // bytes of the body before that; all and its end if they are mib
+		want   apierror.Outcome
+	}{
+		"closed during the body":     {closed, mib / 2, ""},
+		"silent during the body":     {silent, mib / 2, ""},
+		"closed after the last byte": {closed, mib, apierror.OutcomeUnknown},
+		"silent after the last byte": {silent, mib, apierror.OutcomeUnknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(o *options) { o.retries = true }, func(t *testing.T, s *Store, server *storagetest.Server) {
+				server.Put("x/cat", "old", "image/png")
+				server.SetEarly(during(t, c.read, c.breaks))
+				began := time.Now()
+				err := putPicture(t, s, storagetest.PNG(mib), sized(mib))
+				if e := apierror.AsError(err); !errors.Is(err, apierror.ErrStorageUnavailable) || e.Outcome != c.want || time.Since(began) > time.Minute {
+					t.Errorf("%v, outcome %q after %v; want %q", err, e.Outcome, time.Since(began), c.want)
+				}
+				if server.Blob("x/cat").Content != "old" {
+					t.Error("the old picture is gone")
+				}
+			})
+		})
 	}
 }
 
-// A large upload whose condition does not hold is refused before it is read.
-func TestALargeUploadIsToldOfItsConditionFirst(t *testing.T) {
-	s, back, _ := newStore(t, nil)
-	back.blobs["/cats/x/cat"] = "cat"
-	opts := signerapi.PutOptions{Size: 5 << 20, Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}}
-	if _, err := s.Put(t.Context(), user(t, "x"), broken{}, opts); !errors.Is(err, apierror.ErrPreconditionFailed) {
-		t.Errorf("got %v", err)
+// earlyTransport answers each PUT after 100 bytes of its body, and goes on reading the body, as [http.Transport] can.
+type earlyTransport struct {
+	*http.Client
+	t *testing.T
+}
+
+func (e earlyTransport) Do(r *http.Request) (*http.Response, error) {
+	if r.Method != http.MethodPut {
+		return e.Client.Do(r)
 	}
+	letter := strings.Split(r.URL.Path, "/")[2]
+	_, _ = io.CopyN(io.Discard, r.Body, 100)
+	go func() {
+		time.Sleep(time.Second)
+		rest, _ := io.ReadAll(r.Body)
+		if other := strings.Trim(string(rest), letter); other != "" {
+			e.t.Errorf("the request of %s sends %.20q", letter, other)
+		}
+	}()
+	return &http.Response{StatusCode: 503, Header: http.Header{"X-Ms-Error-Code": {"ServerBusy"}}, Body: http.NoBody, Request: r}, nil
+}
+
+// The next upload uses the same buffer.
+func TestReusedBuffersReachNoEarlierRequest(t *testing.T) {
+	bubble(t, func(o *options) { o.wrapped = earlyTransport{o.transport, t} }, func(t *testing.T, s *Store, _ *storagetest.Server) {
+		for _, letter := range []string{"a", "b", "c", "d"} {
+			content := storagetest.PNG(24) + strings.Repeat(letter, 4*mib)
+			for _, opts := range []signerapi.PutOptions{unknown, inForm(len(content), 50), sized(len(content))} {
+				if _, err := s.Put(t.Context(), storagetest.User(t, letter), strings.NewReader(content), opts); !errors.Is(err, apierror.ErrThrottled) {
+					t.Error(err)
+				}
+			}
+		}
+		if n := s.buffers.taken(); n > 0 {
+			t.Errorf("%d buffers are taken", n)
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// A client that disconnects after the last byte does not decide whether the picture is stored.
+func TestPutOutlivesItsClient(t *testing.T) {
+	for _, size := range []int{1000, mib} {
+		bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
+			ctx, cancel := context.WithCancel(t.Context())
+			server.SetFault(func(http.ResponseWriter, *http.Request) bool {
+				cancel()
+				time.Sleep(time.Second)
+				return false
+			})
+			if _, err := s.Put(ctx, storagetest.User(t, "x"), strings.NewReader(storagetest.PNG(size)), sized(size)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestEarlySuccessIsNotTrusted(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts    signerapi.PutOptions
+		outcome apierror.Outcome
+	}{"Put Blob": {sized(5 * mib), apierror.OutcomeUnknown}, "Put Block": {inForm(5*mib, 50), ""}} {
+		bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
+			server.SetEarly(during(t, mib, func(conn net.Conn) {
+				storagetest.WriteRaw(conn, 201, "", "ETag: \"0x1\"\r\n")
+			}))
+			err := putPicture(t, s, storagetest.PNG(5*mib), c.opts)
+			if e := apierror.AsError(err); !errors.Is(err, apierror.ErrStorageUnavailable) || e.Outcome != c.outcome {
+				t.Errorf("%s: %v, outcome %q", name, err, e.Outcome)
+			}
+		})
+	}
+}
+
+// The blocks of a large upload must not be the calls by which the circuit breaker closes.
+func TestHalfOpenBreakerIsProbedBeforeBlocks(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
+		server.SetFault(storagetest.Rejecting(500, "InternalError", nil))
+		var err error
+		for i := 0; !errors.Is(err, storage.ErrBreakerOpen); i++ {
+			if err = putPicture(t, s, storagetest.PNG(100), unknown); i > 20 {
+				t.Fatalf("the breaker does not open: %v", err)
+			}
+		}
+		server.SetFault(nil)
+		time.Sleep(6 * time.Second)
+		server.Calls()
+		if err := putPicture(t, s, storagetest.PNG(5*mib), unknown); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(server.Calls()); got != "[HEAD HEAD HEAD HEAD PUT block PUT block PUT blocklist]" {
+			t.Error(got)
+		}
+	})
 }

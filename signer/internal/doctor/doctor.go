@@ -1,5 +1,5 @@
 // Package doctor checks, with the signer's own code, the settings, the identity and the storage account of the signer. It
-// reports for each whether it works and what to do if it does not. It listens on nothing, so it runs beside the signer.
+// reports for each whether it works and what to do if it does not. It listens on no port, so it can run beside the signer.
 package doctor
 
 import (
@@ -14,226 +14,243 @@ import (
 	"strings"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
 	"cats.example/shared/config"
 	"cats.example/signer/internal/auth"
-	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/identity"
+	"cats.example/signer/internal/signing"
+	"cats.example/signer/internal/storage"
 )
 
-// The time limits of a check, and of all together except the deletion, and the upload, which an interrupt does not end.
 const (
-	checkLimit = 13 * time.Second // two tries
+	// checkLimit is the time limit of a check, which makes two attempts.
+	checkLimit = 13 * time.Second
+	// tryTimeout is less than half of it. So an error tells what the network did, and not that the time was up.
+	tryTimeout = 6 * time.Second
+	// totalLimit is the time limit of all checks except the deletion of the test blob.
 	totalLimit = 50 * time.Second
-)
 
-// clockBehind is how far the clock may be behind storage's before the check fails: short links would end at once.
-const clockBehind = 5 * time.Minute
+	// maxClockDelay is how far the clock may be behind storage's before the check fails: short links would expire at once.
+	maxClockDelay = 5 * time.Minute
+)
 
 // Options are the signer's settings.
 type Options struct {
-	Faults    error // of the settings, each on a line of its own
-	Identity  identity.Settings
-	Storage   blobstore.Settings
-	Callers   auth.Settings
-	Transport *http.Client // without any credential
+	Faults        error // validation errors of the settings, one a line
+	Identity      identity.Settings
+	Storage       storage.Settings
+	Signing       signing.Settings
+	DirectUploads bool
+	Callers       auth.Settings
+	Transport     *http.Client // without a credential
 }
 
-// warning is an error with which the signer works.
-type warning struct{ error }
-
-// visit is one run of all checks.
-type visit struct {
+// run is one run of all checks.
+type run struct {
 	Options
 	report
-	failed map[string]error // why checks cannot work that rely on one that failed or was skipped, by its name
-	notes  []string         // of the check that runs
-	tokens *identity.Tokens
-	store  *blobstore.Store
+	failed  map[string]error // why checks are skipped that need a check that failed or was skipped, by its name
+	notes   []string         // of the current check
+	tokens  *identity.Tokens
+	storage *storage.Client
+	keys    *signing.Keys
 
-	noToken, noAnswer error              // why checks cannot work that need the federated token, or storage
-	blob              *blobstore.Scratch // nil as long as none can be in storage
+	noToken, noAnswer error     // why checks are skipped that need the federated token, or storage
+	blob              *testBlob // nil as long as storage cannot have one
 }
 
-// Run makes all checks, writes each to out when it ends, and returns true if none failed. It takes about a minute at most. It
-// deletes the blob that it stores, also if ctx is canceled.
+// Run makes all checks and writes each result to out when its check ends. It returns true if all checks passed. It takes about
+// a minute at most. It deletes its test blob even if ctx is canceled.
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
-	v := &visit{Options: opts, report: report{out: out, count: map[string]int{}}, failed: map[string]error{}}
-	quiet, none := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	v.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, quiet, none)
-	store, err := blobstore.New(blobstore.Options{Settings: opts.Storage, Credential: v.tokens, Transport: opts.Transport}, quiet, none)
-	v.store = store
-	noFile := config.Require(opts.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
-	noIdentity := config.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid")
+	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	r := &run{Options: opts, report: report{out: out, count: map[string]int{}}, failed: map[string]error{}}
+	r.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, log, reg)
+	client, err := storage.New(storage.Options{
+		Settings: opts.Storage, Credential: r.tokens, Transport: opts.Transport,
+		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond},
+	}, log, reg)
+	if err == nil {
+		r.storage, r.keys = client, signing.New(opts.Signing, client, 0, log, reg)
+	}
 	noAccount := config.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
-
-	v.subject()
-	v.settings()
-	if opts.Identity.Credential != identity.Default {
-		v.try(ctx, "token file", noFile, v.tokenFile)
-	}
-	v.try(ctx, "exchange", cmp.Or(noIdentity, v.noToken), v.exchange)
-	v.try(ctx, "key", cmp.Or(noAccount, v.failed["exchange"]), v.key)
-	v.try(ctx, "put", cmp.Or(noAccount, v.failed["exchange"], v.noAnswer), v.put)
-	noLink := cmp.Or(v.failed["put"], v.failed["key"])
-	v.try(ctx, "link", noLink, v.link)
-	if noLink == nil && opts.Storage.LinkBaseURL != "" {
-		v.try(ctx, "link base", nil, v.linkBase)
-	}
-	if noLink == nil && opts.Storage.MaxDirectUploadSize > 0 {
-		v.try(ctx, "copy", nil, v.copy)
-	}
-	if v.blob != nil {
-		v.try(context.WithoutCancel(ctx), "delete", nil, v.delete)
-	}
-	v.try(ctx, "clock", cmp.Or(noAccount, v.noAnswer), v.clock)
+	r.subject()
+	r.settings()
+	r.checkIdentity(ctx)
+	r.checkStorage(ctx, noAccount)
+	r.check(ctx, "clock", cmp.Or(noAccount, r.noAnswer), r.clock)
 	if opts.Callers.AuthenticationOn() {
-		v.try(ctx, "callers", nil, v.callers)
+		r.check(ctx, "callers", nil, r.callers)
 	}
-	return v.end()
+	return r.end()
 }
 
-// try makes a check, unless a reason is given or ctx is done, and writes its lines. run returns what works, or an error, which may
-// be a [warning], and adds lines below with [visit.note].
-func (v *visit) try(ctx context.Context, name string, unless error, run func(context.Context) (string, error)) {
-	if ctx.Err() != nil {
-		unless = errors.New("it was interrupted, or the time was up")
+func (r *run) checkIdentity(ctx context.Context) {
+	noFile := config.Require(r.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
+	noIdentity := config.Require(r.Identity.Validate() == nil, "the settings of the identity are not valid")
+	if r.Identity.Credential != identity.Default {
+		r.check(ctx, "token file", noFile, r.tokenFile)
 	}
-	v.failed[name] = errors.New(name + " did not succeed")
-	if unless != nil {
-		v.line(skip, name, "not tried, because "+unless.Error())
+	r.check(ctx, "exchange", cmp.Or(noIdentity, r.noToken), r.exchange)
+}
+
+func (r *run) checkStorage(ctx context.Context, noAccount error) {
+	r.check(ctx, "key", cmp.Or(noAccount, r.failed["exchange"]), r.key)
+	r.check(ctx, "put", cmp.Or(noAccount, r.failed["exchange"], r.noAnswer), r.put)
+	noLink := cmp.Or(r.failed["put"], r.failed["key"])
+	r.check(ctx, "link", noLink, r.link)
+	if noLink == nil && r.Signing.LinkBaseURL != "" {
+		r.check(ctx, "link base", nil, r.linkBase)
+	}
+	if noLink == nil && r.DirectUploads {
+		r.check(ctx, "copy", nil, r.copy)
+	}
+	if r.blob != nil {
+		r.check(context.WithoutCancel(ctx), "delete", nil, r.delete)
+	}
+}
+
+// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an error,
+// which may be a [warning].
+func (r *run) check(ctx context.Context, name string, skipReason error, do func(context.Context) (string, error)) {
+	if ctx.Err() != nil {
+		skipReason = errors.New("the doctor was interrupted, or its time was up")
+	}
+	r.failed[name] = errors.New("the check " + name + " did not pass")
+	if skipReason != nil {
+		r.line(skip, name, "skipped: "+skipReason.Error())
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
 	defer cancel()
-	v.notes = nil
-	works, err := run(ctx)
+	r.notes = nil
+	works, err := do(ctx)
 	if err == nil {
-		v.line(ok, name, works)
-		delete(v.failed, name)
+		r.line(ok, name, works)
+		delete(r.failed, name)
 	} else {
-		v.problem(name, err)
+		r.problem(name, cause(err))
 	}
-	for _, n := range v.notes {
-		v.more(n)
+	for _, n := range r.notes {
+		r.note(n)
 	}
-}
-
-// note adds a line below that of the check that runs.
-func (v *visit) note(format string, args ...any) {
-	v.notes = append(v.notes, fmt.Sprintf(format, args...))
 }
 
 // subject writes the pod, its version and its identity. During a rollout, pods with different ones run.
-func (v *visit) subject() {
+func (r *run) subject() {
 	pod := "none: not in Kubernetes"
 	if os.Getenv("KUBERNETES_SERVICE_HOST") != "" {
 		pod, _ = os.Hostname()
 	}
-	v.write("pod         " + pod)
-	v.write(fmt.Sprintf("version     %s (revision %s)", cmp.Or(version.Version, "unknown"), cmp.Or(version.Revision, "unknown")))
-	v.write("client ID   " + cmp.Or(v.Identity.ClientID, "not set"))
-	v.write("tenant      " + cmp.Or(v.Identity.TenantID, "not set"))
-	v.write("")
+	r.write("pod         " + pod)
+	r.write(fmt.Sprintf("version     %s (revision %s)", cmp.Or(version.Version, "unknown"), cmp.Or(version.Revision, "unknown")))
+	r.write("client ID   " + cmp.Or(r.Identity.ClientID, "not set"))
+	r.write("tenant      " + cmp.Or(r.Identity.TenantID, "not set"))
+	r.write("")
 }
 
-func (v *visit) settings() {
-	if v.Faults == nil {
-		v.line(ok, "settings", fmt.Sprintf("container %s of %s", v.Storage.Container, v.Storage.AccountURL))
+func (r *run) settings() {
+	if r.Faults == nil {
+		r.line(ok, "settings", fmt.Sprintf("container %s of %s", r.Storage.Container, r.Storage.AccountURL))
 	} else {
-		for fault := range strings.SplitSeq(v.Faults.Error(), "\n") {
-			v.problem("settings", errors.New(fault))
+		for fault := range strings.SplitSeq(r.Faults.Error(), "\n") {
+			r.problem("settings", errors.New(fault))
 		}
 	}
-	if v.Callers.AnonymousAccess {
-		v.more("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
+	if r.Callers.AnonymousAccess {
+		r.note("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
 	}
 }
 
-func (v *visit) exchange(ctx context.Context) (string, error) {
-	token, err := v.tokens.Fetch(ctx)
-	return fmt.Sprintf("a token for Blob Storage, for %v", left(token.ExpiresOn)), err
-}
-
-func (v *visit) key(ctx context.Context) (string, error) {
-	end, err := v.store.FetchKey(ctx)
-	if _, answered := errors.AsType[*blobstore.Refusal](err); err != nil && !answered {
-		v.noAnswer = errors.New("storage does not answer")
+func (r *run) tokenFile(context.Context) (string, error) {
+	works, notes, err := checkTokenFile(r.Identity)
+	r.notes = notes
+	if errors.Is(err, errNoToken) {
+		r.noToken = errNoToken
 	}
-	v.noteRole(err, "Storage Blob Delegator", "")
-	return fmt.Sprintf("a user delegation key, for %v", left(end)), err
+	return works, err
 }
 
-// put stores the scratch blob. ctx does not end it: the deletion could reach storage before the upload.
-func (v *visit) put(ctx context.Context) (string, error) {
+func (r *run) exchange(ctx context.Context) (string, error) {
+	token, err := r.tokens.Fetch(ctx)
+	return fmt.Sprintf("got a token for Blob Storage, for %v", left(token.ExpiresOn)), err
+}
+
+func (r *run) key(ctx context.Context) (string, error) {
+	end, err := r.keys.Fetch(ctx)
+	if _, answered := errors.AsType[*storage.ResponseError](err); err != nil && !answered {
+		r.noAnswer = errors.New("storage does not answer")
+	}
+	r.noteRole(err, "Storage Blob Delegator", "")
+	return fmt.Sprintf("got a user delegation key, for %v", left(end)), err
+}
+
+// put stores the test blob. It does not end with ctx: the deletion could reach storage before the upload.
+func (r *run) put(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
 	defer cancel()
-	v.blob = v.store.NewScratch()
-	stored := "stored the scratch blob " + v.blob.Name()
-	err := v.blob.Put(ctx)
-	if r, answered := errors.AsType[*blobstore.Refusal](err); answered && r.Status < http.StatusInternalServerError {
-		v.blob = nil
+	r.blob = newTestBlob(r.storage, r.keys)
+	stored := "stored the test blob " + r.blob.name
+	err := r.blob.put(ctx)
+	if e, answered := errors.AsType[*storage.ResponseError](err); answered && e.Status < http.StatusInternalServerError {
+		r.blob = nil
 	}
-	v.noteRole(err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+v.Storage.Container)
+	r.noteRole(err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+r.Storage.Container)
 	return stored, err
 }
 
-// delete removes the scratch blob, which may be in storage although the upload failed.
-func (v *visit) delete(ctx context.Context) (string, error) {
-	return "the scratch blob is gone", v.blob.Delete(ctx)
+func (r *run) link(ctx context.Context) (string, error) {
+	return "a signed URL returns the same bytes, without a credential", r.blob.read(ctx, r.Storage.AccountURL)
 }
 
-func (v *visit) link(ctx context.Context) (string, error) {
-	return "a signed link gives the same bytes, without any credential", v.blob.Read(ctx, v.Storage.AccountURL)
-}
-
-func (v *visit) linkBase(ctx context.Context) (string, error) {
-	if err := v.blob.Read(ctx, v.Storage.LinkBaseURL); err != nil {
-		said, _, _ := strings.Cut(err.Error(), "; fix: ")
-		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", v.Storage.LinkBaseURL, said)}
+func (r *run) linkBase(ctx context.Context) (string, error) {
+	if err := r.blob.read(ctx, r.Signing.LinkBaseURL); err != nil {
+		text, _, _ := strings.Cut(cause(err).Error(), "; fix: ")
+		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", r.Signing.LinkBaseURL, text)}
 	}
-	return "the same through " + v.Storage.LinkBaseURL, nil
+	return "a signed URL at " + r.Signing.LinkBaseURL + " returns the same bytes", nil
 }
 
-// copy has storage copy the scratch blob, as the commit of a direct upload does.
-func (v *visit) copy(ctx context.Context) (string, error) {
-	return "storage copies within the account, as the commit of a direct upload does", v.blob.Copy(ctx)
+func (r *run) copy(ctx context.Context) (string, error) {
+	return "storage copies within the account, as the commit of a direct upload does", r.blob.copy(ctx)
 }
 
-func (v *visit) clock(ctx context.Context) (string, error) {
-	ahead, err := v.store.ClockAhead(ctx)
+// delete deletes the test blob, which storage may have although the upload failed.
+func (r *run) delete(ctx context.Context) (string, error) {
+	return "deleted the test blob", r.blob.delete(ctx)
+}
+
+func (r *run) clock(ctx context.Context) (string, error) {
+	ahead, err := r.keys.ClockAhead(ctx)
 	if err != nil {
 		return "", err
 	}
-	err = blobstore.ClockFault(ahead)
-	if err != nil && ahead <= blobstore.LinkSkew && ahead >= -clockBehind {
+	err = signing.ClockError(ahead)
+	if err != nil && ahead <= signing.ToleratedSkew && ahead >= -maxClockDelay {
 		err = warning{err}
 	}
 	return fmt.Sprintf("within %v of storage's", ahead.Abs().Truncate(time.Second)+time.Second), err
 }
 
 // callers fetches the configuration and the keys of the issuer of callers' tokens.
-func (v *visit) callers(ctx context.Context) (string, error) {
-	c := auth.New(auth.Options{Settings: v.Callers, Client: v.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	works := fmt.Sprintf("tokens of %s for %s are verified, and their %s is the user", v.Callers.Issuer, v.Callers.Audience, v.Callers.UserClaim)
+func (r *run) callers(ctx context.Context) (string, error) {
+	c := auth.New(auth.Options{Settings: r.Callers, Client: r.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	works := fmt.Sprintf("tokens of %s for %s can be verified; their claim %s is the user", r.Callers.Issuer, r.Callers.Audience, r.Callers.UserClaim)
 	return works, c.Fetch(ctx)
 }
 
-// noteRole adds the command that assigns role, if err says that the identity lacks it. The scope of the role is the storage
+// noteRole adds the command that assigns role if err says that the identity lacks it. The scope of the role is the storage
 // account's resource ID followed by scope.
-func (v *visit) noteRole(err error, role, scope string) {
-	r, answered := errors.AsType[*blobstore.Refusal](err)
-	if !answered || r.Code != "AuthorizationPermissionMismatch" || v.Identity.ClientID == "" {
+func (r *run) noteRole(err error, role, scope string) {
+	e, answered := errors.AsType[*storage.ResponseError](err)
+	if !answered || e.Code != "AuthorizationPermissionMismatch" || r.Identity.ClientID == "" {
 		return
 	}
-	account, _, _ := strings.Cut(strings.TrimPrefix(v.Storage.AccountURL, "https://"), ".")
-	v.note(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
-		v.Identity.ClientID, role, account, scope)
+	account, _, _ := strings.Cut(strings.TrimPrefix(r.Storage.AccountURL, "https://"), ".")
+	r.notes = append(r.notes, fmt.Sprintf(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
+		r.Identity.ClientID, role, account, scope))
 }
-
-// left returns the time until t in whole seconds.
-func left(t time.Time) time.Duration { return time.Until(t).Round(time.Second) }

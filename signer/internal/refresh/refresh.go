@@ -47,3 +47,8 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 func BeforeHalf(life time.Duration) time.Duration {
 	return time.Duration(float64(life) * (0.4 + 0.1*rand.Float64()))
 }
+
+// Jitter returns 75 to 125 % of d, at random, so that replicas do not act at the same time.
+func Jitter(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.75 + 0.5*rand.Float64()))
+}

@@ -1,0 +1,232 @@
+package signing
+
+import (
+	"errors"
+	"mime"
+	"net/url"
+	"path"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/shared/apierror"
+	"cats.example/shared/picture"
+	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/refresh"
+)
+
+func TestLinkIsARestrictedSAS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // the time is 2000-01-01T00:00:00Z
+		f := newFixture(t, "cat")
+		time.Sleep(59 * time.Second)
+		if _, err := f.Fetch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		link, err := f.Link("a b/cat", "image/gif", `my "猫".gif`, 10*time.Minute, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := url.Parse(string(link.URL))
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := u.Query()
+		got := map[string]string{"host": u.Host, "path": u.EscapedPath()}
+		for _, name := range []string{"sp", "sr", "spr", "st", "se", "rsct", "rscd", "skoid"} {
+			got[name] = q.Get(name)
+		}
+		if diff := cmp.Diff(map[string]string{
+			"host": "cdn.example.com", "path": "/cats/a%20b/cat", "sp": "r", "sr": "b", "spr": "https", "st": "1999-12-31T23:45:59Z", "se": "2000-01-01T00:10:50Z",
+			"rsct": "image/gif", "rscd": `attachment; filename="my ___.gif"; filename*=UTF-8''my%20%22%E7%8C%AB%22.gif`, "skoid": "o",
+		}, got); diff != "" || q.Get("sig") == "" || !link.ExpiresAt.Equal(time.Date(2000, 1, 1, 0, 10, 50, 0, time.UTC)) {
+			t.Errorf("%s, expires at %v", diff, link.ExpiresAt)
+		}
+	})
+}
+
+func TestStorageServesPicturesInlineAndOtherContentAsFile(t *testing.T) {
+	for _, c := range []struct{ stored, download, contentType, disposition string }{
+		{"image/png", "", "image/png", "inline; filename=cat.png"},
+		{"image/jpeg", "", "image/jpeg", "inline; filename=cat.jpg"},
+		{"image/gif", "", "image/gif", "inline; filename=cat.gif"},
+		{"image/webp", "", "image/webp", "inline; filename=cat.webp"},
+		{"image/avif", "", "image/avif", "inline; filename=cat.avif"},
+		{"image/heic", "", "image/heic", "inline; filename=cat.heic"},
+		{"image/heif", "", "image/heif", "inline; filename=cat.heif"},
+		{"image/png", "my cat.png", "image/png", `attachment; filename="my cat.png"`},
+		{"image/png", "a;b.PNG", "image/png", `attachment; filename="a;b.PNG"`},
+		{"image/png", "a=\"b\".png", "image/png", "attachment; filename=\"a=_b_.png\"; filename*=UTF-8''a%3D%22b%22.png"},
+		{"image/jpeg", "cat.jpeg", "image/jpeg", "attachment; filename=cat.jpeg"},
+		{"image/png", "evil.html", "image/png", "attachment; filename=evil.html.png"},
+		{"image/gif", "evil.exe\u202egif", "image/gif", "attachment; filename=evil.exe_gif.gif; filename*=UTF-8''evil.exe%E2%80%AEgif.gif"},
+		{"image/png", "a%20b.png", "image/png", "attachment; filename=a_20b.png; filename*=UTF-8''a%2520b.png"},
+		{"image/jpeg", "猫", "image/jpeg", "attachment; filename=_.jpg; filename*=UTF-8''%E7%8C%AB.jpg"},
+		{"image/heic", "café (1)", "image/heic", "attachment; filename=\"caf_ (1).heic\"; filename*=UTF-8''caf%C3%A9%20%281%29.heic"},
+		{"text/html", "%.html", "application/octet-stream", "attachment; filename=_.html.bin; filename*=UTF-8''%25.html.bin"},
+		{"image/gif", ".gif", "image/gif", "attachment; filename=.gif.gif"},
+		{"text/html", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"text/html", "evil.html", "application/octet-stream", "attachment; filename=evil.html.bin"},
+		{"image/svg+xml", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"image/png; charset=x", "", "application/octet-stream", "attachment; filename=cat.bin"},
+		{"", "", "application/octet-stream", "attachment; filename=cat.bin"},
+	} {
+		if contentType, disposition := servedAs(c.stored, "cat", c.download); contentType != c.contentType || disposition != c.disposition {
+			t.Errorf("%s as %q: served as %s, %s", c.stored, c.download, contentType, disposition)
+		}
+	}
+}
+
+func TestAmbiguousValuesAreNotSigned(t *testing.T) {
+	good := sas.BlobSignatureValues{Permissions: "r", ContainerName: "cats", BlobName: "a b/猫", ContentType: "image/png", ContentDisposition: `inline; filename="a b.png"`}
+	if err := checkUnambiguous(good); err != nil {
+		t.Fatal(err)
+	}
+	rejected := func(change func(*sas.BlobSignatureValues)) {
+		t.Helper()
+		v := good
+		change(&v)
+		if err := checkUnambiguous(v); !errors.Is(err, errAmbiguous) {
+			t.Errorf("%+v: %v", v, err)
+		}
+	}
+	for _, bad := range []string{"a\nb", "a\rb", "a\x00", "a\x7fb", "a\u0085b", `a\b`, "a\xff", ""} {
+		rejected(func(v *sas.BlobSignatureValues) { v.ContainerName = bad })
+		rejected(func(v *sas.BlobSignatureValues) { v.BlobName = bad })
+		rejected(func(v *sas.BlobSignatureValues) { v.ContentType = bad })
+		rejected(func(v *sas.BlobSignatureValues) { v.ContentDisposition = bad })
+	}
+	for _, name := range []string{".", "..", "a/../b", "a/./b", "a//b", "/a", "a/"} {
+		rejected(func(v *sas.BlobSignatureValues) { v.BlobName = name })
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, name := range []string{"cat\n", `..\cat`, ".."} { // settings that were not validated
+			f := newFixture(t, name)
+			if _, err := f.Fetch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if link, err := f.ReadURL(f.base, "x/"+name, time.Hour); !errors.Is(err, errAmbiguous) || link != "" {
+				t.Errorf("BLOB_NAME %q: %v", name, err)
+			}
+		}
+	})
+}
+
+func TestTTLLimits(t *testing.T) {
+	s := Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}
+	for ttl, want := range map[time.Duration]time.Duration{
+		0: time.Hour, MinLinkTTL: MinLinkTTL, 24 * time.Hour: 24 * time.Hour, MinLinkTTL - time.Second: 0, 24*time.Hour + time.Second: 0, -time.Hour: 0,
+	} {
+		if got, err := s.TTL(ttl); got != want || (want == 0) != errors.Is(err, apierror.ErrInvalidArgument) {
+			t.Errorf("ttl %v: %v, %v", ttl, got, err)
+		}
+	}
+}
+
+func TestLinkDoesNotOutliveTheKey(t *testing.T) {
+	withKey(t, func(t *testing.T, f *fixture) {
+		f.key.Load().end = time.Now().Add(30 * time.Minute)
+		for ttl, covered := range map[time.Duration]bool{time.Hour: false, 20 * time.Minute: true} {
+			if _, err := f.Link(pictureBlob, "image/png", "", ttl, nil); covered != (err == nil) || !covered && !errors.Is(err, apierror.ErrSignerUnavailable) {
+				t.Errorf("a link for %v: %v", ttl, err)
+			}
+		}
+		if err := f.Ready(t.Context()); err == nil {
+			t.Error("ready without a key that covers the default lifetime")
+		}
+	})
+}
+
+func TestKeyIsRenewedWhileItCoversTheLongestURL(t *testing.T) {
+	for _, longest := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, MaxLinkTTL} {
+		life := keyLifetime(longest)
+		for range 1000 {
+			if wait := refresh.BeforeHalf(life); life-wait < longest || wait < life/3 || life > maxKeyLifetime {
+				t.Fatalf("longest URL %v: renewed after %v of %v", longest, wait, life)
+			}
+		}
+	}
+}
+
+// FuzzWindow checks the promises about the validity period of a link.
+func FuzzWindow(f *testing.F) {
+	f.Add(int64(1_900_000_000), int64(3600), int64(200))
+	f.Add(int64(0), int64(5), int64(0))
+	f.Add(int64(1_900_000_059), int64(72*3600), int64(21_000))
+	f.Fuzz(func(t *testing.T, unix, seconds, later int64) {
+		ttl := time.Duration(seconds) * time.Second
+		if unix < 0 || unix > 1<<36 || ttl < MinLinkTTL || ttl > MaxLinkTTL || later < 0 || later > 1<<20 {
+			return
+		}
+		now := time.Unix(unix, 0)
+		start, end := window(now, ttl)
+		began := start.Add(ToleratedSkew)
+		if began.After(now) || now.Sub(began) >= max(ttl/12, time.Second) {
+			t.Fatalf("ttl %v at %v: its window began %v", ttl, now, began)
+		}
+		if end.After(now.Add(ttl)) || end.Before(now.Add(ttl-ttl/12-time.Second)) {
+			t.Fatalf("ttl %v at %v: ends %v", ttl, now, end)
+		}
+		if start.After(now.Add(-ToleratedSkew)) || start.Nanosecond() != 0 || end.Nanosecond() != 0 {
+			t.Fatalf("ttl %v at %v: starts %v", ttl, now, start)
+		}
+		start2, end2 := window(now.Add(time.Duration(later)*time.Second), ttl)
+		if end2.Before(end) || start2.Before(start) || (end2.Equal(end) && later > int64(ttl/12/time.Second)+1) {
+			t.Fatalf("ttl %v: %v later it ends %v after %v", ttl, later, end2, end)
+		}
+	})
+}
+
+// FuzzLink checks that each user has one blob and one link: the URL that the SDK requests and the one that is signed have the
+// same two segments, whatever the name. The link only reads, and a download has the requested name.
+func FuzzLink(f *testing.F) {
+	for _, name := range []string{"Davyd", "a b", "猫", "a%2Fb", "a?sig=x#y", "a;b&c=d", ".hidden", "..x", "~", "*"} {
+		f.Add(name, "cat.png")
+		f.Add("x", name)
+	}
+	keys := newFixture(f, "cat")
+	if _, err := keys.Fetch(f.Context()); err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, name, download string) {
+		user, err := signerapi.ParseUser(name)
+		if err != nil || signerapi.ValidateDownloadName(download) != nil {
+			return
+		}
+		blob := keys.storage.PictureBlob(user)
+		signed, err := keys.Link(blob, "image/png", download, time.Hour, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, err := url.Parse(string(signed.URL))
+		if err != nil {
+			t.Fatal(err)
+		}
+		requested, err := url.Parse(keys.storage.BlobClient(blob).URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "/cats/" + name + "/cat"; link.Path != want || requested.Path != want || requested.RawQuery != "" || strings.Count(link.EscapedPath(), "/") != 3 || link.Host != "cdn.example.com" {
+			t.Fatalf("%q: the SDK requests %s, and the link is %s", name, requested, link)
+		}
+		q, err := url.ParseQuery(link.RawQuery)
+		if err != nil || len(q["sp"]) != 1 || q.Get("sp") != "r" || q.Get("sr") != "b" || q.Get("spr") != "https" || q.Get("rsct") != "image/png" || len(q["rscd"]) != 1 {
+			t.Fatalf("%q, %q: the link is %s, %v", name, download, link, err)
+		}
+		wantKind, wantName := "inline", "cat.png"
+		if download != "" {
+			wantKind = "attachment"
+			wantName, _ = picture.WithExtension(download, "image/png")
+		}
+		plain, _, _ := strings.Cut(q.Get("rscd"), "; filename*=")
+		if _, params, err := mime.ParseMediaType(plain); err != nil || path.Ext(params["filename"]) != path.Ext(wantName) && !strings.ContainsAny(path.Ext(wantName), `"%`) || strings.ContainsFunc(params["filename"], func(r rune) bool { return r < ' ' || r > '~' || r == '%' || r == '"' }) {
+			t.Fatalf("%q is saved as %q without filename*: %q, %v", download, params["filename"], q.Get("rscd"), err)
+		}
+		if kind, params, err := mime.ParseMediaType(q.Get("rscd")); err != nil || kind != wantKind || params["filename"] != wantName {
+			t.Fatalf("%q is %s, saved as %q: %q, %v", download, kind, params["filename"], q.Get("rscd"), err)
+		}
+	})
+}

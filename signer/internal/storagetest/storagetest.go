@@ -1,0 +1,415 @@
+// Package storagetest is an in-memory Blob Storage for tests of the signer. Its network consists of pipes, so tests with it can run in a
+// [testing/synctest] bubble, where waiting takes no time.
+package storagetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/minio/crc64nvme"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/signerapi"
+)
+
+// AccountURL is the account that every Server has.
+const AccountURL = "https://acct.blob.example"
+
+// Handler answers a request in place of the server. It returns false if it has not answered.
+type Handler func(http.ResponseWriter, *http.Request) bool
+
+// Blob is a stored blob.
+type Blob struct {
+	Content, Type, ETag string
+	Metadata            http.Header
+	Blocks              bool // only uncommitted blocks
+	Leased              bool
+}
+
+// Server is the storage account. It does not check credentials.
+type Server struct {
+	mu     sync.Mutex
+	calls  []string
+	blobs  map[string]*Blob // by name
+	blocks map[string][]byte
+	etags  int
+	early  Handler // before the body is read
+	fault  Handler // after it was read into memory
+	ahead  time.Duration
+}
+
+// New returns a server, and lets client make its connections to it.
+func New(t testing.TB, client *http.Client) *Server {
+	s := &Server{blobs: map[string]*Blob{}, blocks: map[string][]byte{}}
+	pipes := pipeListener{make(chan net.Conn), make(chan struct{})}
+	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(pipes)
+	}()
+	transport := client.Transport.(*http.Transport)
+	transport.Proxy = nil
+	transport.DialTLSContext = func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		select {
+		case pipes.conns <- theirs:
+			return ours, nil
+		case <-pipes.done:
+			return nil, net.ErrClosed
+		}
+	}
+	t.Cleanup(func() {
+		client.CloseIdleConnections()
+		_ = server.Close()
+		<-served
+	})
+	return s
+}
+
+// pipeListener is a listener of the connections that are sent to it.
+type pipeListener struct {
+	conns chan net.Conn
+	done  chan struct{}
+}
+
+func (l pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l pipeListener) Close() error   { close(l.done); return nil }
+func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+// Put stores a blob and returns its ETag.
+func (s *Server) Put(name, content, contentType string) (etag string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.store(name, Blob{Content: content, Type: contentType})
+}
+
+func (s *Server) store(name string, b Blob) (etag string) {
+	s.etags++
+	b.ETag = fmt.Sprintf(`"0x%d"`, s.etags)
+	s.blobs[name] = &b
+	return b.ETag
+}
+
+// Change lets f change the blobs.
+func (s *Server) Change(f func(blobs map[string]*Blob)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s.blobs)
+}
+
+// Blob returns the blob name, or the zero Blob.
+func (s *Server) Blob(name string) Blob {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if b := s.blobs[name]; b != nil {
+		return *b
+	}
+	return Blob{}
+}
+
+// Names returns the names of all blobs, sorted.
+func (s *Server) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.blobs))
+}
+
+// Calls returns the requests since the last call as "METHOD comp".
+func (s *Server) Calls() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls := s.calls
+	s.calls = nil
+	return calls
+}
+
+// SetFault installs a handler of requests whose body is in memory, nil for none.
+func (s *Server) SetFault(h Handler) { s.mu.Lock(); defer s.mu.Unlock(); s.fault = h }
+
+// SetEarly installs a handler of requests whose body is not read yet, nil for none.
+func (s *Server) SetEarly(h Handler) { s.mu.Lock(); defer s.mu.Unlock(); s.early = h }
+
+// SetAhead sets how far the clients' clock is ahead of the server's.
+func (s *Server) SetAhead(d time.Duration) { s.mu.Lock(); defer s.mu.Unlock(); s.ahead = d }
+
+// Reject answers with an error response.
+func Reject(w http.ResponseWriter, status int, code string) {
+	if code != "" {
+		w.Header().Set("X-Ms-Error-Code", code)
+	}
+	w.WriteHeader(status)
+}
+
+// Rejecting returns a Handler that rejects the requests for which match returns true; nil matches all.
+func Rejecting(status int, code string, match func(*http.Request) bool) Handler {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		matches := match == nil || match(r)
+		if matches {
+			Reject(w, status, code)
+		}
+		return matches
+	}
+}
+
+// Is returns a function that matches requests with that method and comp parameter, such as "PUT block".
+func Is(call string) func(*http.Request) bool {
+	return func(r *http.Request) bool { return callOf(r) == call }
+}
+
+func callOf(r *http.Request) string {
+	return strings.TrimSpace(r.Method + " " + r.URL.Query().Get("comp"))
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	early, fault := s.early, s.fault
+	w.Header().Set("Date", time.Now().Add(-s.ahead).UTC().Format(http.TimeFormat))
+	s.mu.Unlock()
+	if early != nil && early(w, r) {
+		return
+	}
+	body := bytes.NewBuffer(make([]byte, 0, max(0, r.ContentLength)+bytes.MinRead)) // it does not have to grow
+	_, err := body.ReadFrom(r.Body)
+	s.mu.Lock()
+	s.calls = append(s.calls, callOf(r))
+	s.mu.Unlock()
+	if err != nil {
+		return
+	}
+	r.Body = memory{body}
+	if fault != nil && fault(w, r) {
+		return
+	}
+	s.Answer(w, r)
+}
+
+// memory is the body of a request that was read.
+type memory struct{ *bytes.Buffer }
+
+func (memory) Close() error { return nil }
+
+// Answer carries out a request for which the fault handler was called.
+func (s *Server) Answer(w http.ResponseWriter, r *http.Request) {
+	body := r.Body.(memory).Bytes()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q, container := r.URL.Query(), "/cats"
+	name := strings.TrimPrefix(r.URL.Path, container+"/")
+	switch {
+	case q.Get("comp") == "userdelegationkey":
+		w.Header().Set("Content-Type", "application/xml")
+		fmt.Fprintf(w, `<UserDelegationKey><SignedOid>o</SignedOid><SignedTid>t</SignedTid><SignedStart>%s</SignedStart><SignedExpiry>%s</SignedExpiry>`+
+			`<SignedService>b</SignedService><SignedVersion>2024-11-04</SignedVersion><Value>a2V5</Value></UserDelegationKey>`, field(body, "Start"), field(body, "Expiry"))
+	case q.Get("comp") == "list":
+		s.list(w, q.Get("marker"), q.Get("maxresults"))
+	case q.Get("comp") == "block":
+		s.putBlock(w, r, body)
+	case q.Get("restype") == "container":
+	default:
+		s.blobRequest(w, r, name, body)
+	}
+}
+
+// field returns the content of the XML element name in body.
+func field(body []byte, name string) string {
+	_, after, _ := strings.Cut(string(body), "<"+name+">")
+	value, _, _ := strings.Cut(after, "</")
+	return value
+}
+
+func (s *Server) list(w http.ResponseWriter, marker, size string) {
+	names := slices.Sorted(maps.Keys(s.blobs))
+	names = slices.DeleteFunc(names, func(n string) bool { return n <= marker })
+	more := false
+	if n, _ := strconv.Atoi(size); n > 0 && n < len(names) {
+		names, more = names[:n], true
+	}
+	w.Header().Set("Content-Type", "application/xml")
+	fmt.Fprint(w, "<EnumerationResults><Blobs>")
+	for _, n := range names {
+		fmt.Fprintf(w, "<Blob><Name>%s</Name><Properties><Etag>%s</Etag></Properties></Blob>", n, strings.Trim(s.blobs[n].ETag, `"`))
+	}
+	fmt.Fprint(w, "</Blobs>")
+	if more {
+		fmt.Fprintf(w, "<NextMarker>%s</NextMarker>", names[len(names)-1])
+	}
+	fmt.Fprint(w, "</EnumerationResults>")
+}
+
+func (s *Server) putBlock(w http.ResponseWriter, r *http.Request, body []byte) {
+	if _, source, copies := strings.Cut(r.Header.Get("X-Ms-Copy-Source"), AccountURL+"/cats/"); copies {
+		source, _, _ = strings.Cut(source, "?")
+		b := s.blobs[source]
+		if b == nil || r.Header.Get("X-Ms-Source-If-Match") != "" && r.Header.Get("X-Ms-Source-If-Match") != b.ETag {
+			Reject(w, http.StatusPreconditionFailed, "SourceConditionNotMet")
+			return
+		}
+		body = []byte(b.Content)
+	}
+	s.blocks[r.URL.Query().Get("blockid")] = body
+	w.Header().Set("X-Ms-Content-Crc64", CRC64(body))
+	w.WriteHeader(http.StatusCreated)
+}
+
+func (s *Server) blobRequest(w http.ResponseWriter, r *http.Request, name string, body []byte) {
+	b := s.blobs[name]
+	exists := b != nil && !b.Blocks
+	match, noneMatch := r.Header.Get("If-Match"), r.Header.Get("If-None-Match")
+	unmodified, err := http.ParseTime(r.Header.Get("If-Unmodified-Since"))
+	modified := err == nil && unmodified.Before(time.Now().Add(-time.Hour))
+	switch {
+	case r.Method != http.MethodPut && b == nil:
+		Reject(w, http.StatusNotFound, "BlobNotFound")
+		return
+	case noneMatch == "*" && b != nil && (exists || b.ETag != ""): // Azurite takes uncommitted blocks, which have an ETag there, for a blob
+		Reject(w, http.StatusConflict, "BlobAlreadyExists")
+		return
+	case match != "" && (!exists || match != b.ETag), noneMatch != "" && exists && noneMatch == b.ETag, modified && exists:
+		Reject(w, http.StatusPreconditionFailed, "ConditionNotMet")
+		return
+	case !exists && r.Method != http.MethodPut:
+		Reject(w, http.StatusNotFound, "BlobNotFound")
+		return
+	}
+	sum := func(content string) string {
+		sum := md5.Sum([]byte(content))
+		return base64.StdEncoding.EncodeToString(sum[:])
+	}
+	switch comp := r.URL.Query().Get("comp"); {
+	case comp == "lease":
+		b.Leased = false
+		w.WriteHeader(http.StatusAccepted)
+	case r.Method == http.MethodPut:
+		if comp == "blocklist" {
+			body = s.join(string(body))
+		} else {
+			if sent := r.Header.Get("Content-Md5"); sent != "" && sent != sum(string(body)) {
+				Reject(w, http.StatusBadRequest, "Md5Mismatch")
+				return
+			}
+			w.Header().Set("Content-MD5", sum(string(body)))
+			w.Header().Set("X-Ms-Content-Crc64", CRC64(body))
+		}
+		metadata := maps.Clone(r.Header)
+		maps.DeleteFunc(metadata, func(name string, _ []string) bool { return !strings.HasPrefix(name, "X-Ms-Meta-") })
+		w.Header().Set("ETag", s.store(name, Blob{Content: string(body), Type: r.Header.Get("X-Ms-Blob-Content-Type"), Metadata: metadata}))
+		w.WriteHeader(http.StatusCreated)
+	case r.Method == http.MethodDelete && b.Leased:
+		Reject(w, http.StatusPreconditionFailed, "LeaseIdMissing")
+	case r.Method == http.MethodDelete:
+		delete(s.blobs, name)
+		w.WriteHeader(http.StatusAccepted)
+	default:
+		maps.Copy(w.Header(), b.Metadata)
+		w.Header().Set("ETag", b.ETag)
+		w.Header().Set("Content-Type", b.Type)
+		w.Header().Set("Content-MD5", sum(b.Content))
+		w.Header().Set("Content-Length", strconv.Itoa(len(b.Content)))
+		_, _ = io.WriteString(w, b.Content)
+	}
+}
+
+// join returns the blocks of a block list.
+func (s *Server) join(list string) (content []byte) {
+	for _, item := range strings.Split(list, "<Latest>")[1:] {
+		id, _, _ := strings.Cut(item, "</")
+		content = append(content, s.blocks[id]...)
+	}
+	return content
+}
+
+// CRC64 returns the CRC64 of body as storage returns it.
+func CRC64(body []byte) string {
+	return base64.StdEncoding.EncodeToString(binary.LittleEndian.AppendUint64(nil, crc64nvme.Checksum(body)))
+}
+
+// Hijack returns the connection of a request, which is closed at the end of the test.
+func Hijack(t *testing.T, w http.ResponseWriter) net.Conn {
+	t.Helper()
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		t.Error(err)
+		panic(http.ErrAbortHandler)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// WriteRaw writes a response without a body.
+func WriteRaw(conn net.Conn, status int, code, header string) {
+	_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d X\r\nX-Ms-Error-Code: %s\r\n%sContent-Length: 0\r\n\r\n", status, code, header)
+}
+
+// Credential is a credential with a token, unless Err is set. It counts the calls of Renew.
+type Credential struct {
+	Err     error
+	mu      sync.Mutex
+	renewed int
+}
+
+// GetToken implements [azcore.TokenCredential].
+func (c *Credential) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, c.Err
+}
+
+// Renew counts a call.
+func (c *Credential) Renew() { c.mu.Lock(); defer c.mu.Unlock(); c.renewed++ }
+
+// Renewed returns the number of calls of Renew.
+func (c *Credential) Renewed() int { c.mu.Lock(); defer c.mu.Unlock(); return c.renewed }
+
+// Log is a log that a test reads while other goroutines write it.
+type Log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements [io.Writer].
+func (l *Log) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
+
+// String returns what was written.
+func (l *Log) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+
+// User returns the user name.
+func User(t testing.TB, name string) signerapi.User {
+	t.Helper()
+	u, err := signerapi.ParseUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// PNG returns n bytes, at least 24, that begin like a PNG of one pixel.
+func PNG(n int) string {
+	return ("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01" + strings.Repeat("0123456789abcdef!", n/17+2))[:n]
+}
+
+// Limits are limits that PNG fits into.
+var Limits = picture.Limits{MaxPictureSize: 32 << 20, AcceptedTypes: []string{"image/png", "image/gif"}, MaxPixels: 1000}
