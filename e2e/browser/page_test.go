@@ -206,7 +206,7 @@ func TestThePageSaysWhatWasRefusedAndWhatToDo(t *testing.T) {
 	b.do(chromedp.SetValue(chromedp.CSS("#name"), ".."), chromedp.Click(chromedp.CSS("#show")))
 	b.sees("This name cannot be used")
 	b.do(chromedp.SetValue(chromedp.CSS("#name"), "a/b"), chromedp.Click(chromedp.CSS("#show")))
-	b.sees(`the user name must not hold "/" or "\"`)
+	b.sees(`the user name must not contain "/" or "\"`)
 	b.click("#message-action")
 	b.focused("name")
 	b.drop(catFile(t))
