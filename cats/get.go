@@ -154,7 +154,8 @@ func (t *target) finish(err error) error {
 	if t.path == "" {
 		return err
 	}
-	defer os.Remove(t.Name()) //lint:ignore errcheck after a success it has another name
+	//lint:ignore errcheck the file does not exist after a success
+	defer os.Remove(t.Name())
 	if err == nil && !t.force {
 		err = claim(t.path)
 	}

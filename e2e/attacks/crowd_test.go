@@ -165,7 +165,8 @@ func (c *crowd) responses() map[int]int {
 			got[resp.StatusCode]++
 			continue
 		}
-		if e, ok := err.(net.Error); ok && e.Timeout() { //lint:ignore errorsis net/http returns it as it is
+		//lint:ignore errorsis ReadResponse does not wrap errors
+		if e, ok := err.(net.Error); ok && e.Timeout() {
 			got[-1]++
 			continue
 		}

@@ -67,7 +67,8 @@ func azurite(t *testing.T) string {
 	})
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		if m := forwarding.FindStringSubmatch(lines.Text()); m != nil {
-			go io.Copy(io.Discard, out) //lint:ignore errcheck ends with the process
+			//lint:ignore errcheck the copy ends with the process
+			go io.Copy(io.Discard, out)
 			return m[1]
 		}
 	}

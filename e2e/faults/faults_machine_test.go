@@ -211,7 +211,7 @@ func TestATokenThatCannotBeRotatedStaysWhole(t *testing.T) {
 				return lines.Text()
 			}
 		}
-		t.Fatalf("it never said %q", what)
+		t.Fatalf("no line of the output contains %q: %v", what, lines.Err())
 		return ""
 	}
 	read := func() string {

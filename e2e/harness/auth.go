@@ -50,12 +50,13 @@ func StartProvider(t *testing.T, port string, more ...string) *Provider {
 	for lines.Scan() {
 		if issuer, ok := strings.CutPrefix(lines.Text(), "issuer "); ok {
 			p.Issuer = issuer
-			go io.Copy(io.Discard, out) //lint:ignore errcheck ends with the process
+			//lint:ignore errcheck the copy ends with the process
+			go io.Copy(io.Discard, out)
 			return p
 		}
 	}
 	p.Stop()
-	t.Fatalf("the provider does not start: %s", &stderr)
+	t.Fatalf("the provider does not start: %v: %s", lines.Err(), &stderr)
 	return nil
 }
 

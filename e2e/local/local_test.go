@@ -75,7 +75,8 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 	if err := os.Symlink(bin, filepath.Join(l.dir, "bin")); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("bin/local") //lint:ignore noctx stopped by a signal
+	//lint:ignore noctx the test stops it by a signal
+	cmd := exec.Command("bin/local")
 	cmd.Dir, cmd.Env = l.dir, slices.Clone(buildEnv)
 	for variable, address := range map[string]*string{
 		"FRONTEND_PORT": &l.frontend, "FRONTEND_OPS_PORT": &l.frontendOps, "SIGNER_PORT": &l.signer, "SIGNER_OPS_PORT": &l.signerOps,

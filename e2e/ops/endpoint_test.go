@@ -73,7 +73,8 @@ type lone struct {
 
 func startLone(t *testing.T, env ...string) *lone {
 	t.Helper()
-	f := &lone{exec.Command(filepath.Join(harness.BinDir(t), "frontend")), filepath.Join(t.TempDir(), "log"), make(chan struct{})} //lint:ignore noctx ended below
+	//lint:ignore noctx the cleanup ends it
+	f := &lone{exec.Command(filepath.Join(harness.BinDir(t), "frontend")), filepath.Join(t.TempDir(), "log"), make(chan struct{})}
 	log, err := os.Create(f.log)
 	if err != nil {
 		t.Fatal(err)

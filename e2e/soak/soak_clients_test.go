@@ -311,7 +311,8 @@ func (s *soak) trickle(h *history, r *rand.Rand) {
 }
 
 func (s *soak) dial() (net.Conn, error) {
-	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second) //lint:ignore noctx bounded
+	//lint:ignore noctx the timeout is enough
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second)
 	if err != nil {
 		time.Sleep(50 * time.Millisecond) // nobody is there
 	}

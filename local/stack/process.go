@@ -55,7 +55,8 @@ func (p *Process) Start(ctx context.Context) error {
 		return fmt.Errorf("starting %s: it runs already", p.name)
 	}
 	mark := p.Log.Mark()
-	cmd := exec.Command(p.path, p.args...) //lint:ignore noctx it outlives ctx; the stack chooses the program
+	//lint:ignore noctx the process outlives ctx
+	cmd := exec.Command(p.path, p.args...)
 	cmd.Dir = p.dir
 	cmd.Env = p.environ()
 	cmd.Stdout, cmd.Stderr = p.Log, p.Log

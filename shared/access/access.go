@@ -27,9 +27,9 @@ const (
 // Policy are the settings, the same in both containers. The zero value of Issuer asks nobody who
 // they are.
 type Policy struct {
-	Issuer     string     `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, authentication is off, which the signer accepts with ANONYMOUS_ACCESS=true only"`
-	DiscoveryURL  string     `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
-	ReadAccess ReadAccess `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
+	Issuer       string     `env:"OIDC_ISSUER" shared:"true" help:"OpenID Connect issuer whose bearer tokens callers bring, such as https://login.microsoftonline.com/TENANT/v2.0; unless set, authentication is off, which the signer accepts with ANONYMOUS_ACCESS=true only"`
+	DiscoveryURL string     `env:"OIDC_DISCOVERY_URL" shared:"true" help:"with OIDC_ISSUER, the address of the issuer's OpenID Connect configuration where it is not at OIDC_ISSUER/.well-known/openid-configuration, as at Azure AD B2C; with or without that path"`
+	ReadAccess   ReadAccess `env:"READ_ACCESS" shared:"true" envDefault:"own" help:"with OIDC_ISSUER, who gets a link to a picture: own (the one whose it is), signed-in (any known caller) or anyone"`
 }
 
 // ConfigurationURL returns the address of the issuer's OpenID Connect configuration.

@@ -175,10 +175,12 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 				if err == nil {
 					_, err = io.Copy(io.Discard, whole)
 				}
-				if err != cause { //lint:ignore errorsis as it came
+				//lint:ignore errorsis the error must be the same
+				if err != cause {
 					t.Errorf("%.4q cut at %d by %v: %v", content, at, cause, err)
 				}
-				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) { //lint:ignore errorsis as it came
+				//lint:ignore errorsis the error must be the same
+				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) {
 					t.Errorf("the head of %.4q cut at %d by %v: %v", content, at, cause, err)
 				}
 			}

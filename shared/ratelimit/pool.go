@@ -1,5 +1,5 @@
-// Package pool bounds how many slots of a kind are taken at once: in all, and by one client. So one client cannot use up what
-// serves all.
+// Package ratelimit limits what clients use: slots that are taken at once, in all and per client, and the rate of requests per
+// client. The frontend identifies clients by their addresses, the signer by their verified tokens.
 package ratelimit
 
 import (

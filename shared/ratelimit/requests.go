@@ -1,5 +1,3 @@
-// Package limit bounds the rate of requests of each client. The frontend knows clients by their addresses, the signer by their
-// verified tokens.
 package ratelimit
 
 import (
@@ -55,8 +53,8 @@ type RequestLimiter struct {
 	total    prometheus.Counter // rejected requests
 }
 
-// New returns a Clients that calls a client who, such as "address" or "caller", in its error, and whose metric is in reg, named
-// cats_NAME_requests_rate_limited_total.
+// NewRequestLimiter returns a RequestLimiter. Its errors call a client by the given noun, such as "address" or "caller". It
+// registers the metric cats_NAME_requests_rate_limited_total in reg.
 func NewRequestLimiter(name, client string, settings RequestLimits, reg prometheus.Registerer) *RequestLimiter {
 	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // it fails for a size below 1 alone
 	return &RequestLimiter{

@@ -1,3 +1,4 @@
+// Package telemetry sets up logs, metrics and traces.
 package telemetry
 
 import (

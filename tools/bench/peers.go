@@ -41,7 +41,8 @@ func runPeer(role string) error {
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0") //lint:ignore noctx does not block
+	//lint:ignore noctx Listen does not block
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}

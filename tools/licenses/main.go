@@ -114,7 +114,8 @@ type module struct {
 
 // collect adds the modules that pkg links when it is built for an image.
 func collect(linked map[string]*module, program int, dir, pkg string) error {
-	cmd := exec.Command("go", "list", "-deps", "-json=Dir,Standard,Module", pkg) //lint:ignore noctx a package of the list above; ends soon
+	//lint:ignore noctx go list ends soon
+	cmd := exec.Command("go", "list", "-deps", "-json=Dir,Standard,Module", pkg)
 	cmd.Dir, cmd.Stderr = dir, os.Stderr
 	cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	out, err := cmd.Output()

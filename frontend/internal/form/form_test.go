@@ -233,7 +233,8 @@ func TestErrorsOfTheBodyAreReturned(t *testing.T) {
 	broken := apierror.ErrIncomplete.Wrap(io.ErrUnexpectedEOF)
 	for at := range form {
 		body := io.MultiReader(strings.NewReader(form[:at]), &failing{broken})
-		if _, _, err := read(formType, body, len(form)); err != error(broken) { //lint:ignore errorsis must be the same
+		//lint:ignore errorsis the error must be the same
+		if _, _, err := read(formType, body, len(form)); err != error(broken) {
 			t.Fatalf("cut at %d: %v", at, err)
 		}
 	}

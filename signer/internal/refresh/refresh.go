@@ -31,7 +31,8 @@ func Keep(ctx context.Context, log *slog.Logger, failed string, early <-chan str
 			return
 		case err != nil:
 			wait, wake = retry.NextBackOff(), nil
-			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String()) //lint:ignore sloglint callers pass a constant
+			//lint:ignore sloglint callers pass a constant
+			log.Error(failed, "error", err.Error(), "retry_in", wait.Round(time.Millisecond).String())
 		default:
 			retry.Reset()
 		}

@@ -71,7 +71,9 @@ var errorsIs = &analysis.Analyzer{
 			case *ast.BinaryExpr:
 				found = (n.Op == token.EQL || n.Op == token.NEQ) && isError(n.X) && isError(n.Y)
 			case *ast.SwitchStmt:
-				found = n.Tag != nil && isError(n.Tag)
+				found = n.Tag != nil && isError(n.Tag) && slices.ContainsFunc(n.Body.List, func(c ast.Stmt) bool {
+					return slices.ContainsFunc(c.(*ast.CaseClause).List, isError)
+				})
 			case *ast.TypeAssertExpr:
 				found = isError(n.X)
 			}
