@@ -30,7 +30,7 @@ newest=$(kube get replicasets --selector "$selector" --output \
   sort -n | tail -n 1)
 read -r _ hash set <<<"$newest" || true
 if [ -z "${set:-}" ]; then
-  echo 'This namespace has no ReplicaSet of cats-api. Apply an overlay first (docs/operations.md, "Deploy").' >&2
+  echo 'This namespace has no ReplicaSet of cats-api. Apply an overlay first (docs/deploy.md).' >&2
   exit 1
 fi
 pod=$(kube get pods --selector "$selector,pod-template-hash=$hash" --sort-by .metadata.creationTimestamp --output name | tail -n 1)

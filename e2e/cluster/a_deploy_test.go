@@ -31,7 +31,7 @@ func TestOverlayIsAppliedWithoutWarnings(t *testing.T) {
 	settled(t)
 	shown := do(t, "get", "pods", "--show-labels")
 	t.Logf("kubectl get pods --show-labels\n%s", shown)
-	if running := lines(shown, "cats-api-", "2/2", "Running"); len(running) != 2 {
+	if running := lines(shown, "component=api", "2/2", "Running"); len(running) != 2 {
 		t.Errorf("%d pods are 2/2 Running", len(running))
 	}
 }

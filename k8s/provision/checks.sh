@@ -27,7 +27,7 @@ check_authentication() {
   false, | false,false)
     problem "neither authentication nor anonymous access is chosen: set ANONYMOUS_ACCESS=true to let every client store, replace," \
       "delete and read every picture, or switch on the component authentication in $overlay/kustomization.yaml" \
-      "(docs/operations.md, \"Who may call\")"
+      "(docs/authentication.md)"
     ;;
   *) problem "$where is '$access': want true or false" ;;
   esac
@@ -94,5 +94,5 @@ check_azure() {
     "set FEDERATED_CREDENTIAL to another name, or, if that cluster no longer exists," \
     "$(printf '%q ' az identity federated-credential delete --name "$FEDERATED_CREDENTIAL" --identity-name "$IDENTITY" --resource-group "$RESOURCE_GROUP")"
   [ "$other_credentials" -lt 20 ] || problem "the identity $IDENTITY has 20 federated credentials, which is the limit:" \
-    "set IDENTITY to another one, or use AKS identity bindings (docs/operations.md)"
+    "set IDENTITY to another one, or use AKS identity bindings (docs/deploy.md)"
 }
