@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,16 @@ func (k UploadSession) SendBlocks(t *testing.T, content io.Reader, first, size i
 		t.Fatal(err)
 	}
 	SendToStorage(t, "PUT", k.URL+"&comp=blocklist", nil, bytes.NewReader(body), int64(len(body))).Want(t, 201)
+}
+
+// BlobName returns the name of the staged blob.
+func (k UploadSession) BlobName(t *testing.T, sys *stack.System) string {
+	t.Helper()
+	u, err := url.Parse(k.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(u.Path, "/"+sys.Container+"/")
 }
 
 // Commit makes the staged blob the picture of user.

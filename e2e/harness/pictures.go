@@ -5,6 +5,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,8 +44,8 @@ func Link(t *testing.T, sys *stack.System, user, query string) (picture string, 
 	return picture, expires
 }
 
-// BlobNames returns the sorted names of all blobs in the system's container.
-func BlobNames(t *testing.T, sys *stack.System) []string {
+// BlobNames returns the sorted names of the blobs of users, or of all blobs in the system's container if there are no users.
+func BlobNames(t *testing.T, sys *stack.System, users ...string) []string {
 	t.Helper()
 	blobs, err := sys.Blobs(t.Context())
 	if err != nil {
@@ -52,7 +53,9 @@ func BlobNames(t *testing.T, sys *stack.System) []string {
 	}
 	var all []string
 	for _, b := range blobs {
-		all = append(all, b.Name)
+		if user, _, _ := strings.Cut(b.Name, "/"); len(users) == 0 || slices.Contains(users, user) {
+			all = append(all, b.Name)
+		}
 	}
 	slices.Sort(all)
 	return all

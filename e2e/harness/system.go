@@ -5,29 +5,22 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"cats.example/local/stack"
 )
 
-var containers atomic.Int64
+var containers, users atomic.Int64
 
 // Start starts a system with its own container for the duration of the test. It waits until the system is ready, unless opts say
 // otherwise. The programs must stop cleanly.
 func Start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
-	st := Stack(t)
-	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
-	env := map[string]string{
-		"RATE_LIMIT": "0", "CLIENT_SHARE": "0", // all tests come from one address
-		"GORACE": "atexit_sleep_ms=0", // the race detector delays each exit by a second
-	}
-	opts.FrontendEnv = Merge(env, opts.FrontendEnv)
-	env["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
-	opts.SignerEnv = Merge(env, opts.SignerEnv)
-	opts.Frontend, opts.Signer = filepath.Join(BinDir(t), "frontend"), filepath.Join(BinDir(t), "signer")
-	sys, err := st.StartSystem(t.Context(), opts)
+	st, bin := Stack(t), BinDir(t)
+	sys, err := start(t.Context(), st, bin, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,10 +32,63 @@ func Start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	return sys
 }
 
+func start(ctx context.Context, st *stack.Stack, bin string, opts stack.SystemOptions) (*stack.System, error) {
+	opts.Container = fmt.Sprintf("e2e-%d", containers.Add(1))
+	env := map[string]string{
+		"RATE_LIMIT": "0", "CLIENT_SHARE": "0", // all tests come from one address
+		"GORACE": "atexit_sleep_ms=0", // the race detector delays each exit by a second
+	}
+	opts.FrontendEnv = Merge(env, opts.FrontendEnv)
+	env["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
+	opts.SignerEnv = Merge(env, opts.SignerEnv)
+	opts.Frontend, opts.Signer = filepath.Join(bin, "frontend"), filepath.Join(bin, "signer")
+	return st.StartSystem(ctx, opts)
+}
+
+var directUploads = map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "5GiB"}
+
+var sharedSystem = sync.OnceValues(func() (*stack.System, error) {
+	ctx := context.Background()
+	if Elsewhere != nil {
+		return Elsewhere, Elsewhere.Empty(ctx)
+	}
+	st, err := shared()
+	if err != nil {
+		return nil, err
+	}
+	bin, err := binaries()
+	if err != nil {
+		return nil, err
+	}
+	return start(ctx, st, bin, stack.SystemOptions{SignerEnv: directUploads})
+})
+
+// Shared returns a system for all tests of a package that need no settings, faults, metrics or logs of their own. It accepts direct
+// uploads. A test must use only names from User, because others run at the same time. If CATS_API_URL is set, the system there is
+// returned, as by Public.
+func Shared(t *testing.T) *stack.System {
+	t.Helper()
+	if Elsewhere == nil {
+		Stack(t) // may skip the test
+	}
+	sys, err := sharedSystem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sys
+}
+
+// User returns a user name that no other call returns.
+func User(t *testing.T) string {
+	t.Helper()
+	name, _, _ := strings.Cut(t.Name(), "/")
+	return fmt.Sprintf("%s-%d", name, users.Add(1))
+}
+
 // StartDirect returns a system that accepts direct uploads.
 func StartDirect(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
-	opts.SignerEnv = Merge(map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "5GiB"}, opts.SignerEnv)
+	opts.SignerEnv = Merge(directUploads, opts.SignerEnv)
 	return Start(t, opts)
 }
 
