@@ -114,9 +114,7 @@ func TestUnknownOutcomeIsReported(t *testing.T) {
 func TestNoConnectionHasAKnownOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, _ := newStore(t, func(o *options) {
-			o.transport.Transport.(*http.Transport).DialTLSContext = nil
-			o.transport.Transport.(*http.Transport).DialContext = nil
-			o.transport.Transport.(*http.Transport).Dial = func(string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+			o.transport.Transport.(*http.Transport).DialTLSContext = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
 		})
 		for _, size := range []int{1000, mib} {
 			if err := putPicture(t, s, storagetest.PNG(size), sized(size)); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
