@@ -28,8 +28,8 @@ import (
 type entra struct {
 	life time.Duration
 
-	mu    sync.Mutex
-	err   error
+	mu       sync.Mutex
+	err      error
 	requests int
 }
 
