@@ -30,8 +30,8 @@ func main() {
 	}))
 }
 
-// settleTime is how long after its start the signer lets requests wait for the first token and key. The frontend continues to send
-// requests while the signer restarts.
+// settleTime is how long after its start the signer lets requests wait for the first token and key. The frontend continues to
+// send requests while the signer restarts.
 const settleTime = 5 * time.Second
 
 const maxWaiters = 8 // concurrent requests that wait for the issuer's keys

@@ -165,8 +165,8 @@ func TestStagedNameDependsOnWholeSession(t *testing.T) {
 	}
 }
 
-// FuzzSession checks that every accepted upload ID names one well-formed blob, which differs for another user and expires with the
-// session.
+// FuzzSession checks that every accepted upload ID names one well-formed blob, which differs for another user and expires with
+// the session.
 func FuzzSession(f *testing.F) {
 	f.Add(newSession(time.Unix(1_800_000_000, 0), 7).id, "mia")
 	f.Add("0-0-", "a b")
@@ -409,7 +409,7 @@ func (f *fixture) expire(n int) (names []string) {
 
 func TestSweepDeletesExpiredUploadsInParallel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n = 1200
+		const n = 600
 		f := newFixture(t)
 		f.expire(n)
 		kept := newSession(time.Now(), 1).blobName(f.mia)
@@ -448,8 +448,8 @@ func TestSweepDeletesExpiredUploadsInParallel(t *testing.T) {
 
 func TestSweepGoesOnAfterErrors(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
-		names := f.expire(1200)
-		failing := []string{names[0], names[300], names[600], names[900]}
+		names := f.expire(600)
+		failing := []string{names[0], names[200], names[400], names[599]}
 		f.server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 			for i, name := range failing {
 				if r.Method == http.MethodDelete && strings.HasSuffix(r.URL.Path, name) {
@@ -503,7 +503,7 @@ func TestSweepKeepsLaterVersions(t *testing.T) {
 
 func TestSweepEndsWithItsContext(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
-		f.expire(1200)
+		f.expire(600)
 		ctx, cancel := context.WithCancel(t.Context())
 		f.server.SetEarly(func(_ http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodDelete {
@@ -512,7 +512,7 @@ func TestSweepEndsWithItsContext(t *testing.T) {
 			return false
 		})
 		f.Run(ctx)
-		if deleted := 1200 - len(f.server.Names()); deleted > parallelDeletes || f.log.String() != "" {
+		if deleted := 600 - len(f.server.Names()); deleted > parallelDeletes || f.log.String() != "" {
 			t.Errorf("%d were deleted after the context was canceled; the log has %s", deleted, f.log)
 		}
 	})

@@ -135,8 +135,8 @@ func (r *run) checkStorage(ctx context.Context, noAccount error) {
 	}
 }
 
-// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an error,
-// which may be a [warning].
+// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an
+// error, which may be a [warning].
 func (r *run) check(ctx context.Context, name string, skipReason error, do func(context.Context) (string, error)) {
 	if ctx.Err() != nil {
 		skipReason = errors.New("the doctor was interrupted, or its time was up")

@@ -1,5 +1,5 @@
-// Package storagetest is an in-memory Blob Storage for tests of the signer. Its network consists of pipes, so tests with it can run in a
-// [testing/synctest] bubble, where waiting takes no time.
+// Package storagetest is an in-memory Blob Storage for tests of the signer. Its network consists of pipes, so tests with it can
+// run in a [testing/synctest] bubble, where waiting takes no time.
 package storagetest
 
 import (
