@@ -40,9 +40,9 @@ type settings struct {
 	httpserver.Settings
 }
 
-// parse reads the settings and returns all their validation errors, joined. Settings of the identity are not validated: the signer
-// starts without an identity, is not ready, and logs why, so that "signer doctor" can run in its container. If a setting cannot be
-// read, parse validates none, but returns the others.
+// parse reads the settings and returns all their validation errors, joined. Settings of the identity are not validated: the
+// signer starts without an identity, is not ready, and logs why, so that "signer doctor" can run in its container. If a setting
+// cannot be read, parse validates none, but returns the others.
 func parse(environ []string) (settings, error) {
 	var c settings
 	err := config.Parse(&c, environ)

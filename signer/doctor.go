@@ -18,8 +18,8 @@ var doctorCommand = httpserver.Command{
 	Name: "doctor",
 	Help: `signer doctor checks, with the signer's own environment, what the signer needs: the
 settings, the federated token, its exchange for an access token, the user delegation key,
-a put, a signed URL and the deletion of a test blob, with MAX_DIRECT_UPLOAD_SIZE a copy of
-it, with OIDC_ISSUER the issuer of callers' tokens, and the clock. It listens on no port,
+a put, a signed URL and the deletion of a test picture, with MAX_DIRECT_UPLOAD_SIZE a copy
+of it, with OIDC_ISSUER the issuer of callers' tokens, and the clock. It listens on no port,
 so it can run beside the signer, in the container of a pod:
 
   kubectl -n cats-api exec POD -c signer -- /signer doctor
@@ -34,7 +34,7 @@ otherwise 1. The report never contains a token or the signature of a URL.`,
 }
 
 func runDoctor(ctx context.Context, environ []string, stdout io.Writer) int {
-	// The doctor must delete its test blob even if its terminal or pipe is closed.
+	// The doctor must delete its test picture even if its terminal or pipe is closed.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
 	signal.Ignore(syscall.SIGPIPE)

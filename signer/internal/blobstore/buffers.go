@@ -21,16 +21,16 @@ const (
 	bufferBytes = 4<<20 + signerapi.MaxSizeRange
 	// spareBytes is the size of one more buffer, for chunked uploads only, so that forms do not keep them out.
 	spareBytes = 512 << 10
-	// heapTotal bounds the memory of all uploads in bytes, except the spare buffer. A stream takes streamBytes: net/http has 64 KiB of
-	// buffers for each, and three goroutines have stacks.
+	// heapTotal bounds the memory of all uploads in bytes, except the spare buffer. A stream takes streamBytes: net/http has 64
+	// KiB of buffers for each, and three goroutines have stacks.
 	heapTotal   = 24 << 20
 	streamBytes = 128 << 10
 
 	bufferWait    = 10 * time.Second // for memory, at most
 	retryInterval = 100 * time.Millisecond
 
-	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of fillWindow,
-	// so that slow clients do not keep fast ones out.
+	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of
+	// fillWindow, so that slow clients do not keep fast ones out.
 	minFill    = 16 << 10
 	fillWindow = 5 * time.Second
 )
@@ -39,8 +39,8 @@ const (
 var errTooSlow = apierror.ErrStalled.WithDetail("upload too slow while many uploads of unknown size were in progress; " +
 	"nothing was stored; send the picture with PUT and a Content-Length")
 
-// buffers is the memory of uploads: a buffer pool, and a budget for the pool and everything else. A buffer is allocated when it is
-// first needed, and kept until the budget is needed for something else.
+// buffers is the memory of uploads: a buffer pool, and a budget for the pool and everything else. A buffer is allocated when it
+// is first needed, and kept until the budget is needed for something else.
 type buffers struct {
 	free, spare chan []byte         // nil for a buffer that is not allocated
 	heap        *semaphore.Weighted // bytes of heapTotal; an allocated buffer of free has its share, in use or not

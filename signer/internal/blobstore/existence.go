@@ -96,8 +96,8 @@ func (c *existenceCache) lookup(ctx context.Context, user signerapi.User) (*foun
 	return f, nil
 }
 
-// forget removes the picture of user. Call it before and after a change of the picture. A lookup in progress is not cached, and not
-// shared with later requests.
+// forget removes the picture of user. Call it before and after a change of the picture. A lookup in progress is not cached, and
+// not shared with later requests.
 func (c *existenceCache) forget(user signerapi.User) {
 	c.change(user).Add(1)
 	c.found.Remove(user)

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"cats.example/shared/apierror"
@@ -21,111 +20,87 @@ import (
 	"cats.example/signer/internal/storagetest"
 )
 
-// loseAnswers returns a handler that carries out writes of pictures, and then cuts the connection in place of an answer.
-func loseAnswers(server *storagetest.Server) storagetest.Handler {
-	return func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodPut && r.Method != http.MethodDelete || storagetest.Is("PUT block")(r) {
-			return false
-		}
-		server.Answer(&discard{header: http.Header{}}, r)
-		panic(http.ErrAbortHandler)
-	}
+// carryOut carries out a request without an answer.
+func carryOut(server *storagetest.Server, r *http.Request) {
+	server.Answer(&noAnswer{header: http.Header{}}, r)
 }
 
-type discard struct{ header http.Header }
+type noAnswer struct{ header http.Header }
 
-func (d *discard) Header() http.Header         { return d.header }
-func (d *discard) Write(p []byte) (int, error) { return len(p), nil }
-func (d *discard) WriteHeader(int)             {}
+func (n *noAnswer) Header() http.Header         { return n.header }
+func (n *noAnswer) Write(p []byte) (int, error) { return len(p), nil }
+func (n *noAnswer) WriteHeader(int)             {}
 
-func TestPutFindsItsPictureAfterALostAnswer(t *testing.T) {
-	for _, size := range []int{1000, 5 * mib} {
-		bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
-			server.SetFault(loseAnswers(server))
-			content := storagetest.PNG(size)
-			info, err := s.Put(t.Context(), storagetest.User(t, "x"), strings.NewReader(content), unknown)
-			sum := md5.Sum([]byte(content))
-			if err != nil || info.Size != int64(size) || !bytes.Equal(info.MD5, sum[:]) || server.Blob("x/cat").Content != content {
-				t.Errorf("%d bytes: %v, %+v", size, err, info)
-			}
-		})
-	}
-}
-
-func TestRepeatedWriteIsNotAConflictWithItself(t *testing.T) {
-	bubble(t, func(o *options) { o.retries = true }, func(t *testing.T, s *Store, server *storagetest.Server) {
-		attempts := 0
-		server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
-			if attempts++; attempts > 1 {
-				return false
-			}
-			return loseAnswers(server)(w, r)
-		})
-		opts := sized(100)
-		opts.IfNoneMatch = "*"
-		if err := putPicture(t, s, storagetest.PNG(100), opts); err != nil {
-			t.Errorf("put: %v", err)
-		}
-		attempts = 0
-		if err := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}); err != nil || len(server.Names()) > 0 {
-			t.Errorf("delete: %v", err)
-		}
-	})
-}
-
-// The first attempt may have been carried out, and the second attempt or the lookup does not tell.
-func TestUnknownOutcomeIsReported(t *testing.T) {
+// The answer to the first attempt of a write is lost.
+func TestLostAnswerHasTheRightOutcome(t *testing.T) {
+	none, unknownResult := apierror.Outcome(""), apierror.OutcomeUnknown
 	for name, c := range map[string]struct {
-		retries bool
-		second  storagetest.Handler // of the requests after the first one
-		want    *apierror.Error
+		carriedOut bool // the first attempt
+		retries    bool
+		later      storagetest.Handler // of the requests after the first one, nil for storage itself
+		put        *apierror.Error     // nil for success
+		delete     *apierror.Error
+		outcome    apierror.Outcome // of the errors
 	}{
-		"storage is down": {false, storagetest.Rejecting(500, "InternalError", nil), apierror.ErrStorageUnavailable},
-		"another picture was stored": {true, storagetest.Rejecting(412, "ConditionNotMet", func(r *http.Request) bool {
+		"put finds its picture":              {true, false, nil, nil, apierror.ErrStorageUnavailable, unknownResult},
+		"the repetition finds its own write": {true, true, nil, nil, nil, none},
+		"not carried out, repeated":          {false, true, nil, nil, nil, none},
+		"storage is down":                    {false, false, storagetest.Rejecting(500, "InternalError", nil), apierror.ErrStorageUnavailable, apierror.ErrStorageUnavailable, unknownResult},
+		"another picture was stored": {false, true, storagetest.Rejecting(412, "ConditionNotMet", func(r *http.Request) bool {
 			return r.Method != http.MethodHead
-		}), apierror.ErrPreconditionFailed},
+		}), apierror.ErrPreconditionFailed, apierror.ErrPreconditionFailed, unknownResult},
 	} {
-		bubble(t, func(o *options) { o.retries = c.retries }, func(t *testing.T, s *Store, server *storagetest.Server) {
-			requests := 0
-			cut := func() {
-				server.Put("x/cat", "another", "image/png")
-				requests = 0
-				server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
-					if requests++; requests == 1 {
+		for _, size := range []int{1000, 5 * mib} { // one Put Blob, and a commit of blocks
+			bubble(t, func(o *options) { o.retries = c.retries }, func(t *testing.T, s *Store, server *storagetest.Server) {
+				lose := func() {
+					writes := 0
+					server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+						if storagetest.Is("PUT block")(r) || writes == 0 && r.Method == http.MethodHead {
+							return false
+						}
+						if writes++; writes > 1 {
+							return c.later != nil && c.later(w, r)
+						}
+						if c.carriedOut {
+							carryOut(server, r)
+						}
 						panic(http.ErrAbortHandler)
-					}
-					return c.second(w, r)
-				})
-			}
-			cut()
-			err := putPicture(t, s, storagetest.PNG(100), sized(100))
-			cut()
-			deletion := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{IfMatch: "*"})
-			for call, err := range map[string]error{"put": err, "delete": deletion} {
-				if !errors.Is(err, c.want) || apierror.AsError(err).Outcome != apierror.OutcomeUnknown {
-					t.Errorf("%s, %s: %v", name, call, err)
+					})
 				}
-			}
-		})
+				check := func(call string, err error, want *apierror.Error) {
+					if want == nil && err != nil || want != nil && (!errors.Is(err, want) || apierror.AsError(err).Outcome != c.outcome) {
+						t.Errorf("%s, %d bytes: %s: %v, outcome %q; want %v", name, size, call, err, apierror.AsError(err).Outcome, want)
+					}
+				}
+				content, opts := storagetest.PNG(size), signerapi.PutOptions{Size: -1, Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}}
+				lose()
+				info, err := s.Put(t.Context(), storagetest.User(t, "x"), strings.NewReader(content), opts)
+				check("put", err, c.put)
+				if sum := md5.Sum([]byte(content)); c.put == nil && (info.Size != int64(size) || !bytes.Equal(info.MD5, sum[:]) && size == 1000 || server.Blob("x/cat").Content != content) {
+					t.Errorf("%s, %d bytes: got %+v", name, size, info)
+				}
+				server.Put("x/cat", "another", "image/png")
+				lose()
+				check("delete", s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}), c.delete)
+			})
+		}
 	}
 }
 
 // Without a connection nothing was sent.
 func TestNoConnectionHasAKnownOutcome(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := newStore(t, func(o *options) {
-			o.transport.Transport.(*http.Transport).DialTLSContext = nil
-			o.transport.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
-				return nil, errors.New("connection refused")
+	refused := func(o *options) {
+		o.transport.Transport.(*http.Transport).DialTLSContext = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") }
+	}
+	bubble(t, refused, func(t *testing.T, s *Store, _ *storagetest.Server) {
+		for call, err := range map[string]error{
+			"put":        putPicture(t, s, storagetest.PNG(1000), sized(1000)),
+			"put stream": putPicture(t, s, storagetest.PNG(mib), sized(mib)),
+			"delete":     s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}),
+		} {
+			if !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
+				t.Errorf("%s: %v", call, err)
 			}
-		})
-		for _, size := range []int{1000, mib} {
-			if err := putPicture(t, s, storagetest.PNG(size), sized(size)); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
-				t.Errorf("%d bytes: %v", size, err)
-			}
-		}
-		if err := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}); !errors.Is(err, apierror.ErrStorageUnavailable) || apierror.AsError(err).Outcome != "" {
-			t.Errorf("delete: %v", err)
 		}
 	})
 }

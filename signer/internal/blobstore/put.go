@@ -219,18 +219,18 @@ const (
 type Source struct {
 	// URL reads the blob.
 	URL signerapi.SignedURL
-	// Info describes the blob. CopyFrom copies only the version with this ETag, and stores the picture with this ContentType and MD5.
-	// Storage verifies the MD5 unless it is nil; it must be nil if the blob is larger than MaxVerifiedCopy.
+	// Info describes the blob. CopyFrom copies only the version with this ETag, and stores the picture with this ContentType and
+	// MD5. Storage verifies the MD5 unless it is nil; it must be nil if the blob is larger than MaxVerifiedCopy.
 	signerapi.Info
 	// Mark identifies the version, for [Store.Find].
 	Mark string
 }
 
-// CopyFrom makes a copy of a blob the picture of user. Errors about the source have a storage.ResponseError with a code of
-// its own. Otherwise the errors are those of Put.
+// CopyFrom makes a copy of a blob the picture of user. Errors about the source have a storage.ResponseError with a code of its
+// own. Otherwise the errors are those of Put.
 //
-// Storage copies the blob into blocks of the picture, which one request commits. The Copy Blob operation would not do: with more than
-// 256 MiB it first empties the picture that is stored.
+// Storage copies the blob into blocks of the picture, which one request commits. The Copy Blob operation would not do: with more
+// than 256 MiB it first empties the picture that is stored.
 func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, source Source, preconditions signerapi.Preconditions) (signerapi.Info, error) {
 	s.cache.forget(user)
 	defer s.cache.forget(user)
@@ -269,13 +269,13 @@ func (s *Store) Find(ctx context.Context, user signerapi.User, mark string) (inf
 	return s.newUpload(user, signerapi.Preconditions{}, mark).find(ctx)
 }
 
-// exactReader returns the bytes of r, of which there must be exactly size, or at least size without holdLast. It returns io.EOF with
-// the last byte, and errWrongLength if there are fewer bytes, or more.
+// exactReader returns the bytes of r, of which there must be exactly size, or at least size without holdLast. It returns io.EOF
+// with the last byte, and errWrongLength if there are fewer bytes, or more.
 type exactReader struct {
 	r    io.Reader
 	size int64
-	// holdLast returns the last byte only after r has ended without an error, which means that length and digests are right. It is
-	// the commit: storage carries out a Put Blob as soon as all announced bytes have arrived.
+	// holdLast returns the last byte only after r has ended without an error, which means that length and digests are right. It
+	// is the commit: storage carries out a Put Blob as soon as all announced bytes have arrived.
 	holdLast bool
 
 	n int64 // bytes returned

@@ -80,31 +80,18 @@ func TestPutMakesFewRequests(t *testing.T) {
 	}
 }
 
-func TestFailedPreconditionIsFoundBeforeTheBody(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
-		server.Put("x/cat", "cat", "image/png")
-		opts := sized(5 * mib)
-		opts.IfNoneMatch = "*"
-		body := iotest.ErrReader(apierror.ErrStalled)
-		if _, err := s.Put(t.Context(), storagetest.User(t, "x"), body, opts); !errors.Is(err, apierror.ErrPreconditionFailed) {
-			t.Errorf("got %v", err)
-		}
-	})
-}
-
 func TestPreconditionsAreSent(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
-		old := server.Put("x/cat", "old", "image/png")
-		opts, x := sized(100), storagetest.User(t, "x")
-		opts.IfMatch = `"0x99"`
-		if err := putPicture(t, s, storagetest.PNG(100), opts); !errors.Is(err, apierror.ErrPreconditionFailed) {
-			t.Errorf("put: %v", err)
+		old, x := server.Put("x/cat", "old", "image/png"), storagetest.User(t, "x")
+		stale, create := signerapi.Preconditions{IfMatch: `"0x99"`}, signerapi.Preconditions{IfNoneMatch: "*"}
+		_, put := s.Put(t.Context(), x, strings.NewReader(storagetest.PNG(100)), signerapi.PutOptions{Size: 100, Preconditions: stale})
+		_, large := s.Put(t.Context(), x, iotest.ErrReader(apierror.ErrStalled), signerapi.PutOptions{Size: 5 * mib, Preconditions: create}) // before the body
+		for call, err := range map[string]error{"put": put, "large put": large, "delete": s.Delete(t.Context(), x, signerapi.Preconditions{IfNoneMatch: old})} {
+			if !errors.Is(err, apierror.ErrPreconditionFailed) || server.Blob("x/cat").Content != "old" {
+				t.Errorf("%s: %v", call, err)
+			}
 		}
-		if err := s.Delete(t.Context(), x, signerapi.Preconditions{IfNoneMatch: old}); !errors.Is(err, apierror.ErrPreconditionFailed) || server.Blob("x/cat").Content != "old" {
-			t.Errorf("delete: %v", err)
-		}
-		opts.IfMatch = old
-		if err := putPicture(t, s, storagetest.PNG(100), opts); err != nil {
+		if _, err := s.Put(t.Context(), x, strings.NewReader(storagetest.PNG(100)), signerapi.PutOptions{Size: 100, Preconditions: signerapi.Preconditions{IfMatch: old}}); err != nil {
 			t.Error(err)
 		}
 	})

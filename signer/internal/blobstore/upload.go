@@ -137,8 +137,8 @@ func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error
 }
 
 // write makes the call do, which replaces the picture and completes up.info, and returns the new picture. It does not end with
-// ctx: the picture is complete, so a client that disconnects now does not decide whether it is stored. If storage may have carried
-// out an attempt that failed, write looks for the picture. If it does not find the picture, the outcome is unknown.
+// ctx: the picture is complete, so a client that disconnects now does not decide whether it is stored. If storage may have
+// carried out an attempt that failed, write looks for the picture. If it does not find the picture, the outcome is unknown.
 func (up *upload) write(ctx context.Context, op *storage.Operation, do func(context.Context) error) (signerapi.Info, error) {
 	ctx = context.WithoutCancel(ctx)
 	err := up.storage.Call(ctx, op, do)

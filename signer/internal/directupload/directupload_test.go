@@ -165,8 +165,8 @@ func TestStagedNameDependsOnWholeSession(t *testing.T) {
 	}
 }
 
-// FuzzSession checks that every accepted upload ID names one well-formed blob, which differs for another user and expires with the
-// session.
+// FuzzSession checks that every accepted upload ID names one well-formed blob, which differs for another user and expires with
+// the session.
 func FuzzSession(f *testing.F) {
 	f.Add(newSession(time.Unix(1_800_000_000, 0), 7).id, "mia")
 	f.Add("0-0-", "a b")
@@ -285,44 +285,65 @@ func TestHalfOpenBreakerIsProbedBeforeCopies(t *testing.T) {
 	})
 }
 
-func TestCommitNamesStateOfTheBlob(t *testing.T) {
+func TestFailedCommitNamesTheReason(t *testing.T) {
 	const archive, headers, picture = "the uploaded blob is in the archive tier", "no x-ms header besides x-ms-blob-type", "the stored picture is in the archive tier"
-	for _, c := range []struct {
-		call, code, source string
-		want               *apierror.Error
-		detail             string
+	png, none := storagetest.PNG(100), signerapi.CommitOptions{}
+	state := func(call, code, source string) storagetest.Handler { // of the staged blob or, with another call than HEAD and GET, the picture
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !storagetest.Is(call)(r) || call == "HEAD" && strings.HasSuffix(r.URL.Path, "/cat") {
+				return false
+			}
+			if source != "" {
+				w.Header().Set("X-Ms-Copy-Source-Error-Code", source)
+			}
+			storagetest.Reject(w, http.StatusConflict, code)
+			return true
+		}
+	}
+	for i, c := range []struct {
+		content string
+		opts    signerapi.CommitOptions
+		fault   storagetest.Handler
+		want    *apierror.Error
+		detail  string
 	}{
-		{"HEAD", "BlobUsesCustomerSpecifiedEncryption", "", apierror.ErrRejectedByStorage, headers},
-		{"GET", "BlobArchived", "", apierror.ErrArchived, archive},
-		{"GET", "BlobBeingRehydrated", "", apierror.ErrArchived, archive},
-		{"GET", "MadeUp", "", apierror.ErrRejectedByStorage, headers},
-		{"PUT block", "CannotVerifyCopySource", "", apierror.ErrArchived, archive},
-		{"PUT block", "CannotVerifyCopySource", "BlobArchived", apierror.ErrArchived, archive},
-		{"PUT block", "CannotVerifyCopySource", "BlobUsesCustomerSpecifiedEncryption", apierror.ErrRejectedByStorage, headers},
-		{"PUT block", "BlobArchived", "", apierror.ErrArchived, picture},
-		{"PUT block", "BlobBeingRehydrated", "", apierror.ErrArchived, picture},
-		{"PUT block", "InvalidBlobType", "", apierror.ErrRejectedByStorage, "the current state of the blob"},
-		{"PUT blocklist", "BlobArchived", "", apierror.ErrArchived, picture},
-		{"PUT blocklist", "BlobImmutableDueToPolicy", "", apierror.ErrImmutable, ""},
-		{"PUT blocklist", "LeaseIdMissing", "", apierror.ErrLeased, ""},
+		{png, none, state("HEAD", "BlobUsesCustomerSpecifiedEncryption", ""), apierror.ErrRejectedByStorage, headers},
+		{png, none, state("GET", "BlobArchived", ""), apierror.ErrArchived, archive},
+		{png, none, state("GET", "BlobBeingRehydrated", ""), apierror.ErrArchived, archive},
+		{png, none, state("GET", "MadeUp", ""), apierror.ErrRejectedByStorage, headers},
+		{png, none, state("PUT block", "CannotVerifyCopySource", ""), apierror.ErrArchived, archive},
+		{png, none, state("PUT block", "CannotVerifyCopySource", "BlobArchived"), apierror.ErrArchived, archive},
+		{png, none, state("PUT block", "CannotVerifyCopySource", "BlobUsesCustomerSpecifiedEncryption"), apierror.ErrRejectedByStorage, headers},
+		{png, none, state("PUT block", "BlobArchived", ""), apierror.ErrArchived, picture},
+		{png, none, state("PUT block", "BlobBeingRehydrated", ""), apierror.ErrArchived, picture},
+		{png, none, state("PUT block", "InvalidBlobType", ""), apierror.ErrRejectedByStorage, "the current state of the blob"},
+		{png, none, state("PUT blocklist", "BlobArchived", ""), apierror.ErrArchived, picture},
+		{png, none, state("PUT blocklist", "BlobImmutableDueToPolicy", ""), apierror.ErrImmutable, ""},
+		{png, none, state("PUT blocklist", "LeaseIdMissing", ""), apierror.ErrLeased, ""},
+		{png, none, storagetest.Rejecting(400, "Md5Mismatch", storagetest.Is("PUT block")), apierror.ErrDigestMismatch, ""},
+		{png, none, storagetest.Rejecting(412, "SourceConditionNotMet", storagetest.Is("PUT block")), apierror.ErrConflict, "changed during the commit"},
+		{png, none, storagetest.Rejecting(500, "InternalError", storagetest.Is("PUT block")), apierror.ErrStorageUnavailable, ""},
+		{png, signerapi.CommitOptions{MD5: make([]byte, 16)}, nil, apierror.ErrDigestMismatch, ""},
+		{png, signerapi.CommitOptions{Preconditions: signerapi.Preconditions{IfMatch: `"0x99"`}}, nil, apierror.ErrPreconditionFailed, ""},
+		{png[:99], none, nil, apierror.ErrIncomplete, "99 bytes of 100"},
+		// Another commit of these would have the same result, so the staged blob is deleted.
+		{strings.Repeat("x", 100), none, nil, apierror.ErrUnsupportedMediaType, ""},
+		{"GIF89a\xff\xff\xff\xff\x00\x00\x00" + strings.Repeat("x", 87), none, nil, apierror.ErrTooLarge, ""},
 	} {
 		bubble(t, func(t *testing.T, f *fixture) {
-			f.server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
-				if !storagetest.Is(c.call)(r) || c.call == "HEAD" && !strings.HasSuffix(r.URL.Path, f.staged) {
-					return false
-				}
-				if c.source != "" {
-					w.Header().Set("X-Ms-Copy-Source-Error-Code", c.source)
-				}
-				storagetest.Reject(w, http.StatusConflict, c.code)
-				return true
-			})
-			if _, err := f.commit(t.Context()); !errors.Is(err, c.want) || !strings.Contains(apierror.AsError(err).Detail, c.detail) {
-				t.Errorf("%+v: %v, %q", c, err, apierror.AsError(err).Detail)
+			f.server.Put(f.staged, c.content, "")
+			f.server.SetFault(c.fault)
+			_, err := f.CommitUpload(t.Context(), f.mia, f.id, c.opts)
+			deleted := f.server.Blob(f.staged).Content == ""
+			if !errors.Is(err, c.want) || !strings.Contains(apierror.AsError(err).Detail, c.detail) || deleted != (c.content[:8] != png[:8]) || f.server.Blob("mia/cat").Content != "" {
+				t.Errorf("%d: %v, %q; the staged blob was deleted: %t; want %v", i, err, apierror.AsError(err).Detail, deleted, c.want)
+			}
+			if calls := f.server.Calls(); c.want == apierror.ErrPreconditionFailed && slices.Contains(calls, "PUT block") {
+				t.Errorf("the precondition was checked after the copy: %v", calls)
 			}
 			f.server.SetFault(nil)
-			if _, err := f.commit(t.Context()); err != nil {
-				t.Errorf("%+v, and again: %v", c, err)
+			if _, err := f.commit(t.Context()); c.content == png && err != nil {
+				t.Errorf("%d, and again: %v", i, err)
 			}
 		})
 	}
@@ -345,36 +366,6 @@ func TestCommitFindsThePictureOfAnotherReplica(t *testing.T) {
 			})
 			if info, err := f.commit(t.Context()); err != nil || info.Size != int64(len("theirs")) {
 				t.Errorf("%s: %+v, %v", code, info, err)
-			}
-		})
-	}
-}
-
-func TestCommitDeletesOnlyWhatCanNeverBeCommitted(t *testing.T) {
-	wrong := signerapi.CommitOptions{MD5: make([]byte, 16)}
-	for what, c := range map[string]struct {
-		content string
-		opts    signerapi.CommitOptions
-		fault   storagetest.Handler
-		want    error
-		deleted bool
-	}{
-		"text":                {strings.Repeat("x", 100), signerapi.CommitOptions{}, nil, apierror.ErrUnsupportedMediaType, true},
-		"too many pixels":     {"GIF89a\xff\xff\xff\xff\x00\x00\x00" + strings.Repeat("x", 87), signerapi.CommitOptions{}, nil, apierror.ErrTooLarge, true},
-		"another content_md5": {storagetest.PNG(100), wrong, nil, apierror.ErrDigestMismatch, false},
-		"another MD5":         {storagetest.PNG(100), signerapi.CommitOptions{}, storagetest.Rejecting(400, "Md5Mismatch", storagetest.Is("PUT block")), apierror.ErrDigestMismatch, false},
-		"changed":             {storagetest.PNG(100), signerapi.CommitOptions{}, storagetest.Rejecting(412, "SourceConditionNotMet", storagetest.Is("PUT block")), apierror.ErrConflict, false},
-		"failed precondition": {storagetest.PNG(100), signerapi.CommitOptions{Preconditions: signerapi.Preconditions{IfMatch: `"0x99"`}}, nil, apierror.ErrPreconditionFailed, false},
-		"another size":        {storagetest.PNG(99), signerapi.CommitOptions{}, nil, apierror.ErrIncomplete, false},
-		"outage":              {storagetest.PNG(100), signerapi.CommitOptions{}, storagetest.Rejecting(500, "InternalError", storagetest.Is("PUT block")), apierror.ErrStorageUnavailable, false},
-	} {
-		bubble(t, func(t *testing.T, f *fixture) {
-			f.server.Put(f.staged, c.content, "")
-			f.server.SetFault(c.fault)
-			_, err := f.CommitUpload(t.Context(), f.mia, f.id, c.opts)
-			if deleted := f.server.Blob(f.staged).Content == ""; !errors.Is(err, c.want) || deleted != c.deleted || f.server.Blob("mia/cat").Content != "" ||
-				what == "failed precondition" && slices.Contains(f.server.Calls(), "PUT block") {
-				t.Errorf("%s: %v; the staged blob was deleted: %t", what, err, deleted)
 			}
 		})
 	}
@@ -418,7 +409,7 @@ func (f *fixture) expire(n int) (names []string) {
 
 func TestSweepDeletesExpiredUploadsInParallel(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const n = 1200
+		const n = 600
 		f := newFixture(t)
 		f.expire(n)
 		kept := newSession(time.Now(), 1).blobName(f.mia)
@@ -457,8 +448,8 @@ func TestSweepDeletesExpiredUploadsInParallel(t *testing.T) {
 
 func TestSweepGoesOnAfterErrors(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
-		names := f.expire(1200)
-		failing := []string{names[0], names[300], names[600], names[900]}
+		names := f.expire(600)
+		failing := []string{names[0], names[200], names[400], names[599]}
 		f.server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 			for i, name := range failing {
 				if r.Method == http.MethodDelete && strings.HasSuffix(r.URL.Path, name) {
@@ -512,7 +503,7 @@ func TestSweepKeepsLaterVersions(t *testing.T) {
 
 func TestSweepEndsWithItsContext(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
-		f.expire(1200)
+		f.expire(600)
 		ctx, cancel := context.WithCancel(t.Context())
 		f.server.SetEarly(func(_ http.ResponseWriter, r *http.Request) bool {
 			if r.Method == http.MethodDelete {
@@ -521,7 +512,7 @@ func TestSweepEndsWithItsContext(t *testing.T) {
 			return false
 		})
 		f.Run(ctx)
-		if deleted := 1200 - len(f.server.Names()); deleted > parallelDeletes || f.log.String() != "" {
+		if deleted := 600 - len(f.server.Names()); deleted > parallelDeletes || f.log.String() != "" {
 			t.Errorf("%d were deleted after the context was canceled; the log has %s", deleted, f.log)
 		}
 	})

@@ -22,7 +22,8 @@ import (
 
 const (
 	sweepInterval = 10 * time.Minute
-	// sweepGrace is how long after the end of its session a staged blob is deleted. A request that began before that end can last.
+	// sweepGrace is how long after the end of its session a staged blob is deleted. A request that began before that end can
+	// last.
 	sweepGrace = time.Hour
 	// parallelDeletes of 100 ms each delete 10,000 expired uploads in two minutes.
 	parallelDeletes = 8
@@ -84,8 +85,9 @@ func (u *Uploads) sweep(ctx context.Context) error {
 	return deletes.Wait()
 }
 
-// removeStaged deletes the version of a staged blob with that ETag and counts it under outcome. A blob that was uploaded again since is
-// another version: it stays, and is not counted. A missing blob is no error. Blocks that were never committed have no ETag.
+// removeStaged deletes the version of a staged blob with that ETag and counts it under outcome. A blob that was uploaded again
+// since is another version: it stays, and is not counted. A missing blob is no error. Blocks that were never committed have no
+// ETag.
 func (u *Uploads) removeStaged(ctx context.Context, name, etag, outcome string) error {
 	var err error = apierror.ErrNotFound
 	if etag != "" {
@@ -104,8 +106,8 @@ func (u *Uploads) removeStaged(ctx context.Context, name, etag, outcome string) 
 	return nil
 }
 
-// removeBlocks deletes uncommitted blocks, for which storage has no request: an empty blob replaces them, and is deleted. It returns
-// ErrPreconditionFailed if there is a blob now.
+// removeBlocks deletes uncommitted blocks, for which storage has no request: an empty blob replaces them, and is deleted. It
+// returns ErrPreconditionFailed if there is a blob now.
 func (u *Uploads) removeBlocks(ctx context.Context, name string) error {
 	created := ""
 	create := func(condition *blob.ModifiedAccessConditions) error {
@@ -128,8 +130,8 @@ func (u *Uploads) removeBlocks(ctx context.Context, name string) error {
 	return u.removeVersion(ctx, name, created)
 }
 
-// removeVersion deletes a blob that has that ETag. It breaks a lease on the blob, which the upload URL of blocks permits. It returns
-// ErrPreconditionFailed if the blob has another ETag.
+// removeVersion deletes a blob that has that ETag. It breaks a lease on the blob, which the upload URL of blocks permits. It
+// returns ErrPreconditionFailed if the blob has another ETag.
 func (u *Uploads) removeVersion(ctx context.Context, name, etag string) error {
 	version := signerapi.Preconditions{IfMatch: etag}
 	remove := func() error {

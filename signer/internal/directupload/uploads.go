@@ -146,8 +146,8 @@ func parseSession(id string) (session, error) {
 	return session{id, time.Unix(int64(seconds), 0).UTC(), int64(n)}, nil
 }
 
-// blobName returns the name of the staged blob. Nobody can guess it without the ID, and it differs for each user. It begins with the
-// end of the session, so a listing begins with the expired uploads.
+// blobName returns the name of the staged blob. Nobody can guess it without the ID, and it differs for each user. It begins with
+// the end of the session, so a listing begins with the expired uploads.
 func (s session) blobName(user signerapi.User) string {
 	sum := sha256.Sum256([]byte(user.String() + "\n" + s.id)) // no name holds a line end
 	return fmt.Sprintf("%s%010d-%s", stagedPrefix, s.end.Unix(), hex.EncodeToString(sum[:16]))

@@ -5,6 +5,7 @@ package doctor
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,11 +16,17 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/config"
+	"cats.example/shared/picture"
+	"cats.example/shared/ratelimit"
+	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/auth"
+	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/identity"
 	"cats.example/signer/internal/signing"
 	"cats.example/signer/internal/storage"
@@ -30,7 +37,7 @@ const (
 	checkLimit = 13 * time.Second
 	// tryTimeout is less than half of it. So an error tells what the network did, and not that the time was up.
 	tryTimeout = 6 * time.Second
-	// totalLimit is the time limit of all checks except the deletion of the test blob.
+	// totalLimit is the time limit of all checks except the deletion of the test picture.
 	totalLimit = 50 * time.Second
 
 	// maxClockDelay is how far the clock may be behind storage's before the check fails: short links would expire at once.
@@ -57,13 +64,22 @@ type run struct {
 	tokens  *identity.Tokens
 	storage *storage.Client
 	keys    *signing.Keys
+	store   *blobstore.Store
 
-	noToken, noAnswer error     // why checks are skipped that need the federated token, or storage
-	blob              *testBlob // nil as long as storage cannot have one
+	noToken, noAnswer error          // why checks are skipped that need the federated token, or storage
+	user              signerapi.User // of the test picture
+	picture           signerapi.Info
+	stored            bool // storage may have the test picture
 }
 
+// testUserPrefix begins the name of the test picture's user. The rest is random, so no user has that name.
+const testUserPrefix = "cats-api-doctor-"
+
+// testPicture is what the media type check needs of a PNG of one pixel.
+const testPicture = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
+
 // Run makes all checks and writes each result to out when its check ends. It returns true if all checks passed. It takes about
-// a minute at most. It deletes its test blob even if ctx is canceled.
+// a minute at most. It deletes its test picture even if ctx is canceled.
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
@@ -75,7 +91,12 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond},
 	}, log, reg)
 	if err == nil {
+		slots := ratelimit.NewPools("signer", 0, reg).New("uploads", 1)
 		r.storage, r.keys = client, signing.New(opts.Signing, client, 0, log, reg)
+		r.store = blobstore.New(blobstore.Options{
+			Limits:  picture.Limits{MaxPictureSize: picture.Size(len(testPicture)), AcceptedTypes: []string{"image/png"}, MaxPixels: 1},
+			Storage: client, Keys: r.keys, Uploads: slots, Chunked: slots,
+		}, log, reg)
 	}
 	noAccount := config.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
 	r.subject()
@@ -109,13 +130,13 @@ func (r *run) checkStorage(ctx context.Context, noAccount error) {
 	if noLink == nil && r.DirectUploads {
 		r.check(ctx, "copy", nil, r.copy)
 	}
-	if r.blob != nil {
+	if r.stored {
 		r.check(context.WithoutCancel(ctx), "delete", nil, r.delete)
 	}
 }
 
-// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an error,
-// which may be a [warning].
+// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an
+// error, which may be a [warning].
 func (r *run) check(ctx context.Context, name string, skipReason error, do func(context.Context) (string, error)) {
 	if ctx.Err() != nil {
 		skipReason = errors.New("the doctor was interrupted, or its time was up")
@@ -189,39 +210,71 @@ func (r *run) key(ctx context.Context) (string, error) {
 	return fmt.Sprintf("got a user delegation key, for %v", left(end)), err
 }
 
-// put stores the test blob. It does not end with ctx: the deletion could reach storage before the upload.
-func (r *run) put(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkLimit)
-	defer cancel()
-	r.blob = newTestBlob(r.storage, r.keys)
-	stored := "stored the test blob " + r.blob.name
-	err := r.blob.put(ctx)
-	if e, answered := errors.AsType[*storage.ResponseError](err); answered && e.Status < http.StatusInternalServerError {
-		r.blob = nil
+// put stores the test picture. The upload does not end with ctx: the deletion could reach storage before it.
+func (r *run) put(ctx context.Context) (works string, err error) {
+	if r.user, err = signerapi.ParseUser(testUserPrefix + rand.Text()); err != nil {
+		return "", err
 	}
+	r.picture, err = r.store.Put(ctx, r.user, strings.NewReader(testPicture), signerapi.PutOptions{Size: int64(len(testPicture))})
+	e, answered := errors.AsType[*storage.ResponseError](err)
+	r.stored = !answered || e.Status >= http.StatusInternalServerError
 	r.noteRole(err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+r.Storage.Container)
-	return stored, err
+	return "stored the test picture " + r.Storage.PictureBlob(r.user), err
 }
 
 func (r *run) link(ctx context.Context) (string, error) {
-	return "a signed URL returns the same bytes, without a credential", r.blob.read(ctx, r.Storage.AccountURL)
+	return "a signed URL returns the same bytes, without a credential", r.read(ctx, r.Storage.AccountURL)
 }
 
 func (r *run) linkBase(ctx context.Context) (string, error) {
-	if err := r.blob.read(ctx, r.Signing.LinkBaseURL); err != nil {
+	if err := r.read(ctx, r.Signing.LinkBaseURL); err != nil {
 		text, _, _ := strings.Cut(cause(err).Error(), "; fix: ")
 		return "", warning{fmt.Errorf("%s: %s; fix: try a link from outside; LINK_BASE_URL need not be reachable from inside the cluster", r.Signing.LinkBaseURL, text)}
 	}
 	return "a signed URL at " + r.Signing.LinkBaseURL + " returns the same bytes", nil
 }
 
-func (r *run) copy(ctx context.Context) (string, error) {
-	return "storage copies within the account, as the commit of a direct upload does", r.blob.copy(ctx)
+// testURLTTL is the lifetime of the test picture's signed URLs.
+const testURLTTL = 5 * time.Minute
+
+// read returns an error unless a signed URL at base, the account's URL or LinkBaseURL, returns the test picture without a token.
+func (r *run) read(ctx context.Context, base string) error {
+	url, err := r.keys.ReadURL(base, r.Storage.PictureBlob(r.user), testURLTTL)
+	if err != nil {
+		return err
+	}
+	var content []byte
+	_, err = r.storage.Probe(ctx, url, func(ctx context.Context, client *blob.Client) error {
+		resp, err := client.DownloadStream(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		content, err = io.ReadAll(io.LimitReader(resp.Body, int64(len(testPicture))+1))
+		return err
+	})
+	if err == nil && string(content) != testPicture {
+		return errors.New("a signed URL returns other bytes than were stored; fix: something between this pod and storage answers in its place")
+	}
+	return err
 }
 
-// delete deletes the test blob, which storage may have although the upload failed.
+// copy makes the test picture a copy of itself.
+func (r *run) copy(ctx context.Context) (string, error) {
+	url, err := r.keys.ReadURL(r.Storage.AccountURL, r.Storage.PictureBlob(r.user), testURLTTL)
+	if err == nil {
+		_, err = r.store.CopyFrom(ctx, r.user, blobstore.Source{URL: url, Info: r.picture, Mark: testUserPrefix}, signerapi.Preconditions{})
+	}
+	return "storage copies within the account, as the commit of a direct upload does", err
+}
+
+// delete deletes the test picture, which storage may have although the upload failed.
 func (r *run) delete(ctx context.Context) (string, error) {
-	return "deleted the test blob", r.blob.delete(ctx)
+	err := r.store.Delete(ctx, r.user, signerapi.Preconditions{})
+	if err != nil && !errors.Is(err, apierror.ErrNotFound) {
+		return "", fmt.Errorf("the test picture may be left behind, delete it: %s in the container %s: %w", r.Storage.PictureBlob(r.user), r.Storage.Container, cause(err))
+	}
+	return "deleted the test picture", nil
 }
 
 func (r *run) clock(ctx context.Context) (string, error) {
@@ -253,4 +306,12 @@ func (r *run) noteRole(err error, role, scope string) {
 	account, _, _ := strings.Cut(strings.TrimPrefix(r.Storage.AccountURL, "https://"), ".")
 	r.notes = append(r.notes, fmt.Sprintf(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
 		r.Identity.ClientID, role, account, scope))
+}
+
+// cause returns the reason for an error of the API, without the API's error code.
+func cause(err error) error {
+	if e, ok := errors.AsType[*apierror.Error](err); ok && e.Unwrap() != nil {
+		return e.Unwrap()
+	}
+	return err
 }

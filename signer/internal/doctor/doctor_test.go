@@ -98,7 +98,7 @@ func checkOf(r *http.Request) string {
 		return "link base"
 	case q.Get("sig") != "":
 		return "link"
-	case q.Get("comp") == "" && !strings.Contains(r.URL.Path, testBlobPrefix):
+	case q.Get("comp") == "" && !strings.Contains(r.URL.Path, testUserPrefix):
 		return "clock"
 	}
 	return strings.ToLower(r.Method) // put or delete
@@ -202,7 +202,7 @@ func TestReportTellsWhatWorksAndWhatToDo(t *testing.T) {
 		"link: other bytes":    {rejecting("link", 200, ""), but("link,", "fail"), []string{"other bytes"}},
 		"link base: not found": {rejecting("link base", 404, ""), but("link base", "warn"), []string{"/base: probe_signed_url: storage answered 404", "from outside", "warnings: 1"}},
 		"delete: no role": {rejecting("delete", 403, "AuthorizationPermissionMismatch"), but("delete", "fail"), []string{
-			"may be left behind", contributor, "delete it: " + testBlobPrefix, "in the container cats",
+			"may be left behind", contributor, "delete it: " + testUserPrefix, "in the container cats",
 		}},
 		"delete: not found":       {rejecting("delete", 404, "BlobNotFound"), healthy, nil},
 		"copy":                    {directUploads("", 0, ""), withCopy("ok"), nil},

@@ -66,9 +66,9 @@ func checkUnambiguous(v sas.BlobSignatureValues) error {
 	return nil
 }
 
-// window returns the validity period of a URL with lifetime ttl that is signed at now. It changes once in 1/12 of ttl. Within that
-// time a picture has one URL, so browsers and CDNs can cache it. A URL expires after at most ttl, and at least 11/12 of ttl minus a
-// second.
+// window returns the validity period of a URL with lifetime ttl that is signed at now. It changes once in 1/12 of ttl. Within
+// that time a picture has one URL, so browsers and CDNs can cache it. A URL expires after at most ttl, and at least 11/12 of ttl
+// minus a second.
 func window(now time.Time, ttl time.Duration) (start, end time.Time) {
 	step := max((ttl / 12).Truncate(time.Second), time.Second)
 	began := now.UTC().Truncate(step)
@@ -86,7 +86,8 @@ func readOnly(start, end time.Time, contentType, fileName, download string) sas.
 
 // servedAs returns how storage serves a blob of contentType through a signed URL, whatever the blob itself says. Browsers show a
 // picture, or save it if download has a file name. They always save other content, which the signer has not stored. The file name
-// (fileName unless there is a download, RFC 6266) always has the extension of the type, so nobody saves a picture as a program or a page.
+// (fileName unless there is a download, RFC 6266) always has the extension of the type, so nobody saves a picture as a program or
+// a page.
 func servedAs(contentType, fileName, download string) (servedType, disposition string) {
 	kind := "inline"
 	if download != "" {

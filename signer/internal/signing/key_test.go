@@ -48,7 +48,7 @@ func TestLinkIsARestrictedSAS(t *testing.T) {
 	})
 }
 
-func TestStorageServesPicturesInlineAndOtherContentAsFile(t *testing.T) {
+func TestSignedURLFixesTypeAndDisposition(t *testing.T) {
 	for _, c := range []struct{ stored, download, contentType, disposition string }{
 		{"image/png", "", "image/png", "inline; filename=cat.png"},
 		{"image/jpeg", "", "image/jpeg", "inline; filename=cat.jpg"},
@@ -140,7 +140,7 @@ func TestLinkDoesNotOutliveTheKey(t *testing.T) {
 	})
 }
 
-func TestKeyIsRenewedWhileItCoversTheLongestURL(t *testing.T) {
+func TestKeyCoversLongestURLUntilRenewal(t *testing.T) {
 	for _, longest := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, MaxLinkTTL} {
 		life := keyLifetime(longest)
 		for range 1000 {

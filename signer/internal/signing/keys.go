@@ -31,7 +31,8 @@ import (
 const (
 	// MinLinkTTL is the shortest lifetime that a client can request.
 	MinLinkTTL = 5 * time.Second
-	// MaxLinkTTL is the largest LINK_MAX_TTL. It is less than half of the 7 days for which a user delegation key is valid at most.
+	// MaxLinkTTL is the largest LINK_MAX_TTL. It is less than half of the 7 days for which a user delegation key is valid at
+	// most.
 	MaxLinkTTL = 72 * time.Hour
 )
 
@@ -160,8 +161,8 @@ type linkInputs struct {
 	name, contentType string
 }
 
-// Link returns a link to the blob name, a picture of contentType, with lifetime ttl. Browsers save the picture under the name download, or
-// show it if that is empty. Link returns last if the new link would have the same URL; last may be nil.
+// Link returns a link to the blob name, a picture of contentType, with lifetime ttl. Browsers save the picture under the name
+// download, or show it if that is empty. Link returns last if the new link would have the same URL; last may be nil.
 func (k *Keys) Link(name, contentType, download string, ttl time.Duration, last *Link) (*Link, error) {
 	start, end := window(time.Now(), ttl)
 	key, err := k.covering(end)
@@ -244,8 +245,8 @@ func (k *Keys) set(key *delegationKey) {
 	}
 }
 
-// covering returns the key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable, or one with status 503
-// if storage did not answer or the first key is still being fetched.
+// covering returns the key if it does not expire before end. Otherwise the error is ErrIdentityUnavailable, or one with status
+// 503 if storage did not answer or the first key is still being fetched.
 func (k *Keys) covering(end time.Time) (*delegationKey, error) {
 	if key := k.key.Load(); key != nil && !end.After(key.end) {
 		return key, nil
@@ -279,9 +280,9 @@ func clockAhead(date string) (time.Duration, error) {
 	return time.Since(theirs.Add(time.Second / 2)), err // the header has whole seconds, rounded down
 }
 
-// compareClock compares this machine's clock with date, the Date header of a response that just arrived. It logs when the clock becomes
-// wrong or right, and corrects nothing: the times of a signed URL would depend on a header that arrived minutes ago, and a wrong
-// clock breaks other things, too.
+// compareClock compares this machine's clock with date, the Date header of a response that just arrived. It logs when the clock
+// becomes wrong or right, and corrects nothing: the times of a signed URL would depend on a header that arrived minutes ago, and
+// a wrong clock breaks other things, too.
 func (k *Keys) compareClock(date string) {
 	ahead, err := clockAhead(date)
 	if err != nil {

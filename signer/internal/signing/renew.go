@@ -63,8 +63,8 @@ func (k *Keys) checkContainer(ctx context.Context) error {
 	return err
 }
 
-// probeLinks probes signed URLs until ctx is done: with the first link, and then about once a minute while clients get links. If storage
-// rejects one because of the key, it sends to dropped.
+// probeLinks probes signed URLs until ctx is done: with the first link, and then about once a minute while clients get links. If
+// storage rejects one because of the key, it sends to dropped.
 func (k *Keys) probeLinks(ctx context.Context, dropped chan<- struct{}) {
 	for {
 		select {
@@ -106,8 +106,8 @@ func (k *Keys) verify(ctx context.Context, key *delegationKey) error {
 	return nil
 }
 
-// probe makes one request with a signed URL of the blob name. It returns nil if storage accepts the URL, whether the blob exists or not.
-// It returns errKeyRejected, and drops the current key, if storage rejects the URL because of the key. Other errors are
+// probe makes one request with a signed URL of the blob name. It returns nil if storage accepts the URL, whether the blob exists
+// or not. It returns errKeyRejected, and drops the current key, if storage rejects the URL because of the key. Other errors are
 // inconclusive: no answer, an answer of a proxy, or a rejection of this client's network, which need not be the clients'.
 func (k *Keys) probe(ctx context.Context, key *delegationKey, name string) error {
 	outcome := probeInconclusive

@@ -102,8 +102,8 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Client, er
 		metrics:  m,
 		tracer:   opts.Tracing.NewTracer("cats.example/signer/internal/storage", ""),
 	}
-	// azcore's own policy adds the token. The one that azblob adds for a credential follows the challenge of a 401, and shares the
-	// result between requests without a lock (1.8.3).
+	// azcore's own policy adds the token. The one that azblob adds for a credential follows the challenge of a 401, and shares
+	// the result between requests without a lock (1.8.3).
 	bearer := runtime.NewBearerTokenPolicy(opts.Credential, []string{identity.Scope}, nil)
 	var err error
 	c.account, err = service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{

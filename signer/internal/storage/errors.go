@@ -20,8 +20,8 @@ import (
 	"cats.example/shared/watchdog"
 )
 
-// translate returns the error of the API for err, which op returned. ctx is the context of the call, and blobName the last segment
-// of the name of each picture's blob.
+// translate returns the error of the API for err, which op returned. ctx is the context of the call, and blobName the last
+// segment of the name of each picture's blob.
 //
 // No other error of the SDK or of a transport may leave this package: their URLs hold user names and signatures.
 func translate(ctx context.Context, op *Operation, blobName string, err error) error {
@@ -143,8 +143,8 @@ func StateError(code string, precondition bool) *apierror.Error {
 	return apierror.ErrRejectedByStorage
 }
 
-// rejectsName reports whether r, a response with status 400, is about the name of the blob. For a picture's blob, clients choose the
-// user name in it. The front end of Azure answers some such requests itself, without an error code.
+// rejectsName reports whether r, a response with status 400, is about the name of the blob. For a picture's blob, clients choose
+// the user name in it. The front end of Azure answers some such requests itself, without an error code.
 func (r *ResponseError) rejectsName() bool {
 	return r.Code == "" || r.HasCode(bloberror.InvalidURI, bloberror.InvalidResourceName, bloberror.OutOfRangeInput, bloberror.RequestURLFailedToParse)
 }

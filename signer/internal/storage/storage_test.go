@@ -56,8 +56,8 @@ func remove(t *testing.T, c *Client, name string, p signerapi.Preconditions) err
 	return c.Delete(t.Context(), &Operation{Name: OpDelete}, name, p)
 }
 
-// errorResponses are storage's error responses, as "STATUS CODE", by the error of the API for a request without a precondition. Those
-// with a ! are ErrPreconditionFailed for a request with one.
+// errorResponses are storage's error responses, as "STATUS CODE", by the error of the API for a request without a precondition.
+// Those with a ! are ErrPreconditionFailed for a request with one.
 var errorResponses = map[*apierror.Error]string{
 	apierror.ErrNotFound:            "404 BlobNotFound",
 	apierror.ErrDigestMismatch:      "400 Md5Mismatch",
