@@ -291,7 +291,7 @@ func TestCallsWithoutConnectionChangeNothing(t *testing.T) {
 		"no address":  &net.DNSError{Err: "no such host", Name: "signer.test"},
 		"closed port": nil,
 	} {
-		for called, call := range calls {
+		for called, call := range everyCall {
 			t.Run(called+", "+name, func(t *testing.T) {
 				c := newClient(t, "http://signer.test:1")
 				dialWith(c, func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -155,8 +155,8 @@ const (
 	fresh             // is never sent twice
 )
 
-// calls are the calls of the contract. size is the length of the body of a Put.
-var calls = map[string]struct {
+// everyCall has the calls of the contract. size is the length of the body of a Put.
+var everyCall = map[string]struct {
 	kind   kind
 	suffix string // of the detail if the outcome is unknown
 	do     func(ctx context.Context, c *Client, u User, size int64) error
