@@ -1,5 +1,5 @@
-// Package access has the settings of authentication that both containers need: the signer decides by them, and the frontend rejects
-// requests without a token before it reads their body.
+// Package access has the settings of authentication that both containers need: the signer decides by them, and the frontend
+// rejects requests without a token before it reads their body.
 package access
 
 import (

@@ -123,8 +123,8 @@ func (e Error) Wrap(cause error) *Error {
 	return &e
 }
 
-// WithUnknownOutcome returns a copy of e whose Outcome is unknown. It appends suffix, which is [MayBeStored] or [MayBeDeleted], to
-// the Detail.
+// WithUnknownOutcome returns a copy of e whose Outcome is unknown. It appends suffix, which is [MayBeStored] or [MayBeDeleted],
+// to the Detail.
 func (e Error) WithUnknownOutcome(suffix string) *Error {
 	e.Outcome = OutcomeUnknown
 	e.Detail += suffix

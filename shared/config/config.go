@@ -1,7 +1,7 @@
 // Package config reads the settings of a process from environment variables, into structs with the tags env, envDefault and help.
 //
-// Settings that must be equal in both containers have the tag shared:"true". The frontend compares their values with the signer's,
-// and is not ready while they differ.
+// Settings that must be equal in both containers have the tag shared:"true". The frontend compares their values with the
+// signer's, and is not ready while they differ.
 package config
 
 import (
@@ -33,12 +33,12 @@ var quotedForm = regexp.MustCompile("(?s)^[" + quotes + "].*[" + quotes + "]$")
 // IsQuoted reports whether value begins and ends with a quotation mark.
 func IsQuoted(value string) bool { return quotedForm.MatchString(value) }
 
-// Parse sets the fields of settings, a pointer to a struct, from environ, which has the form of [os.Environ]. Fields that are structs
-// without the tag env are parsed, too. An empty variable is treated as missing. The error contains all validation errors, joined;
-// each names its variable.
+// Parse sets the fields of settings, a pointer to a struct, from environ, which has the form of [os.Environ]. Fields that are
+// structs without the tag env are parsed, too. An empty variable is treated as missing. The error contains all validation errors,
+// joined; each names its variable.
 //
-// A value in quotes is an error: kustomize and docker do not remove quotes from files of settings. Fields with the tag quoted:"later"
-// may be quoted; their owner validates them.
+// A value in quotes is an error: kustomize and docker do not remove quotes from files of settings. Fields with the tag
+// quoted:"later" may be quoted; their owner validates them.
 func Parse(settings any, environ []string) error {
 	environment := env.ToMap(environ)
 	maps.DeleteFunc(environment, func(_, value string) bool { return value == "" })
@@ -100,8 +100,8 @@ func Describe(settings any) []Setting {
 	return list
 }
 
-// Shared returns the values of the settings with the tag shared:"true", by name. Equal values have equal strings: numbers are exact,
-// and lists are sorted.
+// Shared returns the values of the settings with the tag shared:"true", by name. Equal values have equal strings: numbers are
+// exact, and lists are sorted.
 func Shared(settings any) map[string]string {
 	values := map[string]string{}
 	for _, s := range Describe(settings) {

@@ -16,8 +16,9 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// TestOutcomesOfLostResponses plays a fault in each call of the contract. The outcome of a Delete and of a CommitUpload is unknown
-// as soon as the signer may have received it. The outcome of a Put is unknown only if the signer may have received the whole body.
+// TestOutcomesOfLostResponses plays a fault in each call of the contract. The outcome of a Delete and of a CommitUpload is
+// unknown as soon as the signer may have received it. The outcome of a Put is unknown only if the signer may have received the
+// whole body.
 func TestOutcomesOfLostResponses(t *testing.T) {
 	const unavailable, internal = "signer_unavailable", "internal"
 	for name, c := range map[string]struct {
@@ -144,6 +145,7 @@ func TestBodiesBrokenAfterTheirEndAreUnknown(t *testing.T) {
 		{0, 100_000, nil, ""},
 		{1, 100_000, nil, ""},
 		{99_999, 100_000, nil, ""},
+		{100_001, 100_000, nil, apierror.OutcomeUnknown},
 	} {
 		body := io.LimitReader(zeros{}, int64(c.sent))
 		if c.end != nil {

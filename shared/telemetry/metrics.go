@@ -21,7 +21,8 @@ func NewRegistry(name string) *prometheus.Registry {
 	return reg
 }
 
-// NewCounterVec registers a counter with one label. The series of values begin at 0, so that a rate includes their first increment.
+// NewCounterVec registers a counter with one label. The series of values begin at 0, so that a rate includes their first
+// increment.
 func NewCounterVec(reg prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
 	counters := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	for _, v := range values {

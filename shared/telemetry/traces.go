@@ -40,8 +40,8 @@ const (
 	lostInterval = time.Minute
 )
 
-// exportedAttributes are the attributes that are exported. They contain nothing that a client chooses or that identifies one, and no
-// URL, which may be signed. Other attributes, which libraries add to their spans, are dropped.
+// exportedAttributes are the attributes that are exported. They contain nothing that a client chooses or that identifies one, and
+// no URL, which may be signed. Other attributes, which libraries add to their spans, are dropped.
 var exportedAttributes = map[attribute.Key]bool{
 	semconv.HTTPRequestMethodKey: true, semconv.HTTPRouteKey: true, semconv.HTTPResponseStatusCodeKey: true,
 	semconv.HTTPRequestBodySizeKey: true, semconv.HTTPResponseBodySizeKey: true,
@@ -58,13 +58,13 @@ var clientAttributes = map[attribute.Key]bool{semconv.ServerAddressKey: true, se
 type Traces struct{ *sdktrace.TracerProvider }
 
 // NewTraces returns nil unless the standard variables in environ turn traces on: OTEL_EXPORTER_OTLP_ENDPOINT or
-// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, OTEL_SDK_DISABLED is not true, and OTEL_TRACES_EXPORTER is not none. environ must be the
-// environment of the process: the SDK reads the other variables there. The name of the service is cats-NAME unless
+// OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, OTEL_SDK_DISABLED is not true, and OTEL_TRACES_EXPORTER is not none. environ must be
+// the environment of the process: the SDK reads the other variables there. The name of the service is cats-NAME unless
 // OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES sets another.
 //
-// Spans that cannot be exported are lost; log has a warning at most once a minute. If more than OTEL_BSP_MAX_QUEUE_SIZE spans wait for
-// export, more are dropped without a warning. Errors and log lines contain no value that may be a secret: no header, and no
-// credentials or path of the endpoint.
+// Spans that cannot be exported are lost; log has a warning at most once a minute. If more than OTEL_BSP_MAX_QUEUE_SIZE spans
+// wait for export, more are dropped without a warning. Errors and log lines contain no value that may be a secret: no header, and
+// no credentials or path of the endpoint.
 func NewTraces(ctx context.Context, name string, environ []string, log *slog.Logger) (*Traces, error) {
 	endpoint, err := tracesEndpoint(environ)
 	if endpoint == nil || err != nil {
@@ -118,8 +118,8 @@ func tracesEndpoint(environ []string) (*url.URL, error) {
 
 const settingIgnored = "invalid trace setting ignored"
 
-// settingErrors handles the log records of OpenTelemetry's packages: it logs the message of errors, such as "parse headers", without
-// the attributes, which contain the values of variables.
+// settingErrors handles the log records of OpenTelemetry's packages: it logs the message of errors, such as "parse headers",
+// without the attributes, which contain the values of variables.
 type settingErrors struct{ slog.Handler }
 
 // Enabled implements [slog.Handler].
@@ -182,8 +182,8 @@ func SetErrorType(ctx context.Context, err error) {
 	}
 }
 
-// Transport returns next with a span for each call that is part of a trace, and adds the traceparent header. The paths of the calls
-// must be from a closed set: the names of the spans contain them. If t is nil, Transport returns next.
+// Transport returns next with a span for each call that is part of a trace, and adds the traceparent header. The paths of the
+// calls must be from a closed set: the names of the spans contain them. If t is nil, Transport returns next.
 func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
 	if t == nil {
 		return next
@@ -193,8 +193,8 @@ func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
-// RedactSpans returns an exporter that removes attributes that are not in a list, events, and the descriptions of errors, which can
-// contain whole requests.
+// RedactSpans returns an exporter that removes attributes that are not in a list, events, and the descriptions of errors, which
+// can contain whole requests.
 func RedactSpans(e sdktrace.SpanExporter) sdktrace.SpanExporter { return redactingExporter{e} }
 
 type redactingExporter struct{ sdktrace.SpanExporter }

@@ -21,8 +21,8 @@ type Reader struct {
 	timer        *time.Timer
 }
 
-// NewReader returns a Reader of r. It calls expire with ErrExpired if the receiver stops reading: no Read begins within next after a
-// Read has returned. It also calls expire if Stop is not called within answer after the end of r.
+// NewReader returns a Reader of r. It calls expire with ErrExpired if the receiver stops reading: no Read begins within next
+// after a Read has returned. It also calls expire if Stop is not called within answer after the end of r.
 //
 // The time of a Read of r does not count, nor does the time before the first Read, nor the time after an error of r.
 func NewReader(r io.Reader, next, answer time.Duration, expire func(error)) *Reader {
