@@ -101,6 +101,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // Is reports whether target is an *Error with the same code.
 func (e *Error) Is(target error) bool {
+	//lint:ignore errorsis errors.Is calls this method for each wrapped error
 	t, ok := target.(*Error)
 	return ok && t.Code == e.Code
 }

@@ -252,9 +252,10 @@ func (c *client) response() (status int, closes bool) {
 	c.t.Helper()
 	_ = c.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	defer func() { _ = c.conn.SetReadDeadline(time.Time{}) }()
-	resp, err := http.ReadResponse(c.in, nil) //lint:ignore bodyclose there is none
+	//lint:ignore bodyclose there is no body
+	resp, err := http.ReadResponse(c.in, nil)
 	if err != nil {
-		if ne, ok := err.(net.Error); ok && ne.Timeout() { //lint:ignore errorsis ReadResponse does not wrap it
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 			c.t.Error("neither a response nor the end of the connection")
 		}
 		return 0, true

@@ -35,10 +35,10 @@ func NewReader(r io.Reader, next, answer time.Duration, expire func(error)) *Rea
 func (w *Reader) Read(p []byte) (int, error) {
 	w.timer.Stop()
 	n, err := w.r.Read(p)
-	switch err { // not errors.Is: a wrapped io.EOF is not the end of the body
-	case nil:
+	switch {
+	case err == nil:
 		w.timer.Reset(w.next)
-	case io.EOF:
+	case err == io.EOF: // a wrapped io.EOF is not the end of the body
 		w.timer.Reset(w.answer)
 	}
 	return n, err
