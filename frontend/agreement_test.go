@@ -35,7 +35,7 @@ func TestReadyNamesDifferingSharedSettings(t *testing.T) {
 	}
 	var shared []string // by the help text
 	for _, s := range config.Describe(&cfg) {
-		if strings.HasSuffix(s.Help, "the same in both containers") {
+		if strings.HasSuffix(s.Help, "must be equal in both containers") {
 			shared = append(shared, s.Name)
 		}
 	}

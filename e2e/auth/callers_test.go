@@ -216,7 +216,7 @@ func TestItIsToldLoudlyThatCallersAreNotKnown(t *testing.T) {
 	t.Parallel()
 	sys := harness.Start(t, stack.SystemOptions{})
 	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		harness.WaitForLog(t, p.Log, 0, `"level":"WARN"`, "callers are not known", "OIDC_ISSUER")
+		harness.WaitForLog(t, p.Log, 0, `"level":"WARN"`, "authentication is off", "OIDC_ISSUER")
 	}
 	harness.Put(t, sys, "anybody", harness.Cat)
 	// A token that nobody asked for changes nothing.

@@ -116,7 +116,7 @@ func TestSignerWithoutIssuerRejectsTokens(t *testing.T) {
 // A setting is compared where its tag says so; the help tells of the tag.
 func TestBothContainersHaveTheSameSharedSettings(t *testing.T) {
 	harness.NeedOwnSystem(t)
-	entry := regexp.MustCompile(`(?m)^  ([A-Z_]+).*\n      .*; the same in both containers$`)
+	entry := regexp.MustCompile(`(?m)^  ([A-Z_]+).*\n      .*; must be equal in both containers$`)
 	names := map[string][]string{}
 	for _, program := range []string{"frontend", "signer"} {
 		help, err := exec.CommandContext(t.Context(), filepath.Join(harness.BinDir(t), program), "--help").Output()

@@ -378,7 +378,7 @@ func TestACollectorThatIsNotThereHarmsNobody(t *testing.T) {
 		time.Sleep(20 * time.Millisecond) // for another batch
 	}
 	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		harness.WaitForLog(t, p.Log, 0, `"level":"WARN"`, `"msg":"traces are lost"`)
+		harness.WaitForLog(t, p.Log, 0, `"level":"WARN"`, `"msg":"trace export failed; spans are lost"`)
 	}
 	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
 		if err := p.Stop(t.Context()); err != nil { // within 10 s
@@ -390,7 +390,7 @@ func TestACollectorThatIsNotThereHarmsNobody(t *testing.T) {
 		}
 		told := 0
 		for _, line := range lines {
-			if strings.Contains(line, "traces are lost") {
+			if strings.Contains(line, "trace export failed; spans are lost") {
 				told++
 			}
 			if !json.Valid([]byte(line)) {

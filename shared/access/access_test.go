@@ -6,7 +6,7 @@ import (
 )
 
 func TestValidateNamesTheFaultySetting(t *testing.T) {
-	const placeholder, several = "holds a placeholder", "is for several tenants"
+	const placeholder, several = "contains a placeholder", "is for several tenants"
 	good := "https://login.microsoftonline.com/8eaef023-2b34-4da1-9baa-8bc8c9d6a490/v2.0"
 	for _, c := range []struct{ issuer, discovery, want string }{
 		{"", "", ""},
@@ -42,7 +42,7 @@ func TestValidateNamesTheFaultySetting(t *testing.T) {
 		{good, "https://mia:secret@contoso.b2clogin.com/", "OIDC_DISCOVERY_URL"},
 		{good, "https://contoso.b2clogin.com/{policy}/v2.0", placeholder},
 		{good, "https://login.microsoftonline.com/common/v2.0/.well-known/openid-configuration", several},
-		{"", "https://contoso.b2clogin.com/x", "OIDC_ISSUER is not set, and OIDC_DISCOVERY_URL is"},
+		{"", "https://contoso.b2clogin.com/x", "OIDC_DISCOVERY_URL is set without OIDC_ISSUER"},
 	} {
 		err := Policy{Issuer: c.issuer, DiscoveryURL: c.discovery, ReadAccess: Own}.Validate()
 		if c.want == "" {
@@ -57,7 +57,7 @@ func TestValidateNamesTheFaultySetting(t *testing.T) {
 	}
 }
 
-func TestDiscoveryURLIsWellKnown(t *testing.T) {
+func TestConfigurationURLIsWellKnown(t *testing.T) {
 	const path = "/.well-known/openid-configuration"
 	for _, c := range []struct{ issuer, discovery, want string }{
 		{"https://id.example", "", "https://id.example" + path},

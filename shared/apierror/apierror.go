@@ -101,7 +101,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // Is reports whether target is an *Error with the same code.
 func (e *Error) Is(target error) bool {
-	//lint:ignore errorsis errors.Is unwraps the errors
+	//lint:ignore errorsis errors.Is calls this method for each wrapped error
 	t, ok := target.(*Error)
 	return ok && t.Code == e.Code
 }
@@ -124,8 +124,8 @@ func (e Error) Wrap(cause error) *Error {
 	return &e
 }
 
-// WithUnknownOutcome returns a copy of e whose Outcome is unknown. It appends suffix, which is [MayBeStored] or [MayBeDeleted], to
-// the Detail.
+// WithUnknownOutcome returns a copy of e whose Outcome is unknown. It appends suffix, which is [MayBeStored] or [MayBeDeleted],
+// to the Detail.
 func (e Error) WithUnknownOutcome(suffix string) *Error {
 	e.Outcome = OutcomeUnknown
 	e.Detail += suffix

@@ -32,7 +32,7 @@ func TestParseReadsEmbeddedSettingsAndDefaults(t *testing.T) {
 	}
 }
 
-func TestParseReportsAllFaultsByVariable(t *testing.T) {
+func TestParseNamesEachFaultyVariable(t *testing.T) {
 	err := Parse(&example{}, []string{"EXAMPLE_COUNT=many", "TIMEOUT=soon", "LOG_LEVEL=loud"})
 	if err == nil {
 		t.Fatal("no error")
@@ -67,7 +67,7 @@ type size int64
 
 func (size) String() string { return "rounded" }
 
-func TestSharedHasTheTaggedSettingsExactly(t *testing.T) {
+func TestSharedReturnsExactValues(t *testing.T) {
 	type inner struct {
 		List []string `env:"LIST" shared:"true" help:"a list"`
 		Size size     `env:"SIZE" shared:"true" help:"a size"`
@@ -82,7 +82,7 @@ func TestSharedHasTheTaggedSettingsExactly(t *testing.T) {
 		t.Error(diff)
 	}
 	for _, s := range Describe(&settings{}) {
-		if _, shared := got[s.Name]; shared != strings.HasSuffix(s.Help, "; the same in both containers") {
+		if _, shared := got[s.Name]; shared != strings.HasSuffix(s.Help, "; must be equal in both containers") {
 			t.Errorf("the help of %s is %q", s.Name, s.Help)
 		}
 	}

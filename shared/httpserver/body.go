@@ -18,7 +18,7 @@ const (
 	drainTimeout = 5 * time.Second
 	drainBytes   = 64 << 20
 
-	// continueTimeout is shorter than clients wait for a 100 Continue before they send the body: curl and our own client wait 1 s.
+	// continueTimeout is shorter than clients wait for a 100 Continue before they send the body: curl and our client wait 1 s.
 	continueTimeout = 500 * time.Millisecond
 
 	// minRead is the minimum size of a read from a chunk, and so the minimum number of bytes in a window.
@@ -98,8 +98,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// setDeadlines calls set, unless an earlier call was the last one: a late Read must not change the deadlines of the next request on
-// the connection.
+// setDeadlines calls set, unless an earlier call was the last one: a late Read must not change the deadlines of the next request
+// on the connection.
 func (b *body) setDeadlines(last bool, set func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

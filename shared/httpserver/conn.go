@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// maxHeaderLines is the maximum number of lines in a request header. [http.Server] limits only the bytes, and needs 100 bytes of
-	// memory for a line of 4 bytes.
+	// maxHeaderLines is the maximum number of lines in a request header. [http.Server] limits only the bytes, and needs 100 bytes
+	// of memory for a line of 4 bytes.
 	maxHeaderLines = 128
 	// headerRead is the maximum size of a read that may contain a header. Bytes of the next header can arrive with the end of a
 	// header or of a body; they are not counted. net/http reads at most serverBuffer bytes at once, except of a body.

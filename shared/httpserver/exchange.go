@@ -66,8 +66,8 @@ func (x *exchange) WriteHeader(status int) {
 	if x.status == 0 && status >= 200 {
 		x.status = status
 		if !x.body.complete.Load() {
-			// The rest of the body must not be taken for a request. Without this header, net/http also reads up to 256 KiB of it before
-			// it sends the response.
+			// The rest of the body must not be taken for a request. Without this header, net/http also reads up to 256 KiB of it
+			// before it sends the response.
 			x.Header().Set("Connection", "close")
 		}
 		size, _ := strconv.ParseInt(x.Header().Get("Content-Length"), 10, 64) // 0 for a short response without one

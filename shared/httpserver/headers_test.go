@@ -119,8 +119,8 @@ func TestTrailersAreNotKept(t *testing.T) {
 	}
 }
 
-// FuzzHeaderLines compares the number of lines and the end of a header with net/textproto, which net/http uses, for any split of the
-// header into two reads.
+// FuzzHeaderLines compares the number of lines and the end of a header with net/textproto, which net/http uses, for any split of
+// the header into two reads.
 func FuzzHeaderLines(f *testing.F) {
 	for _, s := range []string{"a: b\r\n\r\nrest", "a:\n\n", "\r\n\r\n", "a\r\r\n\r\n", "a:b\r\n c\r\n\r\n", strings.Repeat("a:\n", 200), "a: \r"} {
 		f.Add(s, 3)

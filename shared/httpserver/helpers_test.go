@@ -252,11 +252,10 @@ func (c *client) response() (status int, closes bool) {
 	c.t.Helper()
 	_ = c.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	defer func() { _ = c.conn.SetReadDeadline(time.Time{}) }()
-	//lint:ignore bodyclose closing the connection is enough
+	//lint:ignore bodyclose there is no body
 	resp, err := http.ReadResponse(c.in, nil)
 	if err != nil {
-		//lint:ignore errorsis ReadResponse does not wrap errors
-		if ne, ok := err.(net.Error); ok && ne.Timeout() {
+		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 			c.t.Error("neither a response nor the end of the connection")
 		}
 		return 0, true

@@ -25,8 +25,8 @@ const (
 	// binary, and what the kernel needs for connections.
 	memoryRatio = 0.6
 
-	// gcPercent is for heaps so small that the garbage collector would run hundreds of times a second. The memory limit bounds the
-	// garbage.
+	// gcPercent is for heaps so small that the garbage collector would run hundreds of times a second. The memory limit bounds
+	// the garbage.
 	gcPercent = 400
 )
 

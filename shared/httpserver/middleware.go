@@ -116,8 +116,7 @@ func (m *Middleware) begin(w http.ResponseWriter, r *http.Request) (*exchange, *
 func (m *Middleware) end(x *exchange, r *http.Request, route string) {
 	m.inFlight.Dec()
 	cut := recover()
-	// Not errors.Is: net/http compares the value, too.
-	if cut != nil && cut != http.ErrAbortHandler {
+	if cut != nil && cut != http.ErrAbortHandler { // net/http compares the value, too
 		m.panics.Inc()
 		m.options.Log.ErrorContext(r.Context(), "panic", "request_id", x.requestID, "panic", cut, "stack", string(debug.Stack()))
 		if x.status == 0 {

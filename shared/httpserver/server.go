@@ -63,7 +63,8 @@ type Server struct {
 // are stopped, and the last spans are exported.
 //
 // Run returns nil after a clean stop. It returns an error if a listener cannot be opened, if a listener or the background work
-// fails, or if requests were cut off. The export of spans may take the rest of DRAIN_TIMEOUT, but at least 1 and at most 5 seconds.
+// fails, or if requests were cut off. The export of spans may take the rest of DRAIN_TIMEOUT, but at least 1 and at most 5
+// seconds.
 func (s Server) Run(ctx context.Context) error {
 	work, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {

@@ -1,7 +1,6 @@
 package picture
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,7 +27,7 @@ var (
 // box returns a box of an ISO base media file.
 func box(name, content string) string { return be32(8+len(content)) + name + content }
 
-// small returns one of the small pictures of a cat.
+// small returns a file of testdata.
 func small(t testing.TB, name string) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join("testdata", name))
@@ -41,10 +40,10 @@ func small(t testing.TB, name string) string {
 // branded returns content with another ftyp box.
 func branded(content, major string, compatible ...string) string {
 	size := binary.BigEndian.Uint32([]byte(content))
-	return box("ftyp", major+be32(0)+strings.Join(compatible, "")) + content[size:]
+	return box("ftyp", strings.ReplaceAll(major+be32(0)+strings.Join(compatible, ""), "_", " ")) + content[size:]
 }
 
-// lateMeta returns a file of boxes whose meta box stands behind padding bytes of mdat.
+// lateMeta returns content with its meta box after padding bytes of mdat.
 func lateMeta(content string, padding int) string {
 	var found [3]string // ftyp, mdat, meta
 	for at := 0; at+8 <= len(content); {
@@ -97,71 +96,49 @@ func vp8x(flags byte, width, height int) string {
 	return webpOf("VP8X", string([]byte{flags, 0, 0, 0})+le24(width-1)+le24(height-1))
 }
 
-// opened returns what Inspect makes of content, read to its end.
-func opened(l Limits, content string) (mediaType string, err error) {
+// inspected returns the media type of content, after it has read the whole picture.
+func inspected(l Limits, content string) (mediaType string, err error) {
 	mediaType, whole, err := l.Inspect(strings.NewReader(content), -1)
 	if err != nil {
 		return "", err
 	}
 	b, err := io.ReadAll(whole)
 	if err == nil && string(b) != content {
-		err = fmt.Errorf("%d bytes came back of %d, or others", len(b), len(content))
+		err = fmt.Errorf("%d bytes were returned of %d, or other bytes", len(b), len(content))
 	}
 	return mediaType, err
 }
 
-func TestOpenFollowsMajorAndCompatibleBrands(t *testing.T) {
-	avif, heic, sequence := small(t, "small.avif"), small(t, "small.heic"), small(t, "small-sequence.avif")
-	for _, c := range []struct{ what, content, want string }{
-		{"AVIF", avif, "image/avif"},
-		{"HEIC", heic, "image/heic"},
-		{"AVIF sequence", sequence, "image/avif"},
-		{"mif1.avif", branded(avif, "mif1", "mif1", "avif", "miaf"), "image/avif"},
-		{"miaf.avif", branded(avif, "miaf", "avif", "mif1", "miaf"), "image/avif"},
-		{"msf1.avif", branded(sequence, "msf1", "avif", "avis", "msf1", "iso8", "mif1", "miaf"), "image/avif"},
-		{"miaf.heic", branded(heic, "miaf", "heic", "mif1", "miaf"), "image/heic"},
-		{"AVIF by its profile", branded(avif, "mif1", "mif1", "miaf", "MA1B"), "image/avif"},
-		{"AVIF sequence by its profile", branded(sequence, "MA1A", "msf1", "miaf"), "image/avif"},
-		{"AVIF sequence of intra frames", branded(sequence, "avio", "msf1"), "image/avif"},
-		{"major brand alone", branded(avif, "avis"), "image/avif"},
-		{"camera of Sony or Canon", branded(heic, "heix", "mif1", "heix", "miaf"), "image/heic"},
-		{"phone of Apple", branded(heic, "heic", "mif1", "MiHB", "MiHE", "MiPr", "miaf", "heic", "tmap"), "image/heic"},
-		{"structural major brand", branded(heic, "mif1", "mif1", "heic"), "image/heic"},
-		{"coding behind nine others", branded(heic, "mif1", "mif1", "iso8", "iso9", "isoa", "isob", "isoc", "isom", "mp42", "miaf", "heim"), "image/heic"},
-		{"layers", branded(heic, "heis", "mif1"), "image/heic"},
-		{"HEVC by its profile", branded(heic, "mif1", "mif1", "miaf", "MiHA"), "image/heic"},
-		{"major brand before compatible ones", branded(heic, "heic", "avif", "mif1"), "image/heic"},
-		{"the same for AVIF", branded(avif, "avif", "heic", "mif1"), "image/avif"},
-		{"foreign major brand", branded(heic, "mp42", "isom", "heic", "mif1"), "image/heic"},
-		{"foreign major brand of AVIF", branded(avif, "iso8", "avif"), "image/avif"},
-		{"foreign major brand of QuickTime", branded(heic, "qt  ", "mif1"), "image/heif"},
-		{"burst", branded(heic, "hevc", "mif1", "heic", "hevc", "msf1"), "image/heic-sequence"},
-		{"burst of 10 bits", branded(heic, "hevx", "msf1"), "image/heic-sequence"},
-		{"burst with layers", branded(heic, "msf1", "hevm", "msf1", "iso8"), "image/heic-sequence"},
-		{"burst by its structure", branded(heic, "msf1", "heic", "hevc", "mif1", "msf1"), "image/heic-sequence"},
-		{"burst with a profile", branded(heic, "miaf", "hevs", "msf1", "MiHB"), "image/heic-sequence"},
-		{"image with a burst", branded(heic, "mif1", "msf1", "hevc", "heic", "mif1"), "image/heic"},
-		{"any coding", branded(heic, "mif1", "mif1", "miaf"), "image/heif"},
-		{"any coding, version 2", branded(heic, "mif2", "mif2"), "image/heif"},
-		{"AVC", branded(heic, "avci", "avci", "mif1"), "image/heif"},
-		{"JPEG in HEIF", branded(heic, "jpeg", "mif1"), "image/heif"},
-		{"miaf alone", branded(heic, "miaf"), "image/heif"},
-		{"any coding of sequences", branded(heic, "msf1", "msf1", "iso8"), "image/heif-sequence"},
-		{"AVC sequence", branded(heic, "avcs", "avcs", "msf1"), "image/heif-sequence"},
-		{"sequence and image", branded(heic, "msf1", "mif1", "miaf"), "image/heif-sequence"},
-		{"sequence under miaf", branded(heic, "miaf", "msf1", "miaf"), "image/heif-sequence"},
+func TestInspectFollowsMajorAndCompatibleBrands(t *testing.T) {
+	bases := map[string]string{"avif": small(t, "small.avif"), "heic": small(t, "small.heic"), "sequence": small(t, "small-sequence.avif")}
+	avif, heic := bases["avif"], bases["heic"]
+	type row struct{ name, content, want string }
+	rows := []row{
 		{"size of 64 bits", be32(1) + "ftyp" + be64(32) + "mif1" + be32(0) + "mif1avif" + avif[32:], "image/avif"},
 		{"box to the end", be32(0) + "ftyp" + "miaf" + be32(0) + "mif1heic", "image/heic"},
 		{"box of 5,000 brands", branded(heic, "mif1", "heic", strings.Repeat("isom", 5000)), "image/heic"},
 		{"box larger than the file", be32(500) + "ftyp" + "mif1" + be32(0) + "avifmi", "image/avif"},
-	} {
-		for _, mediaType := range []func() (string, error){
-			func() (string, error) { return opened(defaults(t), c.content) },
-			func() (string, error) { return defaults(t).InspectHead(strings.NewReader(c.content)) },
-		} {
-			if got, err := mediaType(); got != c.want || err != nil {
-				t.Errorf("%s: %q, %v; want %s", c.what, got, err, c.want)
-			}
+	}
+	table, err := os.ReadFile("testdata/brands.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(strings.TrimSpace(string(table)), "\n") {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		fields := strings.Split(line, " | ")
+		r := row{fields[0], bases[fields[1]], fields[3]}
+		if brands := strings.Fields(fields[2]); brands[0] != "-" {
+			r.content = branded(r.content, brands[0], brands[1:]...)
+		}
+		rows = append(rows, r)
+	}
+	for _, r := range rows {
+		got, err := inspected(defaults(t), r.content)
+		head, headErr := defaults(t).InspectHead(strings.NewReader(r.content))
+		if got != r.want || head != r.want || err != nil || headErr != nil {
+			t.Errorf("%s: %q, %v; head %q, %v; want %s", r.name, got, err, head, headErr, r.want)
 		}
 	}
 	for what, content := range map[string]string{
@@ -172,13 +149,13 @@ func TestOpenFollowsMajorAndCompatibleBrands(t *testing.T) {
 		"size of 64 bits, no brand":   be32(1) + "ftyp" + be64(24) + "isom" + be32(0) + "heic",
 		"size smaller than its field": be32(11) + "ftypisomheicheic",
 	} {
-		if got, err := opened(defaults(t), content); !errors.Is(err, apierror.ErrUnsupportedMediaType) {
+		if got, err := inspected(defaults(t), content); !errors.Is(err, apierror.ErrUnsupportedMediaType) {
 			t.Errorf("%s: %q, %v", what, got, err)
 		}
 	}
 }
 
-// accepted are pictures whose dimensions the first HeadBytes do not tell.
+// accepted returns pictures without dimensions in their first HeadBytes.
 func accepted(t testing.TB) map[string]struct{ content, mediaType string } {
 	t.Helper()
 	avif, heic := small(t, "small.avif"), small(t, "small.heic")
@@ -220,15 +197,15 @@ func accepted(t testing.TB) map[string]struct{ content, mediaType string } {
 	}
 }
 
-func TestOpenAcceptsUnknownDimensions(t *testing.T) {
+func TestInspectAcceptsUnknownDimensions(t *testing.T) {
 	for what, c := range accepted(t) {
-		if got, err := opened(defaults(t), c.content); err != nil || got != c.mediaType {
+		if got, err := inspected(defaults(t), c.content); err != nil || got != c.mediaType {
 			t.Errorf("%s: %q, %v; want %s", what, got, err, c.mediaType)
 		}
 	}
 }
 
-// bombs announce that many pixels in their first HeadBytes.
+// bombs are files with so many pixels in their first HeadBytes.
 var bombs = map[string]struct {
 	content string
 	pixels  uint64
@@ -255,7 +232,7 @@ var bombs = map[string]struct {
 	"WebP, one beyond 2^31":     {vp8x(0, 1<<16, 1<<15), 1 << 31},
 }
 
-func TestOpenRejectsAnnouncedPixels(t *testing.T) {
+func TestInspectRejectsTooManyPixels(t *testing.T) {
 	for what, c := range bombs {
 		content := c.content + strings.Repeat("\x00", 100_000)
 		_, _, err := defaults(t).Inspect(strings.NewReader(content), int64(len(content)))
@@ -266,11 +243,11 @@ func TestOpenRejectsAnnouncedPixels(t *testing.T) {
 		l := defaults(t)
 		l.MaxPixels = c.pixels
 		if _, _, err := l.Inspect(strings.NewReader(content), -1); err != nil {
-			t.Errorf("%s where as many are accepted: %v", what, err)
+			t.Errorf("%s with a limit of as many pixels: %v", what, err)
 		}
 		l.MaxPixels = c.pixels - 1
 		if _, _, err := l.Inspect(strings.NewReader(content), -1); !errors.Is(err, apierror.ErrTooLarge) {
-			t.Errorf("%s where one less is accepted: %v", what, err)
+			t.Errorf("%s with a limit of one pixel less: %v", what, err)
 		}
 	}
 }
@@ -292,7 +269,7 @@ func TestInspectHeadDecidesLikeInspect(t *testing.T) {
 	}
 }
 
-func TestOpenBuffersWhatItNeeds(t *testing.T) {
+func TestInspectBuffersLittle(t *testing.T) {
 	tail := strings.Repeat("\x00", 1<<20)
 	for what, c := range map[string]struct {
 		content string
@@ -323,25 +300,5 @@ func TestDecodersAllocateNothingByDimensions(t *testing.T) {
 		if got := after.TotalAlloc - before.TotalAlloc; err != nil || got > 1<<20 {
 			t.Errorf("%s: %d bytes, %v", what, got, err)
 		}
-	}
-}
-
-// BenchmarkOpen measures the most expensive heads.
-func BenchmarkOpen(b *testing.B) {
-	for what, content := range map[string]string{
-		"PNG":                    pngOf(1, 1) + strings.Repeat("x", HeadBytes),
-		"PNG of empty chunks":    "\x89PNG\r\n\x1a\n" + strings.Repeat(pngChunk("tEXt", ""), HeadBytes/12),
-		"JPEG without segments":  "\xff\xd8\xff\xe0\x00\x02" + strings.Repeat("x", HeadBytes),
-		"JPEG of empty segments": "\xff\xd8" + strings.Repeat("\xff\xe0\x00\x02", HeadBytes/4),
-		"WebP of empty chunks":   "RIFF\xff\xff\xff\x7fWEBP" + strings.Repeat("XXXX\x00\x00\x00\x00", HeadBytes/8),
-		"brands":                 branded(small(b, "small.heic"), "isom", strings.Repeat("isom", 1000)),
-	} {
-		b.Run(what, func(b *testing.B) {
-			l := defaults(b)
-			b.ReportAllocs()
-			for b.Loop() {
-				_, _, _ = l.Inspect(bytes.NewReader([]byte(content)), -1)
-			}
-		})
 	}
 }

@@ -1,6 +1,7 @@
-// Package picture decides what may be stored as a picture, and as what. Both
-// containers ask it: the frontend to turn strangers away early, the signer
-// because it trusts nothing that the frontend checked.
+// Package picture decides which files are accepted as pictures, by their size, their first bytes and their number of pixels.
+//
+// Both containers use it: the frontend to reject files before it forwards them, the signer because it does not trust the
+// frontend.
 package picture
 
 import (
@@ -27,33 +28,32 @@ var extensions = map[string][]string{
 	"image/avif":          {".avif"},
 	"image/heic":          {".heic", ".heif", ".hif"},
 	"image/heif":          {".heif", ".heic", ".hif"},
-	"image/heic-sequence": {".heics", ".heifs", ".heic", ".heif", ".hif"}, // cameras name their bursts like single images
+	"image/heic-sequence": {".heics", ".heifs", ".heic", ".heif", ".hif"}, // cameras name bursts like single images
 	"image/heif-sequence": {".heifs", ".heics", ".heif", ".heic", ".hif"},
 }
 
-// WithExtension returns name with the extension of the media type at its end, unless
-// it has one of that type already. It is false, and name as it was, when no picture
-// that was stored can have that type, whatever the limits are.
+// WithExtension returns name with an extension of the media type: it appends the usual one unless name already has one. It
+// returns name and false if no accepted picture can have the media type.
 func WithExtension(name, mediaType string) (string, bool) {
-	of, ok := extensions[mediaType]
+	known, ok := extensions[mediaType]
 	if !ok {
 		return name, false
 	}
-	if e := path.Ext(name); e != name && slices.Contains(of, strings.ToLower(e)) {
+	if e := path.Ext(name); e != name && slices.Contains(known, strings.ToLower(e)) {
 		return name, true
 	}
-	return name + of[0], true
+	return name + known[0], true
 }
 
-// Limits are the settings of what is accepted.
+// Limits are the settings that decide which pictures are accepted.
 type Limits struct {
-	MaxPictureSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that passes through the service, such as 512KiB or 32MiB"`
-	AcceptedTypes  []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, by the first bytes of the file; others than these are not possible"`
+	MaxPictureSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that is uploaded through the service, such as 512KiB or 32MiB"`
+	AcceptedTypes  []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, determined from the first bytes of the file; only types of the default are possible"`
 
-	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"most pixels that the header of a JPEG, PNG, GIF or WebP may announce, width times height"`
+	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"maximum number of pixels, width times height, in the header of a JPEG, PNG, GIF or WebP"`
 }
 
-// Size is a number of bytes, written as "32MiB", "512KiB" or "1000".
+// Size is a number of bytes. Its text form is "32MiB", "512KiB" or "1000".
 type Size int64
 
 // UnmarshalText implements [encoding.TextUnmarshaler].
@@ -63,10 +63,10 @@ func (s *Size) UnmarshalText(text []byte) error {
 	return err
 }
 
-// String implements [fmt.Stringer].
+// String returns the size in its text form, rounded to four digits.
 func (s Size) String() string { return units.BytesSize(float64(s)) }
 
-// Validate reports the faults of the limits, joined.
+// Validate returns all validation errors, joined.
 func (l Limits) Validate() error {
 	var faults []error
 	if l.MaxPictureSize <= 0 || l.MaxPixels == 0 {
@@ -80,8 +80,8 @@ func (l Limits) Validate() error {
 	return errors.Join(faults...)
 }
 
-// ValidateSize returns ErrTooLarge when size, in bytes, is over the limit, and
-// ErrEmpty when it is zero. A size of -1 is not known and passes.
+// ValidateSize returns ErrTooLarge if size, in bytes, exceeds MAX_PICTURE_SIZE, and ErrEmpty if it is 0. A size of -1 is unknown
+// and valid.
 func (l Limits) ValidateSize(size int64) error {
 	switch {
 	case size > int64(l.MaxPictureSize):
@@ -92,25 +92,26 @@ func (l Limits) ValidateSize(size int64) error {
 	return nil
 }
 
-// Inspect reads the first bytes of body and decides what it is. It returns the media type and a reader of the whole picture.
+// Inspect reads the beginning of body, at most [HeadBytes], and returns the media type of the picture and a reader of the whole
+// picture. size is the length of body in bytes, or -1 if unknown.
 //
-// The reader fails with ErrTooLarge once it has returned the limit, and with ErrIncomplete if size is not -1 and body has
-// another length. Errors of body come through unchanged. Inspect itself returns ErrEmpty, ErrTooLarge (size, or pixels
-// announced in the first HeadBytes) and ErrUnsupportedMediaType.
+// Inspect returns ErrEmpty, ErrUnsupportedMediaType, or ErrTooLarge for a size or a number of pixels above the limits. The reader
+// returns ErrTooLarge after MAX_PICTURE_SIZE, and ErrIncomplete if size is known and body has another length. Both return errors
+// of body unchanged.
 func (l Limits) Inspect(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
-	return l.open(body, size, l.check)
+	return l.inspect(body, size, l.checkHead)
 }
 
-// Sniff is Inspect without the check of the pixels. It keeps a few KiB of the picture, where Inspect may keep HeadBytes.
+// Sniff is Inspect without the limit of pixels. It buffers 3 KiB of the picture, where Inspect may buffer HeadBytes.
 func (l Limits) Sniff(body io.Reader, size int64) (mediaType string, whole io.Reader, err error) {
-	return l.open(body, size, l.sniff)
+	return l.inspect(body, size, l.sniff)
 }
 
-func (l Limits) open(body io.Reader, size int64, check func(*head) (string, error)) (mediaType string, whole io.Reader, err error) {
+func (l Limits) inspect(body io.Reader, size int64, check func(*head) (string, error)) (mediaType string, whole io.Reader, err error) {
 	if err := l.ValidateSize(size); err != nil {
 		return "", nil, err
 	}
-	limited := &limitedReader{r: body, limits: l, want: size}
+	limited := &limitedReader{r: body, limits: l, size: size}
 	h := newHead(limited)
 	if mediaType, err = check(h); err != nil {
 		return "", nil, err
@@ -118,18 +119,17 @@ func (l Limits) open(body io.Reader, size int64, check func(*head) (string, erro
 	return mediaType, io.MultiReader(bytes.NewReader(h.kept), limited), nil
 }
 
-// InspectHead decides what a picture is that begins with first, exactly as Inspect does. It reads at most HeadBytes. Errors of first
-// come through unchanged.
+// InspectHead returns the media type of the picture that begins with first, and the same errors as Inspect. It reads at most
+// HeadBytes. It returns errors of first unchanged.
 func (l Limits) InspectHead(first io.Reader) (mediaType string, err error) {
-	return l.check(newHead(first))
+	return l.checkHead(newHead(first))
 }
 
-// limitedReader counts what it gives and fails at the limit.
+// limitedReader enforces the limit and the known size of a picture.
 type limitedReader struct {
-	r      io.Reader
-	limits Limits
-	want   int64 // -1 when the length is not known
-	n      int64
+	r       io.Reader
+	limits  Limits
+	size, n int64 // size is -1 if unknown; n bytes were read
 }
 
 func (r *limitedReader) Read(p []byte) (int, error) {
@@ -138,7 +138,7 @@ func (r *limitedReader) Read(p []byte) (int, error) {
 	if tooLarge := r.limits.ValidateSize(max(r.n, 1)); tooLarge != nil {
 		return 0, tooLarge
 	}
-	if r.want >= 0 && (r.n > r.want || err == io.EOF && r.n < r.want) {
+	if r.size >= 0 && (r.n > r.size || err == io.EOF && r.n < r.size) {
 		return 0, apierror.ErrIncomplete.WithDetail("the picture is not as long as announced; nothing was stored")
 	}
 	return n, err

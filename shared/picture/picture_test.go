@@ -25,7 +25,7 @@ func defaults(t testing.TB, environ ...string) Limits {
 	return l
 }
 
-// pixel returns a whole picture of each type, of one pixel.
+// pixel returns a picture of one pixel.
 func pixel(t testing.TB, mediaType string) string {
 	t.Helper()
 	name := map[string]string{
@@ -47,7 +47,7 @@ func pixel(t testing.TB, mediaType string) string {
 	return box("ftyp", major+"\x00\x00\x00\x00"+major) + string(content[size:])
 }
 
-func TestOpenAcceptsEveryDefaultType(t *testing.T) {
+func TestInspectAcceptsEveryDefaultType(t *testing.T) {
 	l := defaults(t)
 	if err := l.Validate(); err != nil {
 		t.Fatal(err)
@@ -60,19 +60,19 @@ func TestOpenAcceptsEveryDefaultType(t *testing.T) {
 			continue
 		}
 		if b, err := io.ReadAll(whole); err != nil || string(b) != content {
-			t.Errorf("%s: %d bytes came back of %d, %v", want, len(b), len(content), err)
+			t.Errorf("%s: %d bytes were returned of %d, %v", want, len(b), len(content), err)
 		}
 	}
 }
 
-func TestOpenTakesAnimatedPNGForPNG(t *testing.T) {
+func TestInspectAcceptsAnimatedPNG(t *testing.T) {
 	apng := pixel(t, "image/png")[:33] + "\x00\x00\x00\x08acTL\x00\x00\x00\x01"
 	if got, _, err := defaults(t).Inspect(strings.NewReader(apng), -1); err != nil || got != "image/png" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
 
-func TestOpenNamesRejectedTypes(t *testing.T) {
+func TestInspectNamesRejectedTypes(t *testing.T) {
 	for content, name := range map[string]string{
 		"hello": "text/plain", "<!DOCTYPE html><script>": "text/html", `<svg xmlns="http://www.w3.org/2000/svg"></svg>`: "image/svg+xml",
 		"%PDF-1.7": "application/pdf", "PK\x03\x04": "application/zip", "II*\x00": "image/tiff", "MM\x00*": "image/tiff",
@@ -82,7 +82,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 		box("ftyp", "crx \x00\x00\x00\x01crx isom"): "video/mp4", // a raw image of Canon
 		box("ftyp", "avcs\x00\x00\x00\x00avcs"):     "video/mp4",
 		box("ftyp", "heix")[:11]:                    "application/octet-stream",
-		"the text ftypheic":                         "text/plain",
+		"the ftypheicheic is text":                  "text/plain",
 	} {
 		_, _, err := defaults(t).Inspect(strings.NewReader(content), -1)
 		want := "the file is " + name
@@ -93,7 +93,7 @@ func TestOpenNamesRejectedTypes(t *testing.T) {
 	}
 	l := defaults(t, "ACCEPTED_TYPES=image/heif,image/png")
 	if got, _, err := l.Inspect(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
-		t.Errorf("HEIC where HEIF is accepted: %q, %v", got, err)
+		t.Errorf("HEIC if HEIF is accepted: %q, %v", got, err)
 	}
 	for _, mediaType := range []string{"image/heic-sequence", "image/heif-sequence", "image/avif", "image/jpeg"} {
 		_, _, err := l.Inspect(strings.NewReader(pixel(t, mediaType)), -1)
@@ -128,7 +128,7 @@ func TestWithExtensionKeepsKnownExtensions(t *testing.T) {
 	}
 }
 
-func TestLengthsAreHeldTo(t *testing.T) {
+func TestInspectEnforcesSizes(t *testing.T) {
 	l := defaults(t, "MAX_PICTURE_SIZE=10000")
 	png := pixel(t, "image/png")
 	for _, c := range []struct {
@@ -163,9 +163,8 @@ func TestLengthsAreHeldTo(t *testing.T) {
 	}
 }
 
-// A body that breaks, whatever the error and wherever, must not look like one
-// that has ended.
-func TestABrokenBodyStaysBroken(t *testing.T) {
+// A broken body must not look like the end of a picture, whatever the error and wherever it breaks.
+func TestInspectReturnsErrorsOfTheBody(t *testing.T) {
 	l := defaults(t)
 	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, apierror.ErrStalled} {
 		for _, at := range []int{0, 1, 100, typeBytes - 1, typeBytes, typeBytes + 1, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
@@ -175,11 +174,11 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 				if err == nil {
 					_, err = io.Copy(io.Discard, whole)
 				}
-				//lint:ignore errorsis the error must be the same
+				//lint:ignore errorsis the error must be unchanged
 				if err != cause {
 					t.Errorf("%.4q cut at %d by %v: %v", content, at, cause, err)
 				}
-				//lint:ignore errorsis the error must be the same
+				//lint:ignore errorsis the error must be unchanged
 				if _, err := l.InspectHead(body()); err != cause && (err != nil || at < typeBytes) {
 					t.Errorf("the head of %.4q cut at %d by %v: %v", content, at, cause, err)
 				}
@@ -188,7 +187,7 @@ func TestABrokenBodyStaysBroken(t *testing.T) {
 	}
 }
 
-func TestFaultySettingsAreNamed(t *testing.T) {
+func TestValidateNamesTheFaultySetting(t *testing.T) {
 	for _, environ := range []string{
 		"MAX_PICTURE_SIZE=0", "MAX_PIXELS=0", "ACCEPTED_TYPES=image/*", "ACCEPTED_TYPES=cat,image/png", "ACCEPTED_TYPES=*",
 		"ACCEPTED_TYPES=image/svg+xml", "ACCEPTED_TYPES=image/png,text/html", "ACCEPTED_TYPES=image/tiff", "ACCEPTED_TYPES=video/mp4",
@@ -200,8 +199,8 @@ func TestFaultySettingsAreNamed(t *testing.T) {
 	}
 }
 
-// FuzzOpen holds that what is accepted comes back byte for byte, and within the limit.
-func FuzzOpen(f *testing.F) {
+// FuzzInspect checks that an accepted picture is returned unchanged and within the limit.
+func FuzzInspect(f *testing.F) {
 	for mediaType := range extensions {
 		f.Add([]byte(pixel(f, mediaType)), int64(-1))
 	}
@@ -220,7 +219,7 @@ func FuzzOpen(f *testing.F) {
 		}
 		got, err := io.ReadAll(whole)
 		if err == nil && (!bytes.Equal(got, content) || len(got) > 5000 || (size >= 0 && size != int64(len(got)))) {
-			t.Fatalf("%d bytes announced as %d came back as %d", len(content), size, len(got))
+			t.Fatalf("%d bytes announced as %d were returned as %d", len(content), size, len(got))
 		}
 	})
 }
@@ -246,7 +245,7 @@ func FuzzInspectHead(f *testing.F) {
 	})
 }
 
-// pieces gives at most n bytes at once.
+// pieces returns at most n bytes from each Read.
 type pieces struct {
 	b []byte
 	n int

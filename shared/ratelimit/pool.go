@@ -1,5 +1,5 @@
-// Package ratelimit limits what clients use: slots that are taken at once, in all and per client, and the rate of requests per
-// client. The frontend identifies clients by their addresses, the signer by their verified tokens.
+// Package ratelimit limits what one client can use: slots of pools (requests, uploads and connections in progress), and requests
+// per second.
 package ratelimit
 
 import (
@@ -13,28 +13,28 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// Pools makes the pools of a process, which have one policy and one set of metrics.
+// Pools makes the pools of a process. All have the same share and the same metrics.
 type Pools struct {
 	share        float64
 	slots, taken *prometheus.GaugeVec
 	rejected     *prometheus.CounterVec
 }
 
-// NewPools returns a Pools whose metrics are in reg, named cats_NAME_pool_…. share is the part of each pool that one client may
-// take, from 0 to 1; 0 means that a client may take all.
+// NewPools returns a Pools and registers its metrics, cats_NAME_pool_…. share is the part of each pool that one client may take,
+// from 0 to 1; 0 means no shares.
 func NewPools(name string, share float64, reg prometheus.Registerer) *Pools {
 	prefix, auto := "cats_"+name+"_pool_", promauto.With(reg)
 	return &Pools{
 		share: share,
-		slots: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots", Help: "Slots of a pool."}, []string{"pool"}),
-		taken: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots_taken", Help: "Slots that are taken now."}, []string{"pool"}),
+		slots: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots", Help: "Slots of the pool."}, []string{"pool"}),
+		taken: auto.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "slots_taken", Help: "Slots that are taken."}, []string{"pool"}),
 		rejected: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: prefix + "rejected_total", Help: "Requests and connections without a slot: their client had its share (client), or the pool was full (total).",
+			Name: prefix + "rejected_total", Help: "Requests and connections without a slot, by limit: the client's share (client), or the pool (total).",
 		}, []string{"pool", "limit"}),
 	}
 }
 
-// New returns a pool of total slots. kind is the plural that names it in error details, and in metrics with _ for spaces.
+// New returns a pool of total slots. kind is the plural noun for error details, and the label of the metrics with _ for spaces.
 func (s *Pools) New(kind string, total int) *Pool {
 	label := strings.ReplaceAll(kind, " ", "_")
 	p := &Pool{
@@ -48,7 +48,7 @@ func (s *Pools) New(kind string, total int) *Pool {
 	return p
 }
 
-// Pool is a number of slots. It is safe for concurrent use.
+// Pool is a pool of slots. It is safe for concurrent use.
 type Pool struct {
 	kind         string
 	total, share int
@@ -58,19 +58,19 @@ type Pool struct {
 
 	mu      sync.Mutex
 	taken   int
-	clients map[string]int // slots that each client has taken, none of zero
+	clients map[string]int // slots that each client has taken; no zeros
 }
 
-// Take takes a slot for client until release is called, which must happen exactly once. "" is a client without a share.
+// Take takes a slot for client, until release is called. release must be called exactly once. A client "" has no share.
 //
-// The error is ErrRateLimited if the client has its share, and ErrOverloaded if all slots are taken. There is no release then.
+// Take returns ErrRateLimited if the client has taken its share, and ErrOverloaded if all slots are taken. release is nil then.
 func (p *Pool) Take(client string) (release func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case client != "" && p.clients[client] >= p.share && p.share < p.total:
 		p.overShare.Inc()
-		return nil, apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many %s from this client at once: %d are possible; try again when one has ended", p.kind, p.share))
+		return nil, apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many %s of this client in progress: at most %d are allowed; try again after one has ended", p.kind, p.share))
 	case p.taken >= p.total:
 		p.overTotal.Inc()
 		return nil, apierror.ErrOverloaded
@@ -78,10 +78,10 @@ func (p *Pool) Take(client string) (release func(), err error) {
 	p.taken++
 	p.clients[client]++
 	p.gauge.Inc()
-	return func() { p.give(client) }, nil
+	return func() { p.release(client) }, nil
 }
 
-func (p *Pool) give(client string) {
+func (p *Pool) release(client string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.taken--

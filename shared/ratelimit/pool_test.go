@@ -12,7 +12,7 @@ import (
 	"cats.example/shared/apierror"
 )
 
-func TestTakeBoundsClientsAndTotal(t *testing.T) {
+func TestTakeLimitsClientsAndTotal(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		share float64
@@ -23,7 +23,7 @@ func TestTakeBoundsClientsAndTotal(t *testing.T) {
 	}{
 		{"a client takes its share", 0.5, 4, "aaab", []error{nil, nil, apierror.ErrRateLimited, nil}},
 		{"the pool is full", 0.5, 4, "aabbc", []error{nil, nil, nil, nil, apierror.ErrOverloaded}},
-		{"a full pool tells a client over its share so", 0.5, 4, "aabba", []error{nil, nil, nil, nil, apierror.ErrRateLimited}},
+		{"a client with its share is rejected first", 0.5, 4, "aabba", []error{nil, nil, nil, nil, apierror.ErrRateLimited}},
 		{"a share is one slot at least", 0.0625, 4, "aab", []error{nil, apierror.ErrRateLimited, nil}},
 		{"shares are rounded down", 0.3, 4, "aa", []error{nil, apierror.ErrRateLimited}},
 		{"no shares", 0, 2, "aaa", []error{nil, nil, apierror.ErrOverloaded}},
@@ -68,17 +68,17 @@ func TestMetricsCountSlotsAndRejections(t *testing.T) {
 		_, _ = p.Take(client)
 	}
 	want := `
-# HELP cats_test_pool_rejected_total Requests and connections without a slot: their client had its share (client), or the pool was full (total).
+# HELP cats_test_pool_rejected_total Requests and connections without a slot, by limit: the client's share (client), or the pool (total).
 # TYPE cats_test_pool_rejected_total counter
 cats_test_pool_rejected_total{limit="client",pool="idle"} 0
 cats_test_pool_rejected_total{limit="client",pool="things"} 1
 cats_test_pool_rejected_total{limit="total",pool="idle"} 0
 cats_test_pool_rejected_total{limit="total",pool="things"} 2
-# HELP cats_test_pool_slots Slots of a pool.
+# HELP cats_test_pool_slots Slots of the pool.
 # TYPE cats_test_pool_slots gauge
 cats_test_pool_slots{pool="idle"} 1
 cats_test_pool_slots{pool="things"} 2
-# HELP cats_test_pool_slots_taken Slots that are taken now.
+# HELP cats_test_pool_slots_taken Slots that are taken.
 # TYPE cats_test_pool_slots_taken gauge
 cats_test_pool_slots_taken{pool="idle"} 0
 cats_test_pool_slots_taken{pool="things"} 2
@@ -88,7 +88,7 @@ cats_test_pool_slots_taken{pool="things"} 2
 	}
 }
 
-func TestConcurrentTakesKeepTheBounds(t *testing.T) {
+func TestConcurrentTakesKeepTheLimits(t *testing.T) {
 	p := NewPools("test", 0.5, prometheus.NewRegistry()).New("things", 4)
 	var all sync.WaitGroup
 	for _, client := range []string{"a", "b", "c", "d"} {

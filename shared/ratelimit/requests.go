@@ -16,50 +16,49 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// tableSize is the number of clients whose requests are counted, some 2 MiB. The client that was not seen for longest is
-// forgotten first, and may then send RATE_BURST requests again.
+// tableSize is the number of clients whose requests are counted, some 2 MiB. The client that was not seen for the longest time is
+// evicted first. It then has RATE_BURST requests again.
 const tableSize = 8 << 10
 
-// RequestLimits are the settings of the rate of each client.
+// RequestLimits are the settings of the request rate.
 type RequestLimits struct {
-	RateLimit float64 `env:"RATE_LIMIT" envDefault:"50" help:"requests a second that one client may make on average: the frontend counts by address (IPv6: /56), the signer by authenticated caller; 0 for no limit"`
-	RateBurst int     `env:"RATE_BURST" envDefault:"500" help:"how many of them it may make at once, after a pause"`
+	RateLimit float64 `env:"RATE_LIMIT" envDefault:"50" help:"requests per second of one client, on average: the frontend counts by address (IPv6: /56), the signer by authenticated caller; 0 for no limit"`
+	RateBurst int     `env:"RATE_BURST" envDefault:"500" help:"requests that one client may send at once after a pause"`
 }
 
-// The bounds of the settings keep what clients are told of them within what a header
-// can say.
+// The bounds of the settings keep the numbers in the RateLimit headers within the range of their format.
 const (
 	minRate = 1e-3
 	maxRate = 1e9
 )
 
-// Validate reports the faults of the settings, joined.
+// Validate returns all validation errors, joined.
 func (s RequestLimits) Validate() error {
 	var faults []error
-	if s.RateLimit != 0 && !(s.RateLimit >= minRate && s.RateLimit <= maxRate) { // nor is it NaN
+	if s.RateLimit != 0 && !(s.RateLimit >= minRate && s.RateLimit <= maxRate) { // also rejects NaN
 		faults = append(faults, fmt.Errorf("RATE_LIMIT is %v: want 0 for no limit, or between %v and %v", s.RateLimit, minRate, maxRate))
 	}
 	if s.RateLimit != 0 && (s.RateBurst < 1 || s.RateBurst > maxRate) {
-		faults = append(faults, fmt.Errorf("RATE_BURST is %d: want 1 at least, or nobody could ask for anything", s.RateBurst))
+		faults = append(faults, fmt.Errorf("RATE_BURST is %d: want 1 to %.0f", s.RateBurst, maxRate))
 	}
 	return errors.Join(faults...)
 }
 
-// RequestLimiter counts the requests of each client.
+// RequestLimiter limits the request rate of each client with a token bucket. It is safe for concurrent use.
 type RequestLimiter struct {
 	settings RequestLimits
 	rejected *apierror.Error
 	buckets  *lru.Cache[string, *rate.Limiter]
-	total    prometheus.Counter // rejected requests
+	total    prometheus.Counter // of rejected requests
 }
 
-// NewRequestLimiter returns a RequestLimiter. Its errors call a client by the given noun, such as "address" or "caller". It
-// registers the metric cats_NAME_requests_rate_limited_total in reg.
+// NewRequestLimiter returns a RequestLimiter and registers its metric, cats_NAME_requests_rate_limited_total. client is the noun
+// for a client in error details, such as "address" or "caller".
 func NewRequestLimiter(name, client string, settings RequestLimits, reg prometheus.Registerer) *RequestLimiter {
-	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // it fails for a size below 1 alone
+	buckets, _ := lru.New[string, *rate.Limiter](tableSize) // fails only for a size below 1
 	return &RequestLimiter{
 		settings: settings, buckets: buckets,
-		rejected: apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many requests from this %s: %s a second are possible on average; try again later",
+		rejected: apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many requests from this %s: %s per second are allowed on average; try again later",
 			client, strconv.FormatFloat(settings.RateLimit, 'f', -1, 64))),
 		total: promauto.With(reg).NewCounter(prometheus.CounterOpts{
 			Name: "cats_" + name + "_requests_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
@@ -67,17 +66,17 @@ func NewRequestLimiter(name, client string, settings RequestLimits, reg promethe
 	}
 }
 
-// Quota is what a client has left.
+// Quota is the state of a client's bucket after a request.
 type Quota struct {
-	Remaining int           // requests that it may make now
-	Reset     time.Duration // until it has RATE_BURST of them again, if it makes none
+	Remaining int           // requests that the client may send now
+	Reset     time.Duration // until the bucket is full again
 }
 
-// Enabled reports whether requests are limited.
+// Enabled reports whether there is a limit.
 func (c *RequestLimiter) Enabled() bool { return c.settings.RateLimit > 0 }
 
-// Allow counts a request of client. The error, an ErrRateLimited, says when it may
-// make the next. Without a limit the Quota means nothing.
+// Allow counts one request of client. If the client exceeds its rate, the error is ErrRateLimited, with the time until its next
+// request is allowed. Without a limit, the Quota is zero.
 func (c *RequestLimiter) Allow(client string) (Quota, error) {
 	if !c.Enabled() {
 		return Quota{}, nil
@@ -91,30 +90,30 @@ func (c *RequestLimiter) Allow(client string) (Quota, error) {
 	}
 	now := time.Now()
 	allowed := bucket.AllowN(now, 1)
-	left := bucket.TokensAt(now)
-	state := Quota{max(0, int(left)), c.after(float64(c.settings.RateBurst) - left)}
+	tokens := bucket.TokensAt(now)
+	quota := Quota{max(0, int(tokens)), c.timeFor(float64(c.settings.RateBurst) - tokens)}
 	if !allowed {
 		c.total.Inc()
-		return state, c.rejected.WithRetryAfter(max(time.Second, c.after(1-left)))
+		return quota, c.rejected.WithRetryAfter(max(time.Second, c.timeFor(1-tokens)))
 	}
-	return state, nil
+	return quota, nil
 }
 
-// after returns how long it takes until n more requests are possible.
-func (c *RequestLimiter) after(n float64) time.Duration {
-	return time.Duration(math.Ceil(max(0, n) / c.settings.RateLimit * float64(time.Second)))
+// timeFor returns the time in which a bucket gets this many tokens.
+func (c *RequestLimiter) timeFor(tokens float64) time.Duration {
+	return time.Duration(math.Ceil(max(0, tokens) / c.settings.RateLimit * float64(time.Second)))
 }
 
-// ClientKey returns the key of a client at addr: the IPv4 address, or the IPv6 /56, of which one client may have all addresses. It
-// is "" for the zero Addr.
+// ClientKey returns the key of a client at addr: the IPv4 address, or the IPv6 /56, because one client can have all addresses of
+// it. It returns "" for the zero Addr.
 func ClientKey(addr netip.Addr) string {
 	addr = addr.Unmap().WithZone("")
-	if addr.Is6() {
+	switch {
+	case addr.Is6():
 		prefix, _ := addr.Prefix(56)
 		return prefix.String()
+	case addr.IsValid():
+		return addr.String()
 	}
-	if !addr.IsValid() {
-		return ""
-	}
-	return addr.String()
+	return ""
 }

@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"net/netip"
 	"runtime"
@@ -19,7 +18,7 @@ import (
 	"cats.example/shared/apierror"
 )
 
-func callers(t testing.TB, settings RequestLimits) (*RequestLimiter, *prometheus.Registry) {
+func newLimiter(t testing.TB, settings RequestLimits) (*RequestLimiter, *prometheus.Registry) {
 	t.Helper()
 	if err := settings.Validate(); err != nil {
 		t.Fatal(err)
@@ -28,18 +27,18 @@ func callers(t testing.TB, settings RequestLimits) (*RequestLimiter, *prometheus
 	return NewRequestLimiter("test", "caller", settings, reg), reg
 }
 
-// retryAfter returns what a refusal asks for, and fails when err is none.
+// retryAfter returns the RetryAfter of an ErrRateLimited.
 func retryAfter(t *testing.T, err error) time.Duration {
 	t.Helper()
 	if !errors.Is(err, apierror.ErrRateLimited) {
-		t.Fatalf("got %v; want a refusal", err)
+		t.Fatalf("got %v; want ErrRateLimited", err)
 	}
 	return apierror.AsError(err).RetryAfter
 }
 
-func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
+func TestAllowGrantsTheBurstAndThenTheRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := callers(t, RequestLimits{RateLimit: 0.5, RateBurst: 10})
+		c, _ := newLimiter(t, RequestLimits{RateLimit: 0.5, RateBurst: 10})
 		for i := range 10 {
 			state, err := c.Allow("mia")
 			want := Quota{9 - i, time.Duration(2*(i+1)) * time.Second}
@@ -47,7 +46,7 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 				t.Fatalf("request %d: %+v, %v; want %+v", i, state, err, want)
 			}
 		}
-		for range 3 { // a refusal costs nothing
+		for range 3 { // a rejection takes no token
 			state, err := c.Allow("mia")
 			if wait := retryAfter(t, err); wait != 2*time.Second || state != (Quota{0, 20 * time.Second}) {
 				t.Fatalf("one too many: %+v, wait %v", state, wait)
@@ -58,10 +57,10 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		if _, err := c.Allow("mia"); err != nil {
-			t.Errorf("after the wait that was asked for: %v", err)
+			t.Errorf("after RetryAfter: %v", err)
 		}
 		if _, err := c.Allow("mia"); err == nil {
-			t.Error("two after a wait for one")
+			t.Error("two requests after RetryAfter for one")
 		}
 		time.Sleep(time.Hour)
 		if state, err := c.Allow("mia"); err != nil || state.Remaining != 9 {
@@ -71,10 +70,10 @@ func TestAClientHasItsBurstAndThenItsRate(t *testing.T) {
 }
 
 func TestRejectionNamesTheRate(t *testing.T) {
-	c, reg := callers(t, RequestLimits{RateLimit: 0.25, RateBurst: 1})
+	c, reg := newLimiter(t, RequestLimits{RateLimit: 0.25, RateBurst: 1})
 	_, _ = c.Allow("x")
 	_, err := c.Allow("x")
-	if want := "too many requests from this caller: 0.25 a second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
+	if want := "too many requests from this caller: 0.25 per second"; retryAfter(t, err) < time.Second || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
 		t.Errorf("%v, after %v; want %q", err, apierror.AsError(err).RetryAfter, want)
 	}
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
@@ -86,21 +85,20 @@ cats_test_requests_rate_limited_total 1
 	}
 }
 
-func TestZeroIsNoLimit(t *testing.T) {
-	c, _ := callers(t, RequestLimits{})
+func TestZeroMeansNoLimit(t *testing.T) {
+	c, _ := newLimiter(t, RequestLimits{})
 	for range 10_000 {
 		if _, err := c.Allow("x"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if c.Enabled() || c.buckets.Len() > 0 {
-		t.Error("something was kept")
+		t.Error("a bucket was kept")
 	}
 }
 
-// At once, as the requests come: no more than the burst get through.
-func TestManyAtOnceShareOneBurst(t *testing.T) {
-	c, _ := callers(t, RequestLimits{RateLimit: minRate, RateBurst: 100})
+func TestConcurrentRequestsShareOneBurst(t *testing.T) {
+	c, _ := newLimiter(t, RequestLimits{RateLimit: minRate, RateBurst: 100})
 	var allowed atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
@@ -118,7 +116,7 @@ func TestManyAtOnceShareOneBurst(t *testing.T) {
 	}
 }
 
-func TestStrangersCannotGrowTheTable(t *testing.T) {
+func TestTableOfClientsIsBounded(t *testing.T) {
 	c := NewRequestLimiter("test", "address", RequestLimits{RateLimit: 1, RateBurst: 1}, prometheus.NewRegistry())
 	heap := func() int64 {
 		var m runtime.MemStats
@@ -138,7 +136,7 @@ func TestStrangersCannotGrowTheTable(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
-func TestAddressOfIPv6IsItsNetwork(t *testing.T) {
+func TestClientKeyOfIPv6IsItsNetwork(t *testing.T) {
 	for addr, want := range map[string]string{
 		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7",
 		"2001:db8:1:2ff:3:4:5:6": "2001:db8:1:200::/56", "fe80::1%eth0": "fe80::/56", "::1": "::/56",
@@ -152,7 +150,7 @@ func TestAddressOfIPv6IsItsNetwork(t *testing.T) {
 	}
 }
 
-func TestFaultySettingsAreNamed(t *testing.T) {
+func TestValidateNamesTheFaultySetting(t *testing.T) {
 	for name, s := range map[string]RequestLimits{
 		"RATE_LIMIT": {RateLimit: -1, RateBurst: 1},
 		"RATE_BURST": {RateLimit: 1},
@@ -163,18 +161,7 @@ func TestFaultySettingsAreNamed(t *testing.T) {
 	}
 	for _, r := range []float64{math.NaN(), math.Inf(1), 1e-9} {
 		if (RequestLimits{RateLimit: r, RateBurst: 1}).Validate() == nil {
-			t.Errorf("a rate of %v is taken", r)
+			t.Errorf("a rate of %v is valid", r)
 		}
-	}
-}
-
-func BenchmarkRequest(b *testing.B) {
-	c := NewRequestLimiter("test", "address", RequestLimits{RateLimit: 1e6, RateBurst: 1e6}, prometheus.NewRegistry())
-	var clients []string
-	for i := range 256 {
-		clients = append(clients, ClientKey(netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", i))))
-	}
-	for i := 0; b.Loop(); i++ {
-		_, _ = c.Allow(clients[i%len(clients)])
 	}
 }

@@ -10,8 +10,8 @@ import (
 
 // trackedBody is the body of a Put. It records the error that ended the body, and whether all of it was read.
 //
-// A body of a known size is complete with its last byte: the signer may store it then. The transport may still read after RoundTrip
-// has returned, hence the lock.
+// A body of a known size is complete with its last byte: the signer may store it then. The transport may still read after
+// RoundTrip has returned, hence the lock.
 type trackedBody struct {
 	r        io.Reader
 	mu       sync.Mutex

@@ -140,11 +140,6 @@ func (c *Client) Ready(ctx context.Context) error {
 // takeSlot takes one of the slots for calls for signed URLs.
 func (c *Client) takeSlot(ctx context.Context) error {
 	select {
-	case c.slots <- struct{}{}: // without a timer, which would be an allocation
-		return nil
-	default:
-	}
-	select {
 	case c.slots <- struct{}{}:
 		return nil
 	case <-time.After(slotTimeout):
@@ -208,15 +203,15 @@ func (c *Client) do(req *http.Request, out any) error {
 	return nil
 }
 
-// lostError is the cause of an error if the signer may have received a request whose response did not arrive, or is not a response
-// of the contract.
+// lostError is the cause of an error if the signer may have received a request whose response did not arrive, or is not a
+// response of the contract.
 type lostError struct{ error }
 
 // Unwrap returns the reason.
 func (e lostError) Unwrap() error { return e.error }
 
-// unknownIfLost returns err, the result of a write. If err wraps a lostError, the Outcome is unknown and suffix is appended to the
-// Detail.
+// unknownIfLost returns err, the result of a write. If err wraps a lostError, the Outcome is unknown and suffix is appended to
+// the Detail.
 func unknownIfLost(err error, suffix string) error {
 	if _, lost := errors.AsType[lostError](err); lost {
 		return apierror.AsError(err).WithUnknownOutcome(suffix)

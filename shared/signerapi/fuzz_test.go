@@ -17,8 +17,8 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// FuzzContract sends calls through client and handler. Valid arguments arrive unchanged. Invalid ones are rejected and do not reach
-// the signer.
+// FuzzContract sends calls through client and handler. Valid arguments arrive unchanged. Invalid ones are rejected and do not
+// reach the signer.
 func FuzzContract(f *testing.F) {
 	f.Add(byte(0), "Davyd", "*", "", "", int64(0), int64(7), make([]byte, 16), make([]byte, 32))
 	f.Add(byte(0), "a&user=b", `"0x1"`, `"a&b"`, "", int64(0), int64(-1), []byte{}, []byte{1})

@@ -153,8 +153,8 @@ func WriteError(w http.ResponseWriter, err error) {
 	WriteJSON(w, e.Status, "application/json", e)
 }
 
-// WriteJSON writes a response with v as JSON, without a newline at its end. Caches must not store it. WriteJSON panics if v cannot
-// be encoded.
+// WriteJSON writes a response with v as JSON, without a newline at its end. Caches must not store it. WriteJSON panics if v
+// cannot be encoded.
 func WriteJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -171,8 +171,8 @@ func WriteJSON(w http.ResponseWriter, status int, contentType string, v any) {
 	_, _ = w.Write(content) // fails only if the connection is lost
 }
 
-// BodyReader reads the body of an HTTP request and translates its errors: an expired deadline is ErrStalled. Other errors, a wrapped
-// io.EOF included, are ErrIncomplete, unless they are an [apierror.Error].
+// BodyReader reads the body of an HTTP request and translates its errors: an expired deadline is ErrStalled. Other errors, a
+// wrapped io.EOF included, are ErrIncomplete, unless they are an [apierror.Error].
 type BodyReader struct{ Body io.Reader }
 
 // Read implements [io.Reader].

@@ -16,8 +16,9 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// TestOutcomesOfLostResponses plays a fault in each call of the contract. The outcome of a Delete and of a CommitUpload is unknown
-// as soon as the signer may have received it. The outcome of a Put is unknown only if the signer may have received the whole body.
+// TestOutcomesOfLostResponses plays a fault in each call of the contract. The outcome of a Delete and of a CommitUpload is
+// unknown as soon as the signer may have received it. The outcome of a Put is unknown only if the signer may have received the
+// whole body.
 func TestOutcomesOfLostResponses(t *testing.T) {
 	const unavailable, internal = "signer_unavailable", "internal"
 	for name, c := range map[string]struct {
@@ -59,7 +60,7 @@ func TestOutcomesOfLostResponses(t *testing.T) {
 		"unknown code":         {respond(response(404, `{"code":"made_up","detail":"x"}`)), internal, "unknown"},
 		"outcome without code": {respond(response(503, `{"outcome":"stored"}`)), internal, "unknown"},
 	} {
-		for called, call := range calls {
+		for called, call := range everyCall {
 			t.Run(called+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					want := apierror.Outcome("")
@@ -81,8 +82,8 @@ func TestOutcomesOfLostResponses(t *testing.T) {
 // Another program may answer with a success that the signer does not use for this call.
 func TestSuccessOfAnotherKindIsUnknown(t *testing.T) {
 	for called, response := range map[string]string{"Delete": response(200, `{"etag":"1"}`), "CommitUpload": response(204, ""), "Put": response(204, "")} {
-		err := calls[called].do(t.Context(), peer(t, respond(response)), mustUser(t, "x"), 7)
-		checkError(t, err, "internal", apierror.OutcomeUnknown, calls[called].suffix)
+		err := everyCall[called].do(t.Context(), peer(t, respond(response)), mustUser(t, "x"), 7)
+		checkError(t, err, "internal", apierror.OutcomeUnknown, everyCall[called].suffix)
 	}
 }
 
@@ -98,7 +99,7 @@ func TestRejectedWritesKeepTheSignersOutcome(t *testing.T) {
 		`,"outcome":"unknown\u0000"`:   "",
 		`,"outcome":"unknown, stored"`: "",
 	} {
-		for called, call := range calls {
+		for called, call := range everyCall {
 			err := call.do(t.Context(), peer(t, respond(response(503, `{"code":"throttled","detail":"why"`+member+`}`))), mustUser(t, "x"), 7)
 			if e := apierror.AsError(err); e.Code != "throttled" || e.Outcome != want || e.Detail != "why" {
 				t.Errorf("%s rejected with %s: %v, outcome %q, detail %q", called, member, err, e.Outcome, e.Detail)
@@ -108,7 +109,7 @@ func TestRejectedWritesKeepTheSignersOutcome(t *testing.T) {
 }
 
 func TestCanceledCallsAreIncomplete(t *testing.T) {
-	for called, call := range calls {
+	for called, call := range everyCall {
 		t.Run(called, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
@@ -144,6 +145,7 @@ func TestBodiesBrokenAfterTheirEndAreUnknown(t *testing.T) {
 		{0, 100_000, nil, ""},
 		{1, 100_000, nil, ""},
 		{99_999, 100_000, nil, ""},
+		{100_001, 100_000, nil, apierror.OutcomeUnknown},
 	} {
 		body := io.LimitReader(zeros{}, int64(c.sent))
 		if c.end != nil {

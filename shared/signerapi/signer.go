@@ -68,8 +68,9 @@ type Signer interface {
 	// Read that had begun before.
 	//
 	// Put returns ErrEmpty, ErrTooLarge, ErrUnsupportedMediaType, ErrIncomplete, ErrStalled, ErrDigestMismatch,
-	// ErrPreconditionFailed or ErrInvalidArgument. ErrConflict means that another upload for user was committed first. ErrArchived, ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the
-	// state of the stored picture does not allow the write. ErrDamaged has the Outcome stored.
+	// ErrPreconditionFailed or ErrInvalidArgument. ErrConflict means that another upload for user was committed first.
+	// ErrArchived, ErrImmutable, ErrLeased and ErrRejectedByStorage mean that the state of the stored picture does not allow the
+	// write. ErrDamaged has the Outcome stored.
 	Put(ctx context.Context, user User, body io.Reader, opts PutOptions) (Info, error)
 
 	// Link returns a signed URL that permits to read the picture of user, and nothing else, until it expires.
@@ -90,8 +91,8 @@ type Signer interface {
 	// uploads are off.
 	StartUpload(ctx context.Context, user User, size int64) (UploadSession, error)
 
-	// CommitUpload makes the staged blob of an upload session the picture of user, and replaces the one that is stored. It
-	// accepts the staged blob if it has the announced size and Put would accept its content.
+	// CommitUpload makes the staged blob of an upload session the picture of user, and replaces the one that is stored. The
+	// staged blob must have the announced size, an accepted type and at most MAX_PIXELS pixels.
 	//
 	// It can be repeated: after a successful commit it returns the same Info, as long as the picture is not replaced. It returns
 	// the errors of Put, or ErrNoUpload if user has no staged blob with this ID. ErrConflict also means that the client changed

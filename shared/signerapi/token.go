@@ -12,7 +12,8 @@ import (
 type Token = Secret
 
 // BearerToken returns the bearer token of a request (RFC 6750 section 2.1), or "" if there is no Authorization field. It returns
-// ErrUnauthenticated if there is more than one field, or another scheme, or a token that is not a token68 (RFC 9110 section 11.2).
+// ErrUnauthenticated if there is more than one field, or another scheme, or a token that is not a token68 (RFC 9110 section
+// 11.2).
 func BearerToken(h http.Header) (Token, error) {
 	const token68 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/="
 	fields := h["Authorization"]

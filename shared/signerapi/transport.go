@@ -80,9 +80,9 @@ func (c *watchedConn) Close() error {
 	return c.Conn.Close()
 }
 
-// untilLost calls send, which sends req with body, and returns its error. If the connection is closed while body is being read, it
-// returns after lostTimeout: [http.Transport] would wait for a Read of the body, and so for a client that may send nothing. The
-// caller must cancel the context of req afterwards.
+// untilLost calls send, which sends req with body, and returns its error. If the connection is closed while body is being read,
+// it returns after lostTimeout: [http.Transport] would wait for a Read of the body, and so for a client that may send nothing.
+// The caller must cancel the context of req afterwards.
 func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) error) error {
 	ctx, conns, done := req.Context(), make(chan *watchedConn), make(chan error, 1)
 	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
@@ -115,10 +115,10 @@ func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) er
 
 // transport sends calls over HTTP/1.1.
 //
-// net/http repeats a call if an idle connection turns out to be closed, a PUT or POST only if it has an Idempotency-Key. It does so
-// only if no byte of the body was read and no byte of a response has arrived. DELETE and commit must not be sent twice: the second
-// response would hide that the first call was carried out. Each of them gets a connection of its own, on which net/http repeats
-// nothing.
+// net/http repeats a call if an idle connection turns out to be closed, a PUT or POST only if it has an Idempotency-Key. It does
+// so only if no byte of the body was read and no byte of a response has arrived. DELETE and commit must not be sent twice: the
+// second response would hide that the first call was carried out. Each of them gets a connection of its own, on which net/http
+// repeats nothing.
 type transport struct{ kept, fresh *http.Transport }
 
 func newTransport() *transport {

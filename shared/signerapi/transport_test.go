@@ -142,21 +142,6 @@ func TestPutStreamsAnyBodyOverOneConnection(t *testing.T) {
 	}
 }
 
-func TestPutRejectsABodyOfAnotherSize(t *testing.T) {
-	for _, size := range []int64{1, 99_999, 100_001} {
-		c, _ := serve(t, storing(func(body io.Reader) error {
-			if _, err := io.Copy(io.Discard, body); err != nil || size < 100_000 {
-				return apierror.ErrIncomplete // a longer body ends at its announced size; only the client can see that
-			}
-			t.Errorf("100,000 bytes announced as %d: the signer got a whole picture", size)
-			return nil
-		}))
-		if _, err := c.Put(t.Context(), mustUser(t, "x"), io.LimitReader(zeros{}, 100_000), PutOptions{Size: size}); err == nil {
-			t.Errorf("100,000 bytes announced as %d: no error", size)
-		}
-	}
-}
-
 // A signer that rejects an upload and keeps the connection would take the rest of the picture for a request.
 func TestRejectedUploadsCloseTheirConnection(t *testing.T) {
 	const overloaded = `{"code":"overloaded","detail":"x"}`
@@ -262,17 +247,41 @@ func TestPutReadsNothingAfterItReturns(t *testing.T) {
 // recorder is a signer that responds to every call, counts the calls, and injects one fault.
 type recorder struct {
 	mu       sync.Mutex
+	listener net.Listener
 	conns    []net.Conn
 	fault    func(net.Conn, *http.Request) (respond bool) // in the next call
-	seen     int                                          // request headers
-	executed int                                          // whole requests with a response
+	calls                                                 // so far
 }
 
-func (s *recorder) serve(conn net.Conn, in *bufio.Reader) {
-	s.mu.Lock()
-	s.conns = append(s.conns, conn)
-	s.mu.Unlock()
-	for {
+// calls are the request headers that a signer got, and the whole requests that it executed.
+type calls struct{ seen, executed int }
+
+// listen serves connections at address until the test or the listener ends.
+func (s *recorder) listen(t *testing.T, address string) {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(context.WithoutCancel(t.Context()), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	s.listener = l
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.mu.Lock()
+			s.conns = append(s.conns, conn)
+			s.mu.Unlock()
+			go s.serve(conn)
+		}
+	}()
+}
+
+func (s *recorder) serve(conn net.Conn) {
+	defer conn.Close()
+	for in := bufio.NewReader(conn); ; {
 		req, err := http.ReadRequest(in)
 		if err != nil {
 			return
@@ -298,40 +307,6 @@ func (s *recorder) serve(conn net.Conn, in *bufio.Reader) {
 	}
 }
 
-// listen serves connections at address until the test or the listener ends.
-func (s *recorder) listen(t *testing.T, address string) net.Listener {
-	t.Helper()
-	l, err := (&net.ListenConfig{}).Listen(context.WithoutCancel(t.Context()), "tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				s.serve(conn, bufio.NewReader(conn))
-			}()
-		}
-	}()
-	return l
-}
-
-// begin resets the counters after one call, whose connection the client keeps, and injects fault into the next call.
-func (s *recorder) begin(t *testing.T, c *Client, fault func(net.Conn, *http.Request) bool) {
-	t.Helper()
-	if _, err := c.About(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.seen, s.executed, s.fault = 0, 0, fault
-}
-
 // drop closes all connections; with a TCP reset if reset is set.
 func (s *recorder) drop(reset bool) {
 	s.mu.Lock()
@@ -342,31 +317,23 @@ func (s *recorder) drop(reset bool) {
 }
 
 func closeConn(conn net.Conn, reset bool) {
-	if tcp, ok := conn.(*net.TCPConn); ok && reset {
-		_ = tcp.SetLinger(0)
+	if reset {
+		_ = conn.(*net.TCPConn).SetLinger(0)
 	}
 	_ = conn.Close()
 }
 
-func (s *recorder) check(t *testing.T, seen, executed int) {
-	t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.seen != seen || s.executed != executed {
-		t.Errorf("the signer got %d calls and executed %d; want %d and %d", s.seen, s.executed, seen, executed)
-	}
-}
-
-// TestCallsOverIdleConnectionsExecuteOnce plays faults on a connection that the client kept: net/http repeats what it can repeat, and no
-// call is executed twice.
+// TestCallsOverIdleConnectionsExecuteOnce plays faults on a connection that the client kept: net/http repeats what it can repeat,
+// and no call is executed twice.
 func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 	type result struct {
-		seen, executed int
-		code           string // "" for success
-		outcome        apierror.Outcome
+		calls
+		code    string // "" for success
+		outcome apierror.Outcome
 	}
 	const dead = "signer_unavailable"
-	once, again, unknown := result{seen: 1, executed: 1}, result{seen: 2, executed: 1}, result{1, 0, dead, apierror.OutcomeUnknown}
+	once, again := result{calls{1, 1}, "", ""}, result{calls{2, 1}, "", ""}
+	definite, unknown := result{calls{1, 0}, dead, ""}, result{calls{1, 0}, dead, apierror.OutcomeUnknown}
 	closing := func(reset bool, before string) func(net.Conn, *http.Request) bool {
 		return func(conn net.Conn, _ *http.Request) bool {
 			_, _ = io.WriteString(conn, before)
@@ -381,23 +348,27 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 			return false
 		}
 	}
+	pause := func(net.Conn, *http.Request) bool { time.Sleep(50 * time.Millisecond); return true }
 	for name, c := range map[string]struct {
-		idle, reset bool // the signer closes the connection before the call
-		fault       func(net.Conn, *http.Request) bool
-		size        int64
-		want        map[kind]result
+		closed, reset, restarted, stopped bool // before the call; it closes the connection
+		fault                             func(net.Conn, *http.Request) bool
+		size                              int64
+		want                              map[kind]result
 	}{
-		"closed while idle":           {idle: true, want: map[kind]result{read: once, put: once, fresh: once}},
-		"reset while idle":            {idle: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
-		"closed after the header":     {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
-		"reset after the header":      {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
-		"closed within the response":  {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: {1, 0, dead, ""}, put: {1, 0, dead, ""}, fresh: unknown}},
-		"closed within the body":      {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: {1, 0, dead, ""}}}, // larger than all buffers
-		"closed within an early body": {fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: {1, 0, dead, ""}}},
-		"closed after the body":       {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
-		"closed after an early body":  {fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
+		"closed while idle":            {closed: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"reset while idle":             {closed: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"restarted while idle":         {closed: true, restarted: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"stopped after the header":     {stopped: true, fault: closing(false, ""), want: map[kind]result{read: definite, put: definite, fresh: {calls{}, dead, ""}}},
+		"pauses before a 100 Continue": {fault: pause, want: map[kind]result{read: once, put: once, fresh: once}},
+		"closed after the header":      {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"reset after the header":       {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"closed within the response":   {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: definite, put: definite, fresh: unknown}},
+		"closed within the body":       {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
+		"closed within an early body":  {fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: definite}},
+		"closed after the body":        {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
+		"closed after an early body":   {fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
 	} {
-		for called, call := range calls {
+		for called, call := range everyCall {
 			want, ok := c.want[call.kind]
 			if !ok {
 				continue
@@ -405,14 +376,39 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 			t.Run(called+", "+name, func(t *testing.T) {
 				t.Parallel()
 				s := new(recorder)
-				client := newClient(t, "http://"+s.listen(t, "127.0.0.1:0").Addr().String())
+				s.listen(t, "127.0.0.1:0")
+				address := s.listener.Addr().String()
+				client := newClient(t, "http://"+address)
 				client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
-				s.begin(t, client, c.fault)
-				if c.idle {
+				restart := sync.OnceFunc(func() { s.listen(t, address) })
+				dialWith(client, (&dialer{connect: func(ctx context.Context, network, address string) (net.Conn, error) {
+					conn, err := new(net.Dialer).DialContext(ctx, network, address)
+					switch {
+					case err != nil && c.stopped:
+						return nil, &net.OpError{Op: "dial", Err: errors.New("refused for long")}
+					case err != nil:
+						restart()
+					}
+					return conn, err
+				}}).dial)
+				if _, err := client.About(t.Context()); err != nil { // opens the connection that is kept
+					t.Fatal(err)
+				}
+				s.mu.Lock()
+				s.calls, s.fault = calls{}, c.fault
+				s.mu.Unlock()
+				if c.restarted || c.stopped {
+					_ = s.listener.Close()
+				}
+				if c.closed {
 					s.drop(c.reset)
 				}
 				err := call.do(t.Context(), client, mustUser(t, "x"), cmp.Or(c.size, 100_000))
-				s.check(t, want.seen, want.executed)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if s.calls != want.calls {
+					t.Errorf("the signer got %+v; want %+v", s.calls, want.calls)
+				}
 				if want.code == "" && err != nil {
 					t.Errorf("%v; want success", err)
 				} else if want.code != "" {
@@ -420,32 +416,6 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// If an idle connection is closed and the signer refuses new ones, the call was not executed.
-func TestCallsAfterLostIdleConnectionChangeNothing(t *testing.T) {
-	for called, call := range calls {
-		t.Run(called, func(t *testing.T) {
-			s, dials := new(recorder), 0
-			c := newClient(t, "http://signer.test:1")
-			dialWith(c, func(context.Context, string, string) (net.Conn, error) {
-				if dials++; dials > 1 {
-					return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
-				}
-				client, signer := net.Pipe()
-				go func() {
-					defer signer.Close()
-					s.serve(signer, bufio.NewReader(signer))
-				}()
-				return client, nil
-			})
-			s.begin(t, c, func(net.Conn, *http.Request) bool { return false })
-			checkError(t, call.do(t.Context(), c, mustUser(t, "x"), 7), "signer_unavailable", "", "")
-			if dials != 2 || call.kind == fresh && s.seen > 0 {
-				t.Errorf("%d connections; want 2; %d calls over the first", dials, s.seen)
-			}
-		})
 	}
 }
 
@@ -469,50 +439,6 @@ type countingConn struct {
 }
 
 func (c countingConn) Write(p []byte) (int, error) { c.writes.Add(1); return c.Conn.Write(p) }
-
-func TestCallsWaitForRestartingSigner(t *testing.T) {
-	for called, call := range calls {
-		t.Run(called, func(t *testing.T) {
-			t.Parallel()
-			s := new(recorder)
-			l := s.listen(t, "127.0.0.1:0")
-			address := l.Addr().String()
-			c := newClient(t, "http://"+address)
-			restart := sync.OnceFunc(func() { s.listen(t, address) })
-			dialWith(c, (&dialer{connect: func(ctx context.Context, network, address string) (net.Conn, error) {
-				conn, err := new(net.Dialer).DialContext(ctx, network, address)
-				if errors.Is(err, syscall.ECONNREFUSED) {
-					restart()
-				}
-				return conn, err
-			}}).dial)
-			s.begin(t, c, nil)
-			_ = l.Close()
-			s.drop(false)
-			if err := call.do(t.Context(), c, mustUser(t, "x"), 100_000); err != nil {
-				t.Error(err)
-			}
-			s.check(t, 1, 1)
-		})
-	}
-}
-
-// The signer may pause for longer than the client waits for 100 Continue.
-func TestPausedSignerExecutesCallsOnce(t *testing.T) {
-	for called, call := range calls {
-		t.Run(called, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := new(recorder)
-				c := peer(t, s.serve)
-				s.begin(t, c, func(net.Conn, *http.Request) bool { time.Sleep(1500 * time.Millisecond); return true })
-				if err := call.do(t.Context(), c, mustUser(t, "x"), 100_000); err != nil {
-					t.Error(err)
-				}
-				s.check(t, 1, 1)
-			})
-		})
-	}
-}
 
 func TestDialRetriesRefusedConnectionsPerOutage(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}

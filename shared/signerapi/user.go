@@ -55,8 +55,8 @@ func invalidUser(format string, args ...any) error {
 // String returns the name as it was parsed.
 func (u User) String() string { return u.name }
 
-// isControl reports whether r is a C0 or C1 control character, or one of the two separators that some programs treat as the end of
-// a line.
+// isControl reports whether r is a C0 or C1 control character, or one of the two separators that some programs treat as the end
+// of a line.
 func isControl(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }
 
 // ValidateDownloadName returns ErrInvalidArgument unless name is valid UTF-8 of at most 255 bytes without "/", "\" and control

@@ -33,8 +33,8 @@ func TestParseUserRejectsAmbiguousNames(t *testing.T) {
 	}
 }
 
-// FuzzParseUser checks that a valid name is unchanged in the blob name, in the URL and after the wire, and that two names are never
-// equal there.
+// FuzzParseUser checks that a valid name is unchanged in the blob name, in the URL and after the wire, and that two names are
+// never equal there.
 func FuzzParseUser(f *testing.F) {
 	for _, s := range []string{"Davyd", "..", "a/b", "猫", "\xff", "a ", "a%2Fb", "\u202e", "a;b&c=d+e", "\u00e9", "e\u0301"} {
 		f.Add(s, s+"x")

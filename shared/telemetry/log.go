@@ -1,4 +1,4 @@
-// Package telemetry sets up logs, metrics and traces.
+// Package telemetry creates the logger, the metrics registry and the traces of a process.
 package telemetry
 
 import (
@@ -12,12 +12,12 @@ import (
 // maxLoggedError is the maximum length of an error in the log, in bytes. Some libraries put input of clients into their errors.
 const maxLoggedError = 512
 
-// NewLogger returns the logger of a process, which writes each line to w at once, as JSON.
+// NewLogger returns the logger of a process. It writes JSON lines to w, without a buffer.
 func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service.name", name)
 }
 
-// LogVersion writes the first line of a process's log: its version and the revision of its source.
+// LogVersion writes the first line of a process's log, with its version and the revision of its source.
 func LogVersion(log *slog.Logger) {
 	log.Info("starting", "service.version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
 }

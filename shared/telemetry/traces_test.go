@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bytes"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"log/slog"
@@ -17,7 +18,23 @@ import (
 	"go.opentelemetry.io/otel"
 )
 
-func TestTracesAreOffUnlessAskedFor(t *testing.T) {
+// logLines returns the log lines with the message msg.
+func logLines(t *testing.T, log *bytes.Buffer, msg string) []map[string]any {
+	t.Helper()
+	var found []map[string]any
+	for line := range strings.Lines(log.String()) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatalf("not a line of JSON: %q", line)
+		}
+		if m["msg"] == msg {
+			found = append(found, m)
+		}
+	}
+	return found
+}
+
+func TestNewTracesFollowsTheStandardVariables(t *testing.T) {
 	const on = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1"
 	for _, row := range []struct {
 		environ string
@@ -45,16 +62,15 @@ func TestTracesAreOffUnlessAskedFor(t *testing.T) {
 			t.Errorf("%s: %v; want %q", row.environ, err, row.err)
 		}
 		if err != nil && strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: the error has a value: %v", row.environ, err)
+			t.Errorf("%s: the error contains a value: %v", row.environ, err)
 		}
 		if (traces != nil) != row.on {
-			t.Errorf("%s: on is %v", row.environ, traces != nil)
+			t.Errorf("%s: traces are on: %t; want %t", row.environ, traces != nil, row.on)
 		}
 		traces.Close(time.Second)
 	}
 }
 
-// traced is a handler for one path whose spans are in spans once they have ended.
 func TestNewTracesLogsIgnoredSettingsWithoutValues(t *testing.T) {
 	for name, value := range map[string]string{
 		"OTEL_TRACES_SAMPLER": "nonsense", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://%secret", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1",
@@ -76,7 +92,7 @@ func TestNewTracesLogsIgnoredSettingsWithoutValues(t *testing.T) {
 		t.Errorf("errors in the log (-want +got):\n%s", diff)
 	}
 	if strings.Contains(log.String(), "secret") {
-		t.Errorf("the log has the value of a variable: %s", log.String())
+		t.Errorf("the log contains the value of a variable: %s", log.String())
 	}
 }
 
@@ -117,14 +133,14 @@ func TestNewTracesLogsLostSpansOnce(t *testing.T) {
 	span.End()
 	traces.Close(time.Minute)
 	otel.Handle(errors.New("another one"))
-	lines := logLines(t, log, "traces are lost")
+	lines := logLines(t, log, "trace export failed; spans are lost")
 	if len(lines) != 1 || lines[0]["level"] != "WARN" {
 		t.Fatalf("the log has %v", lines)
 	}
 	if text, _ := lines[0]["error"].(string); !strings.Contains(text, "http://127.0.0.1:1/v1/traces") {
 		t.Errorf("the error is %s", text)
 	}
-	if on := logLines(t, log, "traces are sent"); len(on) != 1 || on[0]["endpoint"] != "http://127.0.0.1:1" {
+	if on := logLines(t, log, "trace export enabled"); len(on) != 1 || on[0]["endpoint"] != "http://127.0.0.1:1" {
 		t.Errorf("the log has %v", on)
 	}
 }

@@ -1,5 +1,5 @@
-// Package watchdog ends a transfer whose receiver has stopped reading. Both hops of an upload use it: the frontend towards the
-// signer, and the signer towards storage.
+// Package watchdog ends uploads whose receiver does not read any more. Both hops of an upload use it: from the frontend to the
+// signer, and from the signer to storage. The timeout of the first hop follows from that of the second.
 package watchdog
 
 import (
@@ -8,23 +8,23 @@ import (
 	"time"
 )
 
-// Timeout is the longest time between two reads of a body: the receiver has then accepted nothing for so long.
+// Timeout is the maximum time between two reads of a body, in which the receiver accepts no byte.
 const Timeout = 30 * time.Second
 
-// ErrExpired is the reason for which a transfer is cancelled.
+// ErrExpired is the cause with which an upload is canceled.
 var ErrExpired = errors.New("the receiver accepted no byte in time")
 
-// Reader is a body that is sent to a receiver.
+// Reader is the body of an upload.
 type Reader struct {
 	r            io.Reader
 	next, answer time.Duration
 	timer        *time.Timer
 }
 
-// NewReader returns a Reader of r. It calls expire with ErrExpired in two cases. The next Read does not begin within next after a
-// Read has returned. Or Stop is not called within answer after a Read has returned io.EOF.
+// NewReader returns a Reader of r. It calls expire with ErrExpired if the receiver stops reading: no Read begins within next
+// after a Read has returned. It also calls expire if Stop is not called within answer after the end of r.
 //
-// Time in which a Read waits for r does not count, nor does the time before the first Read and after another error of r.
+// The time of a Read of r does not count, nor does the time before the first Read, nor the time after an error of r.
 func NewReader(r io.Reader, next, answer time.Duration, expire func(error)) *Reader {
 	timer := time.AfterFunc(answer, func() { expire(ErrExpired) })
 	timer.Stop()
@@ -35,14 +35,14 @@ func NewReader(r io.Reader, next, answer time.Duration, expire func(error)) *Rea
 func (w *Reader) Read(p []byte) (int, error) {
 	w.timer.Stop()
 	n, err := w.r.Read(p)
-	switch err { // not errors.Is: a wrapped io.EOF is a broken body, not its end
-	case nil:
+	switch {
+	case err == nil:
 		w.timer.Reset(w.next)
-	case io.EOF:
+	case err == io.EOF: // a wrapped io.EOF is not the end of the body
 		w.timer.Reset(w.answer)
 	}
 	return n, err
 }
 
-// Stop ends the watch. A Read that returns later starts it again, so expire must be harmless then.
+// Stop ends the watch. A Read that returns later starts it again, so expire must have no effect then.
 func (w *Reader) Stop() { w.timer.Stop() }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// slow takes a time for each Read.
+// slow is a reader whose Reads take a time.
 type slow struct {
 	io.Reader
 	each time.Duration
