@@ -351,6 +351,7 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 	pause := func(net.Conn, *http.Request) bool { time.Sleep(50 * time.Millisecond); return true }
 	for name, c := range map[string]struct {
 		closed, reset, restarted, stopped bool // before the call; it closes the connection
+		early                             bool // the client waits only 10 ms for a 100 Continue
 		fault                             func(net.Conn, *http.Request) bool
 		size                              int64
 		want                              map[kind]result
@@ -359,14 +360,14 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 		"reset while idle":             {closed: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
 		"restarted while idle":         {closed: true, restarted: true, want: map[kind]result{read: once, put: once, fresh: once}},
 		"stopped after the header":     {stopped: true, fault: closing(false, ""), want: map[kind]result{read: definite, put: definite, fresh: {calls{}, dead, ""}}},
-		"pauses before a 100 Continue": {fault: pause, want: map[kind]result{read: once, put: once, fresh: once}},
+		"pauses before a 100 Continue": {early: true, fault: pause, want: map[kind]result{read: once, put: once, fresh: once}},
 		"closed after the header":      {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
 		"reset after the header":       {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
 		"closed within the response":   {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: definite, put: definite, fresh: unknown}},
 		"closed within the body":       {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
-		"closed within an early body":  {fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: definite}},
+		"closed within an early body":  {early: true, fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: definite}},
 		"closed after the body":        {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
-		"closed after an early body":   {fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
+		"closed after an early body":   {early: true, fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
 	} {
 		for called, call := range everyCall {
 			want, ok := c.want[call.kind]
@@ -379,7 +380,9 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 				s.listen(t, "127.0.0.1:0")
 				address := s.listener.Addr().String()
 				client := newClient(t, "http://"+address)
-				client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
+				if c.early {
+					client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
+				}
 				restart := sync.OnceFunc(func() { s.listen(t, address) })
 				dialWith(client, (&dialer{connect: func(ctx context.Context, network, address string) (net.Conn, error) {
 					conn, err := new(net.Dialer).DialContext(ctx, network, address)
