@@ -227,7 +227,6 @@ func (b *attemptBody) Read(p []byte) (n int, err error) {
 		return 0, errRevoked
 	}
 	_, _ = b.crc.Write(p[:n])
-	//lint:ignore errorsis a wrapped io.EOF is a broken body, not its end
 	switch err {
 	case nil:
 	case io.EOF:
