@@ -227,7 +227,7 @@ func (b *attemptBody) Read(p []byte) (n int, err error) {
 		return 0, errRevoked
 	}
 	_, _ = b.crc.Write(p[:n])
-	switch err {
+	switch err { // a wrapped io.EOF is a broken body, not its end
 	case nil:
 	case io.EOF:
 		b.stream.whole = true
