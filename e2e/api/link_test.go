@@ -1,0 +1,221 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"mime"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cats.example/e2e/harness"
+)
+
+// parse returns the URL s and the times in its query.
+func parse(t *testing.T, s string) (u *url.URL, times map[string]time.Time) {
+	t.Helper()
+	u, err := url.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	times = map[string]time.Time{}
+	for _, name := range []string{"st", "se", "skt", "ske"} {
+		if times[name], err = time.Parse(time.RFC3339, u.Query().Get(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u, times
+}
+
+func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
+	t.Parallel()
+	const forged, forbidden = "AuthorizationFailure", "AuthorizationPermissionMismatch"
+	sys, user, other := harness.Shared(t), harness.User(t), harness.User(t)
+	harness.Put(t, sys, user, harness.Cat)
+	harness.Put(t, sys, other, harness.Cat)
+	signed, expires := harness.Link(t, sys, user, "")
+	short, soon := harness.Link(t, sys, user, "?ttl=5s")
+	u, times := parse(t, signed)
+	q := u.Query()
+	if q.Get("sp") != "r" || q.Get("sr") != "b" || q.Get("spr") != "https" || !times["se"].Equal(expires) || u.Path != "/"+sys.Container+"/"+user+"/cat" {
+		t.Errorf("the signed URL is %s, until %v", signed, expires)
+	}
+	if harness.Elsewhere == nil && u.Scheme+"://"+u.Host != harness.Stack(t).FrontURL {
+		t.Errorf("the signed URL has another base: %s", signed)
+	}
+	harness.Send(t, "HEAD", signed, "").Want(t, 200)
+	if a := harness.Send(t, "GET", signed, "", "Range", "bytes=10-19").Want(t, 206); !bytes.Equal(a.Body, harness.Cat[10:20]) {
+		t.Errorf("the range is %q", a.Body)
+	}
+
+	modified := map[string]string{
+		"another user":      strings.Replace(signed, "/"+user+"/", "/"+other+"/", 1),
+		"another blob":      strings.Replace(signed, "/cat?", "/dog?", 1),
+		"container listing": strings.Replace(signed, "/"+user+"/cat?", "?restype=container&comp=list&", 1),
+	}
+	with := func(name, value string) {
+		query := u.Query()
+		query.Set(name, value)
+		if value == "" {
+			query.Del(name)
+		}
+		modified[name+"="+value] = u.Scheme + "://" + u.Host + u.Path + "?" + query.Encode()
+	}
+	for i := 0; i < 42; i += 6 { // the last letter but one has unused bits
+		sig := []byte(q.Get("sig"))
+		sig[i] = map[bool]byte{true: 'A', false: 'B'}[sig[i] == 'B']
+		with("sig", string(sig))
+	}
+	for name, value := range map[string]string{"se": "2099-01-01T00:00:00Z", "ske": "2099-01-01T00:00:00Z", "sp": "rwd", "sr": "c", "rsct": "text/html", "rscd": "attachment"} {
+		with(name, value)
+	}
+	with("rsct", "")
+	with("rscd", "")
+	for what, target := range modified {
+		harness.Send(t, "GET", target, "").WantRefused(t, what, forged)
+	}
+	for _, c := range []struct{ method, query, body, header, value string }{
+		{"PUT", "", "x", "X-Ms-Blob-Type", "BlockBlob"},
+		{"PUT", "&comp=block&blockid=AAAA", "x", "X-A", ""},
+		{"PUT", "&comp=blocklist", "<BlockList></BlockList>", "X-A", ""},
+		{"PUT", "&comp=metadata", "", "X-Ms-Meta-A", "b"},
+		{"PUT", "&comp=properties", "", "X-Ms-Blob-Content-Type", "text/html"},
+		{"PUT", "&comp=lease", "", "X-Ms-Lease-Action", "break"},
+		{"PUT", "&comp=snapshot", "", "X-A", ""},
+		{"DELETE", "", "", "X-A", ""},
+	} {
+		harness.Send(t, c.method, signed+c.query, c.body, c.header, c.value).WantRefused(t, c.method+" "+c.query, forbidden)
+	}
+	if a := harness.Do(t, "GET", strings.Split(signed, "?")[0], "", nil); a.StatusCode/100 == 2 {
+		t.Errorf("without a signature: %d", a.StatusCode)
+	}
+
+	harness.Eventually(t, func() error {
+		if a := harness.Send(t, "GET", short, ""); a.StatusCode == http.StatusOK {
+			return errors.New("the URL has not expired")
+		}
+		return nil
+	})
+	if time.Now().Before(soon.Add(-time.Second)) {
+		t.Error("the URL expired too early")
+	}
+	harness.Send(t, "GET", short, "").WantRefused(t, "expired URL", forged)
+	harness.WantPicture(t, sys, user, harness.Cat)
+}
+
+func TestSignedURLIsStableWithinItsWindow(t *testing.T) {
+	t.Parallel()
+	harness.NeedOwnSystem(t) // several replicas have several keys
+	const ttl, step = time.Minute, 5 * time.Second
+	sys, user := harness.Shared(t), harness.User(t)
+	harness.Put(t, sys, user, harness.Cat)
+	var mu sync.Mutex
+	seen := map[time.Time]string{} // by expiry
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			at := sys.URL + "/cat/" + user
+			signed, _ := harness.Do(t, "GET", at+"?ttl=60s", "", nil).Field(t, "picture_url").(string)
+			if i%2 == 0 {
+				signed = harness.Do(t, "GET", at+"/picture?ttl=1m", "", nil).Header.Get("Location")
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			_, times := parse(t, signed)
+			if other, ok := seen[times["se"]]; ok && other != signed {
+				t.Errorf("two URLs with the same expiry differ:\n%s\n%s", other, signed)
+			}
+			seen[times["se"]] = signed
+		})
+	}
+	wg.Wait()
+	for expires := range seen {
+		if start := expires.Add(-ttl); !start.Equal(start.Truncate(step)) {
+			t.Errorf("a URL for %v expires at %v", ttl, expires)
+		}
+	}
+}
+
+func TestRedirectIsCachedNoLongerThanTheURL(t *testing.T) {
+	t.Parallel()
+	sys, user := harness.Shared(t), harness.User(t)
+	harness.Put(t, sys, user, harness.Cat)
+	at := sys.URL + "/cat/" + user + "/picture"
+	for query, ttl := range map[string]time.Duration{
+		"": time.Hour, "?ttl=5s": 5 * time.Second, "?ttl=10m": 10 * time.Minute, "?ttl=24h": 24 * time.Hour, "?download=Мурчик.png&ttl=30s": 30 * time.Second,
+	} {
+		a := harness.Send(t, "GET", at+query, "").Want(t, 307)
+		u, times := parse(t, a.Header.Get("Location"))
+		if left := time.Until(times["se"]); left > ttl || left < ttl*10/12-time.Second {
+			t.Errorf("%q: the URL expires in %v", query, left)
+		}
+		// Clocks may differ by 15 minutes, and a URL must not outlive its key.
+		if time.Since(times["st"]) < 14*time.Minute || times["st"].Before(times["skt"]) || times["se"].After(times["ske"]) {
+			t.Errorf("%q: the URL and its key are valid at %v", query, times)
+		}
+		age := regexp.MustCompile(`^private, max-age=(\d+)$`).FindStringSubmatch(a.Header.Get("Cache-Control"))
+		if age == nil || len(a.Body) > 0 || a.Header.Get("Referrer-Policy") != "no-referrer" {
+			t.Fatalf("%q: %v %q", query, a.Header, a.Body)
+		}
+		if n, _ := strconv.Atoi(age[1]); n < 1 && ttl > 5*time.Second || time.Duration(n)*time.Second > time.Until(times["se"]) {
+			t.Errorf("%q: cached for %d seconds of %v", query, n, time.Until(times["se"]))
+		}
+		want := []string{"image/png", "inline", "cat.png"}
+		if strings.Contains(query, "download") {
+			want = []string{"image/png", "attachment", "Мурчик.png"}
+		}
+		if !bytes.Equal(wantServed(t, query, u.String(), want...), harness.Cat) {
+			t.Errorf("%q: another picture", query)
+		}
+	}
+	for _, query := range []string{"?ttl=24h1s", "?ttl=4s", "?ttl=soon", "?ttl=1m&ttl=1m", "?download=a%2Fb"} {
+		harness.Do(t, "GET", at+query, "", nil).WantProblem(t, 422, "invalid_argument")
+		harness.Do(t, "GET", strings.TrimSuffix(at, "/picture")+query, "", nil).WantProblem(t, 422, "invalid_argument")
+	}
+}
+
+// savedNames are values of download, with the file names for clients that do not support filename*.
+var savedNames = map[string]string{
+	"a%20b.png": "a_20b.png", "100%.png": "100_.png", "Мурчик.png": "______.png", `my "cat".PNG`: "my _cat_.PNG",
+	"it's; a=b, (c) [d].png": "it's; a=b, (c) [d].png", "evil.exe\u202egnp": "evil.exe_gnp.png", "🐱.png": "_.png", "UTF-8''x": "UTF-8''x.png",
+}
+
+func TestClientsSaveUnderTheDownloadName(t *testing.T) {
+	t.Parallel()
+	sys, user := harness.Shared(t), harness.User(t)
+	harness.Put(t, sys, user, harness.Cat)
+	curl, err := exec.LookPath("curl")
+	if err != nil && os.Getenv("CI") != "" {
+		t.Fatal("curl is missing: it is Debian's package of that name")
+	}
+	for name, plain := range savedNames {
+		want := name
+		if !strings.HasSuffix(strings.ToLower(name), ".png") {
+			want += ".png"
+		}
+		signed, _ := harness.Link(t, sys, user, "?download="+url.QueryEscape(name))
+		wantServed(t, name, signed, "image/png", "attachment", want)
+		field := harness.Do(t, "HEAD", signed, "", nil).Want(t, 200).Header.Get("Content-Disposition")
+		first, _, _ := strings.Cut(field, "; filename*=")
+		if _, params, err := mime.ParseMediaType(first); err != nil || params["filename"] != plain || strings.ContainsFunc(field, func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Errorf("%q: %q has the plain file name %q, %v; want %q", name, field, params["filename"], err, plain)
+		}
+		if curl == "" {
+			continue
+		}
+		cmd := exec.CommandContext(t.Context(), curl, "-q", "--insecure", "--silent", "--show-error", "--noproxy", "*", "-OJ", signed)
+		cmd.Dir = t.TempDir()
+		out, err := cmd.CombinedOutput()
+		if saved, readErr := os.ReadFile(filepath.Join(cmd.Dir, plain)); err != nil || readErr != nil || !bytes.Equal(saved, harness.Cat) {
+			t.Errorf("%q: curl did not save %q: %v %s", name, plain, errors.Join(err, readErr), out)
+		}
+	}
+}
