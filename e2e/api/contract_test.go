@@ -52,11 +52,11 @@ func readContract(t *testing.T) *contract {
 	return &contract{doc: doc, router: router, seen: map[string]bool{}}
 }
 
-// headers may be in every response: those that the document describes in its introduction, and those of HTTP. The first four must be.
+// headers are allowed in every response: the headers of the document's introduction, and of HTTP. The first four are required.
 var headers = strings.Fields(`
 	Content-Security-Policy Cross-Origin-Opener-Policy Referrer-Policy X-Content-Type-Options
-	Access-Control-Allow-Headers Access-Control-Allow-Methods Access-Control-Allow-Origin Access-Control-Expose-Headers Access-Control-Max-Age Vary
-	Connection Content-Length Content-Type Date Transfer-Encoding`)
+	Access-Control-Allow-Headers Access-Control-Allow-Methods Access-Control-Allow-Origin Access-Control-Expose-Headers
+	Access-Control-Max-Age Vary Connection Content-Length Content-Type Date Transfer-Encoding`)
 
 // check compares a request with the body sent and its response with the document. The server must have rejected a request that
 // the document does not allow.
@@ -110,11 +110,14 @@ func (c *contract) check(r *http.Request, sent []byte, a harness.Response) (faul
 
 // outside returns the documented response to a request for which the document has no operation, or nil.
 func (c *contract) outside(r *http.Request, status int, cause error) *openapi3.ResponseRef {
-	name := map[int]string{404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded"}[status]
+	name := map[int]string{
+		404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded",
+	}[status]
 	switch {
 	case status == http.StatusTemporaryRedirect && strings.HasSuffix(r.URL.Path, "/"):
 		name = "ToPicture"
-	case name == "NoPath" && !errors.Is(cause, routers.ErrPathNotFound), name == "MethodNotAllowed" && !errors.Is(cause, routers.ErrMethodNotAllowed):
+	case name == "NoPath" && !errors.Is(cause, routers.ErrPathNotFound),
+		name == "MethodNotAllowed" && !errors.Is(cause, routers.ErrMethodNotAllowed):
 		return nil
 	}
 	return c.doc.Components.Responses[name]

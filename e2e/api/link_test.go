@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cats.example/e2e/harness"
 )
 
@@ -45,8 +47,9 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 	short, soon := harness.Link(t, sys, user, "?ttl=5s")
 	u, times := parse(t, signed)
 	q := u.Query()
-	if q.Get("sp") != "r" || q.Get("sr") != "b" || q.Get("spr") != "https" || !times["se"].Equal(expires) || u.Path != "/"+sys.Container+"/"+user+"/cat" {
-		t.Errorf("the signed URL is %s, until %v", signed, expires)
+	want := []any{"r", "b", "https", expires, "/" + sys.Container + "/" + user + "/cat"}
+	if diff := cmp.Diff(want, []any{q.Get("sp"), q.Get("sr"), q.Get("spr"), times["se"], u.Path}); diff != "" {
+		t.Errorf("the signed URL has another value:\n%s", diff)
 	}
 	if harness.Elsewhere == nil && u.Scheme+"://"+u.Host != harness.Stack(t).FrontURL {
 		t.Errorf("the signed URL has another base: %s", signed)
@@ -74,11 +77,12 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 		sig[i] = map[bool]byte{true: 'A', false: 'B'}[sig[i] == 'B']
 		with("sig", string(sig))
 	}
-	for name, value := range map[string]string{"se": "2099-01-01T00:00:00Z", "ske": "2099-01-01T00:00:00Z", "sp": "rwd", "sr": "c", "rsct": "text/html", "rscd": "attachment"} {
-		with(name, value)
+	for _, c := range [][2]string{
+		{"se", "2099-01-01T00:00:00Z"}, {"ske", "2099-01-01T00:00:00Z"}, {"sp", "rwd"}, {"sr", "c"},
+		{"rsct", "text/html"}, {"rscd", "attachment"}, {"rsct", ""}, {"rscd", ""},
+	} {
+		with(c[0], c[1])
 	}
-	with("rsct", "")
-	with("rscd", "")
 	for what, target := range modified {
 		harness.Send(t, "GET", target, "").WantRefused(t, what, forged)
 	}
@@ -111,48 +115,43 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 	harness.WantPicture(t, sys, user, harness.Cat)
 }
 
-func TestSignedURLIsStableWithinItsWindow(t *testing.T) {
+func TestSignedURLIsStable(t *testing.T) {
 	t.Parallel()
 	harness.NeedOwnSystem(t) // several replicas have several keys
-	const ttl, step = time.Minute, 5 * time.Second
 	sys, user := harness.Shared(t), harness.User(t)
 	harness.Put(t, sys, user, harness.Cat)
+	at := sys.URL + "/cat/" + user
 	var mu sync.Mutex
 	seen := map[time.Time]string{} // by expiry
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			at := sys.URL + "/cat/" + user
-			signed, _ := harness.Do(t, "GET", at+"?ttl=60s", "", nil).Field(t, "picture_url").(string)
+			signed := harness.Do(t, "GET", at+"/picture?ttl=1m", "", nil).Header.Get("Location")
 			if i%2 == 0 {
-				signed = harness.Do(t, "GET", at+"/picture?ttl=1m", "", nil).Header.Get("Location")
+				signed, _ = harness.Link(t, sys, user, "?ttl=60s")
 			}
+			_, times := parse(t, signed)
+			expires := times["se"]
 			mu.Lock()
 			defer mu.Unlock()
-			_, times := parse(t, signed)
-			if other, ok := seen[times["se"]]; ok && other != signed {
-				t.Errorf("two URLs with the same expiry differ:\n%s\n%s", other, signed)
+			if other, ok := seen[expires]; ok && other != signed || !expires.Equal(expires.Truncate(5*time.Second)) {
+				t.Errorf("two URLs with the same expiry differ, or it is not at a twelfth of the minute:\n%s\n%s", other, signed)
 			}
-			seen[times["se"]] = signed
+			seen[expires] = signed
 		})
 	}
 	wg.Wait()
-	for expires := range seen {
-		if start := expires.Add(-ttl); !start.Equal(start.Truncate(step)) {
-			t.Errorf("a URL for %v expires at %v", ttl, expires)
-		}
-	}
 }
 
-func TestRedirectIsCachedNoLongerThanTheURL(t *testing.T) {
+func TestRedirectExpiresBeforeItsURL(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
 	harness.Put(t, sys, user, harness.Cat)
-	at := sys.URL + "/cat/" + user + "/picture"
 	for query, ttl := range map[string]time.Duration{
-		"": time.Hour, "?ttl=5s": 5 * time.Second, "?ttl=10m": 10 * time.Minute, "?ttl=24h": 24 * time.Hour, "?download=Мурчик.png&ttl=30s": 30 * time.Second,
+		"": time.Hour, "?ttl=5s": 5 * time.Second, "?ttl=10m": 10 * time.Minute, "?ttl=24h": 24 * time.Hour,
+		"?download=Мурчик.png&ttl=30s": 30 * time.Second,
 	} {
-		a := harness.Send(t, "GET", at+query, "").Want(t, 307)
+		a := harness.Do(t, "GET", sys.URL+"/cat/"+user+"/picture"+query, "", nil).Want(t, 307)
 		u, times := parse(t, a.Header.Get("Location"))
 		if left := time.Until(times["se"]); left > ttl || left < ttl*10/12-time.Second {
 			t.Errorf("%q: the URL expires in %v", query, left)
@@ -175,10 +174,6 @@ func TestRedirectIsCachedNoLongerThanTheURL(t *testing.T) {
 		if !bytes.Equal(wantServed(t, query, u.String(), want...), harness.Cat) {
 			t.Errorf("%q: another picture", query)
 		}
-	}
-	for _, query := range []string{"?ttl=24h1s", "?ttl=4s", "?ttl=soon", "?ttl=1m&ttl=1m", "?download=a%2Fb"} {
-		harness.Do(t, "GET", at+query, "", nil).WantProblem(t, 422, "invalid_argument")
-		harness.Do(t, "GET", strings.TrimSuffix(at, "/picture")+query, "", nil).WantProblem(t, 422, "invalid_argument")
 	}
 }
 
@@ -205,7 +200,8 @@ func TestClientsSaveUnderTheDownloadName(t *testing.T) {
 		wantServed(t, name, signed, "image/png", "attachment", want)
 		field := harness.Do(t, "HEAD", signed, "", nil).Want(t, 200).Header.Get("Content-Disposition")
 		first, _, _ := strings.Cut(field, "; filename*=")
-		if _, params, err := mime.ParseMediaType(first); err != nil || params["filename"] != plain || strings.ContainsFunc(field, func(r rune) bool { return r < ' ' || r > '~' }) {
+		isASCII := !strings.ContainsFunc(field, func(r rune) bool { return r < ' ' || r > '~' })
+		if _, params, err := mime.ParseMediaType(first); err != nil || params["filename"] != plain || !isASCII {
 			t.Errorf("%q: %q has the plain file name %q, %v; want %q", name, field, params["filename"], err, plain)
 		}
 		if curl == "" {

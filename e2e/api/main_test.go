@@ -28,7 +28,9 @@ func sendAll(t *testing.T, sys *stack.System, user string, content []byte) map[s
 		t.Fatal(err)
 	}
 	contentType, body := harness.Form(t, content)
-	all := map[string]harness.Response{"PUT": harness.Do(t, "PUT", url, "text/html", content), "chunked PUT": chunked, "POST": harness.Do(t, "POST", url, contentType, body)}
+	all := map[string]harness.Response{
+		"PUT": harness.Do(t, "PUT", url, "text/html", content), "chunked PUT": chunked, "POST": harness.Do(t, "POST", url, contentType, body),
+	}
 	if harness.Elsewhere == nil { // which may not accept direct uploads
 		k := harness.NewUploadSession(t, sys, user, int64(len(content)))
 		k.Send(t, bytes.NewReader(content), int64(len(content)))
@@ -48,9 +50,9 @@ func readTable(t *testing.T, name string) (rows [][]string) {
 	return rows
 }
 
-var repeated = regexp.MustCompile(`\{(\d+)\}`)
+var repeated = regexp.MustCompile(`\{(\d+)(.*?)\}`)
 
-// readFile returns a file in testdata. In it, {N} stands for N times the letter x.
+// readFile returns a file in testdata. In it, {N TEXT} stands for N times TEXT, in which \n is a line end.
 func readFile(t *testing.T, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", name))
@@ -58,7 +60,8 @@ func readFile(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return repeated.ReplaceAllStringFunc(string(text), func(s string) string {
-		n, _ := strconv.Atoi(strings.Trim(s, "{}"))
-		return strings.Repeat("x", n)
+		m := repeated.FindStringSubmatch(s)
+		n, _ := strconv.Atoi(m[1])
+		return strings.Repeat(strings.ReplaceAll(strings.TrimPrefix(m[2], " "), `\n`, "\n"), n)
 	})
 }

@@ -41,7 +41,8 @@ func operationsOf(t *testing.T, user, uploadID string) (o operations) {
 	o.conditional = []harness.Call{o.put, o.post, o.remove, o.commit}
 	o.writes = append(slices.Clone(o.conditional), o.upload)
 	o.own = slices.Concat(o.reads, o.writes)
-	for _, path := range []string{"/service", "/about", "/", "/page/app.js", "/page/style.css", "/page/icon.svg", "/openapi.json", "/docs", "/docs/init.js", "/docs/swagger-ui.css"} {
+	for path := range strings.FieldsSeq("/service /about / /page/app.js /page/style.css /page/icon.svg /openapi.json " +
+		"/docs /docs/init.js /docs/swagger-ui.css") {
 		o.static = append(o.static, call("GET", path), call("HEAD", path))
 		o.options = append(o.options, call("OPTIONS", path))
 	}
@@ -105,7 +106,8 @@ func conformHealthy(t *testing.T, c *contract) {
 	etag := send(200, o.put).Header.Get("ETag")
 	send(304, with(o.reads[:2], "If-None-Match", etag)...)
 	send(412, with(o.conditional, "If-Match", `"0x0"`)...)
-	send(200, call("POST", o.commit.Target+"?content_md5="+url.QueryEscape(harness.MD5(harness.Cat))), o.post, o.put.With("Content-MD5", harness.MD5(harness.Cat)))
+	right := harness.MD5(harness.Cat)
+	send(200, call("POST", o.commit.Target+"?content_md5="+url.QueryEscape(right)), o.post, o.put.With("Content-MD5", right))
 	send(200, call("GET", o.get.Target+"?ttl=2h&download=a%20cat.png"))
 	send(200, o.reads[:2]...)
 	send(307, o.reads[2:]...)
@@ -128,7 +130,9 @@ func conformHealthy(t *testing.T, c *contract) {
 		send(414, k)
 	}
 	send(403, with(o.writes, "Origin", "https://evil.example", "Sec-Fetch-Site", "cross-site")...)
-	send(422, operationsOf(t, "mia.", k.ID).own...)
+	for _, name := range []string{"mia.", "..%2Fmia", "a%5Cb", "%00", "%2e%2e", "%ff", "%EE%80%80", strings.Repeat("x", 129)} {
+		send(422, operationsOf(t, name, k.ID).own...)
+	}
 	for _, k := range o.reads {
 		send(422, call(k.Method, k.Target+"?ttl=1"), call(k.Method, k.Target+"?ttl=2h1s"))
 	}
@@ -142,10 +146,14 @@ func conformHealthy(t *testing.T, c *contract) {
 	send(307, call("GET", "/cat/mia/"))
 	send(421, call("GET", "/nothing").With("Host", "evil.example"))
 
-	large, page, wrong := append(bytes.Clone(harness.Cat), make([]byte, 2<<20)...), []byte(page), harness.MD5(nil)
-	for content, status := range map[*[]byte]int{&large: 413, &page: 415, {}: 422} {
-		contentType, form := harness.Form(t, *content)
-		send(status, harness.Call{Method: "PUT", Target: "/cat/mia", Body: *content}, harness.Call{Method: "POST", Target: "/cat/mia", Body: form, Header: []string{"Content-Type", contentType}})
+	page, wrong := []byte(page), harness.MD5(nil)
+	for _, w := range []struct {
+		content []byte
+		status  int
+	}{{harness.Random(1<<20, 1), 200}, {harness.Random(1<<20+1, 1), 413}, {page, 415}, {nil, 422}} {
+		contentType, form := harness.Form(t, w.content)
+		send(w.status, harness.Call{Method: "PUT", Target: "/cat/mia", Body: w.content})
+		send(w.status, harness.Call{Method: "POST", Target: "/cat/mia", Body: form, Header: []string{"Content-Type", contentType}})
 	}
 	uploads := []harness.Call{o.put, o.post}
 	send(400, with(uploads, "Content-MD5", wrong)...)
@@ -180,6 +188,10 @@ func conformHealthy(t *testing.T, c *contract) {
 
 func conformWithoutSigner(t *testing.T, c *contract) {
 	sys := harness.Start(t, stack.SystemOptions{})
+	c.send(t, sys, 413, call("POST", "/cat/mia/upload?size=1")) // direct uploads are off by default
+	if a := c.send(t, sys, 200, call("GET", "/about")); a.Field(t, "max_direct_size") != 0.0 || a.Field(t, "max_picture_size") != float64(32<<20) {
+		t.Errorf("/about is %s", a.Body)
+	}
 	if err := sys.Signer.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}

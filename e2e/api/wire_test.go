@@ -2,7 +2,6 @@ package api
 
 import (
 	"bytes"
-	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -53,19 +52,6 @@ func TestRestOfARejectedRequestIsNoRequest(t *testing.T) {
 	}
 	wg.Wait()
 	harness.WantPicture(t, sys, "x", harness.Cat)
-}
-
-func TestPictureEndsAtItsContentLength(t *testing.T) {
-	t.Parallel()
-	sys, user := harness.Shared(t), harness.User(t)
-	for _, size := range sizes {
-		content := harness.Random(size, 1)
-		got := harness.ReadStatuses(t, sys, "more than announced", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%sand more\r\n\r\n", user, size, content))
-		if len(got) != 2 || !strings.HasPrefix(got[0], "200") || !strings.HasPrefix(got[1], "400") {
-			t.Errorf("%d bytes and more: %q; want 200, and 400 for the rest", size, got)
-		}
-		harness.WantPicture(t, sys, user, content)
-	}
 }
 
 func TestStatesOfBlobsHaveTheirOwnErrors(t *testing.T) {

@@ -17,11 +17,16 @@ import (
 	"cats.example/local/stack"
 )
 
-// wrongToken is a way to make the federated token wrong, with parts of the log line that explains it.
+// wrongToken makes the federated token wrong. log are parts of the log line that explains it.
 type wrongToken struct {
 	name  string
 	write func(t *testing.T, path string)
 	log   []string
+}
+
+// claims returns a wrongToken with other claims.
+func claims(name string, change func(*issuer.Federated), log ...string) wrongToken {
+	return wrongToken{name, harness.WrongToken(change), log}
 }
 
 func TestWrongFederatedTokenIsExplainedAndRecovers(t *testing.T) {
@@ -33,14 +38,14 @@ func TestWrongFederatedTokenIsExplainedAndRecovers(t *testing.T) {
 	}
 	for _, group := range [][]wrongToken{{
 		{"missing", func(*testing.T, string) {}, []string{file, "no such file"}},
-		{"other subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", "serviceaccount:cats:other"}},
-		{"subject in capitals", harness.WrongToken(func(f *issuer.Federated) { f.Subject = strings.ToUpper(stack.Subject) }), []string{"AADSTS7002138:", "case-sensitive"}},
-		{"other audience", harness.WrongToken(func(f *issuer.Federated) { f.Audience = "api://other" }), []string{"AADSTS700212:", issuer.Audience}},
+		claims("other subject", func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }, "AADSTS700213:", "serviceaccount:cats:other"),
+		claims("subject in capitals", func(f *issuer.Federated) { f.Subject = strings.ToUpper(stack.Subject) }, "AADSTS7002138:", "case-sensitive"),
+		claims("other audience", func(f *issuer.Federated) { f.Audience = "api://other" }, "AADSTS700212:", issuer.Audience),
 	}, {
-		{"expired", harness.WrongToken(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }), []string{"AADSTS700024:", "kubelet"}},
-		{"not valid yet", harness.WrongToken(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(time.Hour) }), []string{"AADSTS700024:", "clocks"}},
-		{"other issuer", harness.WrongToken(func(f *issuer.Federated) { f.Issuer = "https://elsewhere.example.com" }), []string{"AADSTS700211:", "oidcIssuerProfile"}},
-		{"forged", harness.WrongToken(func(f *issuer.Federated) { f.Forged = true }), []string{"AADSTS700027:"}},
+		claims("expired", func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }, "AADSTS700024:", "kubelet"),
+		claims("not valid yet", func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(time.Hour) }, "AADSTS700024:", "clocks"),
+		claims("other issuer", func(f *issuer.Federated) { f.Issuer = "https://elsewhere.example.com" }, "AADSTS700211:", "oidcIssuerProfile"),
+		claims("forged", func(f *issuer.Federated) { f.Forged = true }, "AADSTS700027:"),
 	}, {
 		{"empty", text(""), []string{file, "empty"}},
 		{"garbage", text("a cat walked over the keyboard"), []string{"AADSTS50027:", file}},
@@ -91,7 +96,7 @@ func wantIdentityUnavailable(t *testing.T, sys *stack.System) {
 		t.Errorf("the frontend's /readyz has details of the signer: %s", says)
 	}
 	for range 5 {
-		for _, a := range harness.SendAll(t, sys, "x", harness.Cat, harness.Picture(harness.LargeSize, 'l')) {
+		for _, a := range harness.SendAll(t, sys, "x", harness.Cat, harness.Picture(harness.OneBlob+1, 'l')) {
 			a.WantProblem(t, http.StatusBadGateway, "identity_unavailable")
 		}
 	}

@@ -54,7 +54,8 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 	for what, more := range map[string]int64{"shorter than announced": 1, "longer than announced": -1} {
 		k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat))+more)
 		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-		if k.Commit(t, sys, user, "").WantProblem(t, 400, "incomplete"); harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag") != etag {
+		k.Commit(t, sys, user, "").WantProblem(t, 400, "incomplete")
+		if got := harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag"); got != etag {
 			t.Errorf("%s: the picture was changed", what)
 		}
 	}
