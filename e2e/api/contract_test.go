@@ -28,9 +28,8 @@ type contract struct {
 	doc    *openapi3.T
 	router routers.Router
 
-	mu      sync.Mutex
-	checked int
-	seen    map[string]bool // such as "GET /cat/{user} 404 not_found"
+	mu   sync.Mutex
+	seen map[string]bool // such as "GET /cat/{user} 404 not_found"
 }
 
 // readContract reads and validates openapi.json, including its examples.
@@ -53,26 +52,22 @@ func readContract(t *testing.T) *contract {
 	return &contract{doc: doc, router: router, seen: map[string]bool{}}
 }
 
-// everywhere are the headers that the document's first paragraphs speak of, and the
-// wire's own. The first three must be there.
-var everywhere = []string{
-	"Content-Security-Policy", "Cross-Origin-Opener-Policy", "Referrer-Policy", "X-Content-Type-Options",
-	"Access-Control-Allow-Headers", "Access-Control-Allow-Methods", "Access-Control-Allow-Origin", "Access-Control-Expose-Headers", "Access-Control-Max-Age", "Vary",
-	"Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding",
-}
+// headers are allowed in every response: the headers of the document's introduction, and of HTTP. The first four are required.
+var headers = strings.Fields(`
+	Content-Security-Policy Cross-Origin-Opener-Policy Referrer-Policy X-Content-Type-Options
+	Access-Control-Allow-Headers Access-Control-Allow-Methods Access-Control-Allow-Origin Access-Control-Expose-Headers
+	Access-Control-Max-Age Vary Connection Content-Length Content-Type Date Transfer-Encoding`)
 
 // check compares a request with the body sent and its response with the document. The server must have rejected a request that
 // the document does not allow.
-func (c *contract) check(r *http.Request, sent []byte, a harness.Response) (faults []string) {
+func (c *contract) check(r *http.Request, sent []byte, a harness.Response) (faults []error) {
 	r = r.Clone(r.Context())
 	r.Body = io.NopCloser(bytes.NewReader(sent))
 	var problem struct {
 		Code string `json:"code"`
 	}
 	if strings.HasPrefix(a.Header.Get("Content-Type"), "application/problem+json") && r.Method != http.MethodHead {
-		if err := json.Unmarshal(a.Body, &problem); err != nil {
-			faults = append(faults, err.Error())
-		}
+		faults = append(faults, json.Unmarshal(a.Body, &problem))
 	}
 	route, params, err := c.router.FindRoute(r)
 	var documented *openapi3.ResponseRef
@@ -82,32 +77,31 @@ func (c *contract) check(r *http.Request, sent []byte, a harness.Response) (faul
 		if err := openapi3filter.ValidateRequest(r.Context(), &openapi3filter.RequestValidationInput{
 			Request: r, Route: route, PathParams: params, Options: &openapi3filter.Options{AuthenticationFunc: openapi3filter.NoopAuthenticationFunc},
 		}); err != nil {
-			faults = append(faults, fmt.Sprintf("the server must reject the request: %v", err))
+			faults = append(faults, fmt.Errorf("the server must reject the request: %w", err))
 		}
 	}
 	if documented == nil {
-		return append(faults, fmt.Sprintf("the status %d is not documented", a.StatusCode))
+		return append(faults, fmt.Errorf("the status %d is not documented", a.StatusCode))
 	}
-	if err := c.checkResponse(r, documented, a); err != nil && (route != nil || a.StatusCode != http.StatusTemporaryRedirect) {
-		faults = append(faults, err.Error())
+	if route != nil || a.StatusCode != http.StatusTemporaryRedirect {
+		faults = append(faults, c.checkResponse(r, documented, a))
 	}
-	for _, name := range everywhere[:4] {
+	for _, name := range headers[:4] {
 		if a.Header.Get(name) == "" {
-			faults = append(faults, name+" is missing")
+			faults = append(faults, errors.New(name+" is missing"))
 		}
 	}
 	for name := range a.Header {
-		known := slices.Contains(everywhere, name)
+		known := slices.Contains(headers, name)
 		for declared := range documented.Value.Headers {
 			known = known || strings.EqualFold(declared, name)
 		}
 		if !known {
-			faults = append(faults, "the header "+name+" is not documented")
+			faults = append(faults, fmt.Errorf("the header %s is not documented", name))
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.checked++
 	if route != nil {
 		c.seen[strings.TrimSpace(fmt.Sprintf("%s %s %d %s", r.Method, route.Path, a.StatusCode, problem.Code))] = true
 	}
@@ -116,11 +110,14 @@ func (c *contract) check(r *http.Request, sent []byte, a harness.Response) (faul
 
 // outside returns the documented response to a request for which the document has no operation, or nil.
 func (c *contract) outside(r *http.Request, status int, cause error) *openapi3.ResponseRef {
-	name := map[int]string{404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded"}[status]
+	name := map[int]string{
+		404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded",
+	}[status]
 	switch {
 	case status == http.StatusTemporaryRedirect && strings.HasSuffix(r.URL.Path, "/"):
 		name = "ToPicture"
-	case name == "NoPath" && !errors.Is(cause, routers.ErrPathNotFound), name == "MethodNotAllowed" && !errors.Is(cause, routers.ErrMethodNotAllowed):
+	case name == "NoPath" && !errors.Is(cause, routers.ErrPathNotFound),
+		name == "MethodNotAllowed" && !errors.Is(cause, routers.ErrMethodNotAllowed):
 		return nil
 	}
 	return c.doc.Components.Responses[name]
@@ -164,56 +161,46 @@ func (c *contract) documented() (all []string) {
 	return all
 }
 
-// ask sends a call and checks it and its answer, whose status it wants.
-func (c *contract) ask(t *testing.T, sys *stack.System, status int, k harness.Call) harness.Response {
+// send sends calls and compares them and their responses with the document. It fails the test unless all have this status. It
+// returns the last response.
+func (c *contract) send(t *testing.T, sys *stack.System, status int, calls ...harness.Call) (a harness.Response) {
 	t.Helper()
-	req := k.Request(t, sys)
-	resp, err := harness.Client().Do(req)
-	if err != nil {
-		t.Errorf("%s %s: %v", k.Method, k.Target, err)
-		return harness.Response{Response: &http.Response{}}
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Error(err)
-	}
-	return c.answered(t, sys, status, k, harness.Response{Response: resp, Body: body})
-}
-
-func (c *contract) answered(t *testing.T, sys *stack.System, status int, k harness.Call, a harness.Response) harness.Response {
-	t.Helper()
-	short := func(s string) string { return s[:min(len(s), 400)] }
-	what := fmt.Sprintf("%s %s: %d %s", k.Method, short(k.Target), a.StatusCode, short(string(a.Body)))
-	for _, f := range c.check(k.Request(t, sys), k.Body, a) {
-		t.Errorf("%s\n%s", what, f)
-	}
-	if a.StatusCode != status {
-		t.Errorf("%s; want %d", what, status)
+	for _, k := range calls {
+		a = k.Do(t, sys)
+		c.wantResponse(t, sys, status, k, a)
 	}
 	return a
 }
 
-// half sends all of a call but its last byte, and then, if it ends, nothing more.
-func (c *contract) half(t *testing.T, sys *stack.System, status int, ends bool, k harness.Call) {
+func (c *contract) wantResponse(t *testing.T, sys *stack.System, status int, k harness.Call, a harness.Response) {
 	t.Helper()
-	conn := harness.Dial(t, sys)
-	req := k.Request(t, sys)
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n", k.Method, k.Target, len(k.Body))
-	_ = req.Header.Write(conn)
-	_, _ = conn.Write(append([]byte("\r\n"), k.Body[:len(k.Body)-1]...))
-	if ends {
-		_ = conn.CloseWrite()
+	err := errors.Join(c.check(k.Request(t, sys), k.Body, a)...)
+	if err != nil || a.StatusCode != status {
+		t.Errorf("%s %.400s: %d %.400s; want %d\n%v", k.Method, k.Target, a.StatusCode, a.Body, status, err)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
-	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
-	if err != nil {
-		t.Fatal(err)
+}
+
+// sendHalf sends calls without their last bytes, and then closes its side of the connections if end is true.
+func (c *contract) sendHalf(t *testing.T, sys *stack.System, status int, end bool, calls ...harness.Call) {
+	t.Helper()
+	for _, k := range calls {
+		conn, req := harness.Dial(t, sys), k.Request(t, sys)
+		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n", k.Method, k.Target, len(k.Body))
+		_ = req.Header.Write(conn)
+		_, _ = conn.Write(append([]byte("\r\n"), k.Body[:len(k.Body)-1]...))
+		if end {
+			_ = conn.CloseWrite()
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+		resp, err := http.ReadResponse(bufio.NewReader(conn), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.wantResponse(t, sys, status, k, harness.Response{Response: resp, Body: body})
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.answered(t, sys, status, k, harness.Response{Response: resp, Body: body})
 }

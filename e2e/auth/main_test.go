@@ -1,4 +1,4 @@
-// Package auth tests who may do what: the tokens of clients and the identity of the signer.
+// Package auth tests the authentication of callers, and the identity of the signer.
 package auth
 
 import (

@@ -1,0 +1,202 @@
+package direct
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/e2e/harness"
+	"cats.example/local/stack"
+)
+
+func TestUploadIsVisibleAfterItsCommit(t *testing.T) {
+	t.Parallel()
+	sys, user := harness.Shared(t), harness.User(t)
+	old := another("old")
+	harness.Put(t, sys, user, old)
+	k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
+	if left := time.Until(k.ExpiresAt); left > time.Hour || left < 59*time.Minute || k.BlockSize != 0 {
+		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
+	}
+	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
+	k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
+	harness.WantPicture(t, sys, user, old)
+	first := k.Commit(t, sys, user, "?content_md5="+url.QueryEscape(harness.MD5(harness.Cat))).Want(t, 200)
+	for what, a := range map[string]harness.Response{
+		"commit": first, "GET": harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil), "second commit": k.Commit(t, sys, user, ""),
+	} {
+		got := []any{a.Field(t, "content_type"), a.Field(t, "size"), a.Field(t, "content_md5"), a.Field(t, "etag")}
+		if diff := cmp.Diff([]any{"image/png", float64(len(harness.Cat)), harness.MD5(harness.Cat), first.Field(t, "etag")}, got); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+	}
+	harness.WantPicture(t, sys, user, harness.Cat)
+	wantNotStaged(t, sys, k)
+}
+
+// wantNotStaged fails the test if the staged blob of k is in storage.
+func wantNotStaged(t *testing.T, sys *stack.System, k harness.UploadSession) {
+	t.Helper()
+	if name := k.BlobName(t, sys); strings.Contains(strings.Join(harness.BlobNames(t, sys), "\n"), name) {
+		t.Errorf("%s was not deleted", name)
+	}
+}
+
+// A picture of more than 64 MiB is uploaded as blocks, whose MD5 storage does not know before it copies them. The upload URL of blocks
+// can be used several times, so the client may upload another version at any time.
+func TestLargeUploadIsCopiedByStorage(t *testing.T) {
+	t.Parallel()
+	const size = 65 << 20
+	storage := harness.NewStorageProxy(t)
+	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
+	harness.Put(t, sys, "mia", harness.Cat)
+	load := func() (bytes, memory float64) {
+		for name, ops := range map[string]string{"frontend": sys.FrontendOps, "signer": sys.SignerOps} {
+			bytes += harness.Sum(t, ops, "cats_"+name+"_http_request_body_bytes_total")
+			memory += harness.Sum(t, ops, "process_resident_memory_bytes")
+		}
+		return bytes, memory
+	}
+	bytesBefore, memoryBefore := load()
+	k := harness.NewUploadSession(t, sys, "mia", size)
+	k.Send(t, harness.Large(size), size)
+	// before uploads the first block and the block list again, once, before storage carries out a request that is selected.
+	before := func(user string, selected func(*http.Request) bool) {
+		var once sync.Once
+		storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			if selected(r) {
+				once.Do(func() { k.SendBlocks(t, harness.Large(size), 1, size) })
+			}
+			healthy.ServeHTTP(w, r)
+		})
+	}
+	k.Commit(t, sys, "mia", "?content_md5="+url.QueryEscape(harness.MD5(nil))).WantProblem(t, 400, "digest_mismatch")
+	before("mia", isCopy)
+	k.Commit(t, sys, "mia", "").WantProblem(t, 409, "conflict")
+	storage.Set("mia", nil)
+	harness.WantPicture(t, sys, "mia", harness.Cat)
+	before("", func(r *http.Request) bool { return r.Method == http.MethodDelete })
+	a := k.Commit(t, sys, "mia", "").Want(t, 200)
+	storage.Set("", nil)
+	if names := harness.BlobNames(t, sys); len(names) != 2 || a.Field(t, "size") != float64(size) {
+		t.Errorf("stored are %q; want the later version, too; the response is %s", names, a.Body)
+	}
+	k.Commit(t, sys, "mia", "").Want(t, 200)
+	if names := harness.BlobNames(t, sys); len(names) != 1 {
+		t.Errorf("stored are %q; want the picture alone", names)
+	}
+	bytesAfter, memoryAfter := load()
+	if added := bytesAfter - bytesBefore; added > float64(len(harness.Cat)) || memoryAfter > memoryBefore+20<<20 {
+		t.Errorf("the containers read %.0f bytes and have %.1f MiB of memory, before %.1f", added, memoryAfter/(1<<20), memoryBefore/(1<<20))
+	}
+
+	location := harness.Do(t, "GET", sys.URL+"/cat/mia/picture", "", nil).Want(t, 307).Header.Get("Location")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, location, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := harness.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if diff := harness.SameContent(resp.Body, harness.Large(size)); diff != nil {
+		t.Error(diff)
+	}
+}
+
+func TestUploadURLAllowsOneUploadOnly(t *testing.T) {
+	t.Parallel()
+	sys, mia, tom := harness.Shared(t), harness.User(t), harness.User(t)
+	harness.Put(t, sys, mia, harness.Cat)
+	size := int64(len(harness.Cat))
+	whole, blocks := stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
+	other := harness.NewUploadSession(t, sys, tom, size)
+	harness.Send(t, "PUT", blocks.URL+"&comp=block&blockid=MDAwMDAwMDA%3D", string(harness.Cat)).Want(t, 201)
+	for what, c := range map[string]struct{ method, target string }{
+		"second upload":         {"PUT", whole.URL},
+		"read":                  {"GET", whole.URL},
+		"read of blocks":        {"GET", blocks.URL},
+		"block list":            {"GET", blocks.URL + "&comp=blocklist&blocklisttype=all"},
+		"delete":                {"DELETE", whole.URL},
+		"delete of blocks":      {"DELETE", blocks.URL},
+		"write to the picture":  {"PUT", strings.Replace(whole.URL, whole.BlobName(t, sys), mia+"/cat", 1)},
+		"write to another blob": {"PUT", strings.Replace(blocks.URL, blocks.BlobName(t, sys), other.BlobName(t, sys), 1)},
+		"container listing":     {"GET", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)},
+	} {
+		body := ""
+		if c.method == "PUT" {
+			body = string(harness.Cat)
+		}
+		if a := harness.Send(t, c.method, c.target, body, "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
+			t.Errorf("%s: %d; want 403", what, a.StatusCode)
+		}
+	}
+	// The name of the staged blob depends on user and size.
+	whole.Commit(t, sys, tom, "").WantProblem(t, 404, "no_such_upload")
+	forged := whole
+	forged.ID = strings.Replace(whole.ID, fmt.Sprintf("-%d-", size), fmt.Sprintf("-%d-", size+1), 1)
+	forged.Commit(t, sys, mia, "").WantProblem(t, 404, "no_such_upload")
+	blocks.Commit(t, sys, mia, "").WantProblem(t, 404, "no_such_upload") // without a block list
+	harness.WantPicture(t, sys, mia, harness.Cat)
+}
+
+// The signer deletes expired uploads at its start, and every ten minutes.
+func TestExpiredUploadsAreDeleted(t *testing.T) {
+	t.Parallel()
+	sys := harness.StartDirect(t, stack.SystemOptions{})
+	for _, user := range []string{"cats-api", "cats-api-upload-1-x", "mia"} {
+		harness.Put(t, sys, user, harness.Cat)
+	}
+	name := func(end time.Duration, id string) string {
+		return fmt.Sprintf("cats-api/upload/%d-%s", time.Now().Add(end).Unix(), strings.Repeat(id, 32))
+	}
+	const foreign = "cats-api/upload/10000000000-x" // listed before the others
+	ctx, leased, fresh := t.Context(), name(-3*time.Hour, "b"), name(time.Hour, "a")
+	for _, blob := range []string{name(-3*time.Hour, "a"), leased, fresh, foreign} {
+		if err := sys.Storage.Put(ctx, sys.Container, blob, "image/png", harness.Cat); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := sys.Storage.Lease(ctx, sys.Container, leased); err != nil {
+		t.Fatal(err)
+	}
+	uncommitted := sys.Storage.Client.ServiceClient().NewContainerClient(sys.Container).NewBlockBlobClient(name(-3*time.Hour, "c"))
+	if _, err := uncommitted.StageBlock(ctx, "MDAwMDAwMDA=", streaming.NopCloser(bytes.NewReader(harness.Cat)), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.Signer.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	harness.Restart(t, sys.Signer)
+	if err := sys.WaitReady(ctx); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, func() error {
+		options := &azblob.ListBlobsFlatOptions{Include: azblob.ListBlobsInclude{UncommittedBlobs: true}}
+		page, err := sys.Storage.Client.NewListBlobsFlatPager(sys.Container, options).NextPage(ctx)
+		if err != nil {
+			return err
+		}
+		var left []string
+		for _, b := range page.Segment.BlobItems {
+			left = append(left, *b.Name)
+		}
+		if diff := cmp.Diff([]string{"cats-api-upload-1-x/cat", "cats-api/cat", foreign, fresh, "mia/cat"}, left); diff != "" {
+			return fmt.Errorf("left are: %s", diff)
+		}
+		return nil
+	})
+	if deleted := harness.Sum(t, sys.SignerOps, "cats_signer_staged_blobs_deleted_total"); deleted != 3 {
+		t.Errorf("%v deleted blobs are counted", deleted)
+	}
+}
