@@ -143,54 +143,44 @@ func call(methodTarget, header, body string) string {
 	return lines + strings.NewReplacer("{keep}", "", "{none}", "").Replace(header) + "\r\n" + body
 }
 
-// send sends raw bytes and returns the first response, and the second one if there is one. A response has status 0 if the connection
-// was closed before it.
-func (a *attacker) send(t *testing.T, raw string) (first, second harness.Response) {
+// send sends raw bytes and returns the first response, with status 0 if there is none.
+func (a *attacker) send(t *testing.T, raw string) harness.Response {
 	t.Helper()
-	in, _ := a.open(t, raw)
-	first = a.read(t, raw, in)
-	if first.StatusCode == 0 {
-		return first, first
-	}
-	return first, a.read(t, raw, in)
+	return append(a.exchange(t, raw, false), harness.Response{Response: &http.Response{}})[0]
 }
 
-// open opens a connection and sends raw bytes in the background, since the signer may close the connection before it has read all.
-// After that, it closes its direction of the connection when end is called.
-func (a *attacker) open(t *testing.T, raw string) (in *bufio.Reader, end func()) {
+// exchange sends raw bytes, and then the end of the stream if end is true. It returns all responses until the end of the connection,
+// and fails the test unless they follow the contract. The signer may close the connection before it has read all.
+func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []harness.Response) {
 	t.Helper()
 	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(a.sys.SignerAPI, "http://"))
 	if err != nil {
 		t.Error(err)
-		return bufio.NewReader(strings.NewReader("")), func() {}
+		return nil
 	}
-	t.Cleanup(func() { conn.Close() })
+	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
-	sent := make(chan struct{})
 	go func() {
 		_, _ = io.WriteString(conn, raw)
-		close(sent)
+		if end {
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}
 	}()
-	return bufio.NewReader(conn), func() { <-sent; _ = conn.(*net.TCPConn).CloseWrite() }
-}
-
-// read reads one response and fails the test unless it follows the contract.
-func (a *attacker) read(t *testing.T, raw string, in *bufio.Reader) harness.Response {
-	t.Helper()
-	none := harness.Response{Response: &http.Response{}}
-	resp, err := http.ReadResponse(in, nil)
-	if err != nil {
+	for in := bufio.NewReader(conn); ; {
+		resp, err := http.ReadResponse(in, nil)
 		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 			t.Errorf("%.200q: neither a response nor the end of the connection", raw)
 		}
-		return none
+		if err != nil {
+			return responses
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if fault := a.fault(resp, body); fault != "" {
+			t.Errorf("%.200q: %d %.200q: %s", raw, resp.StatusCode, body, fault)
+		}
+		responses = append(responses, harness.Response{Response: resp, Body: body})
 	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	if fault := a.fault(resp, body); fault != "" {
-		t.Errorf("%.200q: %d %.200q: %s", raw, resp.StatusCode, body, fault)
-	}
-	return harness.Response{Response: resp, Body: body}
 }
 
 var (

@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -50,15 +49,12 @@ func isolate(t *testing.T) bool {
 	return false
 }
 
-// listenAt serves h at address until the returned function is called. With a nil h, it accepts connections and never responds.
+// listenAt serves h at address until the returned function is called.
 func listenAt(t *testing.T, address string, h http.HandlerFunc) (stop func()) {
 	t.Helper()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if h == nil {
-		return func() { _ = l.Close() }
 	}
 	server := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(l) }()
@@ -116,37 +112,26 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 		}
 		wantParts(t, log, parts...)
 	}
-	web := func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `<!doctype html><title>a program</title> "access_token" "error" "error_description"`)
-	}
-	for _, c := range []struct {
-		program http.HandlerFunc
-		address string
-		env     []string
-	}{
-		{web, "127.0.0.1:8000", nil},
-		{nil, "[::1]:3000", []string{inPod}},
-		{proxy, "127.0.0.1:40342", nil}, // Azure Arc, on a developer's machine
-		{proxy, "127.0.0.1:8081", []string{inPod, "SIGNER_URL=http://127.0.0.1:8081"}},
-	} {
-		stop := listenAt(t, c.address, c.program)
-		f := startFrontend(t, c.env...)
-		f.ops(t)
-		if err := f.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if err := f.cmd.Wait(); err != nil || strings.Contains(f.log(t), "token endpoint") {
-			t.Errorf("beside a program at %s %q: %v\n%s", c.address, c.env, err, f.log(t))
-		}
-		stop()
-	}
 	const late = "127.0.0.1:4141"
-	f := startFrontend(t, inPod)
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	frontend := exec.CommandContext(t.Context(), filepath.Join(harness.BinDir(t), "frontend"))
+	frontend.Env, frontend.Stderr = append(alone[:3:3], inPod), log
+	if err := frontend.Start(); err != nil {
+		t.Fatal(err)
+	}
 	wantReadyz := func(part string, want bool) {
 		t.Helper()
-		base := f.ops(t)
 		harness.Eventually(t, func() error {
-			a, err := harness.TryWith(t.Context(), http.DefaultClient, http.MethodGet, base+"/readyz", "", nil)
+			text, err := os.ReadFile(log.Name())
+			address := regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`).FindSubmatch(text)
+			if err != nil || address == nil {
+				return fmt.Errorf("the log is %s, %v", text, err)
+			}
+			a, err := harness.TryWith(t.Context(), http.DefaultClient, http.MethodGet, "http://"+string(address[1])+"/readyz", "", nil)
 			if err == nil && strings.Contains(string(a.Body), part) != want {
 				err = fmt.Errorf("/readyz is %q; want %q in it: %v", a.Body, part, want)
 			}
@@ -156,54 +141,15 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 	wantReadyz("token endpoint", false)
 	stop := listenAt(t, late, proxy)
 	wantReadyz("token endpoint answers at "+late, true)
-	wantParts(t, f.log(t), `"msg":"token endpoint found on the loopback interface"`, late, "inject-proxy-sidecar")
 	stop()
 	wantReadyz("token endpoint", false)
-}
-
-// frontend is a running frontend.
-type frontend struct {
-	cmd  *exec.Cmd
-	path string // of its log
-}
-
-func startFrontend(t *testing.T, env ...string) *frontend {
-	t.Helper()
-	f := &frontend{exec.CommandContext(t.Context(), filepath.Join(harness.BinDir(t), "frontend")), filepath.Join(t.TempDir(), "log")}
-	log, err := os.Create(f.path)
-	if err != nil {
+	if err := frontend.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	f.cmd.Env, f.cmd.Stderr = append(alone[:3:3], env...), log
-	if err := f.cmd.Start(); err != nil {
-		t.Fatal(err)
+	err = frontend.Wait()
+	text, _ := os.ReadFile(log.Name())
+	if n := strings.Count(string(text), "token endpoint found on the loopback interface"); n != 1 || err != nil {
+		t.Errorf("%d lines name the token endpoint: %v\n%s", n, err, text)
 	}
-	t.Cleanup(func() { _ = f.cmd.Wait() })
-	return f
-}
-
-func (f *frontend) log(t *testing.T) string {
-	t.Helper()
-	b, err := os.ReadFile(f.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
-var opsListener = regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`)
-
-// ops waits for the ops listener and returns its URL.
-func (f *frontend) ops(t *testing.T) (base string) {
-	t.Helper()
-	harness.Eventually(t, func() error {
-		address := opsListener.FindStringSubmatch(f.log(t))
-		if address == nil {
-			return errors.New("no ops listener yet: " + f.log(t))
-		}
-		base = "http://" + address[1]
-		return nil
-	})
-	return base
+	wantParts(t, string(text), late, "inject-proxy-sidecar")
 }
