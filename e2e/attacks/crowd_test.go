@@ -29,7 +29,7 @@ func from(t *testing.T, address string) *http.Client {
 	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
 }
 
-// dialer returns a dialer from a source address. Connections that nobody reads must have the segments of an Ethernet and a small
+// dialer returns a dialer from a source address. Unread connections must have the segments of an Ethernet and a small
 // receive buffer, since the kernel buffers megabytes of a loopback connection by default.
 func dialer(address string, unread bool) *net.Dialer {
 	d := &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
