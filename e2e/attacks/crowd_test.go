@@ -2,8 +2,6 @@ package attacks
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,126 +19,113 @@ import (
 	"cats.example/local/stack"
 )
 
-// The pools of the frontend and the share of one client, with the default settings.
-const (
-	defaultShare      = "0.0625"
-	connectionsShare  = 64
-	requestsShare     = 32
-	uploadsShare      = 8
-	commitsShare      = 4
-	waitersForKeys    = 8
-	victim, attackers = "127.0.0.100", "127.0.0.%d" // addresses; a machine with Linux has all of them
-)
+const victim = "127.0.0.100" // its address
 
-// startShared returns a system with the default shares.
-func startShared(t *testing.T, opts stack.SystemOptions) *stack.System {
+// from returns a client with the given source address. A machine with Linux has all of 127.0.0.0/8.
+func from(t *testing.T, address string) *http.Client {
 	t.Helper()
-	shares := map[string]string{"CLIENT_SHARE": defaultShare}
-	opts.FrontendEnv, opts.SignerEnv = harness.Merge(shares, opts.FrontendEnv), harness.Merge(shares, opts.SignerEnv)
-	return harness.Start(t, opts)
-}
-
-// dialerFrom returns a dialer whose connections have the given source address.
-func dialerFrom(address string) *net.Dialer {
-	return &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
-}
-
-// clientFrom returns a client with the given source address.
-func clientFrom(t *testing.T, address string) *http.Client {
-	t.Helper()
-	transport := &http.Transport{DialContext: dialerFrom(address).DialContext}
+	transport := &http.Transport{DialContext: dialer(address, false).DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
 }
 
-// slowReader returns a dialer from the given source address, for connections that the test does not read. They have the segments of
-// an Ethernet and a small receive buffer: by default the kernel buffers megabytes of each loopback connection.
-func slowReader(address string) *net.Dialer {
-	dialer := dialerFrom(address)
-	dialer.Control = func(_, _ string, conn syscall.RawConn) error {
-		var errs [2]error
-		err := conn.Control(func(fd uintptr) {
-			errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
-			errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
-		})
-		return errors.Join(err, errs[0], errs[1])
+// dialer returns a dialer from a source address. Unread connections must have the segments of an Ethernet and a small
+// receive buffer, since the kernel buffers megabytes of a loopback connection by default.
+func dialer(address string, unread bool) *net.Dialer {
+	d := &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	if unread {
+		d.Control = func(_, _ string, conn syscall.RawConn) error {
+			var errs [2]error
+			err := conn.Control(func(fd uintptr) {
+				errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+				errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+			})
+			return errors.Join(err, errs[0], errs[1])
+		}
 	}
-	return dialer
+	return d
 }
 
-// crowd is the connections of an attack.
+// crowd is the connections of an attack on one listener.
 type crowd struct {
-	sys *stack.System
-
-	sending sync.WaitGroup
+	target  string
 	stop    chan struct{}
+	end     func() // closes all connections
+	sending sync.WaitGroup
 
 	mu    sync.Mutex
 	conns []net.Conn
 }
 
-// newCrowd returns a crowd whose connections are closed at the latest when the test ends.
-func newCrowd(t *testing.T, sys *stack.System) *crowd {
+// newCrowd returns a crowd that ends with the test at the latest.
+func newCrowd(t *testing.T, url string) *crowd {
 	t.Helper()
-	c := &crowd{sys: sys, stop: make(chan struct{})}
+	c := &crowd{target: strings.TrimPrefix(url, "http://"), stop: make(chan struct{})}
+	c.end = sync.OnceFunc(func() {
+		close(c.stop)
+		c.mu.Lock()
+		for _, conn := range c.conns {
+			conn.Close()
+		}
+		c.mu.Unlock()
+		c.sending.Wait()
+	})
 	t.Cleanup(c.end)
 	return c
 }
 
-// send opens a connection from address, and sends a request or a part of one.
-func (c *crowd) send(ctx context.Context, address, request string) (net.Conn, error) {
-	return c.sendBy(ctx, dialerFrom(address), request)
-}
-
-// sendBy is send with a dialer of the test's own. A server that has closed the connection is no error.
-func (c *crowd) sendBy(ctx context.Context, dialer *net.Dialer, request string) (net.Conn, error) {
-	conn, err := dialer.DialContext(ctx, "tcp", strings.TrimPrefix(c.sys.URL, "http://"))
+// send opens a connection and sends a request or a part of one. The server may close the connection or read no more. unread is for
+// large responses that the test does not read.
+func (c *crowd) send(t *testing.T, address, request string, unread ...bool) net.Conn {
+	t.Helper()
+	conn, err := dialer(address, len(unread) > 0 && unread[0]).DialContext(t.Context(), "tcp", c.target)
 	if err != nil {
-		return nil, err
+		t.Error(err)
+		conn, _ = net.Pipe()
 	}
 	c.mu.Lock()
+	c.conns = append(c.conns, conn)
+	c.mu.Unlock()
 	if c.stopped() {
 		conn.Close()
 	}
-	c.conns = append(c.conns, conn)
-	c.mu.Unlock()
-	_ = conn.SetWriteDeadline(time.Now().Add(time.Second)) // the server may read no more
+	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = io.WriteString(conn, request)
 	_ = conn.SetWriteDeadline(time.Time{})
-	return conn, nil
+	return conn
 }
 
-// trickle sends n more bytes of a body each interval, as a chunk if chunked is true.
-func (c *crowd) trickle(conn net.Conn, n int, interval time.Duration, chunked bool) {
-	piece := strings.Repeat("x", n)
-	if chunked {
-		piece = fmt.Sprintf("%x\r\n%s\r\n", n, piece)
+func (c *crowd) stopped() bool {
+	select {
+	case <-c.stop:
+		return true
+	default:
+		return false
 	}
+}
+
+// trickle sends piece each interval, until the server closes the connection or the crowd ends.
+func (c *crowd) trickle(conn net.Conn, piece string, interval time.Duration) {
 	c.sending.Go(func() {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
-		for {
+		for err := error(nil); err == nil; _, err = io.WriteString(conn, piece) {
 			select {
 			case <-c.stop:
 				return
 			case <-tick.C:
-			}
-			if _, err := io.WriteString(conn, piece); err != nil {
-				return
 			}
 		}
 	})
 }
 
 // settle waits until the frontend has taken in all requests of the crowd.
-func (c *crowd) settle(t *testing.T) {
+func (c *crowd) settle(t *testing.T, sys *stack.System) {
 	t.Helper()
 	last, same := -1.0, 0
 	harness.Eventually(t, func() error {
-		now := harness.Sum(t, c.sys.FrontendOps, "cats_frontend_http_requests_in_flight") + harness.Sum(t, c.sys.FrontendOps, "cats_frontend_http_requests_total")
-		if now == last {
-			same++
-		} else {
+		now := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") + harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_total")
+		if same++; now != last {
 			last, same = now, 0
 		}
 		if same < 5 {
@@ -151,90 +136,53 @@ func (c *crowd) settle(t *testing.T) {
 	})
 }
 
-// responses reads all connections and returns how many have a response of each status. 0 stands for a closed connection without
-// a response, -1 for an open one without.
-func (c *crowd) responses() map[int]int {
+// statuses counts the connections by the status of their response: 0 if the server closed them without one, -1 if they still wait.
+func (c *crowd) statuses() map[int]int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	got := map[int]int{}
 	for _, conn := range c.conns {
 		_ = conn.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err == nil {
+		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+			got[-1]++
+		} else if err != nil {
+			got[0]++
+		} else {
 			resp.Body.Close()
 			got[resp.StatusCode]++
-			continue
 		}
-		//lint:ignore errorsis ReadResponse does not wrap errors
-		if e, ok := err.(net.Error); ok && e.Timeout() {
-			got[-1]++
-			continue
-		}
-		got[0]++
 	}
 	return got
 }
 
-// stopped reports whether end was called.
-func (c *crowd) stopped() bool {
-	select {
-	case <-c.stop:
-		return true
-	default:
-		return false
-	}
-}
-
-// end closes all connections.
-func (c *crowd) end() {
-	c.mu.Lock()
-	if !c.stopped() {
-		close(c.stop)
-	}
-	for _, conn := range c.conns {
-		conn.Close()
-	}
-	c.mu.Unlock()
-	c.sending.Wait()
-}
-
-// servesVictim checks that the victim gets a 200 within a second. On a busy machine, one of five tries must.
-func servesVictim(t *testing.T, method, target string, body io.Reader, header ...string) {
+// wantServed fails the test unless the victim, at an address of its own, gets a 200 within a second. On a busy machine, one of five
+// tries must succeed.
+func wantServed(t *testing.T, method, target, body string) {
 	t.Helper()
-	c := clientFrom(t, victim)
-	c.Timeout = 4 * time.Second // the attack must last for five tries
-	content, err := io.ReadAll(body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := from(t, victim)
 	for try := range 5 {
-		body := io.Reader(bytes.NewReader(content))
-		if method == chunkedPUT {
-			body = struct{ io.Reader }{body}
+		content := io.Reader(strings.NewReader(body))
+		if method == "chunked PUT" {
+			content = harness.Chunked{Reader: content}
 		}
-		req, err := http.NewRequestWithContext(t.Context(), strings.Fields(method)[0], target, body)
+		req, err := http.NewRequestWithContext(t.Context(), strings.TrimPrefix(method, "chunked "), target, content)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := 0; i < len(header); i += 2 {
-			req.Header.Set(header[i], header[i+1])
-		}
 		began := time.Now()
-		resp, err := c.Do(req)
-		if err != nil {
-			t.Logf("try %d, the victim's %s: %v", try, method, err)
-			continue
+		result := ""
+		if resp, err := client.Do(req); err != nil {
+			result = err.Error()
+		} else {
+			b, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK && time.Since(began) < time.Second {
+				return
+			}
+			result = fmt.Sprintf("%d %.300s", resp.StatusCode, b)
 		}
-		said, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		took := time.Since(began)
-		if resp.StatusCode == http.StatusOK && took < time.Second {
-			return
-		}
-		t.Logf("try %d, the victim's %s: %d after %v: %.300s", try, method, resp.StatusCode, took.Round(time.Millisecond), said)
+		t.Logf("try %d, the victim's %s: after %v: %s", try, method, time.Since(began).Round(time.Millisecond), result)
 	}
 	t.Errorf("the victim's %s has no 200 within a second", method)
 }
-
-// chunkedPUT is the method of a PUT that does not tell the length of its body.
-const chunkedPUT = "PUT in chunks"

@@ -1,9 +1,14 @@
 package attacks
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,128 +16,232 @@ import (
 	"cats.example/local/stack"
 )
 
-// stall opens n uploads of address that do not end.
-func (c *crowd) stall(t *testing.T, n int, address, header string) {
+// The share of one client in each pool, by the default settings.
+const connectionsShare, requestsShare, uploadsShare, commitsShare = 64, 32, 8, 4
+
+const bundle = "/docs/swagger-ui-bundle.js"
+
+// startShared returns a system with the default CLIENT_SHARE.
+func startShared(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
-	for i := range n {
-		if _, err := c.send(t.Context(), address, putRequest(fmt.Sprint("endless", i), len(harness.Cat), header)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	shares := map[string]string{"CLIENT_SHARE": "0.0625"}
+	opts.FrontendEnv, opts.SignerEnv = harness.Merge(shares, opts.FrontendEnv), harness.Merge(shares, opts.SignerEnv)
+	return harness.Start(t, opts)
 }
 
-func TestClientOverItsShareHintsAtTrustedProxies(t *testing.T) {
-	t.Parallel()
-	sys := startShared(t, stack.SystemOptions{})
-	mark := sys.Frontend.Log.Mark()
-	c := newCrowd(t, sys)
-	c.stall(t, uploadsShare+3, "127.0.0.2", "X-Forwarded-For: 203.0.113.7\r\n")
-	c.settle(t)
-	if got := c.responses(); got[429] != 3 {
-		t.Fatalf("the responses by status are %v", got)
-	}
-	harness.Send(t, "GET", sys.URL+"/service", "", "X-Request-Id", "afterwards").Want(t, 200)
-	harness.WaitForLog(t, sys.Frontend.Log, mark, `"request_id":"afterwards"`)
-	lines, err := sys.Frontend.Log.Since(mark)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(strings.Join(lines, "\n"), "TRUSTED_PROXIES"); n != 1 {
-		t.Errorf("%d lines of the log name TRUSTED_PROXIES; want 1", n)
-	}
+func getRequest(path, header string) string {
+	return "GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n"
 }
 
-func TestTrustedProxyHasNoShare(t *testing.T) {
-	t.Parallel()
-	const proxy = "127.0.0.9"
-	sys := startShared(t, stack.SystemOptions{FrontendEnv: map[string]string{"TRUSTED_PROXIES": proxy + "/32"}})
-	idle := newCrowd(t, sys)
-	const n = 2 * connectionsShare
-	for i := range n {
-		if _, err := idle.send(t.Context(), proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 203.0.113.%d\r\n", i))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	idle.settle(t)
-	if got := idle.responses(); got[200] != n {
-		t.Errorf("the responses by status are %v; want 200 on all %d connections", got, n)
-	}
-	c := newCrowd(t, sys)
-	c.stall(t, uploadsShare+1, proxy, "X-Forwarded-For: 203.0.113.7\r\n")
-	c.settle(t)
-	if got := c.responses(); got[429] != 1 || got[-1] != uploadsShare {
-		t.Errorf("uploads of one client behind the proxy: the responses by status are %v (-1: none yet)", got)
-	}
-	harness.SendWith(t, clientFrom(t, proxy), "PUT", sys.URL+"/cat/other", string(harness.Cat), "X-Forwarded-For", "203.0.113.8").Want(t, 200)
+// putRequest returns a PUT request with the first bytes of a picture of size bytes.
+func putRequest(user string, size int, header string) string {
+	return fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n%s", user, size, header, harness.Cat[:4<<10])
 }
 
-func TestFullPoolsEndNoProcess(t *testing.T) {
-	sys := startShared(t, stack.SystemOptions{})
+// gzip asks for a compressed response in each second request.
+func gzip(i int) string { return []string{"", "Accept-Encoding: gzip\r\n"}[i%2] }
+
+// It runs alone, since the victim's time counts. Each attack has addresses of its own.
+func TestAttacksLeaveVictimServed(t *testing.T) {
+	storage := harness.NewStorageProxy(t)
+	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}})
 	harness.Put(t, sys, "victim", harness.Cat)
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
-	c := newCrowd(t, sys)
-	const addresses = 16
-	for i := range addresses {
-		address := fmt.Sprintf(attackers, 2+i)
-		c.stall(t, uploadsShare, address, "")
-		for k := range connectionsShare - uploadsShare - 1 { // the victim has a connection, too
-			request := "GET /service HTT"
-			if k < requestsShare-uploadsShare {
-				request = getRequest(bundle, "")
+	released := make(chan struct{})
+	t.Cleanup(func() { close(released) })
+	hold := func(prefix string, i int, copies bool) string { // makes storage hold the requests for the pictures of a user
+		user := fmt.Sprint(prefix, i)
+		storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			if !copies || r.Header.Get("X-Ms-Copy-Source") != "" {
+				<-released
 			}
-			if _, err := c.sendBy(t.Context(), slowReader(address), request); err != nil {
-				t.Fatal(err)
+			healthy.ServeHTTP(w, r)
+		})
+		return user
+	}
+	commit := func(user string) string {
+		k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
+		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
+		return "/cat/" + user + "/upload/" + k.ID + "/commit"
+	}
+	get := []string{"GET", "/cat/victim", ""}
+	for row, attack := range []struct {
+		name            string
+		addresses, each int
+		request         func(i int) string
+		unread          bool                   // the client reads no responses
+		trickle         string                 // sent four times a second
+		victim          []string               // method, path, body
+		bounds          func(map[int]int) bool // of the responses by status
+	}{
+		{
+			"slow readers", 1, 300, func(i int) string { return getRequest(bundle, gzip(i)) }, true, "", get,
+			func(n map[int]int) bool {
+				return n[200] <= requestsShare && n[429] > 0 && n[200]+n[429] <= connectionsShare && n[0] >= 300-connectionsShare
+			},
+		},
+		{"idle connections", 20, 55, func(int) string { return getRequest("/service", "") }, false, "", get, nil}, // the frontend has 1,024 slots
+		{
+			"pipelined requests", 2, 20, func(i int) string {
+				if i < 4 {
+					return strings.Repeat(getRequest("/cat/victim", ""), 500)
+				}
+				return strings.Repeat(getRequest(bundle, gzip(i)), 20)
+			}, false, "", get, nil,
+		},
+		{
+			"slow uploads", 4, 32, func(i int) string { return putRequest(fmt.Sprint("slow", i), 30<<20, "") }, false, strings.Repeat("x", 18<<10/4),
+			[]string{"PUT", "/cat/victim", string(harness.Cat)},
+			func(n map[int]int) bool { return n[-1] <= 4*uploadsShare && n[429] >= 4*(32-uploadsShare) },
+		},
+		{
+			"lookups that storage holds", 1, 40, func(i int) string { return getRequest("/cat/"+hold("held", i, false), "") }, false, "", get,
+			func(n map[int]int) bool { return n[-1]+n[503] == requestsShare && n[429] == 40-requestsShare },
+		},
+		{ // the signer has 16 slots
+			"commits that storage holds", 1, 20, func(i int) string {
+				return "POST " + commit(hold("commit", i, true)) + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+			}, false, "", []string{"POST", commit("victim"), ""},
+			func(n map[int]int) bool { return n[-1]+n[503] == commitsShare && n[429] == 20-commitsShare },
+		},
+		{ // the victim may get a 503
+			"full pools", 16, connectionsShare - 1, func(i int) string {
+				if k := i / 16; k < uploadsShare {
+					return putRequest(fmt.Sprint("endless", k), len(harness.Cat), "")
+				} else if k < requestsShare {
+					return getRequest(bundle, "")
+				}
+				return "GET /service HTT"
+			}, true, "", nil, nil,
+		},
+	} {
+		t.Run(attack.name, func(t *testing.T) {
+			c := newCrowd(t, sys.URL)
+			for i := range attack.addresses * attack.each {
+				conn := c.send(t, fmt.Sprintf("127.0.%d.%d", 1+row, 1+i%attack.addresses), attack.request(i), attack.unread)
+				if attack.trickle != "" {
+					c.trickle(conn, attack.trickle, time.Second/4)
+				}
 			}
+			c.settle(t, sys)
+			if attack.victim == nil {
+				if a := harness.SendWith(t, from(t, victim), "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 && a.StatusCode != 503 {
+					t.Errorf("%d %s; want 200 or 503", a.StatusCode, a.Body)
+				}
+				return
+			}
+			for range 3 {
+				wantServed(t, attack.victim[0], sys.URL+attack.victim[1], attack.victim[2])
+			}
+			if held := unsent(t, sys); held > attack.addresses*attack.each*192<<10 {
+				t.Errorf("the kernel holds %d KiB of responses", held>>10)
+			}
+			if n := c.statuses(); attack.bounds != nil && !attack.bounds(n) {
+				t.Errorf("the responses by status are %v (0: closed, -1: none yet)", n)
+			}
+		})
+	}
+	t.Run("slow uploads in chunks", func(t *testing.T) {
+		c := newCrowd(t, sys.URL)
+		first := harness.Picture(128<<10, 'b')
+		var rejected atomic.Int64
+		for i := range 8 { // the signer has buffers for five
+			request := fmt.Sprintf("PUT /cat/slow%d HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", i, len(first), first)
+			c.sending.Go(func() {
+				for !c.stopped() {
+					conn := c.send(t, "127.0.10.1", request)
+					c.trickle(conn, "400\r\n"+strings.Repeat("x", 1<<10)+"\r\n", 400*time.Millisecond) // above MIN_UPLOAD_RATE
+					if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+						resp.Body.Close()
+						if resp.StatusCode == http.StatusTooManyRequests {
+							rejected.Add(1)
+						}
+					}
+					conn.Close()
+					time.Sleep(100 * time.Millisecond) // between two attempts
+				}
+			})
 		}
-	}
-	c.settle(t)
-	if n := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n != addresses*requestsShare {
-		t.Errorf("%v requests are in flight; want %d", n, addresses*requestsShare)
-	}
-	ask := clientFrom(t, victim)
-	for range 10 {
-		if a := harness.SendWith(t, ask, "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 && a.StatusCode != 503 {
-			t.Errorf("%d %s; want 200 or 503", a.StatusCode, a.Body)
+		harness.Eventually(t, func() error {
+			if harness.Sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") == 0 || rejected.Load() == 0 {
+				return fmt.Errorf("no buffer is in use, or no upload was rejected with 429")
+			}
+			return nil
+		})
+		for range 3 {
+			wantServed(t, "chunked PUT", sys.URL+"/cat/victim", string(harness.Picture(5<<20, 'v')))
 		}
-	}
-	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
-		harness.Do(t, "GET", base+"/livez", "", nil).Want(t, 200)
-	}
-	c.end()
-	harness.Eventually(t, func() error {
-		if a := harness.SendWith(t, ask, "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 {
-			return fmt.Errorf("after the attack: %d %s", a.StatusCode, a.Body)
-		}
-		return nil
 	})
+	wantServed(t, "GET", sys.URL+"/cat/victim", "")
 	if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
 		t.Errorf("the processes are %v; they were %v", now, pids)
 	}
+	wantSmallAllocations(t, sys)
 }
 
-func TestClientShareZeroHasNoShares(t *testing.T) {
-	t.Parallel()
-	off := map[string]string{"CLIENT_SHARE": "0"}
-	sys := startShared(t, stack.SystemOptions{FrontendEnv: off, SignerEnv: off})
-	c := newCrowd(t, sys)
-	const n = 300
-	c.stall(t, 4*uploadsShare, "127.0.0.2", "")
-	for range n - 4*uploadsShare {
-		conn, err := c.send(t.Context(), "127.0.0.2", getRequest("/service", ""))
+// wantSmallAllocations fails the test unless an uncompressed response takes less memory than to inflate the file would.
+func wantSmallAllocations(t *testing.T, sys *stack.System) {
+	t.Helper()
+	client := from(t, victim)
+	allocated := func(requests int) float64 {
+		for range requests {
+			harness.SendWith(t, client, "GET", sys.URL+"/docs/swagger-ui.css", "", "Accept-Encoding", "identity").Want(t, 200)
+		}
+		return harness.Sum(t, sys.FrontendOps, "go_memstats_alloc_bytes_total")
+	}
+	before := allocated(1)
+	if each := (allocated(32) - before) / 32; each > 64<<10 {
+		t.Errorf("the frontend allocated %.0f bytes for each request", each)
+	}
+}
+
+// unsent returns how many bytes the frontend's public listener has sent that no client has acknowledged.
+func unsent(t *testing.T, sys *stack.System) (n int) {
+	t.Helper()
+	port, err := strconv.Atoi(sys.URL[strings.LastIndexByte(sys.URL, ':')+1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil && os.Getenv("CI") == "" {
+		t.Skipf("needs Linux: %v", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line) // number, local address, remote address, state, queues
+		if len(fields) < 5 || !strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+			continue
+		}
+		queued, err := strconv.ParseInt(strings.Split(fields[4], ":")[0], 16, 64)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s := harness.ReadStatus(t, conn); s != http.StatusOK {
-			t.Fatalf("a GET: %d", s)
-		}
+		n += int(queued)
 	}
-	for i, conn := range c.conns[:4*uploadsShare] {
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := conn.Write(harness.Cat[4<<10:]); err != nil {
-			t.Fatal(err)
+	return n
+}
+
+// The kernel must not keep a response for longer than the frontend does: 10 s and its size at 16 KiB/s.
+func TestUnreadResponsesAreDropped(t *testing.T) {
+	t.Parallel()
+	sys := harness.Start(t, stack.SystemOptions{})
+	c := newCrowd(t, sys.URL)
+	for _, request := range []string{
+		strings.Repeat(getRequest("/docs/swagger-ui.css", "Accept-Encoding: gzip\r\n"), 12),
+		getRequest("/docs/swagger-ui.css", "Accept-Encoding: gzip\r\nConnection: close\r\n"), // the kernel keeps it after the close
+	} {
+		c.send(t, "127.0.0.2", request, true)
+	}
+	harness.Eventually(t, func() error {
+		if n := unsent(t, sys); n < 16<<10 {
+			return fmt.Errorf("the kernel holds %d bytes", n)
 		}
-		if s := harness.ReadStatus(t, conn); s != http.StatusOK {
-			t.Errorf("upload %d of %d at once: %d", i, 4*uploadsShare, s)
+		return nil
+	})
+	for began := time.Now(); unsent(t, sys) > 0; time.Sleep(100 * time.Millisecond) {
+		if time.Since(began) > 25*time.Second {
+			t.Fatalf("the kernel still holds %d bytes", unsent(t, sys))
 		}
 	}
 }

@@ -21,236 +21,165 @@ import (
 	"cats.example/local/stack"
 )
 
-// secure serves h as the stand's servers are, until the test ends, and returns
-// its URL.
-func secure(t *testing.T, h http.Handler) string {
+// doctorEnv returns a valid environment for the doctor in the container of sys, with an Entra ID of its own, which gets a federated
+// token after change.
+func doctorEnv(t *testing.T, sys *stack.System, change func(*issuer.Federated)) []string {
 	t.Helper()
-	server := httptest.NewUnstartedServer(h)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{harness.Stack(t).CA.Leaf}}
-	server.StartTLS()
-	t.Cleanup(server.Close)
-	return server.URL
-}
-
-// patient is what the doctor sees: an environment in which all is well, in the
-// container of sys, with an Entra ID of its own.
-func patient(t *testing.T, sys *stack.System) (env []string, tokenFile string) {
-	t.Helper()
+	st := harness.Stack(t)
 	entra, err := issuer.New(issuer.Config{
 		Tenant: stack.TenantID, ClientID: stack.ClientID, ObjectID: "00000000-0000-4000-8000-0000000000d0",
-		Issuer: harness.Stack(t).Cluster.URL(), Subject: stack.Subject, Client: harness.Stack(t).Client(),
+		Issuer: st.Cluster.URL(), Subject: stack.Subject, Client: st.Client(),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	tokenFile = filepath.Join(t.TempDir(), "token")
-	harness.WriteToken(t, tokenFile, harness.FederatedToken(t, nil))
+	server := httptest.NewUnstartedServer(entra)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{st.CA.Leaf}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	token := filepath.Join(t.TempDir(), "token")
+	harness.WriteToken(t, token, harness.FederatedToken(t, change))
 	return []string{
-		"AZURE_CLIENT_ID=" + stack.ClientID,
-		"AZURE_TENANT_ID=" + stack.TenantID,
-		"AZURE_FEDERATED_TOKEN_FILE=" + tokenFile,
-		"AZURE_AUTHORITY_HOST=" + secure(t, entra) + "/",
-		"AZURE_STORAGE_ACCOUNT_URL=" + harness.Stack(t).Storage.URL,
-		"DISABLE_INSTANCE_DISCOVERY=true",
-		"LINK_BASE_URL=" + harness.Stack(t).FrontURL,
-		"SSL_CERT_FILE=" + harness.Stack(t).CA.File,
-		"STORAGE_CONTAINER=" + sys.Container,
-		"ANONYMOUS_ACCESS=true",
-		// The addresses of the signer that is running.
-		"LISTEN_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"),
-		"OPS_ADDRESS=" + strings.TrimPrefix(sys.SignerOps, "http://"),
-	}, tokenFile
+		"AZURE_CLIENT_ID=" + stack.ClientID, "AZURE_TENANT_ID=" + stack.TenantID, "AZURE_FEDERATED_TOKEN_FILE=" + token,
+		"AZURE_AUTHORITY_HOST=" + server.URL + "/", "DISABLE_INSTANCE_DISCOVERY=true", "SSL_CERT_FILE=" + st.CA.File,
+		"AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL, "LINK_BASE_URL=" + st.FrontURL, "STORAGE_CONTAINER=" + sys.Container, "ANONYMOUS_ACCESS=true",
+		// The doctor runs beside the signer, which has these addresses.
+		"LISTEN_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"), "OPS_ADDRESS=" + strings.TrimPrefix(sys.SignerOps, "http://"),
+	}
 }
 
-// examine runs the doctor, wants the exit code and the marks of its checks in
-// their order, and that it keeps secrets.
-func examine(t *testing.T, env []string, code int, marks string) (report string) {
-	t.Helper()
-	got, stdout, stderr := run(t, "signer", env, "doctor")
-	var checks []string
-	for _, m := range regexp.MustCompile(`(?m)^(ok|warn|fail|skip) +(\w+(?: \w+)*)  `).FindAllStringSubmatch(stdout, -1) {
-		checks = append(checks, m[1]+" "+m[2])
-	}
-	if now := strings.Join(checks, ", "); got != code || now != marks || stderr != "" {
-		t.Errorf("exit code %d, %s\nwant %d, %s\n%s%s", got, now, code, marks, stdout, stderr)
-	}
-	for _, secret := range []string{"sig=", "sig%3D", harness.JWTPrefix} {
-		if strings.Contains(stdout, secret) {
-			t.Errorf("%s is in\n%s", secret, stdout)
-		}
-	}
-	return stdout
-}
-
-// leavesNothing checks that the container has no test picture at the end of the test.
-func leavesNothing(t *testing.T, sys *stack.System) {
-	t.Cleanup(func() {
-		blobs, err := harness.Stack(t).Storage.Blobs(context.WithoutCancel(t.Context()), sys.Container)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, b := range blobs {
-			if strings.HasPrefix(b.Name, "cats-api-doctor-") {
-				t.Errorf("%s was left in the container", b.Name)
-			}
-		}
-	})
-}
-
-// holds wants each part in the report.
-func holds(t *testing.T, report string, parts ...string) {
+// wantParts fails the test unless text contains all parts.
+func wantParts(t *testing.T, text string, parts ...string) {
 	t.Helper()
 	for _, part := range parts {
-		if !strings.Contains(report, part) {
-			t.Errorf("%q is not in\n%s", part, report)
+		if !strings.Contains(text, part) {
+			t.Errorf("%q is not in\n%s", part, text)
 		}
 	}
 }
 
-func TestTheDoctorFindsAllWellBesideTheRunningSigner(t *testing.T) {
+func TestDoctorReportsCausesAndFixes(t *testing.T) {
 	t.Parallel()
 	sys := harness.Start(t, stack.SystemOptions{})
-	leavesNothing(t, sys)
 	harness.Put(t, sys, "u", harness.Cat)
-	env, _ := patient(t, sys)
-	report := examine(t, append(env, "MAX_DIRECT_UPLOAD_SIZE=1GiB"), 0, "ok settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok copy, ok delete, ok clock")
-	holds(t, report, stack.Subject, harness.Stack(t).Cluster.URL(), issuer.Audience, "all works", "authentication is off")
-	if !regexp.MustCompile(`\Apod +none.*\nversion +.*\(revision .*\)\nclient ID +` + stack.ClientID + `\ntenant +` + stack.TenantID + `\n\n`).MatchString(report) {
-		t.Errorf("the report begins with\n%s", report)
-	}
-	report = examine(t, append(env, "KUBERNETES_SERVICE_HOST=10.0.0.1", "AZURE_CLIENT_ID="), 1,
-		"fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock")
+	wantBlobs(t, sys, 1)
+	const (
+		begin       = "ok settings, ok token file, ok exchange, "
+		storage     = "ok key, ok put, ok link, ok link base, ok delete, ok clock"
+		noExchange  = "fail exchange, skip key, skip put, skip link, ok clock"
+		noIdentity  = "ok token file, skip exchange, skip key, skip put, skip link, ok clock"
+		unreachable = begin + "fail key, skip put, skip link, skip clock"
+	)
 	host, _ := os.Hostname()
-	holds(t, report, "pod         "+host+"\n", "client ID   not set\n", "fix: the workload identity webhook")
-	report = examine(t, append(env, "ANONYMOUS_ACCESS="), 1,
-		"fail settings, ok token file, ok exchange, ok key, ok put, ok link, ok link base, ok delete, ok clock")
-	holds(t, report, "authentication is not configured", "OIDC_ISSUER", "ANONYMOUS_ACCESS=true")
-	if string(harness.Served(t, sys, "u")) != string(harness.Cat) {
-		t.Error("the picture has changed")
-	}
-}
-
-func TestTheDoctorSaysWhatToDo(t *testing.T) {
-	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{})
-	leavesNothing(t, sys)
-	const refused = "ok settings, ok token file, fail exchange, skip key, skip put, skip link, ok clock"
-	for _, c := range []struct {
-		name  string
-		spoil func(t *testing.T, tokenFile string)
-		env   []string
-		marks string
-		says  []string
+	for name, c := range map[string]struct {
+		change            func(*issuer.Federated)
+		env, checks, says string // env is separated by spaces, says by |
 	}{
-		{
-			"token file missing", func(_ *testing.T, path string) { _ = os.Remove(path) }, nil,
-			"ok settings, fail token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{"no such file", "fix: mount the token's volume", "skipped: there is no federated token"},
+		"healthy": {
+			nil, "MAX_DIRECT_UPLOAD_SIZE=1GiB", begin + strings.Replace(storage, "ok delete", "ok copy, ok delete", 1),
+			stack.Subject + "|" + harness.Stack(t).Cluster.URL() + "|" + issuer.Audience + "|client ID   " + stack.ClientID + "\n|tenant      " + stack.TenantID + "\n|(revision |all works|authentication is off",
 		},
-		{
-			"wrong subject", harness.WrongToken(func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }), nil, refused,
-			[]string{"system:serviceaccount:cats:other", "AADSTS700213:", "fix: compare issuer, subject and audience", "takes minutes"},
+		"pod without a client ID": {
+			nil, "KUBERNETES_SERVICE_HOST=10.0.0.1 AZURE_CLIENT_ID=", "fail settings, " + noIdentity,
+			"pod         " + host + "\n|client ID   not set\n|fix: the workload identity webhook",
 		},
-		{
-			"wrong audience", harness.WrongToken(func(f *issuer.Federated) { f.Audience = "api://other" }), nil,
-			strings.Replace(refused, "ok token file", "warn token file", 1),
-			[]string{"AADSTS700212:", "audience  api://other\n", "another audience than api://AzureADTokenExchange,"},
+		"no choice of authentication": {
+			nil, "ANONYMOUS_ACCESS=", strings.Replace(begin, "ok", "fail", 1) + storage, "authentication is not configured|OIDC_ISSUER|ANONYMOUS_ACCESS=true",
 		},
-		{
-			"expired", harness.WrongToken(func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }), nil,
-			strings.Replace(refused, "ok token file", "fail token file", 1),
-			[]string{"AADSTS700024:", "token is expired (exp)", "kubelet"},
+		"invalid settings": {
+			nil, "LINK_TTL=soon AZURE_TENANT_ID=", "fail settings, fail settings, " + noIdentity,
+			`LINK_TTL is "soon"|AZURE_TENANT_ID not set|the settings of the identity are not valid`,
 		},
-		{
-			"garbage", func(t *testing.T, path string) { harness.WriteToken(t, path, "a cat walked over the keyboard") }, nil,
-			strings.Replace(refused, "ok token file", "fail token file", 1),
-			[]string{"AADSTS50027:", "signed JSON Web Token", "fix: AZURE_FEDERATED_TOKEN_FILE"},
+		"no token file": {
+			nil, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token", "ok settings, " + strings.Replace(noIdentity, "ok", "fail", 1),
+			"no such file|fix: mount the token's volume|skipped: there is no federated token",
 		},
-		{
-			"wrong client", nil,
-			[]string{"AZURE_CLIENT_ID=00000000-0000-4000-8000-00000000ffff"},
-			refused,
-			[]string{"AADSTS700016:", "azure.workload.identity/client-id"},
+		"another subject": {
+			func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }, "", "ok settings, ok token file, " + noExchange,
+			"system:serviceaccount:cats:other|AADSTS700213:|fix: compare issuer, subject and audience|takes minutes",
 		},
-		{
-			"container missing", nil,
-			[]string{"STORAGE_CONTAINER=no-such-container"},
-			"ok settings, ok token file, ok exchange, ok key, fail put, skip link, ok clock",
-			[]string{"404 ContainerNotFound", "fix: create the container", "STORAGE_CONTAINER"},
+		"another audience": {
+			func(f *issuer.Federated) { f.Audience = "api://other" }, "", "ok settings, warn token file, " + noExchange,
+			"AADSTS700212:|audience  api://other\n|another audience than api://AzureADTokenExchange,",
 		},
-		{
-			"nobody there", nil,
-			[]string{"AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1"},
-			"ok settings, ok token file, ok exchange, fail key, skip put, skip link, skip clock",
-			[]string{"no answer from davydscats.blob.localhost:1", "connection refused", "fix: nothing answers on this port", "skipped: storage does not answer"},
+		"expired token": {
+			func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }, "", "ok settings, fail token file, " + noExchange,
+			"AADSTS700024:|token is expired (exp)|kubelet",
 		},
-		{
-			"no such name", nil,
-			[]string{"AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.invalid"},
-			"ok settings, ok token file, ok exchange, fail key, skip put, skip link, skip clock",
-			[]string{"no answer from davydscats.blob.invalid", "fix: the name does not resolve"},
+		"another client": {
+			nil, "AZURE_CLIENT_ID=00000000-0000-4000-8000-00000000ffff", "ok settings, ok token file, " + noExchange, "AADSTS700016:|azure.workload.identity/client-id",
 		},
-		{
-			"no trust", nil,
-			[]string{"SSL_CERT_FILE=/dev/null"},
-			"ok settings, ok token file, fail exchange, skip key, skip put, skip link, fail clock",
-			[]string{"x509:", "SSL_CERT_FILE"},
+		"unknown CA": {
+			nil, "SSL_CERT_FILE=/dev/null", "ok settings, ok token file, " + strings.Replace(noExchange, "ok", "fail", 1), "x509:|SSL_CERT_FILE",
 		},
-		{
-			"link base down", nil,
-			[]string{"LINK_BASE_URL=http://127.0.0.1:1"},
-			"ok settings, ok token file, ok exchange, ok key, ok put, ok link, warn link base, ok delete, ok clock",
-			[]string{"http://127.0.0.1:1", "connection refused", "try a link from outside", "all works; warnings: 1"},
+		"no container": {
+			nil, "STORAGE_CONTAINER=no-such-container", begin + "ok key, fail put, skip link, ok clock", "404 ContainerNotFound|fix: create the container|STORAGE_CONTAINER",
 		},
-		{
-			"some settings", nil,
-			[]string{"LINK_TTL=soon", "AZURE_TENANT_ID="},
-			"fail settings, fail settings, ok token file, skip exchange, skip key, skip put, skip link, ok clock",
-			[]string{`LINK_TTL is "soon"`, "AZURE_TENANT_ID not set", "fix: the workload identity webhook", "the settings of the identity are not valid"},
+		"closed port": {
+			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1", unreachable,
+			"no answer from davydscats.blob.localhost:1|connection refused|fix: nothing answers on this port|skipped: storage does not answer",
+		},
+		"unknown host": {
+			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.invalid", unreachable, "no answer from davydscats.blob.invalid|fix: the name does not resolve",
+		},
+		"closed link base": {
+			nil, "LINK_BASE_URL=http://127.0.0.1:1", begin + strings.Replace(storage, "ok link base", "warn link base", 1),
+			"http://127.0.0.1:1|connection refused|try a link from outside|all works; warnings: 1",
 		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			env, tokenFile := patient(t, sys)
-			if c.spoil != nil {
-				c.spoil(t, tokenFile)
+			code, report, stderr := run(t, "signer", append(doctorEnv(t, sys, c.change), strings.Fields(c.env)...), "doctor")
+			var checks []string
+			for _, m := range regexp.MustCompile(`(?m)^(ok|warn|fail|skip) +(\w+(?: \w+)*)  `).FindAllStringSubmatch(report, -1) {
+				checks = append(checks, m[1]+" "+m[2])
 			}
-			code := 1
-			if !strings.Contains(c.marks, "fail") {
-				code = 0
+			if got := strings.Join(checks, ", "); got != c.checks || (code != 0) != strings.Contains(got, "fail") || stderr != "" {
+				t.Errorf("exit code %d, %s; want %s\n%s%s", code, got, c.checks, report, stderr)
 			}
-			holds(t, examine(t, append(env, c.env...), code, c.marks), c.says...)
+			wantParts(t, report, strings.Split(c.says, "|")...)
+			for _, secret := range []string{"sig=", "sig%3D", harness.JWTPrefix} {
+				if strings.Contains(report, secret) {
+					t.Errorf("%s is in\n%s", secret, report)
+				}
+			}
 		})
 	}
 }
 
-// TestADoctorThatIsSentAwayDeletesItsBlob stops it, as Ctrl-C and a closed
-// terminal do, while it has a blob in the container.
-func TestADoctorThatIsSentAwayDeletesItsBlob(t *testing.T) {
+// wantBlobs fails the test unless the container has n blobs after the last subtest.
+func wantBlobs(t *testing.T, sys *stack.System, n int) {
+	t.Cleanup(func() {
+		if blobs, err := sys.Blobs(context.WithoutCancel(t.Context())); err != nil || len(blobs) != n {
+			t.Errorf("the container has %v: %v; want %d blobs", blobs, err, n)
+		}
+	})
+}
+
+// The signal arrives while the doctor has a blob in the container and checks it by the link base.
+func TestInterruptedDoctorDeletesItsBlob(t *testing.T) {
 	t.Parallel()
 	sys := harness.Start(t, stack.SystemOptions{})
-	leavesNothing(t, sys)
-	for name, sendAway := range map[string]func(p *os.Process, stdout io.Closer){
-		"interrupt": func(p *os.Process, _ io.Closer) { _ = p.Signal(os.Interrupt) },
-		"SIGTERM":   func(p *os.Process, _ io.Closer) { _ = p.Signal(syscall.SIGTERM) },
-		"hangup":    func(p *os.Process, _ io.Closer) { _ = p.Signal(syscall.SIGHUP) },
-		"pipe":      func(_ *os.Process, stdout io.Closer) { _ = stdout.Close() },
+	wantBlobs(t, sys, 0)
+	for name, interrupt := range map[string]func(p *os.Process, stdout io.Closer){
+		"SIGINT":      func(p *os.Process, _ io.Closer) { _ = p.Signal(os.Interrupt) },
+		"SIGTERM":     func(p *os.Process, _ io.Closer) { _ = p.Signal(syscall.SIGTERM) },
+		"SIGHUP":      func(p *os.Process, _ io.Closer) { _ = p.Signal(syscall.SIGHUP) },
+		"closed pipe": func(_ *os.Process, stdout io.Closer) { _ = stdout.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// Whoever reads the link through its base comes by while it is there.
-			var there atomic.Bool
+			var stored atomic.Bool
 			reading, goOn := make(chan struct{}), make(chan struct{})
 			base := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-				_, _, err := harness.Stack(t).Storage.Read(t.Context(), sys.Container, strings.TrimPrefix(r.URL.Path, "/"+sys.Container+"/"))
-				there.Store(err == nil)
+				_, _, err := sys.Storage.Read(t.Context(), sys.Container, strings.TrimPrefix(r.URL.Path, "/"+sys.Container+"/"))
+				stored.Store(err == nil)
 				close(reading)
 				<-goOn
 			}))
 			defer base.Close()
-			env, _ := patient(t, sys)
 			cmd := exec.CommandContext(t.Context(), filepath.Join(harness.BinDir(t), "signer"), "doctor")
-			cmd.Env = append(env, "LINK_BASE_URL="+base.URL)
+			cmd.Env = append(doctorEnv(t, sys, nil), "LINK_BASE_URL="+base.URL)
 			stdout, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -261,31 +190,21 @@ func TestADoctorThatIsSentAwayDeletesItsBlob(t *testing.T) {
 			select {
 			case <-reading:
 			case <-time.After(20 * time.Second):
-				t.Error("the link was not read through its base")
+				t.Error("the doctor has not used the link base")
 			}
-			sendAway(cmd.Process, stdout)
-			report := ""
-			if name == "pipe" {
-				close(goOn)
-			} else {
-				b, _ := io.ReadAll(stdout)
-				report = string(b)
-				close(goOn)
+			interrupt(cmd.Process, stdout)
+			var report []byte
+			code, parts := 0, []string(nil)
+			if name != "closed pipe" { // which changes the output only
+				report, _ = io.ReadAll(stdout)
+				code, parts = 1, []string{"skip  clock       skipped: the doctor was interrupted", "ok    delete", "some checks were skipped"}
 			}
-			err = cmd.Wait()
-			if !there.Load() {
-				t.Error("there was no test picture")
+			close(goOn)
+			_ = cmd.Wait()
+			wantParts(t, string(report), parts...)
+			if got := cmd.ProcessState.ExitCode(); got != code || !stored.Load() {
+				t.Errorf("exit code %d, blob stored: %v; want %d and true", got, stored.Load(), code)
 			}
-			if name == "pipe" {
-				if err != nil {
-					t.Errorf("it ended with %v", err)
-				}
-				return
-			}
-			if cmd.ProcessState.ExitCode() != 1 {
-				t.Errorf("it ended with %v; want exit code 1", err)
-			}
-			holds(t, report, "skip  clock       skipped: the doctor was interrupted", "ok    delete", "some checks were skipped")
 		})
 	}
 }

@@ -2,9 +2,7 @@ package ops
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -17,37 +15,30 @@ import (
 	"cats.example/local/stack"
 )
 
-// promAsk asks the API of a Prometheus, and fills in the data of its answer.
-func promAsk(ctx context.Context, base, path string, query url.Values, data any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path+"?"+query.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	answer := struct {
-		Status, Error string
-		Data          any
-	}{Data: data}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
-		return err
-	}
-	if answer.Status != "success" {
-		return errors.New(answer.Error)
-	}
-	return nil
-}
-
-// Every query of the dashboard and every recording rule has something to show, of
-// a system that has seen all kinds of requests. Its frontend sends traces, and so is
-// scraped in OpenMetrics, the signer in the plain format.
-func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
+// Every query of the dashboard and every recording rule finds series of a system with requests of all kinds. Its frontend exports
+// traces, so that Prometheus reads its metrics in OpenMetrics; it reads those of the signer in the plain format.
+func TestDashboardAndRulesFindSeries(t *testing.T) {
 	t.Parallel()
 	sys := harness.StartDirect(t, stack.SystemOptions{FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": newCollector(t).url}})
 	prometheus := harness.StartPrometheus(t, sys)
+	// ask asks the API of Prometheus until enough is true for the data of its response.
+	ask := func(path string, query url.Values, data any, enough func() bool) {
+		t.Helper()
+		harness.Eventually(t, func() error {
+			response := struct {
+				Status, Error string
+				Data          any
+			}{Data: data}
+			a, err := harness.TryWith(t.Context(), http.DefaultClient, "GET", prometheus+"/api/v1/"+path+"?"+query.Encode(), "", nil)
+			if err != nil {
+				return err
+			}
+			if err := json.Unmarshal(a.Body, &response); err != nil || response.Status != "success" || !enough() {
+				return fmt.Errorf("%s %v: %s: %v", path, query, a.Body, err)
+			}
+			return nil
+		})
+	}
 	requests := func() {
 		harness.Put(t, sys, "Davyd", harness.Cat)
 		harness.Link(t, sys, "Davyd", "")
@@ -57,13 +48,6 @@ func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
 		k.Commit(t, sys, "Davyd", "").Want(t, 200)
 		harness.Do(t, http.MethodGet, sys.URL+"/nothing", "", nil).Want(t, 404)
-	}
-	fails := func() { // one answer with 5xx, for the queries that are about them
-		api := sys.Signer
-		api.Kill()
-		harness.Do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).Want(t, 503)
-		harness.Restart(t, api)
-		harness.WantRecovery(t, sys)
 	}
 	requests()
 	queries := map[string]string{}
@@ -82,76 +66,46 @@ func TestTheDashboardAndTheRulesHaveSomethingToShow(t *testing.T) {
 	}
 	for _, p := range board.Panels {
 		for i, target := range p.Targets {
-			queries[fmt.Sprintf("%s %d", p.Title, i)] = strings.NewReplacer("$namespace", "cats-api", "$__rate_interval", "1m").Replace(target.Expr)
+			queries[fmt.Sprint(p.Title, i)] = strings.NewReplacer("$namespace", "cats-api", "$__rate_interval", "1m").Replace(target.Expr)
 		}
 	}
 	var rules struct {
 		Groups []struct {
-			Rules []struct{ Name, Type, Health, LastError string }
+			Rules []struct{ Name, Type, Health string }
 		}
 	}
-	harness.Eventually(t, func() error {
-		if err := promAsk(t.Context(), prometheus, "/api/v1/rules", nil, &rules); err != nil {
-			return err
-		}
+	ask("rules", nil, &rules, func() bool {
+		healthy := len(rules.Groups) == 2
 		for _, g := range rules.Groups {
 			for _, r := range g.Rules {
-				if r.Health != "ok" {
-					return fmt.Errorf("rule %s is %s: %s", r.Name, r.Health, r.LastError)
+				healthy = healthy && r.Health == "ok"
+				if r.Type == "recording" {
+					queries[r.Name] = r.Name
 				}
 			}
 		}
-		if len(rules.Groups) != 2 {
-			return fmt.Errorf("%d groups of rules", len(rules.Groups))
-		}
-		return nil
+		return healthy
 	})
-	for _, g := range rules.Groups {
-		for _, r := range g.Rules {
-			if r.Type == "recording" {
-				queries["rule "+r.Name] = r.Name
-			}
-		}
-	}
 	if len(queries) < 30 {
 		t.Fatalf("%d queries", len(queries))
 	}
-	requests() // a rate needs something that changes
-	share := queries["Share of 5xx 0"]
-	harness.Eventually(t, func() error {
-		var data struct{ Result []struct{ Value [2]any } }
-		err := promAsk(t.Context(), prometheus, "/api/v1/query", url.Values{"query": {share}}, &data)
-		if err == nil && (len(data.Result) != 1 || data.Result[0].Value[1] != "0") {
-			err = fmt.Errorf("without a 5xx, %s is %v; want 0", share, data.Result)
-		}
-		return err
-	})
-	fails()
+	requests() // a rate needs changes
+	var series struct{ Result []struct{ Value [2]any } }
+	ask("query", url.Values{"query": {queries["Share of 5xx0"]}}, &series, func() bool { return len(series.Result) == 1 && series.Result[0].Value[1] == "0" })
+	sys.Signer.Kill() // for one response with 5xx
+	harness.Do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).Want(t, 503)
+	harness.Restart(t, sys.Signer)
+	harness.WantRecovery(t, sys)
 	requests()
-	for where, q := range queries {
-		harness.Eventually(t, func() error {
-			var data struct{ Result []struct{ Value [2]any } }
-			if err := promAsk(t.Context(), prometheus, "/api/v1/query", url.Values{"query": {q}}, &data); err != nil {
-				return fmt.Errorf("%s: %s: %w", where, q, err)
-			}
-			if len(data.Result) == 0 {
-				return fmt.Errorf("%s: %s finds nothing", where, q)
-			}
-			return nil
-		})
+	for _, q := range queries {
+		ask("query", url.Values{"query": {q}}, &series, func() bool { return len(series.Result) > 0 })
 	}
-	harness.Eventually(t, func() error {
-		now := time.Now()
-		var data []struct {
-			Exemplars []struct{ Labels map[string]string }
-		}
-		err := promAsk(t.Context(), prometheus, "/api/v1/query_exemplars", url.Values{
-			"query": {"cats_frontend_http_request_duration_seconds_bucket"},
-			"start": {fmt.Sprint(now.Add(-time.Hour).Unix())}, "end": {fmt.Sprint(now.Add(time.Hour).Unix())},
-		}, &data)
-		if err == nil && (len(data) == 0 || len(data[0].Exemplars[0].Labels["trace_id"]) != 32) {
-			err = fmt.Errorf("the exemplars are %v", data)
-		}
-		return err
-	})
+	var exemplars []struct {
+		Exemplars []struct{ Labels map[string]string }
+	}
+	now := time.Now()
+	ask("query_exemplars", url.Values{
+		"query": {"cats_frontend_http_request_duration_seconds_bucket"},
+		"start": {fmt.Sprint(now.Add(-time.Hour).Unix())}, "end": {fmt.Sprint(now.Add(time.Hour).Unix())},
+	}, &exemplars, func() bool { return len(exemplars) > 0 && len(exemplars[0].Exemplars[0].Labels["trace_id"]) == 32 })
 }

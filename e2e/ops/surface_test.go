@@ -2,119 +2,168 @@ package ops
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"os"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
 
-// A stranger reaches the public API and nothing else; a scraper, no pictures.
-func TestEachPortServesItsOwnAlone(t *testing.T) {
+// The collectors of this system do not answer, which affects no request.
+func TestPortsServeOnlyTheirPaths(t *testing.T) {
 	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{})
+	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	sys := harness.Start(t, stack.SystemOptions{
+		FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "10"},
+		SignerEnv:   map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + silent.Addr().String(), "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_EXPORT_TIMEOUT": "300"},
+	})
 	harness.Put(t, sys, "x", harness.Cat)
-	for _, path := range []string{
-		"/metrics", "/livez", "/readyz", "/healthz", "/debug/pprof/", "/debug/vars", "/v1/ready", "/v1/link?user=x", "/v1/picture?user=x",
-		"/cat", "/cat/", "/cat//", "/cat/x/y", "/cat/x/picture/y", "//cat/x", "/cat/../cat/x", "/CAT/x", "/service/x", "/favicon.ico", "/page", "/page/", "/page/../about", "//",
-	} {
+	for path := range strings.FieldsSeq(`/metrics /livez /readyz /healthz /debug/pprof/ /debug/vars /v1/ready /v1/link?user=x /v1/picture?user=x
+		/cat /cat/ /cat// /cat/x/y /cat/x/picture/y //cat/x /cat/../cat/x /CAT/x /service/x /favicon.ico /page /page/ /page/../about //`) {
 		for _, method := range []string{"GET", "PUT", "DELETE"} {
-			if a := harness.Do(t, method, sys.URL+path, "", nil); a.StatusCode != 404 || a.Field(t, "code") != "no_such_path" {
-				t.Errorf("%s %s on the public port: %d %s", method, path, a.StatusCode, a.Body)
-			}
+			harness.Do(t, method, sys.URL+path, "", nil).WantProblem(t, 404, "no_such_path")
 		}
 	}
 	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
-		for _, path := range []string{"/", "/service", "/cat/x", "/cat/x/picture", "/v1/link?user=x", "/v1/picture?user=x", "/v1/ready", "/debug/pprof/"} {
+		for path := range strings.FieldsSeq("/ /service /cat/x /cat/x/picture /v1/link?user=x /v1/picture?user=x /v1/ready /debug/pprof/") {
 			for _, method := range []string{"GET", "PUT", "DELETE"} {
 				harness.Do(t, method, base+path, "", nil).Want(t, 404)
 			}
 		}
-		for _, path := range []string{"/metrics", "/livez", "/readyz"} {
+		for path := range strings.FieldsSeq("/metrics /livez /readyz") {
 			harness.Do(t, http.MethodPost, base+path, "", nil).Want(t, 405)
 			harness.Do(t, http.MethodHead, base+path, "", nil).Want(t, 200)
 		}
 	}
-	harness.Served(t, sys, "x")
+	harness.WantPicture(t, sys, "x", harness.Cat)
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
+		harness.WaitForLog(t, p.Log, 0, `"level":"WARN"`, `"msg":"trace export failed; spans are lost"`)
+		if err := p.Stop(t.Context()); err != nil { // within 10 s
+			t.Error(err)
+		}
+		if lines, err := p.Log.Since(0); err != nil || strings.Count(strings.Join(lines, ""), "spans are lost") != 1 {
+			t.Errorf("lost spans are not logged once in a minute: %v %q", err, lines)
+		}
+	}
 }
 
-// Strangers choose paths, names, methods and headers; they must not be able to
-// make a metric of each.
-func TestStrangersCannotGrowTheMetrics(t *testing.T) {
+// A request has one ID in both logs. The containers have the same settings in different forms.
+func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{})
-	series := func() (n int) {
-		for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
-			for line := range strings.Lines(string(harness.Do(t, "GET", base+"/metrics", "", nil).Want(t, 200).Body)) {
-				if !strings.HasPrefix(line, "#") {
-					n++
-				}
-			}
+	sys := harness.Start(t, stack.SystemOptions{
+		FrontendEnv: map[string]string{"ACCEPTED_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"},
+		SignerEnv:   map[string]string{"ACCEPTED_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"},
+	})
+	counters := strings.Fields(`cats_frontend_http_requests_total cats_frontend_http_request_body_bytes_total cats_frontend_upload_bytes_total
+		cats_frontend_uploads_rejected_total cats_frontend_signer_requests_total
+		cats_signer_http_requests_total cats_signer_storage_requests_total cats_signer_signed_urls_total`)
+	values := func() (all []float64) {
+		for _, name := range counters {
+			all = append(all, harness.Sum(t, sys.FrontendOps, name)+harness.Sum(t, sys.SignerOps, name))
 		}
-		return n
+		return all
 	}
-	all := func(suffix string) {
+	before := values()
+	harness.Put(t, sys, "Secretname", harness.Cat)
+	harness.Do(t, "PUT", sys.URL+"/cat/Secretname", "", []byte("text")).Want(t, 415)
+	a := harness.Send(t, "GET", sys.URL+"/cat/Secretname?download=Secretfile.png", "", "X-Request-Id", "my-request-1", "Traceparent", clientsTraceparent).Want(t, 200)
+	if id := a.Header.Get("X-Request-Id"); id != "my-request-1" {
+		t.Errorf("X-Request-Id %q", id)
+	}
+	if id := traceOf(t, sys, "my-request-1"); id != clientsTrace {
+		t.Errorf("without tracing, the logs have the trace ID %s; want the client's", id)
+	}
+	for i, after := range values() {
+		if after <= before[i] {
+			t.Errorf("%s went from %v to %v", counters[i], before[i], after)
+		}
+	}
+	for _, name := range []string{"cats_signer_user_delegation_key_expiry_timestamp_seconds", "cats_signer_token_last_success_timestamp_seconds", "cats_signer_token_requests_total"} {
+		if harness.Sum(t, sys.SignerOps, name) == 0 {
+			t.Errorf("%s is zero", name)
+		}
+	}
+	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+		text := string(harness.Send(t, "GET", base+"/metrics", "", "Accept", openMetrics).Body)
+		problems, err := promlint.New(strings.NewReader(text)).Lint()
+		if err != nil || len(problems) > 0 {
+			t.Errorf("promlint: %v %v", problems, err)
+		}
+		if strings.Contains(text, "Secret") || strings.Contains(text, "sig=") || strings.Contains(text, "# EOF") { // OpenMetrics is for exemplars
+			t.Errorf("the metrics have a name, a signature or the format OpenMetrics:\n%s", text)
+		}
+	}
+}
+
+func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
+	t.Parallel()
+	debug := map[string]string{"LOG_LEVEL": "debug"}
+	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: debug, SignerEnv: debug})
+	use := func(suffix string) (series int) {
 		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X" + strings.ToUpper(suffix), "PROPFIND"} {
 			for _, path := range []string{"/cat/" + suffix, "/cat/" + suffix + "/picture", "/" + suffix, "/cat/" + suffix + "/", "/cat/a%2F" + suffix, "/service?" + suffix} {
-				harness.Send(t, method, sys.URL+path, "", "User-Agent", suffix, "X-Request-Id", suffix, "X-Forwarded-For", suffix, "Host", suffix)
+				harness.Send(t, method, sys.URL+path, "", "User-Agent", suffix, "X-Request-Id", suffix, "X-Forwarded-For", suffix)
 			}
 		}
-		harness.Do(t, "PUT", sys.URL+"/cat/"+suffix, "", harness.Cat).Want(t, 200)
-		harness.Do(t, "GET", sys.URL+"/cat/"+suffix+"?download="+suffix, "", nil).Want(t, 200)
+		harness.Put(t, sys, suffix, harness.Cat)
+		harness.Link(t, sys, suffix, "?download="+suffix)
 		harness.Do(t, "DELETE", sys.URL+"/cat/"+suffix, "", nil).Want(t, 204)
+		for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
+			series += strings.Count("\n"+string(harness.Do(t, "GET", base+"/metrics", "", nil).Want(t, 200).Body), "\ncats_")
+		}
+		return series
 	}
-	all("first")
-	before := series()
-	for _, suffix := range []string{"second", "third", "fourth"} {
-		all(suffix)
-	}
-	if after := series(); after > before {
+	if before, after := use("first"), use("second"); after > before {
 		t.Errorf("%d series became %d", before, after)
+	}
+	long := strings.Repeat("Z", 9000)
+	const form = "--" + harness.Boundary + "\r\n"
+	for _, c := range []struct{ method, target, body, name, value string }{
+		{long, "/cat/x", "", "", ""},
+		{"GET", "/service", "", "User-Agent", long},
+		{"GET", "/service", "", "X-Request-Id", long},
+		{"GET", "/service", "", "Traceparent", long},
+		{"GET", "/service", "", "X-Forwarded-For", long},
+		{"PUT", "/cat/x", "", "Origin", "https://" + long},
+		{"PUT", "/cat/x", "x", "Content-Digest", long},
+		{"PUT", "/cat/x", "x", "Content-Type", long},
+		{"GET", "/" + long[:4000], "", "", ""},
+		{"GET", "/cat/" + long[:4000], "", "", ""},
+		{"GET", "/cat/x?ttl=" + long[:4000], "", "", ""},
+		{"POST", "/cat/x", form + long + "\r\n\r\n", "Content-Type", harness.FormType},
+		{"POST", "/cat/x", form + "Content-Disposition: form-data; name=\"" + long[:7000] + "\r\n\r\nx\r\n" + harness.LastBoundary, "Content-Type", harness.FormType},
+		{"POST", "/cat/x", "x", "Content-Type", "multipart/form-data; boundary=" + long},
+	} {
+		harness.Call{Method: c.method, Target: c.target, Body: []byte(c.body), Header: []string{c.name, c.value}[:2*min(1, len(c.name))]}.Do(t, sys)
+	}
+	for _, line := range logLines(t, sys) {
+		if len(line) > 1500 || strings.Contains(line, "ZZZZZ") {
+			t.Errorf("a line of %d bytes: %.300s", len(line), line)
+		}
 	}
 }
 
-func TestStrangersCannotGrowLogLines(t *testing.T) {
-	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: map[string]string{"LOG_LEVEL": "debug"}, SignerEnv: map[string]string{"LOG_LEVEL": "debug"}})
-	long := strings.Repeat("Z", 9000)
-	for _, method := range []string{long, "Z", "GET"} {
-		harness.Send(t, method, sys.URL+"/cat/x", "")
-	}
-	for _, c := range []struct {
-		method, target, body string
-		header               []string
-	}{
-		{"GET", "/service", "", []string{"User-Agent", long}},
-		{"GET", "/service", "", []string{"X-Request-Id", long}},
-		{"GET", "/service", "", []string{"Traceparent", long}},
-		{"GET", "/service", "", []string{"X-Forwarded-For", long}},
-		{"PUT", "/cat/x", "", []string{"Origin", "https://" + long}},
-		{"PUT", "/cat/x", "x", []string{"Content-Digest", long}},
-		{"PUT", "/cat/x", "x", []string{"Content-Type", long}},
-		{"GET", "/" + long[:4000], "", nil},
-		{"GET", "/cat/" + long[:4000], "", nil},
-		{"GET", "/cat/x?ttl=" + long[:4000], "", nil},
-		{"POST", "/cat/x", "--" + harness.Boundary + "\r\n" + long + "\r\n\r\n", []string{"Content-Type", harness.FormType}},
-		{"POST", "/cat/x", "--" + harness.Boundary + "\r\nContent-Disposition: form-data; name=\"" + long[:7000] + "\r\n\r\nx\r\n" + harness.LastBoundary, []string{"Content-Type", harness.FormType}},
-		{"POST", "/cat/x", "x", []string{"Content-Type", "multipart/form-data; boundary=" + long}},
-	} {
-		harness.Send(t, c.method, sys.URL+c.target, c.body, c.header...)
-	}
-	harness.WaitForLog(t, sys.Frontend.Log, 0, `"http.response.status_code":400`)
+// logLines stops the system and returns the lines of both logs, which must have a line of a rejected request.
+func logLines(t *testing.T, sys *stack.System) (lines []string) {
+	t.Helper()
 	if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
 		t.Error(err)
 	}
 	for _, log := range []*stack.Log{sys.Frontend.Log, sys.Signer.Log} {
 		content, err := os.ReadFile(log.Path())
-		if err != nil {
-			t.Fatal(err)
+		if err != nil || !strings.Contains(string(content), `"http.response.status_code":4`) {
+			t.Fatalf("%s has no line of a rejected request: %v", log.Path(), err)
 		}
-		for line := range strings.Lines(string(content)) {
-			if len(line) > 1500 || strings.Contains(line, "ZZZZZ") {
-				t.Errorf("a line of %d bytes: %.300s", len(line), line)
-			}
-		}
+		lines = append(lines, strings.Split(string(content), "\n")...)
 	}
+	return lines
 }

@@ -1,0 +1,236 @@
+package attacks
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cats.example/e2e/harness"
+	"cats.example/local/stack"
+)
+
+// attacker has taken over the frontend: it sends any bytes to the signer's local API. A proxy in front of storage records what the
+// signer then requests from storage.
+type attacker struct {
+	sys     *stack.System
+	secrets []string // which no response may contain
+
+	mu         sync.Mutex
+	container  string // of the pictures, "" while the system starts
+	requests   int
+	unexpected []string // requests to storage that the contract does not need
+}
+
+func newAttacker(t *testing.T, env map[string]string) *attacker {
+	t.Helper()
+	storage := harness.NewStorageProxy(t)
+	a := &attacker{}
+	healthy := storage.Healthy
+	storage.Healthy = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.record(r)
+		healthy.ServeHTTP(w, r)
+	})
+	a.sys = harness.Start(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env})
+	a.mu.Lock()
+	a.container = a.sys.Container
+	a.mu.Unlock()
+	token, err := os.ReadFile(a.sys.Token.Path())
+	if err != nil || !bytes.HasPrefix(token, []byte(harness.JWTPrefix)) {
+		t.Fatalf("the federated token: %d bytes, %v", len(token), err)
+	}
+	a.secrets = []string{
+		harness.JWTPrefix, string(token), a.sys.Token.Path(), filepath.Dir(a.sys.Token.Path()), strings.TrimPrefix(storage.URL, "https://"),
+		"AADSTS", "x-ms-", "X-Ms-", "<?xml", "RequestId", "AuthenticationFailed", "goroutine ", ".go:", "panic",
+	}
+	for _, v := range a.sys.Storage.Process.Environ() {
+		if key, ok := strings.CutPrefix(v, "AZURITE_ACCOUNTS="+stack.Account+":"); ok {
+			a.secrets = append(a.secrets, key)
+		}
+	}
+	return a
+}
+
+var (
+	// storageRequests are the requests of the signer to storage: method, resource and query. "probe" is the signer's check of one of its
+	// own signed URLs.
+	storageRequests = []string{
+		"POST account comp=userdelegationkey&restype=service", "GET container restype=container", "HEAD container restype=container",
+		"GET container comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api%2Fupload%2F&restype=container",
+		"HEAD picture ", "HEAD picture probe", "DELETE picture ", "PUT picture ", "PUT picture comp=block", "PUT picture comp=blocklist",
+		"HEAD staged ", "GET staged ", "DELETE staged ",
+	}
+	storageHeaders = strings.Fields(`version date client-request-id return-client-request-id blob-type blob-content-type blob-content-md5 content-crc64
+		delete-snapshots range copy-source source-range source-if-match source-content-md5 meta-catsupload meta-catsid`)
+	stagedForm = regexp.MustCompile(`^cats-api/upload/[0-9]{10}-[0-9a-f]{32}$`)
+)
+
+// record keeps requests to storage that are not in storageRequests, or have other headers.
+func (a *attacker) record(r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.requests++
+	query, header := r.URL.Query(), r.Header
+	query.Del("blockid")
+	query.Del("marker")
+	what := query.Encode()
+	if query.Get("sp") == "r" && query.Get("sig") != "" && header.Get("Authorization") == "" {
+		what = "probe"
+	}
+	container, blob, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	resource := "other"
+	switch {
+	case r.URL.Path == "/":
+		resource = "account"
+	case a.container != "" && container != a.container:
+	case blob == "":
+		resource = "container"
+	case stagedForm.MatchString(blob):
+		resource = "staged"
+	case strings.Count(blob, "/") == 1 && strings.HasSuffix(blob, "/cat"):
+		resource = "picture"
+	}
+	expected := slices.Contains(storageRequests, r.Method+" "+resource+" "+what)
+	for name := range header {
+		field, ok := strings.CutPrefix(strings.ToLower(name), "x-ms-")
+		expected = expected && (!ok || slices.Contains(storageHeaders, field))
+	}
+	if source := header.Get("X-Ms-Copy-Source"); source != "" {
+		u, err := url.Parse(source)
+		expected = expected && err == nil && u.Host == r.Host && stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.container+"/")) &&
+			u.Query().Get("sp") == "r" && header.Get("X-Ms-Source-If-Match") != ""
+	}
+	if kind := header.Get("X-Ms-Blob-Content-Type"); !expected || kind != "" && !strings.HasPrefix(kind, "image/") {
+		a.unexpected = append(a.unexpected, fmt.Sprintf("%s %s %v", r.Method, r.URL, header))
+	}
+}
+
+// requested returns the number of requests to storage.
+func (a *attacker) requested() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.requests
+}
+
+// call returns a call of the local API as bytes. header is whole lines. {none} in it leaves out the contract's version, {keep} the
+// request to close the connection.
+func call(methodTarget, header, body string) string {
+	lines := methodTarget + " HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+	if !strings.Contains(header, "{keep}") {
+		lines += "Connection: close\r\n"
+	}
+	if !strings.Contains(header, "{none}") {
+		lines += "Cats-Contract: 1\r\n"
+	}
+	if body != "" && !strings.Contains(header, "Transfer-Encoding") && !strings.Contains(header, "Content-Length") {
+		lines += fmt.Sprintf("Content-Length: %d\r\n", len(body))
+	}
+	return lines + strings.NewReplacer("{keep}", "", "{none}", "").Replace(header) + "\r\n" + body
+}
+
+// send sends raw bytes and returns the first response, with status 0 if there is none.
+func (a *attacker) send(t *testing.T, raw string) harness.Response {
+	t.Helper()
+	return append(a.exchange(t, raw, false), harness.Response{Response: &http.Response{}})[0]
+}
+
+// exchange sends raw bytes, and then the end of the stream if end is true. It returns all responses until the end of the connection,
+// and fails the test unless they follow the contract. The signer may close the connection before it has read all.
+func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []harness.Response) {
+	t.Helper()
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(a.sys.SignerAPI, "http://"))
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	go func() {
+		_, _ = io.WriteString(conn, raw)
+		if end {
+			_ = conn.(*net.TCPConn).CloseWrite()
+		}
+	}()
+	for in := bufio.NewReader(conn); ; {
+		resp, err := http.ReadResponse(in, nil)
+		if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+			t.Errorf("%.200q: neither a response nor the end of the connection", raw)
+		}
+		if err != nil {
+			return responses
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if fault := a.fault(resp, body); fault != "" {
+			t.Errorf("%.200q: %d %.200q: %s", raw, resp.StatusCode, body, fault)
+		}
+		responses = append(responses, harness.Response{Response: resp, Body: body})
+	}
+}
+
+var (
+	codeForm  = regexp.MustCompile(`^"[a-z_]+"$`)
+	plainForm = regexp.MustCompile(`^[A-Za-z0-9 :,;()/.'"-]{0,120}\n?$`) // of net/http
+)
+
+// fault says how a response violates the contract, "" if it does not.
+func (a *attacker) fault(resp *http.Response, body []byte) string {
+	var header bytes.Buffer
+	_ = resp.Header.Write(&header)
+	for _, secret := range a.secrets {
+		if bytes.Contains(append(header.Bytes(), body...), []byte(secret)) {
+			return fmt.Sprintf("it contains %.20q", secret)
+		}
+	}
+	var fields map[string]json.RawMessage
+	isJSON, kind := json.Unmarshal(body, &fields) == nil, resp.StatusCode/100
+	if string(fields["outcome"]) == `"unknown"` {
+		delete(fields, "outcome")
+	}
+	problem := isJSON && slices.Equal(slices.Sorted(maps.Keys(fields)), []string{"code", "detail"}) && codeForm.Match(fields["code"])
+	switch {
+	case resp.StatusCode == 100, kind == 2 && (len(body) == 0 || isJSON):
+	case problem && (kind == 4 || resp.StatusCode == 503 && resp.Header.Get("Retry-After") != ""):
+	case !isJSON && plainForm.Match(body) && (kind == 4 || resp.StatusCode == 501 || resp.StatusCode == 505):
+	default:
+		return "not in the contract"
+	}
+	return ""
+}
+
+// each calls f with 0 to n-1, sixteen calls at a time.
+func each(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range 16 {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				f(int(i - 1))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// field returns a field of a JSON response, "" if there is none.
+func field(r harness.Response, name string) string {
+	var m map[string]any
+	_ = json.Unmarshal(r.Body, &m)
+	text, _ := m[name].(string)
+	return text
+}

@@ -1,0 +1,179 @@
+package ops
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/e2e/harness"
+	"cats.example/local/stack"
+)
+
+// run runs a program to its end, with this environment only.
+func run(t *testing.T, name string, env []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(harness.BinDir(t), name), args...)
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &errs, append([]string{"TMPDIR=/", "GORACE=atexit_sleep_ms=0"}, env...)
+	err := cmd.Run()
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || ctx.Err() != nil) {
+		t.Fatalf("%s: %v, %s%s", name, err, &out, &errs)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// The first line has the version, whatever the settings are; an ERROR line for each fault follows.
+func TestInvalidSettingsEndThePrograms(t *testing.T) {
+	harness.NeedOwnSystem(t)
+	t.Parallel()
+	taken, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().String()
+	const ports = "LISTEN_ADDRESS=127.0.0.1:0 OPS_ADDRESS=127.0.0.1:0 "
+	const signer = ports + "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID + " AZURE_FEDERATED_TOKEN_FILE=/nowhere/token "
+	for _, c := range []struct {
+		name, env string
+		errors    []string // parts of each, separated by |
+	}{
+		{"frontend", ports + "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token GOMEMLIMIT=100MiB", []string{"AZURE_FEDERATED_TOKEN_FILE|skip-containers"}},
+		{"frontend", ports + "MAX_PICTURE_SIZE=large STALL_TIMEOUT=never LOG_LEVEL=error", []string{"MAX_PICTURE_SIZE|large", "STALL_TIMEOUT|never"}},
+		{"frontend", ports + "LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
+		{"frontend", ports + "OPS_ADDRESS=" + port, []string{port + "|address already in use"}},
+		{"signer", "", []string{"AZURE_STORAGE_ACCOUNT_URL"}},
+		{"signer", signer, []string{"OIDC_ISSUER|ANONYMOUS_ACCESS=true"}},
+		{"signer", signer + `ANONYMOUS_ACCESS=true LINK_TTL="1h" OIDC_AUDIENCE='cats'`, []string{"LINK_TTL|remove the quotes", "OIDC_AUDIENCE|remove the quotes"}},
+		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=:0 LINK_TTL=1ms", []string{"LINK_TTL", "LISTEN_ADDRESS|loopback"}},
+		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
+	} {
+		code, stdout, stderr := run(t, c.name, strings.Fields(c.env))
+		_, version, _ := run(t, c.name, nil, "--version")
+		var faults []string
+		for i, line := range strings.Split(strings.TrimSpace(stderr), "\n") {
+			var event struct {
+				Level, Msg, Error, Revision string
+				Service                     string `json:"service.name"`
+				Version                     string `json:"service.version"`
+			}
+			if err := json.Unmarshal([]byte(line), &event); err != nil {
+				t.Errorf("%s %s: not a JSON line: %s", c.name, c.env, line)
+			}
+			if i == 0 && (event.Msg != "starting" || event.Service != c.name || event.Version == "" || event.Revision == "" || !strings.Contains(version, "revision: "+event.Revision+")")) {
+				t.Errorf("%s %s: the first line is %s; --version prints %s", c.name, c.env, line, version)
+			}
+			if event.Level == "ERROR" {
+				faults = append(faults, event.Error)
+			}
+		}
+		if code != 1 || stdout != "" || len(faults) != len(c.errors) {
+			t.Errorf("%s %s: exit code %d, %q, %q; want 1 and %q", c.name, c.env, code, stdout, stderr, c.errors)
+			continue
+		}
+		for i, parts := range c.errors {
+			wantParts(t, faults[i], strings.Split(parts, "|")...)
+		}
+	}
+	// Arguments come before settings.
+	for name, setting := range map[string]string{"frontend": "LISTEN_ADDRESS=:8080", "signer": "LISTEN_ADDRESS=127.0.0.1:8081"} {
+		for arg, c := range map[string]struct {
+			code           int
+			stdout, stderr string
+		}{"--help": {0, setting, ""}, "--version": {0, "cats-api " + name, ""}, "--verbose": {2, "", "--help"}, "serve": {2, "", "--help"}} {
+			code, stdout, stderr := run(t, name, []string{"AZURE_CLIENT_SECRET=x", "STALL_TIMEOUT=never"}, arg)
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) || (c.stdout == "") != (stdout == "") || (c.stderr == "") != (stderr == "") {
+				t.Errorf("%s %s: %d, %q, %q; want %+v", name, arg, code, stdout, stderr, c)
+			}
+		}
+	}
+}
+
+// The signer stays, so that the doctor can run beside it.
+func TestSignerRunsWithoutIdentityOrContainer(t *testing.T) {
+	harness.NeedStack(t)
+	t.Parallel()
+	for setting, parts := range map[string][]string{
+		"STORAGE_CONTAINER=no-such-container":       {"--account-name davydscats --name no-such-container", "STORAGE_CONTAINER"},
+		`AZURE_CLIENT_ID="` + stack.ClientID + `"`:  {"remove the quotes", "AZURE_CLIENT_ID"},
+		"AZURE_FEDERATED_TOKEN_FILE=/nowhere/token": {"/nowhere/token", "AZURE_FEDERATED_TOKEN_FILE"},
+	} {
+		t.Run(setting, func(t *testing.T) {
+			t.Parallel()
+			name, value, _ := strings.Cut(setting, "=")
+			sys := harness.Start(t, stack.SystemOptions{SignerEnv: map[string]string{name: value}, NotReady: true})
+			harness.Eventually(t, func() error {
+				ready, says := harness.Readyz(t, sys.SignerOps)
+				if ready || !strings.Contains(says, parts[0]) || !strings.Contains(says, parts[1]) {
+					return fmt.Errorf("ready: %v, %s; want %q", ready, says, parts)
+				}
+				return nil
+			})
+			harness.WaitForLog(t, sys.Signer.Log, 0, `"level":"ERROR"`, parts[1])
+			harness.Do(t, http.MethodGet, sys.SignerOps+"/livez", "", nil).Want(t, http.StatusOK)
+			_, report, _ := run(t, "signer", append(doctorEnv(t, sys, nil), setting), "doctor")
+			wantParts(t, report, parts...)
+		})
+	}
+}
+
+func TestDifferingSharedSettingsAreNamed(t *testing.T) {
+	t.Parallel()
+	sys := harness.StartDiffering(t, stack.SystemOptions{
+		FrontendEnv: map[string]string{"OIDC_ISSUER": "https://localhost:1", "MAX_PICTURE_SIZE": "1MiB"},
+		SignerEnv:   map[string]string{"ACCEPTED_TYPES": "image/png", "MAX_DIRECT_UPLOAD_SIZE": "1GiB"},
+	})
+	a := harness.Do(t, "GET", sys.FrontendOps+"/readyz", "", nil).Want(t, 503)
+	wantParts(t, string(a.Body), "differ: ACCEPTED_TYPES, MAX_PICTURE_SIZE, OIDC_ISSUER;")
+	for _, name := range []string{"ACCEPTED_TYPES", "MAX_PICTURE_SIZE", "OIDC_ISSUER"} {
+		harness.WaitForLog(t, sys.Frontend.Log, 0, `"level":"ERROR"`, `"setting":"`+name+`"`)
+	}
+	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200) // a restart would not help
+
+	// A signer without an issuer rejects tokens instead of ignoring them.
+	picture, api := sys.URL+"/cat/mia", sys.SignerAPI+"/v1/"
+	const contract, version = "Cats-Contract", "1"
+	harness.Send(t, "PUT", api+"picture?user=mia", string(harness.Cat), contract, version).Want(t, 200)
+	var session harness.UploadSession
+	if err := json.Unmarshal(harness.Send(t, "POST", fmt.Sprintf("%suploads?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version).Want(t, 200).Body, &session); err != nil {
+		t.Fatal(err)
+	}
+	session.Send(t, bytes.NewReader(harness.OtherPicture), int64(len(harness.OtherPicture)))
+	before, err := sys.Blobs(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	formType, form := harness.Form(t, harness.OtherPicture)
+	for _, c := range []struct{ method, url, body, contentType string }{
+		{"PUT", picture, string(harness.OtherPicture), ""},
+		{"POST", picture, string(form), formType},
+		{"DELETE", picture, "", ""},
+		{"GET", picture, "", ""},
+		{"GET", picture + "/picture", "", ""},
+		{"POST", picture + "/upload?size=9", "", ""},
+		{"POST", picture + "/upload/" + session.ID + "/commit", "", ""},
+	} {
+		harness.SendAs(t, "mew.mew.mew", c.method, c.url, []byte(c.body), "Content-Type", c.contentType).WantProblem(t, 503, "misconfigured")
+	}
+	harness.SendAs(t, "mew.mew.mew", "DELETE", api+"picture?user=mia", nil, contract, version).Want(t, 503)
+	harness.SendAs(t, "", "PUT", picture, harness.OtherPicture).WantProblem(t, 401, "unauthenticated")
+	after, err := sys.Blobs(t.Context())
+	if diff := cmp.Diff(before, after); err != nil || diff != "" {
+		t.Errorf("storage has changed: %v\n%s", err, diff)
+	}
+	harness.WaitForLog(t, sys.Signer.Log, 0, `"http.response.status_code":503`, "misconfigured")
+	harness.WantNoSecrets(t, sys)
+}
