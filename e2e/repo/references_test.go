@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"flag"
@@ -16,7 +15,6 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
 	"cats.example/e2e/harness"
@@ -96,14 +94,8 @@ For operators. This page lists the metrics of both containers. It is generated: 
 `)
 	for _, c := range []struct{ heading, ops string }{{"Frontend", sys.FrontendOps}, {"Signer", sys.SignerOps}} {
 		fmt.Fprintf(&b, "\n## %s\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n", c.heading)
-		text := harness.Do(t, "GET", c.ops+"/metrics", "", nil).Want(t, 200).Body
-		parser := expfmt.NewTextParser(model.UTF8Validation)
-		families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
-		if err != nil {
-			t.Fatal(err)
-		}
 		var rows []string
-		for name, f := range families {
+		for name, f := range harness.Families(t, c.ops) {
 			if !strings.HasPrefix(name, "cats_") {
 				continue
 			}
