@@ -160,7 +160,11 @@ func fetch(user string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := http.Get(account + u.EscapedPath() + "?" + u.RawQuery)
+	req, err := http.NewRequestWithContext(a.ctx, http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return nil, err
 	}
