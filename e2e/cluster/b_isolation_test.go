@@ -12,8 +12,8 @@ import (
 const tokenFile = "/var/run/secrets/azure/tokens/azure-identity-token"
 
 func TestFrontendHasNoCredential(t *testing.T) {
-	p := settled(t)[0]
-	frontend, _ := p.container(t, "frontend")
+	p := onePod(t)
+	frontend, _ := containerOf(t, p, "frontend")
 	for _, e := range frontend.Env {
 		if strings.HasPrefix(e.Name, "AZURE_") {
 			t.Errorf("the pod gives the frontend %s", e.Name)
@@ -40,7 +40,7 @@ find "$root/" -xdev -type f 2>/dev/null | grep -iE 'token|secret|serviceaccount'
 }
 
 func TestOnlySignerHasTheProjectedToken(t *testing.T) {
-	p := settled(t)[0]
+	p := onePod(t)
 	saw := inside(t, p, "signer", `
 root=/proc/1/root
 tr '\0' '\n' </proc/1/environ | sed 's/^/environ /'
@@ -74,17 +74,12 @@ func TestIssuerExchangesTheClustersToken(t *testing.T) {
 
 // In a pod with another service account, the signer does not become ready, and the frontend does not start.
 func TestAnotherServiceAccountIsRejected(t *testing.T) {
-	var deployment struct {
+	other := get[struct {
 		Spec struct{ Template map[string]any }
-	}
-	if err := json.Unmarshal([]byte(do(t, "get", "deployment", "cats-api", "-o", "json")), &deployment); err != nil {
-		t.Fatal(err)
-	}
-	other := deployment.Spec.Template
-	other["apiVersion"], other["kind"] = "v1", "Pod"
-	other["metadata"] = map[string]any{"name": "other"}
-	other["spec"].(map[string]any)["serviceAccountName"] = "default"
-	other["spec"].(map[string]any)["serviceAccount"] = "default"
+	}](t, "deployment", "cats-api").Spec.Template
+	other["apiVersion"], other["kind"], other["metadata"] = "v1", "Pod", map[string]any{"name": "other"}
+	spec, _ := other["spec"].(map[string]any)
+	spec["serviceAccountName"], spec["serviceAccount"] = "default", "default"
 	manifest, err := json.Marshal(other)
 	if err != nil {
 		t.Fatal(err)
@@ -93,20 +88,17 @@ func TestAnotherServiceAccountIsRejected(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer do(t, "delete", "pod", "other", "--grace-period", "1")
-	var said []string
+	var errs []string
 	eventually(t, func() error {
 		log, err := kubectl(t.Context(), nil, "logs", "other", "-c", "signer")
-		if said = lines(log, "AADSTS700213", `"token exchange failed"`); err == nil && len(said) == 0 {
+		if errs = lines(log, "AADSTS700213", `"token exchange failed"`); err == nil && len(errs) == 0 {
 			err = fmt.Errorf("the signer's log has no AADSTS700213:\n%s", log)
 		}
 		return err
 	})
-	t.Logf("signer: %s", said[0])
-	refused := lines(do(t, "logs", "deployment/azure", "-c", "issuer"), "system:serviceaccount:"+namespace+":default", "rejected")
-	if len(refused) == 0 {
+	t.Logf("signer: %s", errs[0])
+	if len(lines(do(t, "logs", "deployment/azure", "-c", "issuer"), "system:serviceaccount:"+namespace+":default", "rejected")) == 0 {
 		t.Error("the log of the issuer has no rejected exchange")
-	} else {
-		t.Logf("issuer: %s", refused[0])
 	}
 	if shown := do(t, "get", "pod", "other"); len(lines(shown, "Init:")) != 1 {
 		t.Errorf("the frontend of the pod has started:\n%s", shown)

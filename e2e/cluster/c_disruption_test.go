@@ -4,91 +4,82 @@ package cluster
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 )
 
-// noneFails ends the load and checks that no request has failed, of at least 2,000.
-func noneFails(t *testing.T, l *load) {
-	t.Helper()
-	answered, failures := l.finish(t)
-	for _, f := range failures {
-		t.Error(f)
-	}
-	if answered < 2000 {
-		t.Errorf("%d requests are too few; want 2,000", answered)
-	}
-}
-
-// replaced waits until the pods old are gone and two others are ready.
-func replaced(t *testing.T, old ...pod) {
-	t.Helper()
-	eventually(t, func() error {
-		for _, now := range pods(t, ourPods) {
-			for _, o := range old {
-				if now.Metadata.Name == o.Metadata.Name {
-					return fmt.Errorf("pod %s still exists", o.Metadata.Name)
-				}
+// No request may fail while a pod is replaced.
+func TestReplacedPodsFailNoRequest(t *testing.T) {
+	for name, replace := range map[string]func(t *testing.T, old map[string]pod) (gone []string){
+		"rollout": func(t *testing.T, old map[string]pod) []string {
+			do(t, "rollout", "restart", "deployment/cats-api")
+			if err := rolledOut(t.Context(), namespace, "cats-api"); err != nil {
+				t.Fatal(err)
 			}
-		}
-		return nil
-	})
-	settled(t)
-}
-
-func TestRolloutFailsNoRequest(t *testing.T) {
-	old := settled(t)
-	l := startLoad(t, 8, 4)
-	time.Sleep(5 * time.Second)
-	do(t, "rollout", "restart", "deployment/cats-api")
-	if err := rolledOut(t.Context(), namespace, "cats-api"); err != nil {
-		t.Fatal(err)
+			return slices.Collect(maps.Keys(old))
+		},
+		"deleted pod": func(t *testing.T, old map[string]pod) []string {
+			victim := slices.Collect(maps.Keys(old))[0]
+			t.Log(do(t, "delete", "pod", victim))
+			return []string{victim}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			old := settled(t)
+			l := startLoad(t, 8, 4)
+			time.Sleep(5 * time.Second)
+			gone := replace(t, old)
+			eventually(t, func() error {
+				for _, p := range ourPods(t) {
+					if slices.Contains(gone, p.Metadata.Name) {
+						return fmt.Errorf("pod %s still exists", p.Metadata.Name)
+					}
+				}
+				return nil
+			})
+			settled(t)
+			time.Sleep(5 * time.Second)
+			answered, failures := l.finish(t)
+			for _, f := range failures {
+				t.Error(f)
+			}
+			if answered < 2000 {
+				t.Errorf("%d requests are too few; want 2,000", answered)
+			}
+		})
 	}
-	replaced(t, old...)
-	time.Sleep(3 * time.Second)
-	noneFails(t, l)
-}
-
-func TestDeletedPodFailsNoRequest(t *testing.T) {
-	old := settled(t)
-	l := startLoad(t, 8, 4)
-	time.Sleep(5 * time.Second)
-	t.Log(do(t, "delete", "pod", old[0].Metadata.Name))
-	replaced(t, old[0])
-	time.Sleep(5 * time.Second)
-	noneFails(t, l)
 }
 
 // The first process of a container ignores SIGKILL from inside. SIGQUIT ends a Go program at once.
 func TestSignerCrashFailsOnlyRequestsInProgress(t *testing.T) {
-	victim := settled(t)[0]
-	_, frontendBefore := victim.container(t, "frontend")
-	_, signerBefore := victim.container(t, "signer")
+	victim := onePod(t)
+	_, frontendBefore := containerOf(t, victim, "frontend")
+	_, signerBefore := containerOf(t, victim, "signer")
 	l := startLoad(t, 8, 8)
 	time.Sleep(5 * time.Second)
-	said := inside(t, victim, "signer", "date +%s%N; kill -QUIT 1; date +%s%N")
-	times := strings.Fields(said)
+	output := inside(t, victim, "signer", "date +%s%N; kill -QUIT 1; date +%s%N")
+	times := strings.Fields(output)
 	nanoseconds, err := strconv.ParseInt(times[len(times)-1], 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	crash := time.Unix(0, nanoseconds)
 	eventually(t, func() error {
-		for _, p := range pods(t, ourPods) {
-			if p.Metadata.Name != victim.Metadata.Name {
-				continue
-			}
-			if _, s := p.container(t, "signer"); s.RestartCount == signerBefore.RestartCount {
-				return fmt.Errorf("the signer of %s was not restarted", p.Metadata.Name)
-			}
+		if _, s := containerOf(t, get[pod](t, "pod", victim.Metadata.Name), "signer"); s.RestartCount == signerBefore.RestartCount {
+			return fmt.Errorf("the signer of %s was not restarted", victim.Metadata.Name)
 		}
 		return nil
 	})
 	t.Logf("after the crash\n%s", do(t, "get", "pods"))
-	after := settled(t)
+	after, ok := settled(t)[victim.Metadata.Name]
+	if !ok {
+		t.Fatalf("pod %s was replaced", victim.Metadata.Name)
+	}
 	t.Logf("%.1f s after the crash\n%s", time.Since(crash).Seconds(), do(t, "get", "pods"))
 	time.Sleep(5 * time.Second)
 	answered, failures := l.finish(t)
@@ -105,19 +96,12 @@ func TestSignerCrashFailsOnlyRequestsInProgress(t *testing.T) {
 	if len(failures) == 0 || answered < 200 { // few on a slow machine
 		t.Errorf("%d failed, %d were answered: the crash was not under load", len(failures), answered)
 	}
-	for _, p := range after {
-		if p.Metadata.Name != victim.Metadata.Name {
-			continue
-		}
-		_, frontend := p.container(t, "frontend")
-		_, signer := p.container(t, "signer")
-		if frontend.RestartCount != frontendBefore.RestartCount {
-			t.Error("the frontend was restarted")
-		}
-		if signer.LastState.Terminated == nil || signer.LastState.Terminated.ExitCode != 2 {
-			t.Errorf("the signer ended with %+v; want the exit code 2 of a crash", signer.LastState.Terminated)
-		}
-		return
+	_, frontend := containerOf(t, after, "frontend")
+	_, signer := containerOf(t, after, "signer")
+	if frontend.RestartCount != frontendBefore.RestartCount {
+		t.Error("the frontend was restarted")
 	}
-	t.Errorf("pod %s is missing", victim.Metadata.Name)
+	if ended := signer.LastState.Terminated; ended == nil || ended.ExitCode != 2 {
+		t.Errorf("the signer ended with %+v; want the exit code 2 of a crash", ended)
+	}
 }

@@ -34,8 +34,8 @@ func TestPrometheusScrapesBothContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.NewReplacer("IMAGE", image, "CONFIG", strings.ReplaceAll(config, "\n", "\n    ")).Replace(string(manifest))
-	if said, err := kubectl(t.Context(), strings.NewReader(text), "apply", "--namespace=", "-f", "-"); err != nil {
-		t.Fatal(err, said)
+	if _, err := kubectl(t.Context(), strings.NewReader(text), "apply", "--namespace=", "-f", "-"); err != nil {
+		t.Fatal(err)
 	}
 	if err := rolledOut(t.Context(), monitoring, "prometheus"); errors.Is(err, errNoImage) && os.Getenv("CI") == "" {
 		t.Skipf("the image of Prometheus is missing; set PROMETHEUS_IMAGE: %v", err)
@@ -55,7 +55,7 @@ func TestPrometheusScrapesBothContainers(t *testing.T) {
 		return nil
 	})
 	t.Logf("up: %q", up)
-	for _, p := range pods(t, ourPods) {
+	for _, p := range ourPods(t) {
 		for _, container := range []string{"frontend", "signer"} {
 			q := fmt.Sprintf(`cats_%s_build_info{namespace=%q,pod=%q,container=%q}`, container, namespace, p.Metadata.Name, container)
 			eventually(t, func() error {

@@ -20,6 +20,8 @@ import (
 
 // load sends uploads and reads to the public API until finish.
 type load struct {
+	ctx context.Context // of the requests
+
 	mu       sync.Mutex
 	answered int
 	failures []failure
@@ -49,7 +51,7 @@ func (f failure) String() string {
 // users take about eight seconds to send a picture.
 func startLoad(t *testing.T, users, slow int) *load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{stop: cancel}
+	l := &load{ctx: context.Background(), stop: cancel} // ends between requests
 	for i := range users + slow {
 		client := &http.Client{
 			Transport: &http.Transport{DisableKeepAlives: i%2 == 1, MaxIdleConnsPerHost: 1},
@@ -100,8 +102,7 @@ func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 // ask sends one request for the picture of user. It returns the recorded failure, or nil.
 func (l *load) ask(client *http.Client, method, user string, body io.Reader) (answer map[string]any, failed *failure) {
 	f := failure{what: method + " " + user, began: time.Now()}
-	// The load ends between requests, so no request is canceled.
-	req, err := http.NewRequestWithContext(context.Background(), method, api+"/cat/"+user, body)
+	req, err := http.NewRequestWithContext(l.ctx, method, api+"/cat/"+user, body)
 	if err != nil {
 		panic(err)
 	}
@@ -150,7 +151,7 @@ func (l *load) finish(t *testing.T) (answered int, failures []failure) {
 
 // fetch returns the picture of user from its signed URL. It uses the node's address: the URL's host may be localhost.
 func fetch(user string) ([]byte, error) {
-	a := new(load)
+	a := load{ctx: context.Background()}
 	link, failed := a.ask(http.DefaultClient, http.MethodGet, user, nil)
 	if failed != nil {
 		return nil, fmt.Errorf("no link: %v", failed)
@@ -159,7 +160,7 @@ func fetch(user string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, nil)
+	req, err := http.NewRequestWithContext(a.ctx, http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -5,9 +5,7 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -24,7 +22,6 @@ import (
 
 const (
 	overlay = "e2e/cluster/testdata/overlay"
-	ourPods = "app.kubernetes.io/name=cats-api"
 	ready   = 3 * time.Minute // timeout until started pods are ready
 )
 
@@ -40,29 +37,25 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 func testMain(m *testing.M) int {
 	check := flag.Bool("check", false, "run no test; only check whether the tests can run on this cluster")
 	flag.Parse()
-	unpin, err := pinContext(context.Background())
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "cluster:", err)
-		return 1
-	}
-	defer unpin()
-	if *check {
-		if _, err := preflight(context.Background()); err != nil {
-			fmt.Fprintln(os.Stderr, "cluster:", err)
-			return 1
+	ctx, code := context.Background(), 0
+	unpin, err := pinContext(ctx)
+	switch {
+	case err != nil:
+	case *check:
+		defer unpin()
+		_, err = preflight(ctx)
+	default:
+		defer unpin()
+		if err = up(ctx); err != nil {
+			break
 		}
-		return 0
+		if code = m.Run(); os.Getenv("KEEP") != "" {
+			log.Printf("left in place: %s", api)
+		} else {
+			err = down(ctx)
+		}
 	}
-	if err := up(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, "cluster:", err)
-		return 1
-	}
-	code := m.Run()
-	if os.Getenv("KEEP") != "" {
-		log.Printf("left in place: %s", api)
-		return code
-	}
-	if err := down(context.Background()); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		return 1
 	}
@@ -114,136 +107,21 @@ func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, erro
 	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"--namespace=" + namespace}, args...)...)
 	cmd.Stdin = stdin
 	out, err := cmd.CombinedOutput()
-	said := strings.TrimSpace(string(out))
+	output := strings.TrimSpace(string(out))
 	if err != nil {
-		return said, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, said)
+		return output, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, output)
 	}
-	return said, nil
+	return output, nil
 }
 
 // do runs kubectl and fails the test if that fails.
 func do(t *testing.T, args ...string) string {
 	t.Helper()
-	said, err := kubectl(t.Context(), nil, args...)
+	output, err := kubectl(t.Context(), nil, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return said
-}
-
-// pod has the fields of a pod that the tests use.
-type pod struct {
-	Metadata struct {
-		Name              string
-		DeletionTimestamp *time.Time
-	}
-	Spec struct {
-		ServiceAccountName string
-		Volumes            []map[string]any
-		InitContainers     []container
-		Containers         []container
-	}
-	Status struct {
-		Phase                 string
-		Conditions            []struct{ Type, Status, Reason, Message string }
-		InitContainerStatuses []status
-		ContainerStatuses     []status
-	}
-}
-
-type container struct {
-	Name         string
-	Env          []struct{ Name string }
-	VolumeMounts []struct{ Name, MountPath string }
-	Resources    struct{ Limits struct{ Memory string } }
-	Security     struct{ RunAsUser int } `json:"securityContext"`
-}
-
-// container returns the container or sidecar with the name, and its status.
-func (p pod) container(t *testing.T, name string) (container, status) {
-	t.Helper()
-	var c container
-	var s status
-	for _, each := range append(p.Spec.InitContainers, p.Spec.Containers...) {
-		if each.Name == name {
-			c = each
-		}
-	}
-	for _, each := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
-		if each.Name == name {
-			s = each
-		}
-	}
-	if c.Name == "" || s.Name == "" {
-		t.Fatalf("pod %s has no container %s", p.Metadata.Name, name)
-	}
-	return c, s
-}
-
-func (p pod) ready() bool {
-	for _, c := range p.Status.Conditions {
-		if c.Type == "Ready" {
-			return c.Status == "True" && p.Metadata.DeletionTimestamp == nil
-		}
-	}
-	return false
-}
-
-// pods returns the pods with the label.
-func pods(t *testing.T, label string) []pod {
-	t.Helper()
-	var list struct{ Items []pod }
-	if err := json.Unmarshal([]byte(do(t, "get", "pods", "-l", label, "-o", "json")), &list); err != nil {
-		t.Fatal(err)
-	}
-	return list.Items
-}
-
-// inside runs a shell script in a debug container of p, with the user and the process namespace of a container: /proc/1/root is that
-// container's file system. The images have no shell, so the script runs in Azurite's image.
-func inside(t *testing.T, p pod, name, script string) string {
-	t.Helper()
-	c, _ := p.container(t, name)
-	file := filepath.Join(t.TempDir(), "security.json")
-	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%d,"runAsGroup":%d,"runAsNonRoot":true,"allowPrivilegeEscalation":false,"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`,
-		c.Security.RunAsUser, c.Security.RunAsUser)
-	if err := os.WriteFile(file, []byte(security), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	debugger := fmt.Sprintf("debug-%d", time.Now().UnixNano())
-	do(t, "debug", p.Metadata.Name, "--quiet", "--image", image(t, "azure", "azurite"), "--image-pull-policy", "IfNotPresent",
-		"--target", name, "--profile", "restricted", "--custom", file, "--container", debugger, "--", "sh", "-c", script+"\necho end of script")
-	var said string
-	eventually(t, func() error {
-		var err error
-		said, err = kubectl(t.Context(), nil, "logs", p.Metadata.Name, "-c", debugger)
-		if err == nil && !strings.HasSuffix(said, "end of script") {
-			err = fmt.Errorf("the script beside %s of %s has not ended: %s", name, p.Metadata.Name, said)
-		}
-		return err
-	})
-	return strings.TrimSuffix(said, "end of script")
-}
-
-// image returns the image of a container of a deployment.
-func image(t *testing.T, deployment, name string) string {
-	t.Helper()
-	return do(t, "get", "deployment", deployment, "-o", `jsonpath={.spec.template.spec.containers[?(@.name=="`+name+`")].image}`)
-}
-
-// lines returns the lines of text that have all parts.
-func lines(text string, parts ...string) []string {
-	var found []string
-	for line := range strings.Lines(text) {
-		all := true
-		for _, part := range parts {
-			all = all && strings.Contains(line, part)
-		}
-		if all {
-			found = append(found, strings.TrimSpace(line))
-		}
-	}
-	return found
+	return output
 }
 
 // run runs a command in the checkout and logs its output.
@@ -251,9 +129,7 @@ func run(t *testing.T, environ []string, name string, args ...string) error {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
 	cmd.Dir, cmd.Env = root, append(os.Environ(), environ...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	t.Logf("%s %s\n%s", name, strings.Join(args, " "), out.String())
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s %s\n%s", name, strings.Join(args, " "), out)
 	return err
 }

@@ -1,11 +1,13 @@
 package harness
 
 import (
+	"bytes"
 	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
@@ -61,17 +63,21 @@ func Series(t *testing.T, base, series string) float64 {
 	return 0
 }
 
-// Sum returns the sum over all series of a metric.
-func Sum(t *testing.T, base, name string) float64 {
+// Families returns the metrics at the ops URL base by name.
+func Families(t *testing.T, base string) map[string]*dto.MetricFamily {
 	t.Helper()
-	text := string(Do(t, "GET", base+"/metrics", "", nil).Want(t, 200).Body)
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(Do(t, http.MethodGet, base+"/metrics", "", nil).Want(t, http.StatusOK).Body))
 	if err != nil {
 		t.Fatal(err)
 	}
-	total := 0.0
-	for _, m := range families[name].GetMetric() {
+	return families
+}
+
+// Sum returns the sum over all series of a metric.
+func Sum(t *testing.T, base, name string) (total float64) {
+	t.Helper()
+	for _, m := range Families(t, base)[name].GetMetric() {
 		total += m.GetCounter().GetValue() + m.GetGauge().GetValue() + m.GetUntyped().GetValue()
 	}
 	return total

@@ -13,21 +13,17 @@ import (
 )
 
 func TestDocsNameExistingTests(t *testing.T) {
-	there := map[string]bool{}
-	for _, module := range []string{"shared", "frontend", "signer", "cats", "local", "k8s", "e2e", "tools"} {
+	exists := map[string]bool{}
+	function := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)`)
+	for _, module := range modules(t) {
 		err := filepath.WalkDir(harness.Root(module), func(path string, d fs.DirEntry, err error) error {
 			switch {
-			case err != nil:
-				return err
-			case d.Name() == "node_modules":
+			case err == nil && d.Name() == "node_modules":
 				return fs.SkipDir
-			}
-			if !strings.HasSuffix(path, "_test.go") {
-				return nil
-			}
-			b, err := os.ReadFile(path)
-			for _, m := range regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)`).FindAllSubmatch(b, -1) {
-				there[string(m[1])] = true
+			case strings.HasSuffix(path, "_test.go"):
+				for _, m := range function.FindAllStringSubmatch(read(t, path), -1) {
+					exists[m[1]] = true
+				}
 			}
 			return err
 		})
@@ -35,53 +31,28 @@ func TestDocsNameExistingTests(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	docs, err := filepath.Glob(harness.Root("docs", "*.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, doc := range docs {
-		b, err := os.ReadFile(doc)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`).FindAllString(string(b), -1) {
-			if !there[name] {
+	for _, doc := range glob(t, "docs/*.md") {
+		for _, name := range regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`).FindAllString(read(t, doc), -1) {
+			if !exists[name] {
 				t.Errorf("%s names the test %s, which does not exist", filepath.Base(doc), name)
 			}
 		}
 	}
 }
 
-// Every relative link of a document leads to a file, and to a heading of it.
+// Relative links must lead to a file, and to a heading in it.
 func TestLinksOfDocsLeadSomewhere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#\s:]*)(#[^)\s]+)?\)`)
 	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
-	drop := regexp.MustCompile("[^a-z0-9 _-]")
-	anchors := func(file string) []string {
-		var all []string
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range heading.FindAllStringSubmatch(string(b), -1) {
-			all = append(all, "#"+strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
+	dropped := regexp.MustCompile("[^a-z0-9 _-]") // by GitHub
+	anchors := func(file string) (all []string) {
+		for _, m := range heading.FindAllStringSubmatch(read(t, file), -1) {
+			all = append(all, "#"+strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
 		}
 		return all
 	}
-	var files []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md"} {
-		found, err := filepath.Glob(harness.Root(pattern))
-		if err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, found...)
-	}
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range link.FindAllStringSubmatch(string(b), -1) {
+	for _, file := range glob(t, "*.md", "docs/*.md", "docs/*/*.md") {
+		for _, m := range link.FindAllStringSubmatch(read(t, file), -1) {
 			target := file
 			if m[1] != "" {
 				target = filepath.Join(filepath.Dir(file), m[1])

@@ -1,13 +1,10 @@
 package repo
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -18,15 +15,13 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
 
-var update = flag.Bool("update", false, "write docs/reference instead of comparing it")
+var update = flag.Bool("update", false, "write docs/reference instead of comparing")
 
 // reference compares docs/reference/NAME with content, or writes it with -update.
 func reference(t *testing.T, name, content string) {
@@ -38,17 +33,12 @@ func reference(t *testing.T, name, content string) {
 		}
 		return
 	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := gocmp.Diff(strings.Split(content, "\n"), strings.Split(string(got), "\n")); diff != "" {
+	if diff := gocmp.Diff(strings.Split(content, "\n"), strings.Split(read(t, path), "\n")); diff != "" {
 		t.Errorf("docs/reference/%s is not current; run make docs (- code, + document):\n%s", name, diff)
 	}
 }
 
 func TestSettingsReferenceIsCurrent(t *testing.T) {
-	harness.NeedOwnSystem(t)
 	entry := regexp.MustCompile(`(?m)^  ([A-Z_]+)(?:=(\S+)| \((required)\))?\n      (.+)$`)
 	rows := map[string][]string{}
 	for _, name := range []string{"frontend", "signer"} {
@@ -64,8 +54,8 @@ func TestSettingsReferenceIsCurrent(t *testing.T) {
 			rows[name] = append(rows[name], fmt.Sprintf("| `%s` | %s | %s |\n", m[1], value, m[4]))
 		}
 	}
-	isIn := func(name string, want bool) func(string) bool {
-		return func(row string) bool { return slices.Contains(rows[name], row) != want }
+	filter := func(name, other string, shared bool) []string {
+		return slices.DeleteFunc(slices.Clone(rows[name]), func(row string) bool { return slices.Contains(rows[other], row) != shared })
 	}
 	var b strings.Builder
 	b.WriteString(`# Settings
@@ -77,9 +67,9 @@ For platform engineers. This page lists every setting of both containers, which 
 		heading string
 		rows    []string
 	}{
-		{"Both containers", slices.DeleteFunc(slices.Clone(rows["frontend"]), isIn("signer", true))},
-		{"Frontend", slices.DeleteFunc(slices.Clone(rows["frontend"]), isIn("signer", false))},
-		{"Signer", slices.DeleteFunc(slices.Clone(rows["signer"]), isIn("frontend", false))},
+		{"Both containers", filter("frontend", "signer", true)},
+		{"Frontend", filter("frontend", "signer", false)},
+		{"Signer", filter("signer", "frontend", false)},
 	} {
 		if len(table.rows) < 4 {
 			t.Fatalf("%s: %d settings", table.heading, len(table.rows))
@@ -104,28 +94,20 @@ For operators. This page lists the metrics of both containers. It is generated: 
 `)
 	for _, c := range []struct{ heading, ops string }{{"Frontend", sys.FrontendOps}, {"Signer", sys.SignerOps}} {
 		fmt.Fprintf(&b, "\n## %s\n\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n", c.heading)
-		text := harness.Do(t, "GET", c.ops+"/metrics", "", nil).Want(t, 200).Body
-		decoder := expfmt.NewDecoder(bytes.NewReader(text), expfmt.NewFormat(expfmt.TypeTextPlain))
 		var rows []string
-		for {
-			var f dto.MetricFamily
-			if err := decoder.Decode(&f); errors.Is(err, io.EOF) {
-				break
-			} else if err != nil {
-				t.Fatal(err)
-			}
-			if !strings.HasPrefix(f.GetName(), "cats_") {
+		for name, f := range harness.Families(t, c.ops) {
+			if !strings.HasPrefix(name, "cats_") {
 				continue
 			}
 			labels := map[string]bool{}
 			for _, m := range f.GetMetric() {
 				for _, l := range m.GetLabel() {
 					if l.GetName() != model.BucketLabel {
-						labels["`"+l.GetName()+"`"] = true
+						labels[l.GetName()] = true
 					}
 				}
 			}
-			rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(slices.Sorted(maps.Keys(labels)), ", "), f.GetHelp()))
+			rows = append(rows, fmt.Sprintf("| `%s` | %s | %s | %s |\n", name, strings.ToLower(f.GetType().String()), quoted(labels), f.GetHelp()))
 		}
 		if len(rows) < 8 {
 			t.Fatalf("%s: %d metrics", c.heading, len(rows))
@@ -136,19 +118,9 @@ For operators. This page lists the metrics of both containers. It is generated: 
 	reference(t, "metrics.md", b.String())
 }
 
-// openAPI is the part of the OpenAPI document that the reference shows.
-type openAPI struct {
-	Paths      map[string]map[string]json.RawMessage
-	Components struct {
-		Parameters map[string]parameter
-		Responses  map[string]response
-		Examples   map[string]struct {
-			Value struct {
-				Status       int
-				Code, Detail string
-			}
-		}
-	}
+type parameter struct {
+	Ref                   string `json:"$ref"`
+	Name, In, Description string
 }
 
 type operation struct {
@@ -159,39 +131,27 @@ type operation struct {
 	}
 }
 
-type parameter struct {
-	Ref, Name, In, Description string
-	Required                   bool
-}
-
-// UnmarshalJSON reads $ref, which has no Go name of its own.
-func (p *parameter) UnmarshalJSON(b []byte) error {
-	type plain parameter
-	var ref struct {
-		Ref string `json:"$ref"`
-	}
-	if err := json.Unmarshal(b, &ref); err != nil {
-		return err
-	}
-	err := json.Unmarshal(b, (*plain)(p))
-	p.Ref = ref.Ref
-	return err
-}
-
-type response struct {
-	Description string
-	Content     map[string]struct {
-		Examples map[string]json.RawMessage
-	}
-}
-
 func TestAPIReferenceIsCurrent(t *testing.T) {
-	raw, err := os.ReadFile(harness.Root("frontend", "internal", "web", "openapi.json"))
-	if err != nil {
-		t.Fatal(err)
+	var doc struct {
+		Paths map[string]struct {
+			Parameters             []parameter
+			Get, Put, Post, Delete *operation
+		}
+		Components struct {
+			Parameters map[string]parameter
+			Responses  map[string]struct {
+				Description string
+				Content     map[string]struct{ Examples map[string]any }
+			}
+			Examples map[string]struct {
+				Value struct {
+					Status       int
+					Code, Detail string
+				}
+			}
+		}
 	}
-	var doc openAPI
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	if err := json.Unmarshal([]byte(read(t, harness.Root("frontend", "internal", "web", "openapi.json"))), &doc); err != nil {
 		t.Fatal(err)
 	}
 	var b strings.Builder
@@ -202,27 +162,17 @@ The [API guide](../api.md) explains the concepts. ` + "`HEAD`" + ` works whereve
 `)
 	inline := func(s string) string { return strings.ReplaceAll(s, "\n", " ") }
 	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
-		var shared []parameter
-		if raw, ok := doc.Paths[path]["parameters"]; ok {
-			if err := json.Unmarshal(raw, &shared); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, method := range []string{"get", "put", "post", "delete"} {
-			raw, ok := doc.Paths[path][method]
-			if !ok {
+		item := doc.Paths[path]
+		for i, op := range []*operation{item.Get, item.Put, item.Post, item.Delete} {
+			if op == nil {
 				continue
 			}
-			var op operation
-			if err := json.Unmarshal(raw, &op); err != nil {
-				t.Fatal(err)
-			}
-			fmt.Fprintf(&b, "\n## `%s %s`\n\n%s.", strings.ToUpper(method), path, strings.TrimSuffix(op.Summary, "."))
+			fmt.Fprintf(&b, "\n## `%s %s`\n\n%s.", []string{"GET", "PUT", "POST", "DELETE"}[i], path, strings.TrimSuffix(op.Summary, "."))
 			if op.Description != "" {
 				b.WriteString(" " + inline(op.Description))
 			}
 			b.WriteString("\n")
-			if parameters := append(slices.Clone(shared), op.Parameters...); len(parameters) > 0 {
+			if parameters := slices.Concat(item.Parameters, op.Parameters); len(parameters) > 0 {
 				b.WriteString("\n| parameter | in | meaning |\n| --- | --- | --- |\n")
 				for _, p := range parameters {
 					if p.Ref != "" {
@@ -235,13 +185,9 @@ The [API guide](../api.md) explains the concepts. ` + "`HEAD`" + ` works whereve
 			for _, status := range slices.Sorted(maps.Keys(op.Responses)) {
 				r, ok := doc.Components.Responses[filepath.Base(op.Responses[status].Ref)]
 				if !ok {
-					t.Fatalf("%s %s: no component for %s", method, path, status)
+					t.Fatalf("%s: no component for %s", path, status)
 				}
-				var codes []string
-				for _, code := range slices.Sorted(maps.Keys(r.Content["application/problem+json"].Examples)) {
-					codes = append(codes, "`"+code+"`")
-				}
-				fmt.Fprintf(&b, "| %s | %s | %s |\n", status, inline(r.Description), strings.Join(codes, ", "))
+				fmt.Fprintf(&b, "| %s | %s | %s |\n", status, inline(r.Description), quoted(r.Content["application/problem+json"].Examples))
 			}
 		}
 	}
@@ -252,4 +198,13 @@ The [API guide](../api.md) explains the concepts. ` + "`HEAD`" + ` works whereve
 		}
 	}
 	reference(t, "api.md", b.String())
+}
+
+// quoted returns the sorted keys of m as Markdown.
+func quoted[V any](m map[string]V) string {
+	keys := slices.Sorted(maps.Keys(m))
+	for i := range keys {
+		keys[i] = "`" + keys[i] + "`"
+	}
+	return strings.Join(keys, ", ")
 }

@@ -1,10 +1,8 @@
 package repo
 
 import (
-	"encoding/json"
 	"io/fs"
 	"maps"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -18,10 +16,12 @@ import (
 	"cats.example/e2e/harness"
 )
 
-// workflow is what these tests look at of a GitHub workflow.
+var dockerfiles = []string{"Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile"}
+
+// workflow has the fields of a GitHub workflow that the tests use.
 type workflow struct {
 	text        string
-	On          map[string]any    `json:"true"` // as YAML 1.1 reads on
+	On          map[string]any    `json:"true"` // YAML 1.1 reads the key on as true
 	Permissions map[string]string `json:"permissions"`
 	Jobs        map[string]struct {
 		Needs       string            `json:"needs"`
@@ -35,49 +35,41 @@ type workflow struct {
 	} `json:"jobs"`
 }
 
-// workflows returns all that there are, by the name of their files.
+// workflows returns all workflows by file name.
 func workflows(t *testing.T) map[string]workflow {
 	t.Helper()
-	files, err := filepath.Glob(harness.Root(".github", "workflows", "*"))
-	if err != nil || len(files) < 2 {
-		t.Fatalf("%v, %v; want the workflows", files, err)
-	}
 	found := map[string]workflow{}
-	for _, file := range files {
-		w := workflow{text: read(t, file)}
-		if err := yaml.Unmarshal([]byte(w.text), &w); err != nil {
-			t.Fatalf("%s: %v", file, err)
-		}
+	for _, file := range glob(t, ".github/workflows/*") {
+		w := parse[workflow](t, file)
+		w.text = read(t, file)
 		found[filepath.Base(file)] = w
 	}
 	return found
 }
 
-func read(t *testing.T, file string) string {
+// parse reads a YAML or JSON file.
+func parse[T any](t *testing.T, file string) (content T) {
 	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
+	if err := yaml.Unmarshal([]byte(read(t, file)), &content); err != nil {
+		t.Fatalf("%s: %v", file, err)
 	}
-	return string(b)
+	return content
 }
 
 func TestActionsArePinnedByCommit(t *testing.T) {
-	harness.NeedOwnSystem(t)
 	pinned := regexp.MustCompile(`^\s*(- )?uses: actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
 	for name, w := range workflows(t) {
 		for line := range strings.Lines(w.text) {
 			if line = strings.TrimRight(line, "\n"); strings.Contains(line, "uses:") && !pinned.MatchString(line) && !strings.HasSuffix(line, " ./.github/workflows/ci.yml") {
-				t.Errorf("%s: %q: want one of GitHub's own actions, by commit, and its version", name, line)
+				t.Errorf("%s: %q: want an action of GitHub, pinned by commit, with its version", name, line)
 			}
 		}
 	}
 }
 
-func TestWorkflowsMayDoWhatTheyMustAndNoMore(t *testing.T) {
-	harness.NeedOwnSystem(t)
+func TestWorkflowsHaveLeastPrivilege(t *testing.T) {
 	read := map[string]string{"contents": "read"}
-	want := map[string]map[string]string{ // of a job, "" for the workflow's own
+	want := map[string]map[string]string{ // by file and job; without a job for the whole workflow
 		"ci.yml ":                read,
 		"ci.yml ci":              nil,
 		"ci.yml vulnerabilities": nil,
@@ -92,32 +84,31 @@ func TestWorkflowsMayDoWhatTheyMustAndNoMore(t *testing.T) {
 			got[name+" "+id] = job.Permissions
 			for _, step := range job.Steps {
 				if strings.HasPrefix(step.Uses, "actions/checkout@") && step.With["persist-credentials"] != false {
-					t.Errorf("%s, %s: the checkout leaves its token for what runs later", name, id)
+					t.Errorf("%s, %s: the checkout leaves its token to later steps", name, id)
 				}
 				if strings.Contains(step.Run, "${{") {
-					t.Errorf("%s, %s: an expression within a script: a branch's name could be a command", name, id)
+					t.Errorf("%s, %s: an expression in a script: the name of a branch could be a command", name, id)
 				}
 			}
 		}
 		if len(w.On) == 0 {
-			t.Errorf("%s: when does it run?", name)
+			t.Errorf("%s has no event", name)
 		}
 		for event := range w.On {
 			if !slices.Contains([]string{"push", "pull_request", "schedule", "workflow_call"}, event) {
-				t.Errorf("%s runs on %s, which could be somebody else's code with our rights", name, event)
+				t.Errorf("%s runs on %s, which may run untrusted code with the repository's rights", name, event)
 			}
 		}
 		if strings.Contains(w.text, "secrets.") || strings.Contains(w.text, "secrets:") {
-			t.Errorf("%s uses a secret; none is needed", name)
+			t.Errorf("%s uses a secret", name)
 		}
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("permissions (- wanted, + there):\n%s", diff)
+		t.Errorf("permissions (- want, + got):\n%s", diff)
 	}
 }
 
-func TestEachPushIsLookedThroughForKnownVulnerabilities(t *testing.T) {
-	harness.NeedOwnSystem(t)
+func TestPushesAreCheckedForVulnerabilities(t *testing.T) {
 	ci := workflows(t)["ci.yml"]
 	for _, event := range []string{"push", "pull_request", "schedule", "workflow_call"} {
 		if _, ok := ci.On[event]; !ok {
@@ -134,15 +125,15 @@ func TestEachPushIsLookedThroughForKnownVulnerabilities(t *testing.T) {
 	}
 	for _, module := range modules(t) {
 		if !regexp.MustCompile(`for m in [a-z0-9 ]*\b` + module + `\b[a-z0-9 ]*;`).Match(out) {
-			t.Errorf("make vuln leaves %s out", module)
+			t.Errorf("make vuln omits %s", module)
 		}
 	}
 	if !strings.Contains(string(out), "govulncheck") {
-		t.Errorf("make vuln does %s", out)
+		t.Errorf("make vuln does not run govulncheck: %s", out)
 	}
 }
 
-// modules returns those of the workspace.
+// modules returns the modules of the workspace.
 func modules(t *testing.T) []string {
 	t.Helper()
 	var found []string
@@ -155,12 +146,11 @@ func modules(t *testing.T) []string {
 	return found
 }
 
-func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
-	harness.NeedOwnSystem(t)
+func TestReleasesAreTestedAndAttested(t *testing.T) {
 	release := workflows(t)["release.yml"]
 	images := release.Jobs["images"]
 	if images.Needs != "ci" || release.Jobs["ci"].Uses != "./.github/workflows/ci.yml" {
-		t.Errorf("images needs %q, which is %q; want the tests", images.Needs, release.Jobs["ci"].Uses)
+		t.Errorf("images needs %q, which is %q; want ci", images.Needs, release.Jobs["ci"].Uses)
 	}
 	var script string
 	var signed bool
@@ -172,7 +162,7 @@ func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
 		}
 	}
 	if !signed {
-		t.Error("what is pushed is not attested, by its digest")
+		t.Error("the pushed image is not attested by its digest")
 	}
 	for _, part := range []string{
 		"--attest type=provenance,mode=max", `--attest "type=sbom,generator=$scanner"`, `--driver-opt "image=$buildkit"`,
@@ -183,23 +173,21 @@ func TestAReleaseIsTestedSignedAndSaysWhatIsInIt(t *testing.T) {
 			t.Errorf("the release is built without %s", part)
 		}
 	}
-	files, err := filepath.Glob(harness.Root("Dockerfile.*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range append(files, "local/emulator/Dockerfile") {
-		if name := strings.TrimPrefix(file, harness.Root()+"/"); name != "Dockerfile.bases" && !strings.Contains(release.text, "dockerfile: "+name+"}") {
-			t.Errorf("%s is not released", name)
-		} else if name != "Dockerfile.bases" && !slices.Contains(find(stages(t, harness.Root(name))[1], "COPY"), "--from=build /licenses /licenses") {
-			t.Errorf("%s: the image has no licenses", name)
+	for _, file := range dockerfiles {
+		if !strings.Contains(release.text, "dockerfile: "+file+"}") {
+			t.Errorf("%s is not released", file)
 		}
+		if !slices.Contains(find(stages(t, harness.Root(file))[1], "COPY"), "--from=build /licenses /licenses") {
+			t.Errorf("%s: the image has no licenses", file)
+		}
+	}
+	if n := len(glob(t, "Dockerfile.*", "*/*/Dockerfile")) - 1; n != len(dockerfiles) {
+		t.Errorf("%d Dockerfiles; want %v and Dockerfile.bases", n, dockerfiles)
 	}
 }
 
-// A release puts, for each tag, what has the digest of Dockerfile.bases; the release's
-// own way of reading that file is tried here.
+// A release replaces each tag with the digest in Dockerfile.bases. The test runs the shell function of the workflow that reads it.
 func TestReleasesAreBuiltFromBasesByDigest(t *testing.T) {
-	harness.NeedOwnSystem(t)
 	function := regexp.MustCompile(`(?m)^ *(pinned\(\) .*)$`).FindStringSubmatch(read(t, harness.Root(".github", "workflows", "release.yml")))
 	if function == nil {
 		t.Fatal("release.yml has no pinned()")
@@ -212,19 +200,18 @@ func TestReleasesAreBuiltFromBasesByDigest(t *testing.T) {
 		out, err := cmd.Output()
 		m := reference.FindSubmatch(out)
 		if err != nil || m == nil {
-			t.Fatalf("%s is %q, %v; want one image, by tag and digest", name, out, err)
+			t.Fatalf("%s is %q, %v; want one image with tag and digest", name, out, err)
 		}
 		byDigest[string(m[1])] = true
 	}
-	for _, file := range []string{"Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile"} {
-		built := map[string]bool{}
+	for _, file := range dockerfiles {
 		for _, stage := range stages(t, harness.Root(file)) {
 			words := strings.Fields(find(stage, "FROM")[0])
 			image := words[0]
 			if strings.HasPrefix(image, "--platform=") {
 				image = words[1]
 			}
-			if built[image] = true; !byDigest[image] {
+			if !byDigest[image] {
 				t.Errorf("%s: %s has no digest in Dockerfile.bases", file, image)
 			}
 			for _, from := range find(stage, "COPY") {
@@ -236,73 +223,59 @@ func TestReleasesAreBuiltFromBasesByDigest(t *testing.T) {
 	}
 }
 
-func TestGoIsOfOneVersion(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	there := map[string]bool{}
-	for _, file := range []string{"Dockerfile.bases", "Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile", ".github/workflows/ci.yml"} {
+func TestGoVersionsAreEqual(t *testing.T) {
+	versions := map[string]bool{}
+	for _, file := range append([]string{"Dockerfile.bases", ".github/workflows/ci.yml"}, dockerfiles...) {
 		found := regexp.MustCompile(`(?:golang:|go-version: )(\d+\.\d+\.\d+)`).FindAllStringSubmatch(read(t, harness.Root(file)), -1)
 		if len(found) == 0 {
-			t.Errorf("%s does not say which Go", file)
+			t.Errorf("%s has no version of Go", file)
 		}
 		for _, m := range found {
-			there[m[1]] = true
+			versions[m[1]] = true
 		}
 	}
-	if len(there) != 1 {
-		t.Errorf("versions of Go: %v; what is tested is not what is released", slices.Sorted(maps.Keys(there)))
+	if len(versions) != 1 {
+		t.Errorf("versions of Go: %v; want one", slices.Sorted(maps.Keys(versions)))
 	}
 }
 
-func TestImagesInManifestsHaveATagThatStays(t *testing.T) {
-	harness.NeedOwnSystem(t)
+func TestManifestsPinImages(t *testing.T) {
 	image := regexp.MustCompile(`(?m)^\s*(?:- )?image: *(\S+)`)
-	stays := regexp.MustCompile(`^(cats-api-\w+:dev|[\w./-]+:v?\d+\.\d+\.\d+|[\w./:-]+@sha256:[0-9a-f]{64})$`)
+	pinned := regexp.MustCompile(`^(cats-api-\w+:dev|[\w./-]+:v?\d+\.\d+\.\d+|[\w./:-]+@sha256:[0-9a-f]{64})$`)
 	count := 0
 	err := filepath.WalkDir(harness.Root("k8s"), func(path string, d fs.DirEntry, err error) error {
 		if err != nil || filepath.Ext(path) != ".yaml" {
 			return err
 		}
 		for _, m := range image.FindAllStringSubmatch(read(t, path), -1) {
-			if count++; !stays.MatchString(m[1]) {
-				t.Errorf("%s: %s can be another image tomorrow", path, m[1])
+			if count++; !pinned.MatchString(m[1]) {
+				t.Errorf("%s: the tag of %s may move", path, m[1])
 			}
 		}
 		return nil
 	})
 	if err != nil || count < 4 {
-		t.Errorf("%v; looked at %d images", err, count)
+		t.Errorf("%v; %d images found", err, count)
 	}
 }
 
-func TestToolsArePinned(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	mod, sum := read(t, harness.Root("tools", "pinned", "go.mod")), read(t, harness.Root("tools", "pinned", "go.sum"))
-	for _, module := range []string{"honnef.co/go/tools", "mvdan.cc/gofumpt", "golang.org/x/vuln", "github.com/CycloneDX/cyclonedx-gomod"} {
-		m := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (v\S+)`).FindStringSubmatch(mod)
-		if m == nil || !strings.Contains(sum, module+" "+m[1]+" h1:") {
-			t.Errorf("tools/pinned/go.mod and go.sum do not pin %s: %v", module, m)
-		}
-	}
-	// Whatever is fetched some other way is whatever is there that day.
-	loose := regexp.MustCompile(`@latest|go (install|run|get) [^\n]*@|\bnpx\b|npm (install|i)\b|pip3? install|curl [^\n]*\|`)
-	for _, file := range []string{"Makefile", ".ci/run", ".github/workflows/ci.yml", ".github/workflows/release.yml", "Dockerfile.frontend", "Dockerfile.signer", "local/emulator/Dockerfile"} {
-		if found := loose.FindString(read(t, harness.Root(file))); found != "" {
+// Programs come from modules and lock files only, which pin them.
+func TestNothingUnpinnedIsInstalled(t *testing.T) {
+	unpinned := regexp.MustCompile(`@latest|go (install|run|get) [^\n]*@|\bnpx\b|npm (install|i)\b|pip3? install|curl [^\n]*\|`)
+	for _, file := range append([]string{"Makefile", ".ci/run", ".github/workflows/ci.yml", ".github/workflows/release.yml"}, dockerfiles...) {
+		if found := unpinned.FindString(read(t, harness.Root(file))); found != "" {
 			t.Errorf("%s: %q", file, found)
 		}
 	}
 }
 
-func TestNpmInstallsWhatTheLockFileHasTheHashesOf(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	var lock struct {
+func TestNpmPackagesArePinnedByHash(t *testing.T) {
+	lock := parse[struct {
 		Packages map[string]struct {
 			Version, Integrity, Resolved string
 			Link                         bool
 		}
-	}
-	if err := json.Unmarshal([]byte(read(t, harness.Root("local", "package-lock.json"))), &lock); err != nil {
-		t.Fatal(err)
-	}
+	}](t, harness.Root("local", "package-lock.json"))
 	if len(lock.Packages) < 50 {
 		t.Fatalf("%d packages in the lock file", len(lock.Packages))
 	}
@@ -312,38 +285,29 @@ func TestNpmInstallsWhatTheLockFileHasTheHashesOf(t *testing.T) {
 			t.Errorf("%s is not pinned by version and hash: %+v", path, p)
 		}
 	}
-	var wanted struct {
-		Dependencies map[string]string
-	}
-	if err := json.Unmarshal([]byte(read(t, harness.Root("local", "package.json"))), &wanted); err != nil {
-		t.Fatal(err)
-	}
-	for name, version := range wanted.Dependencies {
+	direct := parse[struct{ Dependencies map[string]string }](t, harness.Root("local", "package.json"))
+	for name, version := range direct.Dependencies {
 		if !regexp.MustCompile(`^\d+\.\d+\.\d+$`).MatchString(version) {
 			t.Errorf("package.json: %s %s", name, version)
 		}
 	}
 	if !strings.Contains(read(t, harness.Root("local", "stack", "install.go")), `"npm", "ci"`) {
-		t.Error("the stand does not install with npm ci, the one way that keeps to the lock file")
+		t.Error("the local stack does not install with npm ci, which verifies the lock file")
 	}
 }
 
-func TestEveryModuleIsKeptFromGrowingOld(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	var config struct {
+func TestDependabotUpdatesEverything(t *testing.T) {
+	config := parse[struct {
 		Updates []struct {
 			Ecosystem   string `json:"package-ecosystem"`
 			Directory   string
 			Directories []string
 		}
-	}
-	if err := yaml.Unmarshal([]byte(read(t, harness.Root(".github", "dependabot.yml"))), &config); err != nil {
-		t.Fatal(err)
-	}
-	there := map[string]bool{}
+	}](t, harness.Root(".github", "dependabot.yml"))
+	updated := map[string]bool{}
 	for _, u := range config.Updates {
 		for _, dir := range append(u.Directories, u.Directory) {
-			there[u.Ecosystem+" "+dir] = true
+			updated[u.Ecosystem+" "+dir] = true
 		}
 	}
 	want := []string{"npm /local", "docker /", "docker /local/emulator", "docker /k8s/overlays/emulator", "github-actions /", "gomod /tools/pinned"}
@@ -351,8 +315,8 @@ func TestEveryModuleIsKeptFromGrowingOld(t *testing.T) {
 		want = append(want, "gomod /"+m)
 	}
 	for _, w := range want {
-		if !there[w] {
-			t.Errorf("dependabot.yml leaves out %s", w)
+		if !updated[w] {
+			t.Errorf("dependabot.yml omits %s", w)
 		}
 	}
 }

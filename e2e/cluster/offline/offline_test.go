@@ -32,20 +32,11 @@ kubectl*get\ deployments*) cat "$FAKES/deployments" 2>/dev/null || true ;;
 esac
 `
 
-// checkout returns the root of the checkout.
-func checkout(t *testing.T) string {
+// run runs a command in a folder of the checkout, with fake programs that read files. It returns the output, and the commands of the
+// fake programs that could change something.
+func run(ctx context.Context, t *testing.T, files map[string]string, folder string, command ...string) (output string, changes []string, err error) {
 	t.Helper()
-	root, err := stack.FindRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return root
-}
-
-// fakes returns a folder of fake programs and an environment that uses them.
-func fakes(t *testing.T, files map[string]string) (dir string, environ []string) {
-	t.Helper()
-	dir = t.TempDir()
+	dir := t.TempDir()
 	for _, program := range []string{"kubectl", "docker", "buildah", "kind", "load"} {
 		if err := os.WriteFile(filepath.Join(dir, program), []byte(fakeKubectl), 0o755); err != nil {
 			t.Fatal(err)
@@ -56,40 +47,47 @@ func fakes(t *testing.T, files map[string]string) (dir string, environ []string)
 			t.Fatal(err)
 		}
 	}
-	return dir, append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "KEEP=", "MAKEFLAGS=", "LOAD_IMAGE=load")
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Dir = filepath.Join(root(t), folder)
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "KEEP=", "MAKEFLAGS=", "LOAD_IMAGE=load")
+	out, err := cmd.CombinedOutput()
+	recorded, readErr := os.ReadFile(filepath.Join(dir, "changes"))
+	if readErr != nil && !os.IsNotExist(readErr) {
+		t.Fatal(readErr)
+	}
+	return string(out), strings.FieldsFunc(string(recorded), func(r rune) bool { return r == '\n' }), err
 }
 
-// changes returns the commands that the fake programs in dir have recorded.
-func changes(t *testing.T, dir string) []string {
+// root returns the root of the checkout.
+func root(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, "changes"))
-	if err != nil && !os.IsNotExist(err) {
+	root, err := stack.FindRoot()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.FieldsFunc(string(b), func(r rune) bool { return r == '\n' })
+	return root
 }
 
 // clusterTest builds the test program of package cluster.
-func clusterTest(t *testing.T, root string) string {
+func clusterTest(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "cluster.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-tags", "cluster", "-c", "-o", binary, "./e2e/cluster")
-	build.Dir = root
-	if said, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, said)
+	build.Dir = root(t)
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
 	}
 	return binary
 }
 
 func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
-	root := checkout(t)
 	const (
 		label    = `{"kind":"Namespace","metadata":{"labels":{"cats-api.example/cluster-test":"true"}}}`
 		first    = "cats-api-test"
 		second   = "cats-api-test-monitoring"
 		selected = "--selector cats-api.example/cluster-test=true --field-selector metadata.name="
 	)
-	binary := clusterTest(t, root)
+	binary := clusterTest(t)
 	for name, row := range map[string]struct {
 		files   map[string]string
 		problem string // a part of the error, "" when the tests start
@@ -111,17 +109,13 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 	} {
 		for _, args := range [][]string{{"-check"}, {"-test.run", "^$"}} {
 			t.Run(name+" "+args[0], func(t *testing.T) {
-				dir, environ := fakes(t, row.files)
-				cmd := exec.CommandContext(t.Context(), binary, args...)
-				cmd.Dir, cmd.Env = filepath.Join(root, "e2e", "cluster"), environ
-				said, err := cmd.CombinedOutput()
-				if !strings.Contains(string(said), "context prod, server https://prod.example") {
-					t.Errorf("the cluster is not named:\n%s", said)
+				output, got, err := run(t.Context(), t, row.files, "e2e/cluster", append([]string{binary}, args...)...)
+				if !strings.Contains(output, "context prod, server https://prod.example") {
+					t.Errorf("the cluster is not named:\n%s", output)
 				}
-				got := changes(t, dir)
 				if row.problem != "" || args[0] == "-check" {
-					if len(got) > 0 || (err != nil) != (row.problem != "") || !strings.Contains(string(said), row.problem) {
-						t.Errorf("%v; %q; want no change, and %q:\n%s", err, got, row.problem, said)
+					if len(got) > 0 || (err != nil) != (row.problem != "") || !strings.Contains(output, row.problem) {
+						t.Errorf("%v; %q; want no change, and %q:\n%s", err, got, row.problem, output)
 					}
 					return
 				}
@@ -131,7 +125,7 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 				}
 				want = append(want, "create --save-config", "apply -k")
 				if !slices.EqualFunc(got, want, strings.Contains) {
-					t.Errorf("the changes are\n%s\nwant\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), said)
+					t.Errorf("the changes are\n%s\nwant\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"), output)
 				}
 			})
 		}
@@ -139,8 +133,7 @@ func TestClusterTestDeletesOnlyItsOwnNamespaces(t *testing.T) {
 }
 
 func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
-	root := checkout(t)
-	binary := clusterTest(t, root)
+	binary := clusterTest(t)
 	for name, row := range map[string]struct {
 		status string // of a container
 		want   []string
@@ -155,50 +148,43 @@ func TestClusterTestReportsContainersThatCannotStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, environ := fakes(t, map[string]string{
-				"pods":        `{"items":[{"metadata":{"name":"one"},"status":{"containerStatuses":[{"name":"web",` + row.status + `}]}}]}`,
-				"deployments": "azure: quota exceeded\ncats-api: \n",
-			})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the tests would wait for three
 			defer cancel()
-			cmd := exec.CommandContext(ctx, binary, "-test.run", "^$")
-			cmd.Dir, cmd.Env = filepath.Join(root, "e2e", "cluster"), environ
-			said, err := cmd.CombinedOutput()
+			output, _, err := run(ctx, t, map[string]string{
+				"pods":        `{"items":[{"metadata":{"name":"one"},"status":{"containerStatuses":[{"name":"web",` + row.status + `}]}}]}`,
+				"deployments": "azure: quota exceeded\ncats-api: \n",
+			}, "e2e/cluster", binary, "-test.run", "^$")
 			if err == nil || ctx.Err() != nil {
 				t.Errorf("the tests return %v, %v", err, ctx.Err())
 			}
 			for _, part := range append(row.want, "pod one: web", "deployment azure: quota exceeded") {
-				if !strings.Contains(string(said), part) {
-					t.Errorf("%q is missing:\n%s", part, said)
+				if !strings.Contains(output, part) {
+					t.Errorf("%q is missing:\n%s", part, output)
 				}
 			}
-			if strings.Contains(string(said), "deployment cats-api: ") {
-				t.Errorf("a deployment without a failure is listed:\n%s", said)
+			if strings.Contains(output, "deployment cats-api: ") {
+				t.Errorf("a deployment without a failure is listed:\n%s", output)
 			}
 		})
 	}
 }
 
 func TestMakeClusterTestChecksBeforeItBuilds(t *testing.T) {
-	root := checkout(t)
-	dir, environ := fakes(t, map[string]string{"docker-runs": "", "namespace-cats-api-test": `{"metadata":{"labels":{"team":"sre"}}}`})
-	cmd := exec.CommandContext(t.Context(), "make", "cluster-test")
-	cmd.Dir, cmd.Env = root, environ
-	said, err := cmd.CombinedOutput()
-	if err == nil || !strings.Contains(string(said), "namespace cats-api-test exists") {
-		t.Errorf("make returns %v:\n%s", err, said)
+	files := map[string]string{"docker-runs": "", "namespace-cats-api-test": `{"metadata":{"labels":{"team":"sre"}}}`}
+	output, changes, err := run(t.Context(), t, files, "", "make", "cluster-test")
+	if err == nil || !strings.Contains(output, "namespace cats-api-test exists") {
+		t.Errorf("make returns %v:\n%s", err, output)
 	}
-	if got := changes(t, dir); len(got) > 0 {
-		t.Errorf("before the check, it ran %q", got)
+	if len(changes) > 0 {
+		t.Errorf("before the check, it ran %q", changes)
 	}
 }
 
 // Kubernetes completes an image name without a registry with docker.io/library/.
 func TestMakeImagesUsesTheNamesInManifests(t *testing.T) {
-	root := checkout(t)
 	var inManifests []string
 	for _, file := range []string{"k8s/base/deployment.yaml", "k8s/overlays/emulator/azure.yaml"} {
-		b, err := os.ReadFile(filepath.Join(root, file))
+		b, err := os.ReadFile(filepath.Join(root(t), file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -208,14 +194,12 @@ func TestMakeImagesUsesTheNamesInManifests(t *testing.T) {
 	}
 	slices.Sort(inManifests)
 	for builder, files := range map[string]map[string]string{"docker build": {"docker-runs": ""}, "buildah bud": nil} {
-		dir, environ := fakes(t, files)
-		cmd := exec.CommandContext(t.Context(), "make", "images")
-		cmd.Dir, cmd.Env = root, environ
-		if said, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, said)
+		output, changes, err := run(t.Context(), t, files, "", "make", "images")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, output)
 		}
 		var tags []string
-		for _, command := range changes(t, dir) {
+		for _, command := range changes {
 			if m := regexp.MustCompile(`-t (\S+)`).FindStringSubmatch(command); m != nil && strings.HasPrefix(command, builder) {
 				tags = append(tags, m[1])
 			}

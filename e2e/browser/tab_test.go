@@ -1,9 +1,13 @@
+// Package browser tests the pages in Chromium.
 package browser
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +21,7 @@ import (
 	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
@@ -25,14 +30,15 @@ import (
 	"cats.example/e2e/harness"
 )
 
-// chromium is the one browser of all tests, started by the first that needs it.
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, stopBrowser)) }
+
+// chromium is the browser of all tests. The first test that needs it starts it.
 var chromium struct {
 	sync.Mutex
 	ctx  context.Context
 	stop func()
 }
 
-// startBrowser returns the context of a browser in which no page is open.
 func startBrowser(t *testing.T) context.Context {
 	t.Helper()
 	chromium.Lock()
@@ -41,23 +47,22 @@ func startBrowser(t *testing.T) context.Context {
 		return chromium.ctx
 	}
 	var path string
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+	for _, name := range []string{"google-chrome", "chromium-browser", "chromium"} {
 		if found, err := exec.LookPath(name); err == nil {
 			path = found
-			break
 		}
 	}
 	if path == "" {
 		if os.Getenv("CI") != "" {
-			t.Fatal("chromium is missing: it is Debian's package of that name")
+			t.Fatal("chromium is missing; install the Debian package chromium")
 		}
-		t.Skip("needs a browser: there is no chromium, chromium-browser or google-chrome in PATH")
+		t.Skip("needs chromium, chromium-browser or google-chrome in PATH")
 	}
 	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(path),
-		chromedp.DisableGPU,       // there is none
-		chromedp.IgnoreCertErrors, // of the OpenID provider's
-		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"), // nothing leaves this machine
+		chromedp.DisableGPU,
+		chromedp.IgnoreCertErrors, // the OpenID provider has a certificate of the stack's CA
+		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"), // no request leaves this machine
 	)...)
 	ctx, end := chromedp.NewContext(allocator)
 	chromium.stop = func() { end(); endAllocator() }
@@ -69,82 +74,78 @@ func startBrowser(t *testing.T) context.Context {
 	return ctx
 }
 
-// endBrowser is for when all tests have ended.
-func endBrowser() error {
+func stopBrowser() error {
 	if chromium.ctx != nil {
 		chromium.stop()
 	}
 	return nil
 }
 
-// tab is a page in a browser, with storage, cookies and cache of its own, and whoever
-// sits before it. Its methods fail the test.
+// tab is a browser tab with its own storage, cookies and cache. Its methods fail the test.
 type tab struct {
 	t   *testing.T
 	ctx context.Context
 
 	mu     sync.Mutex
-	faults []string // what the browser has to complain about
+	errors []string // exceptions, console errors and policy violations
 }
 
-// browse opens url. When the test ends, the page must have broken no rule of its own
-// policy and have written no error to the console.
+// browse opens url. The test fails if the page has violated its Content-Security-Policy or written an error to the console.
 func browse(t *testing.T, url string) *tab {
 	t.Helper()
 	harness.NeedOwnSystem(t)
 	ctx, end := chromedp.NewContext(startBrowser(t), chromedp.WithNewBrowserContext())
 	t.Cleanup(end)
 	b := &tab{t: t}
-	b.ctx = ctx
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
 		t.Fatal(err)
 	}
-	limited, cancel := context.WithTimeout(ctx, 90*time.Second)
+	var cancel func()
+	b.ctx, cancel = context.WithTimeout(ctx, 90*time.Second)
 	t.Cleanup(cancel)
-	b.ctx = limited
 	t.Cleanup(func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		for _, fault := range b.faults {
-			t.Errorf("the browser says: %s", fault)
+		for _, err := range b.errors {
+			t.Errorf("the browser reports: %s", err)
 		}
 	})
 	cdpCall(b, audits.Enable, cdp.Empty{})
-	cdpCall(b, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}) // each tab is the one in front
+	cdpCall(b, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true})
 	b.screen(1000, 900)
 	b.do(chromedp.Navigate(url))
 	return b
 }
 
 func (b *tab) listen(ev any) {
-	var fault string
+	var found string
 	switch ev := ev.(type) {
 	case *runtime.EventExceptionThrown:
-		fault = fmt.Sprintf("exception: %s %v", ev.ExceptionDetails.Text, ev.ExceptionDetails.Exception)
+		found = fmt.Sprintf("exception: %s %v", ev.ExceptionDetails.Text, ev.ExceptionDetails.Exception)
 	case *runtime.EventConsoleAPICalled:
 		if ev.Type == runtime.ConsoleAPICalledTypeError || ev.Type == runtime.ConsoleAPICalledTypeWarning || ev.Type == runtime.ConsoleAPICalledTypeAssert {
 			args, _ := json.Marshal(ev.Args)
-			fault = fmt.Sprintf("console.%s: %s", ev.Type, args)
+			found = fmt.Sprintf("console.%s: %s", ev.Type, args)
 		}
 	case *log.EventEntryAdded:
-		// A refusal of a request is in the log of any browser.
+		// Every browser logs rejected requests.
 		if ev.Entry.Source != log.EntrySourceNetwork && (ev.Entry.Level == log.EntryLevelError || ev.Entry.Level == log.EntryLevelWarning) {
-			fault = fmt.Sprintf("%s: %s %s", ev.Entry.Source, ev.Entry.Text, ev.Entry.URL)
+			found = fmt.Sprintf("%s: %s %s", ev.Entry.Source, ev.Entry.Text, ev.Entry.URL)
 		}
 	case *audits.EventIssueAdded:
 		if d := ev.Issue.Details; d.ContentSecurityPolicyIssueDetails != nil {
 			details, _ := json.Marshal(d.ContentSecurityPolicyIssueDetails)
-			fault = fmt.Sprintf("policy: %s", details)
+			found = fmt.Sprintf("policy: %s", details)
 		}
 	}
-	if fault != "" {
+	if found != "" {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.faults = append(b.faults, fault)
+		b.errors = append(b.errors, found)
 	}
 }
 
-// do takes steps in the page.
+// do runs actions in the page.
 func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
 	if err := chromedp.Do(b.ctx, steps...); err != nil {
@@ -152,7 +153,7 @@ func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// fail ends the test, with what was to be seen.
+// fail ends the test with the text of the page.
 func (b *tab) fail(err error) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(chromium.ctx, 5*time.Second)
@@ -162,7 +163,7 @@ func (b *tab) fail(err error) {
 	b.t.Fatalf("%v\nthe page:\n%s", err, text)
 }
 
-// cdpCall calls the browser.
+// cdpCall calls a method of the DevTools protocol.
 func cdpCall[P, R any](b *tab, c cdp.Command[P, R], params P) R {
 	b.t.Helper()
 	got, err := chromedp.Run(b.ctx, func(ctx context.Context, t *chromedp.Target) (R, error) { return cdp.Call(ctx, t, c, params) })
@@ -172,7 +173,7 @@ func cdpCall[P, R any](b *tab, c cdp.Command[P, R], params P) R {
 	return got
 }
 
-// eval returns what a script, perhaps in time, comes to.
+// eval returns the value of a script. It awaits promises.
 func eval[T any](b *tab, script string) T {
 	b.t.Helper()
 	got, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
@@ -182,7 +183,7 @@ func eval[T any](b *tab, script string) T {
 	return got
 }
 
-// holds waits until a script comes to true.
+// holds waits until a script is true.
 func (b *tab) holds(script string) {
 	b.t.Helper()
 	for {
@@ -191,34 +192,43 @@ func (b *tab) holds(script string) {
 		case err == nil && got:
 			return
 		case b.ctx.Err() != nil:
-			b.fail(fmt.Errorf("this never holds: %s: %w", script, b.ctx.Err()))
+			b.fail(fmt.Errorf("never true: %s: %w", script, b.ctx.Err()))
 		}
-		time.Sleep(50 * time.Millisecond) // not by a promise: pages go
+		time.Sleep(50 * time.Millisecond) // a promise would end with its page
 	}
 }
 
-// sees waits until text is among what is to be seen.
-func (b *tab) sees(text string) {
+// sees waits until the page shows all texts.
+func (b *tab) sees(texts ...string) {
 	b.t.Helper()
-	quoted, _ := json.Marshal(text)
-	b.holds(`document.body?.innerText.includes(` + string(quoted) + `)`)
+	for _, text := range texts {
+		quoted, _ := json.Marshal(text)
+		b.holds(`document.body?.innerText.includes(` + string(quoted) + `)`)
+	}
 }
 
-// focused waits until the keyboard is at the element with an id.
+// lacks waits until the page does not show text.
+func (b *tab) lacks(text string) {
+	b.t.Helper()
+	b.holds(fmt.Sprintf(`!document.body.innerText.includes(%q)`, text))
+}
+
+// focused waits until the element with the ID has the focus.
 func (b *tab) focused(id string) {
 	b.t.Helper()
 	b.holds(`document.activeElement?.id === "` + id + `"`)
 }
 
-// click clicks on what a selector finds, as a mouse does, once no picture that is still
-// to come can move it away.
-func (b *tab) click(selector string) {
+// click clicks on elements, one after the other, when no image can move them any more.
+func (b *tab) click(selectors ...string) {
 	b.t.Helper()
-	b.holds(`[...document.images].every((image) => image.complete)`)
-	b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+	for _, selector := range selectors {
+		b.holds(`[...document.images].every((image) => image.complete)`)
+		b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+	}
 }
 
-// key presses one key after the other.
+// key presses keys, one after the other.
 func (b *tab) key(keys ...string) {
 	b.t.Helper()
 	for _, k := range keys {
@@ -226,20 +236,61 @@ func (b *tab) key(keys ...string) {
 	}
 }
 
-// pick chooses a file, as the browser's dialog does.
+// pick chooses a file in the file dialog.
 func (b *tab) pick(path string) {
 	b.t.Helper()
 	b.holds(`document.querySelector("#file")`)
 	b.do(chromedp.SetUploadFiles(chromedp.CSS("#file"), []string{path}, chromedp.NodeReady))
 }
 
-// screen is how wide and how high it is.
+// upload picks a file and clicks on upload.
+func (b *tab) upload(path string) {
+	b.t.Helper()
+	b.pick(path)
+	b.focused("upload")
+	b.sees(filepath.Base(path))
+	b.click("#upload")
+}
+
+// drop drops a file on the page.
+func (b *tab) drop(path string) {
+	b.t.Helper()
+	for _, typ := range []input.DispatchDragEventType{"dragEnter", "dragOver", "drop"} {
+		cdpCall(b, input.DispatchDragEvent, input.DispatchDragEventParams{
+			Type: typ, X: 400, Y: 450, Data: &input.DragData{Items: []*input.DragDataItem{}, Files: []string{path}, DragOperationsMask: 1},
+		})
+	}
+}
+
+// open enters a user name.
+func (b *tab) open(user string) {
+	b.t.Helper()
+	b.do(chromedp.SetValue(chromedp.CSS("#name"), user), chromedp.Click(chromedp.CSS("#show")))
+}
+
+// shown waits until the page shows a stored picture, which moves the elements below it.
+func (b *tab) shown() {
+	b.t.Helper()
+	b.sees("Expires in")
+	b.holds(`document.querySelector("#image").naturalWidth > 0`)
+}
+
+func (b *tab) await(c <-chan struct{}) {
+	b.t.Helper()
+	select {
+	case <-c:
+	case <-b.ctx.Done():
+		b.fail(b.ctx.Err())
+	}
+}
+
+// screen sets the size of the screen.
 func (b *tab) screen(width, height int64) {
 	b.t.Helper()
 	cdpCall(b, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: height, DeviceScaleFactor: 1, Mobile: width < 600})
 }
 
-// slow has the network carry so many bytes a second up, and -1 all that it can.
+// slow limits uploads to a number of bytes a second; -1 is no limit.
 func (b *tab) slow(up float64) {
 	b.t.Helper()
 	cdpCall(b, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
@@ -247,7 +298,7 @@ func (b *tab) slow(up float64) {
 	})
 }
 
-// blocked keeps requests from being sent whose URL is like one of patterns.
+// blocked makes requests fail whose URL matches one of patterns.
 func (b *tab) blocked(patterns ...string) {
 	b.t.Helper()
 	list := []*network.BlockPattern{}
@@ -257,7 +308,7 @@ func (b *tab) blocked(patterns ...string) {
 	cdpCall(b, network.SetBlockedURLs, network.SetBlockedURLsParams{URLPatterns: list})
 }
 
-// online says whether there is a network at all.
+// online connects or disconnects the network.
 func (b *tab) online(is bool) {
 	b.t.Helper()
 	cdpCall(b, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
@@ -266,7 +317,7 @@ func (b *tab) online(is bool) {
 	cdpCall(b, network.OverrideNetworkState, network.OverrideNetworkStateParams{Offline: !is, DownloadThroughput: -1, UploadThroughput: -1})
 }
 
-// allow lets the page at origin use what the browser would ask for.
+// allow grants permissions to the page at origin.
 func (b *tab) allow(origin string, names ...string) {
 	b.t.Helper()
 	c := chromedp.FromContext(b.ctx)
@@ -280,27 +331,24 @@ func (b *tab) allow(origin string, names ...string) {
 	}
 }
 
-// shot writes what is to be seen into the folder SCREENSHOTS.
+// shot writes a screenshot into the folder SCREENSHOTS, if that is set.
 func (b *tab) shot(name string) {
 	b.t.Helper()
 	dir := os.Getenv("SCREENSHOTS")
 	if dir == "" {
 		return
 	}
-	time.Sleep(300 * time.Millisecond) // for what moves
+	time.Sleep(300 * time.Millisecond) // for animations
 	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
 	if err != nil {
 		b.fail(err)
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		b.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-// accessible has axe-core look at the page, and at its colours in the dark as well.
+// accessible checks the page with axe-core, and its contrast in the dark scheme.
 func (b *tab) accessible(state string) {
 	b.t.Helper()
 	axe, err := os.ReadFile(harness.Root("local", "node_modules", "axe-core", "axe.min.js"))
@@ -310,7 +358,7 @@ func (b *tab) accessible(state string) {
 	b.do(chromedp.Evaluate[chromedp.Void]("window.axe || (() => {" + string(axe) + "})(); 0"))
 	for scheme, options := range map[string]string{"dark": `{ runOnly: ["color-contrast"] }`, "light": `{}`} {
 		cdpCall(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
-			{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}, // or colours are on their way
+			{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}, // otherwise colors are still in transition
 		}})
 		found := eval[[]string](b, `axe.run(`+options+`).then(({violations}) => violations.map((v) => v.id + ": " + v.help + " " + v.nodes.map((n) => n.html + " " + n.failureSummary).join("; ")))`)
 		for _, v := range found {
@@ -318,11 +366,33 @@ func (b *tab) accessible(state string) {
 		}
 		b.shot(strings.ReplaceAll(state, " ", "-") + "-" + scheme)
 	}
-	b.bright("light")
+	b.scheme("light")
 }
 
-// bright says whether whoever looks wants it light or dark.
-func (b *tab) bright(scheme string) {
+// scheme sets the preferred color scheme, light or dark.
+func (b *tab) scheme(scheme string) {
 	b.t.Helper()
 	cdpCall(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+}
+
+// onDisk writes a file and returns its path.
+func onDisk(t *testing.T, name string, content io.Reader) string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := io.Copy(f, content); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+func catFile(t *testing.T) string { return onDisk(t, "cat.png", bytes.NewReader(harness.Cat)) }
+
+// another returns a picture with its own content and its path.
+func another(t *testing.T, name string) (content []byte, path string) {
+	content = append(bytes.Clone(harness.Cat), name...)
+	return content, onDisk(t, name+".png", bytes.NewReader(content))
 }
