@@ -8,10 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,22 +20,129 @@ import (
 	"cats.example/local/stack"
 )
 
-// slowUpload is a PUT whose body is still coming.
-type slowUpload struct {
-	body   *io.PipeWriter
-	answer chan harness.Response // one, or closed when there was none
+// prepareChanges returns a function that sends one change of each kind at the same time, each for another user. check gets the
+// responses; wait waits for them.
+func prepareChanges(t *testing.T, sys *stack.System) (send func(check func(harness.Response)) (wait func())) {
+	t.Helper()
+	var requests []harness.RawUpload
+	for i, c := range changes() {
+		user := fmt.Sprint("user-", i)
+		harness.Put(t, sys, user, harness.Cat)
+		requests = append(requests, c.request(t, sys, user, c.content))
+	}
+	return func(check func(harness.Response)) func() {
+		var wg sync.WaitGroup
+		for _, u := range requests {
+			conn := harness.Dial(t, sys)
+			go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
+			wg.Go(func() {
+				if a, ok := receive(conn, u); ok {
+					check(a)
+				} else {
+					t.Errorf("no response to %.40q", u.Header)
+				}
+			})
+		}
+		return wg.Wait
+	}
 }
 
-// begin starts a PUT for user that has sent content and then waits. size is its Content-Length, -1 for a chunked body. begin
-// returns once the signer processes the upload. A large chunked one then has a block in storage.
-func begin(t *testing.T, sys *stack.System, user string, content []byte, size int64) *slowUpload {
+func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
+	t.Parallel()
+	sys := harness.StartDirect(t, stack.SystemOptions{})
+	send := prepareChanges(t, sys)
+	var ids []string
+	for range 10 {
+		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user-0", "").Want(t, 200).Header.Get("X-Request-Id"))
+	}
+	sys.Signer.Kill()
+	sys.Frontend.Kill()
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
+		lines, err := p.Log.Since(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			if !strings.Contains(strings.Join(lines, "\n"), `"request_id":"`+id+`"`) {
+				t.Errorf("%s has no line of request %s", p.Log.Path(), id)
+			}
+		}
+	}
+	harness.Restart(t, sys.Frontend)
+	if ready, _ := harness.Readyz(t, sys.FrontendOps); ready {
+		t.Error("the frontend is ready without a signer")
+	}
+	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200)
+	harness.Do(t, "GET", sys.URL+"/cat/user-0", "", nil).WantProblem(t, 503, signerDown)
+	send(func(a harness.Response) {
+		a.WantProblem(t, 503, signerDown)
+		a.Outcome(t, "")
+	})()
+	harness.Restart(t, sys.Signer)
+	harness.WantRecovery(t, sys)
+	for i := range changes() {
+		harness.WantPicture(t, sys, fmt.Sprint("user-", i), harness.Cat)
+	}
+}
+
+// Calls begin while the signer is paused, or while its port refuses connections. They succeed when it continues or is restarted.
+func TestPausedAndRestartedSignersExecuteCallsOnce(t *testing.T) {
+	t.Parallel()
+	for name, mode := range map[string]struct {
+		stop, start func(*testing.T, *stack.Process)
+	}{
+		"paused":    {func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGSTOP) }, func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGCONT) }},
+		"restarted": {func(_ *testing.T, p *stack.Process) { p.Kill() }, harness.Restart},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			storage := harness.NewStorageProxy(t)
+			sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
+			send := prepareChanges(t, sys)
+			var executed atomic.Int64
+			storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+				if harness.Changes(r) && strings.HasSuffix(r.URL.Path, "/cat") {
+					executed.Add(1)
+				}
+				healthy.ServeHTTP(w, r)
+			})
+			mode.stop(t, sys.Signer)
+			defer sys.Signer.Signal(syscall.SIGCONT)
+			wait := send(func(a harness.Response) {
+				if a.StatusCode/100 != 2 {
+					t.Errorf("%d %s", a.StatusCode, a.Body)
+				}
+			})
+			want := float64(len(changes()))
+			harness.Eventually(t, func() error {
+				if n := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n < want {
+					return fmt.Errorf("the frontend has received %v requests; want %v", n, want)
+				}
+				return nil
+			})
+			mode.start(t, sys.Signer)
+			wait()
+			if n := executed.Load(); n != int64(want) {
+				t.Errorf("storage has carried out %d changes; want %v", n, want)
+			}
+		})
+	}
+}
+
+// slowUpload is a PUT whose body is not complete.
+type slowUpload struct {
+	body     *io.PipeWriter
+	response chan harness.Response // closed without a value if there is none
+}
+
+// beginUpload starts a PUT that has sent content. size is its Content-Length, -1 for a chunked body.
+func beginUpload(t *testing.T, sys *stack.System, user string, content []byte, size int64) *slowUpload {
 	t.Helper()
 	r, w := io.Pipe()
 	u := &slowUpload{w, make(chan harness.Response, 1)}
-	blocks := harness.Series(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",operation="put_block"}`)
 	go func() {
-		defer close(u.answer)
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, sys.URL+"/cat/"+user, r)
+		defer close(u.response)
+		req, err := http.NewRequestWithContext(t.Context(), "PUT", sys.URL+"/cat/"+user, r)
 		if err != nil {
 			t.Error(err)
 			return
@@ -43,8 +150,8 @@ func begin(t *testing.T, sys *stack.System, user string, content []byte, size in
 		req.ContentLength = size
 		if resp, err := harness.Client().Do(req); err == nil {
 			defer resp.Body.Close()
-			if said, err := io.ReadAll(resp.Body); err == nil {
-				u.answer <- harness.Response{Response: resp, Body: said}
+			if body, err := io.ReadAll(resp.Body); err == nil {
+				u.response <- harness.Response{Response: resp, Body: body}
 			}
 		}
 		_ = r.Close()
@@ -53,270 +160,160 @@ func begin(t *testing.T, sys *stack.System, user string, content []byte, size in
 	if _, err := w.Write(content); err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, func() error {
-		switch {
-		case size >= 0 && harness.Series(t, sys.SignerOps, "cats_signer_http_requests_in_flight") == 0:
-			return errors.New("the signer never got an upload")
-		case size >= 0:
-		case harness.Series(t, sys.SignerOps, "cats_signer_upload_buffers_in_use") == 0:
-			return errors.New("the signer never got an upload")
-		case len(content) > 4<<20 && harness.Series(t, sys.SignerOps, `cats_signer_storage_requests_total{code="201",operation="put_block"}`) == blocks:
-			return errors.New("the signer never stored a block")
-		}
-		return nil
-	})
 	return u
 }
 
-// trickle goes on sending, a little at a time, until nobody takes it any more.
-func (u *slowUpload) trickle() {
-	go func() {
-		for piece := make([]byte, 1<<10); ; time.Sleep(10 * time.Millisecond) {
-			if _, err := u.body.Write(piece); err != nil {
-				return
-			}
-		}
-	}()
-}
-
-// connects reports whether anyone listens at an address such as sys.URL.
-func connects(ctx context.Context, url string) bool {
-	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", strings.TrimPrefix(url, "http://"))
-	if err != nil {
-		return false
-	}
-	_ = conn.Close()
-	return true
-}
-
-// underWay are uploads amid which something happens.
-func underWay() map[string][]byte {
-	return map[string][]byte{"small": harness.Picture(100<<10, 's'), "large": harness.Picture(5<<20, 'l')}
-}
-
-func TestKilledProcessesLoseNoLogLine(t *testing.T) {
+func TestSIGTERMLetsUploadsFinish(t *testing.T) {
 	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{})
-	harness.Put(t, sys, "u", harness.Cat)
-	var ids []string
-	for range 10 {
-		ids = append(ids, harness.Send(t, http.MethodGet, sys.URL+"/cat/u", "").Want(t, http.StatusOK).Header.Get("X-Request-Id"))
-	}
-	sys.Signer.Signal(syscall.SIGKILL)
-	sys.Frontend.Kill()
-	sys.Signer.Kill()
-	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		lines, err := p.Log.Since(0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		log := strings.Join(lines, "\n")
-		for i, id := range ids {
-			if !strings.Contains(log, `"request_id":"`+id+`"`) {
-				t.Errorf("%s has no line of request %d of %d", p.Log.Path(), i+1, len(ids))
-			}
-		}
-	}
-}
-
-func TestASignerKilledAmidAnUploadLeavesTheOldPicture(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	t.Parallel()
-	for name, content := range underWay() {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			sys := harness.Start(t, stack.SystemOptions{})
-			frontend := sys.Frontend.Pid()
-			harness.Put(t, sys, "u", harness.Cat)
-			u := begin(t, sys, "u", content, -1)
-			u.trickle()
-			sys.Signer.Kill()
-			a, ok := <-u.answer
-			if !ok {
-				t.Fatal("the client got no answer")
-			}
-			a.WantProblem(t, http.StatusServiceUnavailable, "signer_unavailable")
-			a.Outcome(t, "")
-			began := time.Now()
-			for _, method := range []string{http.MethodPut, http.MethodGet, http.MethodDelete} {
-				harness.Do(t, method, sys.URL+"/cat/u", "", content).WantProblem(t, http.StatusServiceUnavailable, "signer_unavailable")
-			}
-			harness.Do(t, http.MethodGet, sys.URL+"/service", "", nil).Want(t, http.StatusOK)
-			// The first of them waits for the signer to come back, and the rest no more.
-			if took := time.Since(began); took < 4*time.Second || took > 12*time.Second {
-				t.Errorf("it took %v to say so; want 5s and a little", took)
-			}
-			if ready, _ := harness.Readyz(t, sys.FrontendOps); ready {
-				t.Error("the frontend is ready without a signer")
-			}
-			harness.Restart(t, sys.Signer)
-			harness.WantRecovery(t, sys)
-			if !bytes.Equal(harness.Served(t, sys, "u"), harness.Cat) {
-				t.Error("the picture has changed")
-			}
-			if sys.Frontend.Pid() != frontend {
-				t.Error("the frontend was restarted")
-			}
-		})
-	}
-}
-
-func TestSIGTERMLetsAnUploadFinish(t *testing.T) {
-	harness.NeedOwnSystem(t)
-	t.Parallel()
+	small, large, end := harness.Picture(100<<10, 's'), harness.Picture(5<<20, 'l'), []byte("the end")
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			sys := harness.Start(t, stack.SystemOptions{})
-			stopped, url, pid := sys.Frontend, sys.URL, sys.Signer.Pid
+			delay := map[string]string{"DRAIN_DELAY": "5s"}
+			sys := harness.Start(t, stack.SystemOptions{FrontendEnv: delay, SignerEnv: delay})
+			p, address, ops, signal := sys.Frontend, sys.URL, sys.FrontendOps, syscall.SIGTERM
 			if name == "signer" {
-				stopped, url, pid = sys.Signer, sys.SignerAPI, sys.Frontend.Pid
+				p, address, ops, signal = sys.Signer, sys.SignerAPI, sys.SignerOps, syscall.SIGINT
 			}
-			other := pid()
-			uploads := underWay()
-			uploads["streamed"] = uploads["large"]
-			for user, content := range uploads {
-				harness.Put(t, sys, user, harness.Cat)
+			contents := map[string][]byte{"small": small, "large": large, "streamed": large}
+			uploads := map[string]*slowUpload{}
+			for user, content := range contents {
 				size := int64(-1)
 				if user == "streamed" {
-					size = int64(len(content) + len("the end"))
+					size = int64(len(content) + len(end))
 				}
-				u := begin(t, sys, user, content, size)
-				mark := stopped.Log.Mark()
-				stopped.Signal(syscall.SIGTERM)
-				harness.WaitForLog(t, stopped.Log, mark, `"msg":"draining"`)
-				harness.Eventually(t, func() error {
-					if connects(t.Context(), url) {
-						return errors.New("new connections are taken while it drains")
-					}
-					return nil
-				})
-				if name == "signer" {
-					harness.Do(t, http.MethodGet, sys.URL+"/cat/"+user, "", nil).WantProblem(t, http.StatusServiceUnavailable, "signer_unavailable")
+				uploads[user] = beginUpload(t, sys, user, content, size)
+			}
+			harness.Eventually(t, func() error {
+				if n := harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); n < 3 {
+					return fmt.Errorf("the signer has received %v uploads", n)
 				}
-				if _, err := u.body.Write([]byte("the end")); err != nil {
+				return nil
+			})
+			began := time.Now()
+			p.Signal(signal)
+			harness.Eventually(t, func() error {
+				if ready, _ := harness.Readyz(t, ops); ready {
+					return errors.New("ready while it drains")
+				}
+				return nil
+			})
+			harness.Do(t, "GET", ops+"/livez", "", nil).Want(t, 200)
+			harness.Put(t, sys, "other", harness.Cat) // during DRAIN_DELAY
+			harness.Eventually(t, func() error {
+				conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(address, "http://"))
+				if err == nil {
+					_ = conn.Close()
+					return errors.New("new connections are accepted after DRAIN_DELAY")
+				}
+				return nil
+			})
+			if took := time.Since(began); took < 5*time.Second {
+				t.Errorf("new connections are rejected after %v", took)
+			}
+			for user, u := range uploads {
+				if _, err := u.body.Write(end); err != nil {
 					t.Fatal(err)
 				}
 				_ = u.body.Close()
-				a, ok := <-u.answer
-				if !ok {
-					t.Fatal("the client got no answer")
-				}
-				a.Want(t, http.StatusOK)
-				harness.WantCleanExit(t, stopped)
-				harness.Restart(t, stopped) // on the same ports, at once
-				harness.WantRecovery(t, sys)
-				if !bytes.Equal(harness.Served(t, sys, user), append(bytes.Clone(content), "the end"...)) {
-					t.Error("another picture is served than was stored")
+				if a, ok := <-u.response; !ok {
+					t.Errorf("no response to %s", user)
+				} else {
+					a.Want(t, 200)
 				}
 			}
-			if pid() != other {
-				t.Error("the other process was restarted")
+			harness.WantCleanExit(t, p)
+			p.SetEnv("DRAIN_DELAY", "0s")
+			p.SetEnv("DRAIN_TIMEOUT", "1s")
+			harness.Restart(t, p)
+			harness.WantRecovery(t, sys)
+			for user, content := range contents {
+				harness.WantPicture(t, sys, user, append(bytes.Clone(content), end...))
 			}
+
+			stalled := beginUpload(t, sys, "other", large, -1)
+			mark := p.Log.Mark()
+			p.Signal(signal)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if exit, ok := errors.AsType[*exec.ExitError](p.Wait(ctx)); !ok || exit.ExitCode() != 1 {
+				t.Errorf("it ended with %v; want exit code 1", p.Ended())
+			}
+			harness.WaitForLog(t, p.Log, mark, `"level":"ERROR"`, "requests were cut off")
+			_ = stalled.body.Close()
+			if a, ok := <-stalled.response; ok {
+				a.WantProblem(t, 503, signerDown)
+			}
+			harness.Restart(t, p)
+			harness.WantRecovery(t, sys)
+			harness.WantPicture(t, sys, "other", harness.Cat)
 		})
 	}
 }
 
-func TestAProcessThatDrainsIsNotReadyAndServes(t *testing.T) {
-	t.Parallel()
-	delay := map[string]string{"DRAIN_DELAY": "5s"}
-	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: delay, SignerEnv: delay})
-	for p, ops := range map[*stack.Process]string{sys.Frontend: sys.FrontendOps, sys.Signer: sys.SignerOps} {
-		harness.Put(t, sys, "u", harness.Cat)
-		began := time.Now()
-		p.Signal(syscall.SIGTERM)
-		harness.Eventually(t, func() error {
-			if ready, _ := harness.Readyz(t, ops); ready {
-				return errors.New("it is ready after SIGTERM")
+// TestWaitingForStorageIsBounded sends 300 requests at once while storage is slow or broken. It runs beside no other test of the
+// package, which would share the processor.
+func TestWaitingForStorageIsBounded(t *testing.T) {
+	for name, fault := range map[string]harness.Fault{
+		"slow": func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			select {
+			case <-time.After(time.Second):
+				healthy.ServeHTTP(w, r)
+			case <-r.Context().Done():
 			}
-			return nil
+		},
+		"throttles": harness.Reject(503, "ServerBusy", "Retry-After", "1"),
+		"resets":    harness.Reset,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			storage := harness.NewStorageProxy(t)
+			sys := harness.Start(t, stack.SystemOptions{StorageURL: storage.URL})
+			harness.Put(t, sys, "warm", harness.Cat)
+			before := harness.Sum(t, sys.SignerOps, "go_goroutines")
+			var requests atomic.Int64
+			storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+				requests.Add(1)
+				fault(w, r, healthy)
+			})
+			const each = 150
+			var wg sync.WaitGroup
+			for i := range each {
+				for method, body := range map[string][]byte{"GET": nil, "PUT": harness.Picture(50<<10, 'w')} {
+					wg.Go(func() {
+						a, err := harness.Try(t.Context(), method, fmt.Sprintf("%s/cat/waits-%d", sys.URL, i), "", bytes.NewReader(body))
+						if err != nil || a.StatusCode != 503 && (name != "slow" || a.StatusCode != 200 && a.StatusCode != 404) {
+							t.Errorf("%s: %v %s", method, err, a.Body)
+						}
+					})
+				}
+			}
+			most := before
+			done := make(chan struct{})
+			go func() { wg.Wait(); close(done) }()
+			for sampling := true; sampling; {
+				most = max(most, harness.Sum(t, sys.SignerOps, "go_goroutines"))
+				select {
+				case <-done:
+					sampling = false
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+			if n := requests.Load(); most > before+16*each || n == 0 || n > 16*each {
+				t.Errorf("%v goroutines, %v before, and %d requests to storage", most, before, n)
+			}
+			storage.SetAll(nil)
+			harness.Eventually(t, func() error { // when the circuit breaker closes
+				a, err := harness.Try(t.Context(), "PUT", sys.URL+"/cat/warm", "", bytes.NewReader(harness.Cat))
+				if err != nil || a.StatusCode != 200 {
+					return fmt.Errorf("PUT: %w %s", err, a.Body)
+				}
+				// One for each connection of the frontend, two for each to storage, which stay open for a while.
+				if n := harness.Sum(t, sys.SignerOps, "go_goroutines"); n > before+2*each+2*128+20 {
+					return fmt.Errorf("%v goroutines remain, %v before", n, before)
+				}
+				return nil
+			})
 		})
-		harness.Do(t, http.MethodGet, ops+"/livez", "", nil).Want(t, http.StatusOK)
-		if !bytes.Equal(harness.Served(t, sys, "u"), harness.Cat) {
-			t.Error("another picture is served than was stored")
-		}
-		harness.Put(t, sys, "u", harness.Cat)
-		harness.WantCleanExit(t, p)
-		if took := time.Since(began); took < 5*time.Second || took > 15*time.Second {
-			t.Errorf("it ended after %v, want 5s and a little", took)
-		}
-		harness.Restart(t, p)
-		harness.WantRecovery(t, sys)
-	}
-}
-
-func TestAnUploadThatStallsAmidTheDrainIsCutOff(t *testing.T) {
-	t.Parallel()
-	limit := map[string]string{"DRAIN_TIMEOUT": "1s"}
-	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: limit, SignerEnv: limit})
-	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		harness.Put(t, sys, "u", harness.Cat)
-		u := begin(t, sys, "u", underWay()["large"], -1)
-		p.Signal(syscall.SIGTERM)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if exit, ok := errors.AsType[*exec.ExitError](p.Wait(ctx)); !ok || exit.ExitCode() != 1 {
-			t.Errorf("it ended with %v, want exit code 1", p.Ended())
-		}
-		harness.WaitForLog(t, p.Log, 0, `"level":"ERROR"`, "requests were cut off")
-		u.trickle() // net/http's client sees the end of the connection only when it sends
-		if a, ok := <-u.answer; ok {
-			a.WantProblem(t, http.StatusServiceUnavailable, "signer_unavailable")
-		}
-		harness.Restart(t, p)
-		harness.WantRecovery(t, sys)
-		if !bytes.Equal(harness.Served(t, sys, "u"), harness.Cat) {
-			t.Error("the picture has changed")
-		}
-	}
-}
-
-func TestTheFrontendMayStartBeforeTheSigner(t *testing.T) {
-	t.Parallel()
-	sys := harness.Start(t, stack.SystemOptions{})
-	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		p.Signal(os.Interrupt.(syscall.Signal))
-		harness.WantCleanExit(t, p)
-	}
-	harness.Restart(t, sys.Frontend)
-	if ready, _ := harness.Readyz(t, sys.FrontendOps); ready {
-		t.Error("the frontend is ready without a signer")
-	}
-	harness.Do(t, http.MethodGet, sys.FrontendOps+"/livez", "", nil).Want(t, http.StatusOK)
-	harness.Do(t, http.MethodGet, sys.URL+"/cat/u", "", nil).WantProblem(t, http.StatusServiceUnavailable, "signer_unavailable")
-	harness.Restart(t, sys.Signer)
-	harness.WantRecovery(t, sys)
-}
-
-// TestNoDiskIsNeeded runs both where nothing can be written: in no folder of
-// theirs, with none for temporary files, and with no byte allowed in any file.
-func TestNoDiskIsNeeded(t *testing.T) {
-	harness.NeedStack(t)
-	t.Parallel()
-	dir := t.TempDir()
-	for _, name := range []string{"frontend", "signer"} {
-		script := fmt.Sprintf("#!/bin/sh\n{ cd /proc || cd /; } && ulimit -f 0 && exec '%s'\n", filepath.Join(harness.BinDir(t), name))
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	nowhere := map[string]string{"TMPDIR": filepath.Join(dir, "nowhere"), "HOME": ""}
-	sys, err := harness.Stack(t).StartSystem(t.Context(), stack.SystemOptions{
-		Container: "e2e-no-disk", Frontend: filepath.Join(dir, "frontend"), Signer: filepath.Join(dir, "signer"),
-		FrontendEnv: nowhere, SignerEnv: nowhere,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := sys.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	}()
-	for _, content := range underWay() {
-		harness.Put(t, sys, "u", content)
-		if !bytes.Equal(harness.Served(t, sys, "u"), content) {
-			t.Error("another picture is served than was stored")
-		}
 	}
 }

@@ -8,9 +8,4 @@ import (
 	"cats.example/e2e/harness"
 )
 
-func TestMain(m *testing.M) {
-	if dir := os.Getenv(rotating); dir != "" {
-		os.Exit(rotate(dir))
-	}
-	os.Exit(harness.Main(m, endFaults))
-}
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, finishTable)) }

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -19,8 +20,13 @@ var containers, users atomic.Int64
 // otherwise. The programs must stop cleanly.
 func Start(t *testing.T, opts stack.SystemOptions) *stack.System {
 	t.Helper()
-	st, bin := Stack(t), BinDir(t)
-	sys, err := start(t.Context(), st, bin, opts)
+	return StartOn(t, Stack(t), opts)
+}
+
+// StartOn is Start on another stack.
+func StartOn(t *testing.T, st *stack.Stack, opts stack.SystemOptions) *stack.System {
+	t.Helper()
+	sys, err := start(t.Context(), st, BinDir(t), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,7 +47,8 @@ func start(ctx context.Context, st *stack.Stack, bin string, opts stack.SystemOp
 	opts.FrontendEnv = Merge(env, opts.FrontendEnv)
 	env["EXISTENCE_CACHE_TTL"] = "0s" // most tests are about what storage says now
 	opts.SignerEnv = Merge(env, opts.SignerEnv)
-	opts.Frontend, opts.Signer = filepath.Join(bin, "frontend"), filepath.Join(bin, "signer")
+	opts.Frontend = cmp.Or(opts.Frontend, filepath.Join(bin, "frontend"))
+	opts.Signer = cmp.Or(opts.Signer, filepath.Join(bin, "signer"))
 	return st.StartSystem(ctx, opts)
 }
 

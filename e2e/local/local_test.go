@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,10 +21,9 @@ import (
 	"time"
 
 	"cats.example/e2e/harness"
-	"cats.example/local/stack"
 )
 
-// buildEnv makes the result of a build independent of its folder, so that bin/local finds the programs of localBinaries up to date.
+// buildEnv makes builds independent of the folder, so that bin/local finds the programs of localBinaries up to date.
 var buildEnv = append(os.Environ(), "GOFLAGS=-trimpath -buildvcs=false", "GOWORK=off")
 
 // localBinaries returns a folder with bin/local and the programs that it builds.
@@ -41,20 +39,19 @@ var localBinaries = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-// localStack is bin/local as make run starts it, with a state and ports of its own.
+// localStack is bin/local as make run starts it, with a folder and ports of its own.
 type localStack struct {
-	dir                                                         string // of the checkout
-	frontend, frontendOps, signer, signerOps, front, prometheus string // HOST:PORT
-	process                                                     *os.Process
-	ready, ended                                                chan struct{}
-	err                                                         error // of the process; read after ended
+	dir     string // of the checkout
+	port    map[string]string
+	process *os.Process
+	ended   chan struct{}
+	err     error // of the process; read after ended
 
 	mu     sync.Mutex
-	output []string
+	output string
 }
 
-// startLocal starts bin/local with more variables. It reads the output up to the line that contains last, and then closes its end
-// of the pipe; "" for all.
+// startLocal starts bin/local with more variables. It reads the output up to a line with last, "" for all, and closes the pipe.
 func startLocal(t *testing.T, last string, more ...string) *localStack {
 	t.Helper()
 	harness.NeedStack(t)
@@ -62,51 +59,47 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root, err := stack.FindRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &localStack{dir: t.TempDir(), ready: make(chan struct{}), ended: make(chan struct{})}
+	l := &localStack{dir: t.TempDir(), port: map[string]string{}, ended: make(chan struct{})}
+	err = os.Symlink(bin, filepath.Join(l.dir, "bin"))
 	for _, name := range []string{"cats", "frontend", "k8s", "local", "shared", "signer"} {
-		if err := os.Symlink(filepath.Join(root, name), filepath.Join(l.dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.Symlink(bin, filepath.Join(l.dir, "bin")); err != nil {
-		t.Fatal(err)
+		err = errors.Join(err, os.Symlink(harness.Root(name), filepath.Join(l.dir, name)))
 	}
 	//lint:ignore noctx the test stops it by a signal
 	cmd := exec.Command("bin/local")
 	cmd.Dir, cmd.Env = l.dir, slices.Clone(buildEnv)
-	for variable, address := range map[string]*string{
-		"FRONTEND_PORT": &l.frontend, "FRONTEND_OPS_PORT": &l.frontendOps, "SIGNER_PORT": &l.signer, "SIGNER_OPS_PORT": &l.signerOps,
-		"STORAGE_PORT": &l.front, "PROMETHEUS_PORT": &l.prometheus,
-	} {
-		port := freePort(t)
-		*address = net.JoinHostPort("127.0.0.1", port)
-		cmd.Env = append(cmd.Env, variable+"="+port)
+	for _, name := range []string{"FRONTEND", "FRONTEND_OPS", "SIGNER", "SIGNER_OPS", "STORAGE", "PROMETHEUS"} {
+		l.port[name] = freePort(t)
+		cmd.Env = append(cmd.Env, name+"_PORT="+l.port[name])
 	}
 	cmd.Env = append(cmd.Env, more...)
-	r, w, err := os.Pipe()
-	if err != nil {
+	r, w, pipeErr := os.Pipe()
+	if err := errors.Join(err, pipeErr); err != nil {
 		t.Fatal(err)
 	}
-	defer w.Close()
 	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	_ = w.Close()
 	l.process = cmd.Process
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
-		l.read(r, last)
+		defer r.Close()
+		for lines := bufio.NewScanner(r); lines.Scan(); {
+			l.mu.Lock()
+			l.output += lines.Text() + "\n"
+			l.mu.Unlock()
+			if last != "" && strings.Contains(lines.Text(), last) {
+				return
+			}
+		}
 	}()
 	go func() {
 		l.err = cmd.Wait()
 		select {
-		case <-read: // all of its output
-		case <-time.After(5 * time.Second): // a process that it has left behind holds the pipe
+		case <-read:
+		case <-time.After(5 * time.Second): // a process that it has left running has the pipe
 		}
 		close(l.ended)
 	}()
@@ -115,7 +108,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		case <-l.ended:
 		default:
 			_ = cmd.Process.Signal(syscall.SIGTERM)
-			if err := l.ends(t); err != nil {
+			if err := l.end(t); err != nil {
 				t.Errorf("stopping: %v\n%s", err, l.text())
 			}
 		}
@@ -123,57 +116,46 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 	return l
 }
 
-// freePort returns a port below those that the kernel gives to connections.
+// freePort returns a port below the ports that the kernel assigns to connections.
 func freePort(t *testing.T) string {
 	t.Helper()
 	for {
 		port := strconv.Itoa(10_000 + rand.IntN(20_000))
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+port)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue
-		} else if err != nil {
-			t.Fatal(err)
+		if err == nil {
+			_ = l.Close()
+			return port
 		}
-		_ = l.Close()
-		return port
 	}
 }
 
-func (l *localStack) read(r *os.File, last string) {
-	defer r.Close()
-	for lines := bufio.NewScanner(r); lines.Scan(); {
-		l.mu.Lock()
-		l.output = append(l.output, lines.Text())
-		l.mu.Unlock()
-		if strings.HasPrefix(lines.Text(), "The logs follow") {
-			close(l.ready)
-		}
-		if last != "" && strings.Contains(lines.Text(), last) {
-			return
-		}
-	}
-}
+func (l *localStack) address(listener string) string { return "127.0.0.1:" + l.port[listener] }
+
+func (l *localStack) url(path string) string { return "http://" + l.address("FRONTEND") + path }
 
 func (l *localStack) text() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Join(l.output, "\n")
+	return l.output
 }
 
-// waitReady waits until the stack has started. It builds the programs first.
+// waitReady waits until the stack has started, including builds.
 func (l *localStack) waitReady(t *testing.T) {
 	t.Helper()
-	select {
-	case <-l.ready:
-	case <-l.ended:
-		t.Fatalf("it ended at the start: %v\n%s", l.err, l.text())
-	case <-time.After(3 * time.Minute):
-		t.Fatalf("it has not started\n%s", l.text())
+	for deadline := time.Now().Add(3 * time.Minute); !strings.Contains(l.text(), "The logs follow"); {
+		select {
+		case <-l.ended:
+			t.Fatalf("it ended at the start: %v\n%s", l.err, l.text())
+		case <-time.After(100 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it has not started\n%s", l.text())
+		}
 	}
 }
 
-// ends waits until the process has ended and returns its error.
-func (l *localStack) ends(t *testing.T) error {
+// end waits until the process has ended, and returns its error. It fails the test if the process leaves others running.
+func (l *localStack) end(t *testing.T) error {
 	t.Helper()
 	select {
 	case <-l.ended:
@@ -181,150 +163,116 @@ func (l *localStack) ends(t *testing.T) error {
 		_ = l.process.Kill()
 		t.Fatalf("it does not end\n%s", l.text())
 	}
+	if left := l.processes(t); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
 	return l.err
 }
 
-// left returns the processes that run in the stack's state folder.
-func (l *localStack) left(t *testing.T) []string {
+// processes returns the names and IDs of the processes that run in the stack's folder.
+func (l *localStack) processes(t *testing.T) map[string]int {
 	t.Helper()
 	links, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var left []string
+	found := map[string]int{}
 	for _, link := range links {
 		if dir, err := os.Readlink(link); err == nil && strings.HasPrefix(dir, l.dir) {
-			left = append(left, link)
+			exe, _ := os.Readlink(filepath.Join(filepath.Dir(link), "exe"))
+			found[filepath.Base(exe)], _ = strconv.Atoi(filepath.Base(filepath.Dir(link)))
 		}
 	}
-	return left
+	return found
 }
 
 func TestLocalStopsWhenItsOutputIsClosed(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ name, last string }{
-		{"at the first line", "building"},
-		{"while it starts", "starting Azurite"},
-		{"amid the logs", "The logs follow"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
+	for _, last := range []string{"building", "starting Azurite", "The logs follow"} {
+		t.Run(last, func(t *testing.T) {
 			t.Parallel()
-			l := startLocal(t, c.last, "PROMETHEUS_PORT=0")
-			// The stack notices at its next line. It may have started before the output is closed: then requests make lines.
-			go func() {
-				for {
+			l := startLocal(t, last, "PROMETHEUS_PORT=0")
+			go func() { // the stack notices when it prints the next line, such as one of a request
+				for ticker := time.NewTicker(100 * time.Millisecond); ; {
 					select {
 					case <-l.ended:
 						return
-					case <-time.After(100 * time.Millisecond):
-						_, _ = harness.Try(context.WithoutCancel(t.Context()), http.MethodGet, "http://"+l.frontend+"/cat/nobody", "", nil)
+					case <-ticker.C:
+						_, _ = harness.Try(context.WithoutCancel(t.Context()), "GET", l.url("/cat/nobody"), "", nil)
 					}
 				}
 			}()
-			if err := l.ends(t); err != nil {
+			if err := l.end(t); err != nil {
 				t.Errorf("it ended with %v\n%s", err, l.text())
 			}
-			if left := l.left(t); len(left) > 0 {
-				t.Errorf("processes are left: %q", left)
-			}
 		})
 	}
 }
 
-func TestLocalTrustsAPrivateIssuer(t *testing.T) {
-	t.Parallel()
-	p := harness.StartProvider(t, "0") // with the certificate of the suite, which is not the one of bin/local
-	dir := t.TempDir()
-	own, err := os.ReadFile(harness.Stack(t).CA.File)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), own, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	issuer := []string{"OIDC_ISSUER=" + p.Issuer, "OIDC_AUDIENCE=" + harness.Audience, "PROMETHEUS_PORT=0"}
-	for _, c := range []struct {
-		trust string
-		says  string // where it must not start
-	}{
-		{"SSL_CERT_FILE=" + harness.Stack(t).CA.File, ""},
-		{"SSL_CERT_DIR=/nowhere:" + dir, ""},
-		{"SSL_CERT_FILE=" + filepath.Join(dir, "nothing.pem"), "SSL_CERT_FILE: open " + dir},
-		{"SSL_CERT_FILE=" + harness.Stack(t).CA.KeyFile, "SSL_CERT_FILE: " + harness.Stack(t).CA.KeyFile + " contains no certificate"},
-	} {
-		t.Run(c.trust, func(t *testing.T) {
-			t.Parallel()
-			l := startLocal(t, "", slices.Concat(issuer, []string{c.trust})...)
-			if c.says != "" {
-				if err := l.ends(t); err == nil || !strings.Contains(l.text(), c.says) {
-					t.Errorf("it ended with %v, %s; want %q", err, l.text(), c.says)
-				}
-				return
-			}
-			l.waitReady(t)
-			url := "http://" + l.frontend + "/cat/mia"
-			harness.SendAs(t, p.Token(t, "mia", harness.Audience), http.MethodPut, url, harness.Cat).Want(t, 200)
-			harness.SendAs(t, "", http.MethodPut, url, harness.Cat).Want(t, 401)
-			harness.SendAs(t, p.Token(t, "mia", harness.Audience), http.MethodGet, url+"/picture", nil).Want(t, 307) // storage is trusted as well
-		})
-	}
-}
-
+// The provider's certificate is not that of bin/local.
 func TestLocalStartsAndStopsEverything(t *testing.T) {
 	t.Parallel()
-	l := startLocal(t, "")
+	p := harness.StartProvider(t, "0")
+	l := startLocal(t, "", "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+certificates(t))
 	l.waitReady(t)
-	url := "http://" + l.frontend + "/cat/Davyd"
-	harness.Do(t, "PUT", url, "", harness.Cat).Want(t, 200)
-	signed := harness.Do(t, "GET", url+"/picture", "", nil).Want(t, 307).Header.Get("Location")
+	token := p.Token(t, "mia", harness.Audience)
+	harness.SendAs(t, "", "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 401)
+	harness.SendAs(t, token, "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 200)
+	signed := harness.SendAs(t, token, "GET", l.url("/cat/mia/picture"), nil).Want(t, 307).Header.Get("Location")
 	if got := harness.Do(t, "GET", signed, "", nil).Want(t, 200).Body; !bytes.Equal(got, harness.Cat) {
 		t.Errorf("downloaded %d bytes; want the picture", len(got))
 	}
-	if strings.Contains(l.text(), "http://"+l.prometheus+"/targets") {
-		l.scraped(t)
+	if strings.Contains(l.text(), "http://"+l.address("PROMETHEUS")+"/targets") {
+		l.wantScraped(t)
 	} else if os.Getenv("CI") != "" {
 		t.Error("Prometheus has not started; it is Debian's package prometheus")
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} { // make and the terminal send several at once
 		_ = l.process.Signal(s)
 	}
-	if err := l.ends(t); err != nil || !strings.Contains(l.text(), "stopping") {
+	if err := l.end(t); err != nil || !strings.Contains(l.text(), "stopping") {
 		t.Errorf("it ended with %v\n%s", err, l.text())
-	}
-	if left := l.left(t); len(left) > 0 {
-		t.Errorf("processes are left: %q", left)
 	}
 }
 
-// scraped waits until Prometheus has scraped both containers, and checks that it has the rules.
-func (l *localStack) scraped(t *testing.T) {
+// certificates returns a folder with the certificate of the harness's CA.
+func certificates(t *testing.T) string {
 	t.Helper()
-	var rules, targets struct {
-		Data struct {
-			Groups        []any
-			ActiveTargets []struct {
-				Labels            map[string]string
-				Health, LastError string
-			}
-		}
+	dir := t.TempDir()
+	if err := os.Symlink(harness.Stack(t).CA.File, filepath.Join(dir, "ca.crt")); err != nil {
+		t.Fatal(err)
 	}
+	return dir
+}
+
+// wantScraped waits until Prometheus has scraped both containers, and checks that it has the rules.
+func (l *localStack) wantScraped(t *testing.T) {
+	t.Helper()
 	get := func(path string, v any) {
-		t.Helper()
-		if err := json.Unmarshal(harness.Do(t, "GET", "http://"+l.prometheus+path, "", nil).Want(t, 200).Body, v); err != nil {
+		if err := json.Unmarshal(harness.Do(t, "GET", "http://"+l.address("PROMETHEUS")+path, "", nil).Want(t, 200).Body, v); err != nil {
 			t.Fatal(err)
 		}
 	}
+	var rules struct{ Data struct{ Groups []any } }
 	if get("/api/v1/rules", &rules); len(rules.Data.Groups) != 2 {
 		t.Errorf("%d groups of rules; want 2", len(rules.Data.Groups))
 	}
 	harness.Eventually(t, func() error {
+		var targets struct {
+			Data struct {
+				ActiveTargets []struct {
+					Labels            map[string]string
+					Health, LastError string
+				}
+			}
+		}
 		get("/api/v1/targets", &targets)
 		up := map[string]bool{}
 		for _, target := range targets.Data.ActiveTargets {
 			up[target.Labels["namespace"]+"/"+target.Labels["container"]] = target.Health == "up"
 		}
 		if !up["cats-api/frontend"] || !up["cats-api/signer"] {
-			return fmt.Errorf("targets: %+v", targets.Data.ActiveTargets)
+			return fmt.Errorf("targets: %+v", targets)
 		}
 		return nil
 	})
@@ -332,21 +280,12 @@ func (l *localStack) scraped(t *testing.T) {
 
 func TestLocalEndsWhenAProcessDies(t *testing.T) {
 	t.Parallel()
-	l := startLocal(t, "", "PROMETHEUS_PORT=0")
+	l := startLocal(t, "", "PROMETHEUS_PORT=0", "SSL_CERT_FILE="+harness.Stack(t).CA.File)
 	l.waitReady(t)
-	for _, link := range l.left(t) {
-		if exe, err := os.Readlink(filepath.Join(filepath.Dir(link), "exe")); err == nil && filepath.Base(exe) == "signer" {
-			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
+	if err := syscall.Kill(l.processes(t)["signer"], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
-	if err := l.ends(t); err == nil || !strings.Contains(l.text(), "signer ended: signal: killed") {
+	if err := l.end(t); err == nil || !strings.Contains(l.text(), "signer ended: signal: killed") {
 		t.Errorf("it ended with %v\n%s", err, l.text())
-	}
-	if left := l.left(t); len(left) > 0 {
-		t.Errorf("processes are left: %q", left)
 	}
 }

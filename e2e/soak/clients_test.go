@@ -1,0 +1,339 @@
+package soak
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"cats.example/e2e/harness"
+)
+
+// response is a response of the public API. status 0 is no response.
+type response struct {
+	unsent        bool // there was no connection
+	status        int
+	ETag          string `json:"etag"`
+	Code, Outcome string
+	MD5           []byte `json:"content_md5"`
+	URL           string `json:"picture_url"`
+	body          []byte
+}
+
+func (a response) String() string { return fmt.Sprintf("%d %.200s", a.status, a.body) }
+
+// read reads a response and checks what holds for all responses to requests that began at this time.
+func (s *soak) read(resp *http.Response, began time.Time) response {
+	body, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	a := response{status: resp.StatusCode, body: body}
+	if err != nil {
+		s.faultUnlessExcused(began, "a response %d is incomplete: %v", resp.StatusCode, err)
+		return response{}
+	}
+	if err := json.Unmarshal(body, &a); len(body) > 0 && err != nil {
+		s.fault("%v is not JSON: %v", a, err)
+	}
+	s.count(strings.TrimSpace(strconv.Itoa(a.status) + " " + a.Code))
+	if a.status >= 500 && a.status != 503 || resp.Header.Get("ETag") != a.ETag && a.status == 200 {
+		s.fault("%v, ETag %s", a, resp.Header.Get("ETag"))
+	}
+	return a
+}
+
+// exchange sends the first n bytes of the body of a request, in pieces of at most most bytes with random pauses. It returns the
+// response, or none if n is less than the whole body.
+func (s *soak) exchange(r *rand.Rand, u harness.RawUpload, n, most int, pause time.Duration) response {
+	began := time.Now()
+	//lint:ignore noctx the timeout is enough
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second)
+	if err != nil {
+		s.faultUnlessExcused(began, "%v", err)
+		time.Sleep(50 * time.Millisecond)
+		return response{unsent: errors.Is(err, syscall.ECONNREFUSED) || n < len(u.Body)}
+	}
+	defer conn.Close()
+	rest := u.Header + u.Body[:n]
+	for pauses := 0; len(rest) > 0; {
+		piece := min(len(rest), 1+r.IntN(most), 1<<20)
+		if len(rest) > 200*most { // for a bounded duration
+			piece = len(rest) / 100
+		}
+		if _, err := io.WriteString(conn, rest[:piece]); err != nil {
+			break // the response may be there
+		}
+		if rest = rest[piece:]; pauses < 20 && r.IntN(4) == 0 {
+			pauses++
+			time.Sleep(rand.N(pause))
+		}
+	}
+	if n < len(u.Body) {
+		if r.IntN(2) == 0 {
+			_ = conn.(*net.TCPConn).SetLinger(0) // reset the connection
+		}
+		return response{}
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(2 * time.Minute))
+	method, _, _ := strings.Cut(u.Header, " ")
+	for in := bufio.NewReader(conn); ; {
+		resp, err := http.ReadResponse(in, &http.Request{Method: method})
+		if err != nil {
+			s.count("no response")
+			s.faultUnlessExcused(began, "no response to %.80q: %v", u.Header, err)
+			return response{}
+		}
+		if resp.StatusCode != http.StatusContinue {
+			return s.read(resp, began)
+		}
+	}
+}
+
+// request returns a request without a body.
+func request(method, path, header string) harness.RawUpload {
+	return harness.RawUpload{Header: method + " " + path + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + "\r\n"}
+}
+
+func (s *soak) ask(r *rand.Rand, u harness.RawUpload) response {
+	return s.exchange(r, u, len(u.Body), 1<<20, time.Millisecond)
+}
+
+// write makes one random request of a client that changes the picture of a user.
+func (s *soak) write(h *history, alone bool, r *rand.Rand) {
+	switch n := r.IntN(100); {
+	case n < 85:
+		s.upload(h, alone, r)
+	case n < 96:
+		s.delete(h, r)
+	default:
+		s.invalid(h, r)
+	}
+	if r.IntN(3) == 0 {
+		s.look(h, r)
+	}
+}
+
+// conditions are the preconditions of a write, and what its result tells about the picture before.
+type conditions struct {
+	absent bool   // If-None-Match: *
+	match  *write // If-Match
+}
+
+func (c conditions) header() string {
+	switch {
+	case c.absent:
+		return "If-None-Match: *\r\n"
+	case c.match != nil:
+		return "If-Match: " + c.match.etag + "\r\n"
+	}
+	return ""
+}
+
+// check compares the status of w with the pictures that were possible. It reports whether the status is explained.
+func (c conditions) check(s *soak, h *history, w *write, a response, from, to time.Time) bool {
+	succeeded := a.status == 200 || a.status == 204
+	failed := a.status == 412 && c.header() != ""
+	switch {
+	case s.excused(from):
+	case succeeded && c.absent:
+		s.must(h.observedNothing(from, to, w))
+	case succeeded && c.match != nil:
+		s.must(h.observedWrite(c.match, from, to))
+	case failed && c.absent && h.find(func(v *write) bool { return v.size > 0 && v != w }) == nil:
+		s.fault("%s has no picture, and If-None-Match failed", h.user)
+	case failed && c.match != nil && !h.others(c.match, from, to):
+		s.fault("%s has picture %d, and If-Match failed", h.user, c.match.seq)
+	}
+	return succeeded || failed || a.status == 503 || a.status == 0
+}
+
+// upload uploads a picture in a random way: with a precondition or digest, slowly, or incompletely.
+func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
+	n := int(math.Exp(math.Log(1<<10) + math.Pow(r.Float64(), 5)*math.Log(soakSize>>10))) // mostly small
+	most, pause := 1<<r.IntN(22), 3*time.Millisecond
+	if r.IntN(20) == 0 { // slow
+		n, most, pause = leastSize+r.IntN(10_000), 2_000, 600*time.Millisecond
+	}
+	s.budget(n)
+	w, content := h.begin(n)
+	all := harness.RawUploads(s.t, h.user, content)
+	u := all[r.IntN(len(all))]
+	var c conditions
+	switch r.IntN(8) {
+	case 0:
+		c.absent = true
+	case 1:
+		c.match = h.find(func(v *write) bool { return v.etag != "" && r.IntN(2) == 0 })
+	}
+	header, wrong := c.header(), false
+	if isForm := strings.HasPrefix(u.Header, "POST"); !isForm && r.IntN(5) == 0 {
+		sum := sha256.Sum256(content)
+		if wrong = r.IntN(6) == 0; wrong {
+			sum[r.IntN(len(sum))] ^= 1
+		}
+		header += "Content-Digest: sha-256=:" + base64.StdEncoding.EncodeToString(sum[:]) + ":\r\n"
+	}
+	u.Header = strings.Replace(u.Header, "\r\n", "\r\n"+header, 1)
+	if r.IntN(10) == 0 {
+		s.exchange(r, u, r.IntN(len(u.Body)), most, pause)
+		s.must(h.rejected(w))
+		return
+	}
+	from, late := time.Now(), s.late.Load()
+	a := s.exchange(r, u, len(u.Body), most, pause)
+	s.ended(h, w, a)
+	explained := c.check(s, h, w, a, from, time.Now())
+	switch {
+	case a.status == 200:
+		s.stored.Add(int64(n))
+		// A blob of blocks, above 4 MiB, has no MD5.
+		if a.ETag == "" || wrong || (a.MD5 != nil || n <= 4<<20) && !bytes.Equal(a.MD5, w.md5) {
+			s.fault("%s: picture %d is answered with %v", h.user, w.seq, a)
+		}
+	case explained, wrong && a.Code == "digest_mismatch", a.status == 409 && (!alone || s.excused(from)):
+	case a.status == http.StatusRequestTimeout && s.late.Load()-late > int64(time.Second): // this process did not run
+	default:
+		s.fault("%s: an upload of %d bytes, %q: %v", h.user, n, header, a)
+	}
+}
+
+// ended records the result of a write.
+func (s *soak) ended(h *history, w *write, a response) {
+	switch {
+	case a.status == 200 && w.size > 0, a.status == 204 && w.size == 0:
+		h.acknowledged(w, a.ETag)
+	case a.status == 0 && !a.unsent, a.status == 503 && a.Outcome == "unknown":
+		h.unclear(w, time.Now().Add(lingers))
+	case a.Outcome == "unknown": // of the signer's first attempt; the second one was rejected
+		h.unclear(w, time.Now())
+	default:
+		s.must(h.rejected(w))
+	}
+}
+
+func (s *soak) delete(h *history, r *rand.Rand) {
+	var c conditions
+	if r.IntN(3) == 0 {
+		c.match = h.find(func(v *write) bool { return v.etag != "" })
+	}
+	w, _ := h.begin(0)
+	from := time.Now()
+	a := s.ask(r, request("DELETE", "/cat/"+h.user, c.header()))
+	to := time.Now()
+	s.ended(h, w, a)
+	explained := c.check(s, h, w, a, from, to)
+	switch {
+	case a.status == 404:
+		s.must(h.observedNothing(from, to, w))
+	case !explained && (a.status != 409 || !s.excused(from)):
+		s.fault("%s: a deletion: %v", h.user, a)
+	}
+}
+
+// invalid sends an invalid upload.
+func (s *soak) invalid(h *history, r *rand.Rand) {
+	path, text, length, want := "/cat/"+h.user, strings.Repeat("text", 1+r.IntN(20_000)), 0, 415
+	switch r.IntN(4) {
+	case 0:
+		text, want = "", 422
+	case 1:
+		path, want = "/cat/%2e%2e", 422
+	case 2:
+		length, want = 1<<40, 413
+	}
+	u := request("PUT", path, fmt.Sprintf("Content-Length: %d\r\n", max(length, len(text))))
+	u.Body = text
+	if a := s.ask(r, u); a.status != want && a.status != 503 && a.status != 0 {
+		s.fault("PUT %s of %d bytes of text: %v", path, max(length, len(text)), a)
+	}
+}
+
+// look gets a signed URL and downloads the picture.
+func (s *soak) look(h *history, r *rand.Rand) {
+	from := time.Now()
+	a := s.ask(r, request("GET", "/cat/"+h.user, ""))
+	to := time.Now()
+	switch a.status {
+	case 200:
+		if a.MD5 != nil { // from the existence cache
+			s.must(h.observedMD5(a.MD5, from.Add(-existenceTTL-time.Second), to))
+		}
+		s.download(h, a.URL)
+	case 404:
+		s.must(h.observedNothing(from, to, nil))
+	case 503, 0:
+	default:
+		s.fault("GET /cat/%s: %v", h.user, a)
+	}
+}
+
+func (s *soak) download(h *history, url string) {
+	from := time.Now()
+	a, err := harness.TryWith(s.t.Context(), s.client, "GET", url, "", nil)
+	to := time.Now()
+	switch {
+	case a.Response == nil:
+		s.fault("a signed URL: %v", err)
+	case err != nil:
+		s.count("incomplete download") // Azurite's, if the picture is replaced meanwhile
+	case a.StatusCode == 404:
+		s.must(h.observedNothing(from, to, nil))
+	case a.StatusCode != 200:
+		s.fault("a signed URL: %d %.200s", a.StatusCode, a.Body)
+	default:
+		s.count("downloads")
+		s.must(h.observedContent(a.Body, from, to))
+	}
+}
+
+// garbage sends mutated requests.
+func (s *soak) garbage(r *rand.Rand) {
+	templates := []string{
+		"GET /cat/garbage/picture?ttl=1m&download=x.png HTTP/1.1\r\nHost: localhost\r\nIf-None-Match: \"1\", *\r\n\r\n",
+		"PUT /cat/garbage HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\nContent-MD5: AAAA\r\n\r\n" + string(harness.Cat[:100]),
+		"PUT /cat/garbage HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n40\r\n" + string(harness.Cat[:64]) + "\r\n0\r\n\r\n",
+		"POST /cat/garbage HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + harness.FormType + "\r\nContent-Length: 300\r\n\r\n" + harness.FormFile(harness.Cat[:100]) + harness.LastBoundary,
+		"DELETE /cat/garbage HTTP/1.1\r\nHost: localhost\r\nIf-Match: \"1\"\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n",
+	}
+	raw := []byte(templates[r.IntN(len(templates))] + templates[r.IntN(len(templates))])
+	for range r.IntN(6) {
+		at := r.IntN(len(raw))
+		switch r.IntN(3) {
+		case 0:
+			raw[at] = byte(r.IntN(256))
+		case 1:
+			raw = slices.Insert(raw, at, raw[r.IntN(at+1):at]...)
+		case 2:
+			raw = slices.Delete(raw, at, min(len(raw), at+1+r.IntN(8)))
+		}
+	}
+	//lint:ignore noctx the timeout is enough
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(s.sys.URL, "http://"), 5*time.Second)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	_, _ = conn.Write(raw)
+	_ = conn.(*net.TCPConn).CloseWrite()
+	got, _ := io.ReadAll(conn)
+	if fields := strings.Fields(string(got)); len(fields) > 1 {
+		s.count("garbage: " + fields[1])
+		if n, err := strconv.Atoi(fields[1]); err != nil || n == 500 || n == 502 {
+			s.fault("%q is answered with %q", raw, got)
+		}
+	}
+}
