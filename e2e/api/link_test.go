@@ -78,8 +78,14 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 		with("sig", string(sig))
 	}
 	for _, c := range [][2]string{
-		{"se", "2099-01-01T00:00:00Z"}, {"ske", "2099-01-01T00:00:00Z"}, {"sp", "rwd"}, {"sr", "c"},
-		{"rsct", "text/html"}, {"rscd", "attachment"}, {"rsct", ""}, {"rscd", ""},
+		{"se", "2099-01-01T00:00:00Z"},
+		{"ske", "2099-01-01T00:00:00Z"},
+		{"sp", "rwd"},
+		{"sr", "c"},
+		{"rsct", "text/html"},
+		{"rscd", "attachment"},
+		{"rsct", ""},
+		{"rscd", ""},
 	} {
 		with(c[0], c[1])
 	}

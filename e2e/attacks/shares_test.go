@@ -101,7 +101,8 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 		{ // the signer has 16 slots
 			"commits that storage holds", 1, 20, func(i int) string {
 				return "POST " + commit(hold("commit", i, true)) + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
-			}, false, "", []string{"POST", commit("victim"), ""},
+			}, false, "",
+			[]string{"POST", commit("victim"), ""},
 			func(n map[int]int) bool { return n[-1]+n[503] == commitsShare && n[429] == 20-commitsShare },
 		},
 		{ // the victim may get a 503
