@@ -45,7 +45,10 @@ func newAttacker(t *testing.T, env map[string]string) *attacker {
 		a.record(r)
 		healthy.ServeHTTP(w, r)
 	})
-	a.sys = harness.Start(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env})
+	a.sys = harness.Start(t, stack.SystemOptions{
+		StorageURL:  storage.URL,
+		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env,
+	})
 	a.mu.Lock()
 	a.container = a.sys.Container
 	a.mu.Unlock()
@@ -54,7 +57,8 @@ func newAttacker(t *testing.T, env map[string]string) *attacker {
 		t.Fatalf("the federated token: %d bytes, %v", len(token), err)
 	}
 	a.secrets = []string{
-		harness.JWTPrefix, string(token), a.sys.Token.Path(), filepath.Dir(a.sys.Token.Path()), strings.TrimPrefix(storage.URL, "https://"),
+		harness.JWTPrefix, string(token), a.sys.Token.Path(), filepath.Dir(a.sys.Token.Path()),
+		strings.TrimPrefix(storage.URL, "https://"),
 		"AADSTS", "x-ms-", "X-Ms-", "<?xml", "RequestId", "AuthenticationFailed", "goroutine ", ".go:", "panic",
 	}
 	for _, v := range a.sys.Storage.Process.Environ() {
@@ -71,7 +75,8 @@ var (
 	storageRequests = []string{
 		"POST account comp=userdelegationkey&restype=service", "GET container restype=container", "HEAD container restype=container",
 		"GET container comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api%2Fupload%2F&restype=container",
-		"HEAD picture ", "HEAD picture probe", "DELETE picture ", "PUT picture ", "PUT picture comp=block", "PUT picture comp=blocklist",
+		"HEAD picture ", "HEAD picture probe", "DELETE picture ", "PUT picture ", "PUT picture comp=block",
+		"PUT picture comp=blocklist",
 		"HEAD staged ", "GET staged ", "DELETE staged ",
 	}
 	storageHeaders = strings.Fields(`version date client-request-id return-client-request-id blob-type blob-content-type blob-content-md5 content-crc64
@@ -110,7 +115,8 @@ func (a *attacker) record(r *http.Request) {
 	}
 	if source := header.Get("X-Ms-Copy-Source"); source != "" {
 		u, err := url.Parse(source)
-		expected = expected && err == nil && u.Host == r.Host && stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.container+"/")) &&
+		expected = expected && err == nil && u.Host == r.Host &&
+			stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.container+"/")) &&
 			u.Query().Get("sp") == "r" && header.Get("X-Ms-Source-If-Match") != ""
 	}
 	if kind := header.Get("X-Ms-Blob-Content-Type"); !expected || kind != "" && !strings.HasPrefix(kind, "image/") {
@@ -144,7 +150,8 @@ func (a *attacker) send(t *testing.T, raw string) harness.Response {
 // and fails the test unless they follow the contract. The signer may close the connection before it has read all.
 func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []harness.Response) {
 	t.Helper()
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(a.sys.SignerAPI, "http://"))
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp",
+		strings.TrimPrefix(a.sys.SignerAPI, "http://"))
 	if err != nil {
 		t.Error(err)
 		return nil

@@ -26,7 +26,8 @@ func TestCompromisedFrontendGetsOnlyTheContract(t *testing.T) {
 	a := newAttacker(t, map[string]string{"MAX_PICTURE_SIZE": "1MiB", "MAX_DIRECT_UPLOAD_SIZE": "1GiB"})
 	ctx, sys, storage := t.Context(), a.sys, harness.Stack(t).Storage
 	pid := sys.Signer.Pid()
-	if err := errors.Join(storage.CreateContainer(ctx, secretContainer), storage.Put(ctx, secretContainer, secretBlob, "image/png", []byte("secret"))); err != nil {
+	if err := errors.Join(storage.CreateContainer(ctx, secretContainer),
+		storage.Put(ctx, secretContainer, secretBlob, "image/png", []byte("secret"))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = storage.DeleteContainer(ctx, secretContainer) })
@@ -66,7 +67,8 @@ func TestCompromisedFrontendGetsOnlyTheContract(t *testing.T) {
 	}
 	a.wantUndisturbed(t, pid)
 	log, err := os.ReadFile(sys.Signer.Log.Path())
-	if err != nil || bytes.Contains(log, []byte(`"panic"`)) || bytes.Contains(log, []byte("http: panic")) || bytes.Contains(log, []byte("DATA RACE")) {
+	if err != nil || bytes.Contains(log, []byte(`"panic"`)) || bytes.Contains(log, []byte("http: panic")) ||
+		bytes.Contains(log, []byte("DATA RACE")) {
 		t.Errorf("the log has a panic or a data race: %v", err)
 	}
 	harness.WantNoSecrets(t, sys)
@@ -118,7 +120,8 @@ func (a *attacker) ignored(t *testing.T, small string) {
 		}
 	}
 	header, b, err := a.sys.Storage.Read(t.Context(), a.sys.Container, "ignored/cat")
-	if err != nil || string(b) != small || header.Get("Content-Type") != "image/png" || header.Get("Cache-Control")+header.Get("Content-Disposition")+header.Get("Content-Encoding")+header.Get("X-Ms-Meta-A") != "" {
+	if err != nil || string(b) != small || header.Get("Content-Type") != "image/png" ||
+		header.Get("Cache-Control")+header.Get("Content-Disposition")+header.Get("Content-Encoding")+header.Get("X-Ms-Meta-A") != "" {
 		t.Errorf("%d bytes with %v are stored: %v", len(b), header, err)
 	}
 }
@@ -133,7 +136,8 @@ func (a *attacker) wantSignedURL(t *testing.T, r harness.Response, user string, 
 	}
 	query := u.Query()
 	for name, values := range query {
-		if !slices.Contains(strings.Fields("sv st se sr sp spr sig skoid sktid skt ske sks skv rsct rscd"), name) || len(values) != 1 || strings.ContainsAny(values[0], "\r\n") {
+		if !slices.Contains(strings.Fields("sv st se sr sp spr sig skoid sktid skt ske sks skv rsct rscd"), name) ||
+			len(values) != 1 || strings.ContainsAny(values[0], "\r\n") {
 			t.Errorf("the signed URL has %s=%q", name, values)
 		}
 	}
@@ -141,7 +145,10 @@ func (a *attacker) wantSignedURL(t *testing.T, r harness.Response, user string, 
 		t.Errorf("the signed URL expires at %s; want at most %v from now", query.Get("se"), longest)
 	}
 	got := []string{u.Scheme + "://" + u.Host, u.Path, query.Get("sp"), query.Get("sr"), query.Get("spr"), query.Get("rsct")}
-	if diff := cmp.Diff([]string{harness.Stack(t).FrontURL, "/" + a.sys.Container + "/" + user + "/cat", "r", "b", "https", "image/png"}, got); diff != "" {
+	if diff := cmp.Diff([]string{
+		harness.Stack(t).FrontURL, "/" + a.sys.Container + "/" + user + "/cat", "r", "b", "https",
+		"image/png",
+	}, got); diff != "" {
 		t.Errorf("the signed URL (-want +got):\n%s", diff)
 	}
 	return u
@@ -161,7 +168,8 @@ func (a *attacker) signedURLs(t *testing.T, small string) {
 		download, name := row[0], row[1]+".png"
 		r := harness.Send(t, "GET", link("&download="+download, time.Hour).String(), "")
 		kind, params, err := mime.ParseMediaType(r.Header.Get("Content-Disposition"))
-		if err != nil || kind != "attachment" || !cmp.Equal(params, map[string]string{"filename": name}) || r.Header.Get("Content-Type") != "image/png" || r.Header.Get("Set-Cookie") != "" || string(r.Body) != small {
+		if err != nil || kind != "attachment" || !cmp.Equal(params, map[string]string{"filename": name}) ||
+			r.Header.Get("Content-Type") != "image/png" || r.Header.Get("Set-Cookie") != "" || string(r.Body) != small {
 			t.Errorf("download %.60s: %d %v, %v", download, r.StatusCode, r.Header, err)
 		}
 	}
@@ -170,7 +178,8 @@ func (a *attacker) signedURLs(t *testing.T, small string) {
 // calls sends calls that the signer rejects.
 func (a *attacker) calls(t *testing.T, small string) {
 	deletes := strings.Repeat(call("DELETE /v1/picture?user=victim", "{keep}", ""), 50)
-	rows := cases(t, "calls.txt", "{small}", small, "{chunks}", "1000\r\n"+small+"\r\n0\r\n\r\n", "{deletes}", deletes, "{secret}", secretContainer)
+	rows := cases(t, "calls.txt", "{small}", small, "{chunks}", "1000\r\n"+small+"\r\n0\r\n\r\n", "{deletes}", deletes, "{secret}",
+		secretContainer)
 	each(len(rows), func(i int) {
 		row := append(rows[i], "", "")
 		responses := a.exchange(t, call(row[1], strings.TrimPrefix(row[2], "-"), row[3]), false)
@@ -189,7 +198,8 @@ func (a *attacker) calls(t *testing.T, small string) {
 	})
 	// A polyglot of GIF and script is a GIF for browsers, since storage returns that type.
 	polyglot := "GIF89a/*" + strings.Repeat(" ", 3100) + "*/=1;<script>alert(1)</script>"
-	if r := a.send(t, call("PUT /v1/picture?user=polyglot", "Content-Type: text/html\r\n", polyglot)); field(r, "content_type") != "image/gif" {
+	r := a.send(t, call("PUT /v1/picture?user=polyglot", "Content-Type: text/html\r\n", polyglot))
+	if field(r, "content_type") != "image/gif" {
 		t.Errorf("a polyglot: %d %s", r.StatusCode, r.Body)
 	}
 }
@@ -206,12 +216,16 @@ func (a *attacker) uploads(t *testing.T, small string) {
 		q := u.Query()
 		end, err := time.Parse(time.RFC3339, q.Get("se"))
 		want := []string{map[bool]string{true: "w", false: "c"}[size > 64<<20], "b", "https", harness.Stack(t).FrontURL}
-		if diff := cmp.Diff(want, []string{q.Get("sp"), q.Get("sr"), q.Get("spr"), u.Scheme + "://" + u.Host}); diff != "" || err != nil || time.Until(end) > time.Hour || !stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.sys.Container+"/")) {
+		if diff := cmp.Diff(want, []string{q.Get("sp"), q.Get("sr"), q.Get("spr"), u.Scheme + "://" + u.Host}); diff != "" ||
+			err != nil || time.Until(end) > time.Hour || !stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.sys.Container+"/")) {
 			t.Errorf("the upload URL of %q is %s", user, u)
 		}
 		return harness.UploadSession{ID: field(r, "id"), URL: u.String()}
 	}
-	for _, user := range []string{"victim", "a b", "猫", "cats-api", "cats-api-upload-1-x", "?comp=list", "#", "%2e%2e", "a&sp=rwd", strings.Repeat("x", 128)} {
+	for _, user := range []string{
+		"victim", "a b", "猫", "cats-api", "cats-api-upload-1-x", "?comp=list", "#", "%2e%2e", "a&sp=rwd",
+		strings.Repeat("x", 128),
+	} {
 		session(user, "", len(small))
 		session(user, "", 65<<20)
 	}
@@ -222,7 +236,10 @@ func (a *attacker) uploads(t *testing.T, small string) {
 		r := a.send(t, call("POST /v1/commit?user="+url.QueryEscape(user)+"&upload_id="+url.QueryEscape(id)+more, "", ""))
 		return r
 	}
-	for _, id := range []string{own.ID + "/..", own.ID + "\r\nx-ms-a: b", own.ID + "%00", own.ID + "?comp=list", strings.Replace(own.ID, "-", "--", 1), strings.ToLower(own.ID)} {
+	for _, id := range []string{
+		own.ID + "/..", own.ID + "\r\nx-ms-a: b", own.ID + "%00", own.ID + "?comp=list",
+		strings.Replace(own.ID, "-", "--", 1), strings.ToLower(own.ID),
+	} {
 		if r := commit("mallory", id, ""); r.StatusCode/100 != 4 {
 			t.Errorf("a commit of %q: %d %s", id, r.StatusCode, r.Body)
 		}
@@ -233,12 +250,16 @@ func (a *attacker) uploads(t *testing.T, small string) {
 			t.Errorf("mallory's upload, committed for %q: %d %s", other, r.StatusCode, r.Body)
 		}
 	}
-	for _, more := range []string{"&md5=00", "&md5=zz", "&if_match=x", "&if_none_match=%0d%0a", "&upload_id=" + own.ID, "&user=victim", "&if_match=%22never%22"} {
+	for _, more := range []string{
+		"&md5=00", "&md5=zz", "&if_match=x", "&if_none_match=%0d%0a", "&upload_id=" + own.ID,
+		"&user=victim", "&if_match=%22never%22",
+	} {
 		if r := commit("mallory", own.ID, more); r.StatusCode/100 != 4 {
 			t.Errorf("a commit with %s: %d %s", more, r.StatusCode, r.Body)
 		}
 	}
-	if r := commit("mallory", own.ID, "&source=https%3A%2F%2Fexample.com%2Fx&container="+secretContainer); field(r, "content_type") != "image/png" {
+	r := commit("mallory", own.ID, "&source=https%3A%2F%2Fexample.com%2Fx&container="+secretContainer)
+	if field(r, "content_type") != "image/png" {
 		t.Errorf("the valid commit: %d %s", r.StatusCode, r.Body)
 	}
 }

@@ -124,7 +124,8 @@ func (c *crowd) settle(t *testing.T, sys *stack.System) {
 	t.Helper()
 	last, same := -1.0, 0
 	harness.Eventually(t, func() error {
-		now := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") + harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_total")
+		now := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") +
+			harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_total")
 		if same++; now != last {
 			last, same = now, 0
 		}

@@ -38,12 +38,14 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	watch.Go(func() {
 		for watching.Err() == nil {
 			began := time.Now()
-			if r, err := harness.Try(t.Context(), http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody); err != nil || r.StatusCode != 200 {
+			if r, err := harness.Try(t.Context(), http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody); err != nil ||
+				r.StatusCode != 200 {
 				t.Errorf("/livez: %v", err)
 				return
 			}
 			slowest = max(slowest, time.Since(began))
-			most = max(most, harness.Sum(t, sys.SignerOps, "go_memstats_sys_bytes")-harness.Sum(t, sys.SignerOps, "go_memstats_heap_released_bytes"))
+			most = max(most, harness.Sum(t, sys.SignerOps, "go_memstats_sys_bytes")-
+				harness.Sum(t, sys.SignerOps, "go_memstats_heap_released_bytes"))
 			connections = max(connections, harness.Series(t, sys.SignerOps, `cats_signer_pool_slots_taken{pool="connections"}`))
 			time.Sleep(400 * time.Millisecond)
 		}
@@ -78,7 +80,8 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 		return nil
 	})
 	flood(600, func(i int) (string, bool) { // a third sends no more
-		return call(fmt.Sprintf("PUT /v1/picture?user=flood%d&size=100000", i), "Content-Length: 100000\r\n", string(harness.Cat[:4<<10])), i%3 > 0
+		return call(fmt.Sprintf("PUT /v1/picture?user=flood%d&size=100000", i), "Content-Length: 100000\r\n",
+			string(harness.Cat[:4<<10])), i%3 > 0
 	})
 	wantClients(200, 503)
 	var fields strings.Builder // 19 KB of short lines, which net/http turns into 480 KB
@@ -111,7 +114,8 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	harness.Eventually(t, func() error {
 		g, f := held()
 		// 128 connections to storage stay open for a while, each with two goroutines.
-		if n := harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); g > goroutines+2*128+60 || f > files+128+60 || n > 0 {
+		if n := harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); g > goroutines+2*128+60 || f > files+128+60 ||
+			n > 0 {
 			return fmt.Errorf("%v goroutines, %v before; %v open files, %v before; %v requests in flight", g, goroutines, f, files, n)
 		}
 		return nil

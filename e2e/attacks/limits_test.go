@@ -15,7 +15,10 @@ import (
 func TestLimitsApplyToOneClient(t *testing.T) {
 	t.Parallel()
 	const burst, direct, proxy = 20, "127.0.0.2", "127.0.1.1"
-	sys := startShared(t, stack.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "TRUSTED_PROXIES": "127.0.1.0/24"}})
+	sys := startShared(t, stack.SystemOptions{FrontendEnv: map[string]string{
+		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst),
+		"TRUSTED_PROXIES": "127.0.1.0/24",
+	}})
 	clients := map[string]*http.Client{direct: from(t, direct), "127.0.0.3": from(t, "127.0.0.3"), proxy: from(t, proxy)}
 	service := func(address, forwarded, id string) harness.Response {
 		return harness.SendWith(t, clients[address], "GET", sys.URL+"/service", "", "X-Forwarded-For", forwarded, "X-Request-Id", id)
@@ -25,14 +28,16 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 	for ; rejected.StatusCode == 200 && served < 2*burst; served++ {
 		rejected = service(direct, fmt.Sprint("203.0.113.", served), "")
 	}
-	if rejected.StatusCode != 429 || served < burst || served > burst+5 || rejected.Field(t, "code") != "rate_limited" || rejected.Header.Get("Retry-After") == "" {
+	if rejected.StatusCode != 429 || served < burst || served > burst+5 || rejected.Field(t, "code") != "rate_limited" ||
+		rejected.Header.Get("Retry-After") == "" {
 		t.Errorf("after %d requests: %d %v %s", served, rejected.StatusCode, rejected.Header, rejected.Body)
 	}
 	c := newCrowd(t, sys.URL)
 	for range 3 { // in case the client has a token again
 		service(direct, "", "")
 	}
-	if s := harness.ReadStatus(t, c.send(t, direct, "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")); s != 429 {
+	if s := harness.ReadStatus(t, c.send(t, direct,
+		"PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")); s != 429 {
 		t.Errorf("an upload before its body: %d; want 429", s)
 	}
 	service("127.0.0.3", "", "direct").Want(t, 200)
@@ -46,8 +51,10 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 	}
 	rejected.Want(t, 429)
 	service(proxy, "203.0.113.8", "by-proxy").Want(t, 200)
-	harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"by-proxy"`, `"client.address":"203.0.113.8"`, `"network.peer.address":"127.0.1.1`)
-	if line := harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"direct"`, `"network.peer.address":"127.0.0.3`); strings.Contains(line, "client.address") {
+	harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"by-proxy"`, `"client.address":"203.0.113.8"`,
+		`"network.peer.address":"127.0.1.1`)
+	if line := harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"direct"`,
+		`"network.peer.address":"127.0.0.3`); strings.Contains(line, "client.address") {
 		t.Errorf("the address in X-Forwarded-For of a client is logged: %s", line)
 	}
 	if n := harness.Sum(t, sys.FrontendOps, "cats_frontend_requests_rate_limited_total"); n < 3 {
@@ -65,7 +72,8 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 	if n := c.statuses(); n[200] != 2*connectionsShare || n[-1] != uploadsShare || n[429] != 1 {
 		t.Errorf("the responses by status are %v (-1: none yet)", n)
 	}
-	harness.SendWith(t, clients[proxy], "PUT", sys.URL+"/cat/other", string(harness.Cat), "X-Forwarded-For", "203.0.113.10").Want(t, 200)
+	harness.SendWith(t, clients[proxy], "PUT", sys.URL+"/cat/other", string(harness.Cat), "X-Forwarded-For",
+		"203.0.113.10").Want(t, 200)
 }
 
 // While more than half of the slots are taken, uploads must bring 16 KiB/s.

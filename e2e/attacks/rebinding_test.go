@@ -17,7 +17,10 @@ func reached(t *testing.T, c *http.Client, method, url, host string, body []byte
 		t.Fatal(err)
 	}
 	req.Host = host
-	for name, value := range map[string]string{"Origin": "http://" + host, "Sec-Fetch-Site": "same-origin", "Cats-Contract": "1", "X-Ms-Blob-Type": "BlockBlob"} {
+	for name, value := range map[string]string{
+		"Origin": "http://" + host, "Sec-Fetch-Site": "same-origin", "Cats-Contract": "1",
+		"X-Ms-Blob-Type": "BlockBlob",
+	} {
 		req.Header.Set(name, value)
 	}
 	return harness.RoundTrip(t, c, req)
@@ -59,7 +62,10 @@ func TestRebindingPagesReachNoListener(t *testing.T) {
 		{"GET", prometheus},
 	} {
 		body := map[bool][]byte{true: harness.OtherPicture}[c[0] == "PUT"]
-		for _, host := range []string{"evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example:80", "localhost.localdomain", "Evil.Example.", "x.cats.example.com"} {
+		for _, host := range []string{
+			"evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example:80",
+			"localhost.localdomain", "Evil.Example.", "x.cats.example.com",
+		} {
 			if a := reached(t, client, c[0], c[1], host, body); a.StatusCode != http.StatusMisdirectedRequest {
 				t.Errorf("%s %s with Host %s: %d %.100s; want 421", c[0], c[1], host, a.StatusCode, a.Body)
 			}

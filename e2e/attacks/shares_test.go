@@ -35,7 +35,8 @@ func getRequest(path, header string) string {
 
 // putRequest returns a PUT request with the first bytes of a picture of size bytes.
 func putRequest(user string, size int, header string) string {
-	return fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n%s", user, size, header, harness.Cat[:4<<10])
+	return fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%s\r\n%s", user, size, header,
+		harness.Cat[:4<<10])
 }
 
 // gzip asks for a compressed response in each second request.
@@ -44,7 +45,10 @@ func gzip(i int) string { return []string{"", "Accept-Encoding: gzip\r\n"}[i%2] 
 // It runs alone, since the victim's time counts. Each attack has addresses of its own.
 func TestAttacksLeaveVictimServed(t *testing.T) {
 	storage := harness.NewStorageProxy(t)
-	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}})
+	sys := startShared(t, stack.SystemOptions{
+		StorageURL: storage.URL,
+		SignerEnv:  map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"},
+	})
 	harness.Put(t, sys, "victim", harness.Cat)
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 	released := make(chan struct{})
@@ -80,7 +84,8 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 				return n[200] <= requestsShare && n[429] > 0 && n[200]+n[429] <= connectionsShare && n[0] >= 300-connectionsShare
 			},
 		},
-		{"idle connections", 20, 55, func(int) string { return getRequest("/service", "") }, false, "", get, nil}, // the frontend has 1,024 slots
+		{"idle connections", 20, 55, func(int) string { return getRequest("/service", "") }, false, "", get, nil},
+		// the frontend has 1,024 slots
 		{
 			"pipelined requests", 2, 20, func(i int) string {
 				if i < 4 {
@@ -90,12 +95,14 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 			}, false, "", get, nil,
 		},
 		{
-			"slow uploads", 4, 32, func(i int) string { return putRequest(fmt.Sprint("slow", i), 30<<20, "") }, false, strings.Repeat("x", 18<<10/4),
+			"slow uploads", 4, 32, func(i int) string { return putRequest(fmt.Sprint("slow", i), 30<<20, "") }, false,
+			strings.Repeat("x", 18<<10/4),
 			[]string{"PUT", "/cat/victim", string(harness.Cat)},
 			func(n map[int]int) bool { return n[-1] <= 4*uploadsShare && n[429] >= 4*(32-uploadsShare) },
 		},
 		{
-			"lookups that storage holds", 1, 40, func(i int) string { return getRequest("/cat/"+hold("held", i, false), "") }, false, "", get,
+			"lookups that storage holds", 1, 40, func(i int) string { return getRequest("/cat/"+hold("held", i, false), "") }, false, "",
+			get,
 			func(n map[int]int) bool { return n[-1]+n[503] == requestsShare && n[429] == 40-requestsShare },
 		},
 		{ // the signer has 16 slots
@@ -147,7 +154,8 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 		first := harness.Picture(128<<10, 'b')
 		var rejected atomic.Int64
 		for i := range 8 { // the signer has buffers for five
-			request := fmt.Sprintf("PUT /cat/slow%d HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", i, len(first), first)
+			request := fmt.Sprintf("PUT /cat/slow%d HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", i,
+				len(first), first)
 			c.sending.Go(func() {
 				for !c.stopped() {
 					conn := c.send(t, "127.0.10.1", request)

@@ -19,21 +19,25 @@ func TestNoRequestHidesBehindAnother(t *testing.T) {
 	const picture = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR and so forth"
 	const put, get = "PUT /cat/a HTTP/1.1\r\nHost: localhost\r\n", "GET /service HTTP/1.1\r\nHost: localhost\r\n"
 	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(picture), picture)
-	whole, all := fmt.Sprintf("Content-Length: %d\r\n", len(chunks)), fmt.Sprintf("Content-Length: %d\r\n", len(chunks)+len(behind)-1)
-	rows := cases(t, "framing.txt", "{put}", put, "{get}", get, "{picture}", picture, "{chunks}", chunks, "{chunked}", "Transfer-Encoding: chunked\r\n", "Content-Length: {all}\r\n", all)
+	whole, all := fmt.Sprintf("Content-Length: %d\r\n", len(chunks)),
+		fmt.Sprintf("Content-Length: %d\r\n", len(chunks)+len(behind)-1)
+	rows := cases(t, "framing.txt", "{put}", put, "{get}", get, "{picture}", picture, "{chunks}", chunks, "{chunked}",
+		"Transfer-Encoding: chunked\r\n", "Content-Length: {all}\r\n", all)
 	for _, row := range cases(t, "encodings.txt") {
 		field := row[1] + "\r\n"
 		rows = append(rows, []string{"1", put + field + "\r\n" + chunks})
 		if row[0] == "ambiguous" {
 			rows = append(rows, []string{"1", put + field + all + "\r\n" + chunks}, []string{"1", put + whole + field + "\r\n" + chunks})
 		} else {
-			rows = append(rows, []string{"1", put + field + all + "\r\n" + chunks + "{behind}" + get + "Connection: close\r\n\r\n"}, []string{"2", put + whole + field + "\r\n" + chunks})
+			rows = append(rows, []string{"1", put + field + all + "\r\n" + chunks + "{behind}" + get + "Connection: close\r\n\r\n"},
+				[]string{"2", put + whole + field + "\r\n" + chunks})
 		}
 	}
 	each(len(rows), func(i int) {
 		expected, raw := rows[i][0], strings.ReplaceAll(rows[i][1]+"{behind}", "{behind}", fmt.Sprintf(behind, i))
 		got := harness.ReadStatuses(t, sys, fmt.Sprintf("%q", rows[i][1]), raw)
-		if expected == "1" && len(got) > 1 && !strings.Contains(rows[i][1], "Connection: close") && !strings.HasPrefix(got[len(got)-1], "400") && !strings.HasPrefix(got[0], "100") {
+		if expected == "1" && len(got) > 1 && !strings.Contains(rows[i][1], "Connection: close") &&
+			!strings.HasPrefix(got[len(got)-1], "400") && !strings.HasPrefix(got[0], "100") {
 			t.Errorf("%q: the responses are %q; want one, or 400 for the rest", rows[i][1], got)
 		}
 	})

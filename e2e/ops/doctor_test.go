@@ -42,7 +42,8 @@ func doctorEnv(t *testing.T, sys *stack.System, change func(*issuer.Federated)) 
 	return []string{
 		"AZURE_CLIENT_ID=" + stack.ClientID, "AZURE_TENANT_ID=" + stack.TenantID, "AZURE_FEDERATED_TOKEN_FILE=" + token,
 		"AZURE_AUTHORITY_HOST=" + server.URL + "/", "DISABLE_INSTANCE_DISCOVERY=true", "SSL_CERT_FILE=" + st.CA.File,
-		"AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL, "LINK_BASE_URL=" + st.FrontURL, "STORAGE_CONTAINER=" + sys.Container, "ANONYMOUS_ACCESS=true",
+		"AZURE_STORAGE_ACCOUNT_URL=" + st.Storage.URL, "LINK_BASE_URL=" + st.FrontURL, "STORAGE_CONTAINER=" + sys.Container,
+		"ANONYMOUS_ACCESS=true",
 		// The doctor runs beside the signer, which has these addresses.
 		"LISTEN_ADDRESS=" + strings.TrimPrefix(sys.SignerAPI, "http://"), "OPS_ADDRESS=" + strings.TrimPrefix(sys.SignerOps, "http://"),
 	}
@@ -77,14 +78,16 @@ func TestDoctorReportsCausesAndFixes(t *testing.T) {
 	}{
 		"healthy": {
 			nil, "MAX_DIRECT_UPLOAD_SIZE=1GiB", begin + strings.Replace(storage, "ok delete", "ok copy, ok delete", 1),
-			stack.Subject + "|" + harness.Stack(t).Cluster.URL() + "|" + issuer.Audience + "|client ID   " + stack.ClientID + "\n|tenant      " + stack.TenantID + "\n|(revision |all works|authentication is off",
+			stack.Subject + "|" + harness.Stack(t).Cluster.URL() + "|" + issuer.Audience + "|client ID   " + stack.ClientID +
+				"\n|tenant      " + stack.TenantID + "\n|(revision |all works|authentication is off",
 		},
 		"pod without a client ID": {
 			nil, "KUBERNETES_SERVICE_HOST=10.0.0.1 AZURE_CLIENT_ID=", "fail settings, " + noIdentity,
 			"pod         " + host + "\n|client ID   not set\n|fix: the workload identity webhook",
 		},
 		"no choice of authentication": {
-			nil, "ANONYMOUS_ACCESS=", strings.Replace(begin, "ok", "fail", 1) + storage, "authentication is not configured|OIDC_ISSUER|ANONYMOUS_ACCESS=true",
+			nil, "ANONYMOUS_ACCESS=", strings.Replace(begin, "ok", "fail", 1) + storage,
+			"authentication is not configured|OIDC_ISSUER|ANONYMOUS_ACCESS=true",
 		},
 		"invalid settings": {
 			nil, "LINK_TTL=soon AZURE_TENANT_ID=", "fail settings, fail settings, " + noIdentity,
@@ -107,20 +110,24 @@ func TestDoctorReportsCausesAndFixes(t *testing.T) {
 			"AADSTS700024:|token is expired (exp)|kubelet",
 		},
 		"another client": {
-			nil, "AZURE_CLIENT_ID=00000000-0000-4000-8000-00000000ffff", "ok settings, ok token file, " + noExchange, "AADSTS700016:|azure.workload.identity/client-id",
+			nil, "AZURE_CLIENT_ID=00000000-0000-4000-8000-00000000ffff", "ok settings, ok token file, " + noExchange,
+			"AADSTS700016:|azure.workload.identity/client-id",
 		},
 		"unknown CA": {
-			nil, "SSL_CERT_FILE=/dev/null", "ok settings, ok token file, " + strings.Replace(noExchange, "ok", "fail", 1), "x509:|SSL_CERT_FILE",
+			nil, "SSL_CERT_FILE=/dev/null", "ok settings, ok token file, " + strings.Replace(noExchange, "ok", "fail", 1),
+			"x509:|SSL_CERT_FILE",
 		},
 		"no container": {
-			nil, "STORAGE_CONTAINER=no-such-container", begin + "ok key, fail put, skip link, ok clock", "404 ContainerNotFound|fix: create the container|STORAGE_CONTAINER",
+			nil, "STORAGE_CONTAINER=no-such-container", begin + "ok key, fail put, skip link, ok clock",
+			"404 ContainerNotFound|fix: create the container|STORAGE_CONTAINER",
 		},
 		"closed port": {
 			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1", unreachable,
 			"no answer from davydscats.blob.localhost:1|connection refused|fix: nothing answers on this port|skipped: storage does not answer",
 		},
 		"unknown host": {
-			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.invalid", unreachable, "no answer from davydscats.blob.invalid|fix: the name does not resolve",
+			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.invalid", unreachable,
+			"no answer from davydscats.blob.invalid|fix: the name does not resolve",
 		},
 		"closed link base": {
 			nil, "LINK_BASE_URL=http://127.0.0.1:1", begin + strings.Replace(storage, "ok link base", "warn link base", 1),

@@ -33,7 +33,8 @@ func isolate(t *testing.T) bool {
 	if exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "true")...).Run() != nil {
 		unshare = []string{"sudo", "-n", "--preserve-env=" + isolated + "," + harness.BinariesVariable, "unshare", "--net"}
 	}
-	if out, err := exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "ip", "link", "set", "lo", "up")...).CombinedOutput(); err != nil {
+	lo := exec.CommandContext(t.Context(), unshare[0], append(unshare[1:], "ip", "link", "set", "lo", "up")...)
+	if out, err := lo.CombinedOutput(); err != nil {
 		if os.Getenv("CI") == "" {
 			t.Skipf("needs a network namespace of its own, with unshare (util-linux) and ip (iproute2): %v %s", err, out)
 		}

@@ -91,7 +91,8 @@ func TestDashboardAndRulesFindSeries(t *testing.T) {
 	}
 	requests() // a rate needs changes
 	var series struct{ Result []struct{ Value [2]any } }
-	ask("query", url.Values{"query": {queries["Share of 5xx0"]}}, &series, func() bool { return len(series.Result) == 1 && series.Result[0].Value[1] == "0" })
+	ask("query", url.Values{"query": {queries["Share of 5xx0"]}}, &series,
+		func() bool { return len(series.Result) == 1 && series.Result[0].Value[1] == "0" })
 	sys.Signer.Kill() // for one response with 5xx
 	harness.Do(t, http.MethodGet, sys.URL+"/cat/Davyd", "", nil).Want(t, 503)
 	harness.Restart(t, sys.Signer)

@@ -17,25 +17,32 @@ func TestLogsHoldNoNamesOrSecrets(t *testing.T) {
 	const origin = "https://cats.example.com"
 	p := harness.StartProvider(t, "0")
 	storage := harness.NewStorageProxy(t)
-	opts := harness.WithAuthentication(p.Issuer, map[string]string{"LOG_LEVEL": "debug", "READ_ACCESS": "signed-in", "MAX_PICTURE_SIZE": "64KiB"})
+	opts := harness.WithAuthentication(p.Issuer, map[string]string{
+		"LOG_LEVEL": "debug", "READ_ACCESS": "signed-in", "MAX_PICTURE_SIZE": "64KiB",
+	})
 	opts.StorageURL, opts.FrontendEnv["CORS_ORIGINS"] = storage.URL, origin
 	sys := harness.StartDirect(t, opts)
 	token, picture := p.Token(t, "mia", harness.Audience), string(harness.Picture(20<<10, 'p'))
 	harness.SendAs(t, token, "PUT", sys.URL+"/cat/mia", []byte(picture)).Want(t, 200)
-	link, _ := harness.SendAs(t, token, "GET", sys.URL+"/cat/mia?ttl=10m&download=Secretfile.png", nil).Want(t, 200).Field(t, "picture_url").(string)
+	got := harness.SendAs(t, token, "GET", sys.URL+"/cat/mia?ttl=10m&download=Secretfile.png", nil).Want(t, 200)
+	link, _ := got.Field(t, "picture_url").(string)
 	u, err := url.Parse(link)
 	signature := u.Query().Get("sig")
 	if err != nil || signature == "" {
 		t.Fatalf("the signed URL is %s: %v", link, err)
 	}
 	query := u.RawQuery
-	secret := regexp.MustCompile(`sig=|sig%3D|` + strings.Join([]string{regexp.QuoteMeta(token), regexp.QuoteMeta(signature), regexp.QuoteMeta(url.QueryEscape(signature)), harness.JWTPrefix}, "|"))
+	secret := regexp.MustCompile(`sig=|sig%3D|` + strings.Join([]string{
+		regexp.QuoteMeta(token), regexp.QuoteMeta(signature),
+		regexp.QuoteMeta(url.QueryEscape(signature)), harness.JWTPrefix,
+	}, "|"))
 	formType, form := harness.Form(t, []byte(picture))
 	named := strings.ReplaceAll(string(form), "cat.png", "Secretfile.png")
 	send := func(status int, method, path, body string, header ...string) {
 		t.Helper()
 		all := append([]string{
-			"Authorization", "Bearer " + token, "Origin", origin, "User-Agent", "sig=" + token, "Referer", link, "Cookie", "token=" + token, "X-Request-Id", "sig=x?" + signature,
+			"Authorization", "Bearer " + token, "Origin", origin, "User-Agent", "sig=" + token, "Referer", link, "Cookie",
+			"token=" + token, "X-Request-Id", "sig=x?" + signature,
 			"Traceparent", signature, "X-Forwarded-For", link, "Forwarded", "for=" + token,
 		}, header...)
 		a := harness.Send(t, method, sys.URL+path, body, all...)

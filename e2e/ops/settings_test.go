@@ -46,18 +46,28 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 	defer taken.Close()
 	port := taken.Addr().String()
 	const ports = "LISTEN_ADDRESS=127.0.0.1:0 OPS_ADDRESS=127.0.0.1:0 "
-	const signer = ports + "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID + " AZURE_FEDERATED_TOKEN_FILE=/nowhere/token "
+	const signer = ports + "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_FEDERATED_TOKEN_FILE=/nowhere/token " +
+		"AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID + " "
 	for _, c := range []struct {
 		name, env string
 		errors    []string // parts of each, separated by |
 	}{
-		{"frontend", ports + "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token GOMEMLIMIT=100MiB", []string{"AZURE_FEDERATED_TOKEN_FILE|skip-containers"}},
-		{"frontend", ports + "MAX_PICTURE_SIZE=large STALL_TIMEOUT=never LOG_LEVEL=error", []string{"MAX_PICTURE_SIZE|large", "STALL_TIMEOUT|never"}},
+		{
+			"frontend", ports + "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token GOMEMLIMIT=100MiB",
+			[]string{"AZURE_FEDERATED_TOKEN_FILE|skip-containers"},
+		},
+		{
+			"frontend", ports + "MAX_PICTURE_SIZE=large STALL_TIMEOUT=never LOG_LEVEL=error",
+			[]string{"MAX_PICTURE_SIZE|large", "STALL_TIMEOUT|never"},
+		},
 		{"frontend", ports + "LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
 		{"frontend", ports + "OPS_ADDRESS=" + port, []string{port + "|address already in use"}},
 		{"signer", "", []string{"AZURE_STORAGE_ACCOUNT_URL"}},
 		{"signer", signer, []string{"OIDC_ISSUER|ANONYMOUS_ACCESS=true"}},
-		{"signer", signer + `ANONYMOUS_ACCESS=true LINK_TTL="1h" OIDC_AUDIENCE='cats'`, []string{"LINK_TTL|remove the quotes", "OIDC_AUDIENCE|remove the quotes"}},
+		{
+			"signer", signer + `ANONYMOUS_ACCESS=true LINK_TTL="1h" OIDC_AUDIENCE='cats'`,
+			[]string{"LINK_TTL|remove the quotes", "OIDC_AUDIENCE|remove the quotes"},
+		},
 		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=:0 LINK_TTL=1ms", []string{"LINK_TTL", "LISTEN_ADDRESS|loopback"}},
 		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
 	} {
@@ -73,7 +83,8 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 			if err := json.Unmarshal([]byte(line), &event); err != nil {
 				t.Errorf("%s %s: not a JSON line: %s", c.name, c.env, line)
 			}
-			if i == 0 && (event.Msg != "starting" || event.Service != c.name || event.Version == "" || event.Revision == "" || !strings.Contains(version, "revision: "+event.Revision+")")) {
+			if i == 0 && (event.Msg != "starting" || event.Service != c.name || event.Version == "" || event.Revision == "" ||
+				!strings.Contains(version, "revision: "+event.Revision+")")) {
 				t.Errorf("%s %s: the first line is %s; --version prints %s", c.name, c.env, line, version)
 			}
 			if event.Level == "ERROR" {
@@ -93,9 +104,13 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 		for arg, c := range map[string]struct {
 			code           int
 			stdout, stderr string
-		}{"--help": {0, setting, ""}, "--version": {0, "cats-api " + name, ""}, "--verbose": {2, "", "--help"}, "serve": {2, "", "--help"}} {
+		}{
+			"--help": {0, setting, ""}, "--version": {0, "cats-api " + name, ""}, "--verbose": {2, "", "--help"},
+			"serve": {2, "", "--help"},
+		} {
 			code, stdout, stderr := run(t, name, []string{"AZURE_CLIENT_SECRET=x", "STALL_TIMEOUT=never"}, arg)
-			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) || (c.stdout == "") != (stdout == "") || (c.stderr == "") != (stderr == "") {
+			if code != c.code || !strings.Contains(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) ||
+				(c.stdout == "") != (stdout == "") || (c.stderr == "") != (stderr == "") {
 				t.Errorf("%s %s: %d, %q, %q; want %+v", name, arg, code, stdout, stderr, c)
 			}
 		}
@@ -148,7 +163,8 @@ func TestDifferingSharedSettingsAreNamed(t *testing.T) {
 	const contract, version = "Cats-Contract", "1"
 	harness.Send(t, "PUT", api+"picture?user=mia", string(harness.Cat), contract, version).Want(t, 200)
 	var session harness.UploadSession
-	if err := json.Unmarshal(harness.Send(t, "POST", fmt.Sprintf("%suploads?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version).Want(t, 200).Body, &session); err != nil {
+	created := harness.Send(t, "POST", fmt.Sprintf("%suploads?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version)
+	if err := json.Unmarshal(created.Want(t, 200).Body, &session); err != nil {
 		t.Fatal(err)
 	}
 	session.Send(t, bytes.NewReader(harness.OtherPicture), int64(len(harness.OtherPicture)))
@@ -166,7 +182,8 @@ func TestDifferingSharedSettingsAreNamed(t *testing.T) {
 		{"POST", picture + "/upload?size=9", "", ""},
 		{"POST", picture + "/upload/" + session.ID + "/commit", "", ""},
 	} {
-		harness.SendAs(t, "mew.mew.mew", c.method, c.url, []byte(c.body), "Content-Type", c.contentType).WantProblem(t, 503, "misconfigured")
+		a := harness.SendAs(t, "mew.mew.mew", c.method, c.url, []byte(c.body), "Content-Type", c.contentType)
+		a.WantProblem(t, 503, "misconfigured")
 	}
 	harness.SendAs(t, "mew.mew.mew", "DELETE", api+"picture?user=mia", nil, contract, version).Want(t, 503)
 	harness.SendAs(t, "", "PUT", picture, harness.OtherPicture).WantProblem(t, 401, "unauthenticated")

@@ -24,7 +24,10 @@ func TestPortsServeOnlyTheirPaths(t *testing.T) {
 	defer silent.Close()
 	sys := harness.Start(t, stack.SystemOptions{
 		FrontendEnv: map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "10"},
-		SignerEnv:   map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + silent.Addr().String(), "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_EXPORT_TIMEOUT": "300"},
+		SignerEnv: map[string]string{
+			"OTEL_EXPORTER_OTLP_ENDPOINT": "http://" + silent.Addr().String(),
+			"OTEL_BSP_SCHEDULE_DELAY":     "10", "OTEL_BSP_EXPORT_TIMEOUT": "300",
+		},
 	})
 	harness.Put(t, sys, "x", harness.Cat)
 	for path := range strings.FieldsSeq(`/metrics /livez /readyz /healthz /debug/pprof/ /debug/vars /v1/ready /v1/link?user=x /v1/picture?user=x
@@ -75,7 +78,8 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 	before := values()
 	harness.Put(t, sys, "Secretname", harness.Cat)
 	harness.Do(t, "PUT", sys.URL+"/cat/Secretname", "", []byte("text")).Want(t, 415)
-	a := harness.Send(t, "GET", sys.URL+"/cat/Secretname?download=Secretfile.png", "", "X-Request-Id", "my-request-1", "Traceparent", clientsTraceparent).Want(t, 200)
+	a := harness.Send(t, "GET", sys.URL+"/cat/Secretname?download=Secretfile.png", "", "X-Request-Id", "my-request-1",
+		"Traceparent", clientsTraceparent).Want(t, 200)
 	if id := a.Header.Get("X-Request-Id"); id != "my-request-1" {
 		t.Errorf("X-Request-Id %q", id)
 	}
@@ -87,7 +91,10 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 			t.Errorf("%s went from %v to %v", counters[i], before[i], after)
 		}
 	}
-	for _, name := range []string{"cats_signer_user_delegation_key_expiry_timestamp_seconds", "cats_signer_token_last_success_timestamp_seconds", "cats_signer_token_requests_total"} {
+	for _, name := range []string{
+		"cats_signer_user_delegation_key_expiry_timestamp_seconds",
+		"cats_signer_token_last_success_timestamp_seconds", "cats_signer_token_requests_total",
+	} {
 		if harness.Sum(t, sys.SignerOps, name) == 0 {
 			t.Errorf("%s is zero", name)
 		}
@@ -98,7 +105,8 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 		if err != nil || len(problems) > 0 {
 			t.Errorf("promlint: %v %v", problems, err)
 		}
-		if strings.Contains(text, "Secret") || strings.Contains(text, "sig=") || strings.Contains(text, "# EOF") { // OpenMetrics is for exemplars
+		if strings.Contains(text, "Secret") || strings.Contains(text, "sig=") ||
+			strings.Contains(text, "# EOF") { // OpenMetrics is for exemplars
 			t.Errorf("the metrics have a name, a signature or the format OpenMetrics:\n%s", text)
 		}
 	}
@@ -110,7 +118,10 @@ func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
 	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: debug, SignerEnv: debug})
 	use := func(suffix string) (series int) {
 		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X" + strings.ToUpper(suffix), "PROPFIND"} {
-			for _, path := range []string{"/cat/" + suffix, "/cat/" + suffix + "/picture", "/" + suffix, "/cat/" + suffix + "/", "/cat/a%2F" + suffix, "/service?" + suffix} {
+			for _, path := range []string{
+				"/cat/" + suffix, "/cat/" + suffix + "/picture", "/" + suffix, "/cat/" + suffix + "/",
+				"/cat/a%2F" + suffix, "/service?" + suffix,
+			} {
 				harness.Send(t, method, sys.URL+path, "", "User-Agent", suffix, "X-Request-Id", suffix, "X-Forwarded-For", suffix)
 			}
 		}
@@ -140,10 +151,16 @@ func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
 		{"GET", "/cat/" + long[:4000], "", "", ""},
 		{"GET", "/cat/x?ttl=" + long[:4000], "", "", ""},
 		{"POST", "/cat/x", form + long + "\r\n\r\n", "Content-Type", harness.FormType},
-		{"POST", "/cat/x", form + "Content-Disposition: form-data; name=\"" + long[:7000] + "\r\n\r\nx\r\n" + harness.LastBoundary, "Content-Type", harness.FormType},
+		{
+			"POST", "/cat/x", form + "Content-Disposition: form-data; name=\"" + long[:7000] + "\r\n\r\nx\r\n" + harness.LastBoundary,
+			"Content-Type", harness.FormType,
+		},
 		{"POST", "/cat/x", "x", "Content-Type", "multipart/form-data; boundary=" + long},
 	} {
-		harness.Call{Method: c.method, Target: c.target, Body: []byte(c.body), Header: []string{c.name, c.value}[:2*min(1, len(c.name))]}.Do(t, sys)
+		harness.Call{
+			Method: c.method, Target: c.target, Body: []byte(c.body),
+			Header: []string{c.name, c.value}[:2*min(1, len(c.name))],
+		}.Do(t, sys)
 	}
 	for _, line := range logLines(t, sys) {
 		if len(line) > 1500 || strings.Contains(line, "ZZZZZ") {

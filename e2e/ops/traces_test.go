@@ -100,7 +100,10 @@ func (c *collector) trace(id string) (lines []string) {
 			if hex.EncodeToString(s.TraceId) != id || string(s.ParentSpanId) != parent {
 				continue
 			}
-			words := []string{s.service, s.Name, strings.ToLower(strings.TrimPrefix(s.Kind.String(), "SPAN_KIND_")), s.attribute("http.response.status_code"), s.attribute("error.type")}
+			words := []string{
+				s.service, s.Name, strings.ToLower(strings.TrimPrefix(s.Kind.String(), "SPAN_KIND_")),
+				s.attribute("http.response.status_code"), s.attribute("error.type"),
+			}
 			if s.Status.GetCode() == tracepb.Status_STATUS_CODE_ERROR {
 				words = append(words, "!")
 			}
@@ -126,7 +129,8 @@ func traceOf(t *testing.T, sys *stack.System, requestID string) string {
 		var line struct {
 			TraceID string `json:"trace_id"`
 		}
-		if err := json.Unmarshal([]byte(harness.WaitForLog(t, log, 0, `"msg":"request"`, `"request_id":"`+requestID+`"`)), &line); err != nil {
+		text := harness.WaitForLog(t, log, 0, `"msg":"request"`, `"request_id":"`+requestID+`"`)
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
 			t.Fatal(err)
 		}
 		ids[i] = line.TraceID
@@ -141,13 +145,15 @@ func TestTraceReachesFromFrontendToStorage(t *testing.T) {
 	t.Parallel()
 	c := newCollector(t)
 	storage := harness.NewStorageProxy(t)
-	on := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"} // the processes export when they stop
+	// The processes export when they stop.
+	on := map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": c.url, "OTEL_BSP_SCHEDULE_DELAY": "3600000"}
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: on, SignerEnv: on})
 	ids := map[string]string{}
 	send := func(status int, id, method, path, body string, header ...string) {
 		t.Helper()
-		harness.Send(t, method, sys.URL+path, body, append(header, "X-Request-Id", id, "User-Agent", "secret-agent", "X-Forwarded-For", "192.0.2.1",
-			"Authorization", "Bearer token-secret", "Traceparent", clientsTraceparent, "Tracestate", "vendor=state-secret")...).Want(t, status)
+		header = append(header, "X-Request-Id", id, "User-Agent", "secret-agent", "X-Forwarded-For", "192.0.2.1",
+			"Authorization", "Bearer token-secret", "Traceparent", clientsTraceparent, "Tracestate", "vendor=state-secret")
+		harness.Send(t, method, sys.URL+path, body, header...).Want(t, status)
 		if id != "" {
 			ids[id] = traceOf(t, sys, id)
 		}
@@ -167,13 +173,17 @@ func TestTraceReachesFromFrontendToStorage(t *testing.T) {
 	storage.Set("SecretRejected", harness.Reject(403, "AuthenticationFailed"))
 	send(502, "rejected", "PUT", "/cat/SecretRejected", string(harness.Cat))
 	for histogram, base := range map[string]string{
-		"cats_frontend_http_request_duration_seconds": sys.FrontendOps, "cats_signer_http_request_duration_seconds": sys.SignerOps, "cats_signer_storage_request_duration_seconds": sys.SignerOps,
+		"cats_frontend_http_request_duration_seconds": sys.FrontendOps, "cats_signer_http_request_duration_seconds": sys.SignerOps,
+		"cats_signer_storage_request_duration_seconds": sys.SignerOps,
 	} {
-		exemplar := regexp.MustCompile(`(?m)^` + histogram + `_bucket\{.* # \{trace_id="(` + strings.Join(slices.Collect(maps.Values(ids)), "|") + `)"`)
-		if text := harness.Send(t, "GET", base+"/metrics", "", "Accept", openMetrics).Body; !exemplar.Match(text) || !bytes.HasSuffix(text, []byte("# EOF\n")) {
+		of := strings.Join(slices.Collect(maps.Values(ids)), "|")
+		exemplar := regexp.MustCompile(`(?m)^` + histogram + `_bucket\{.* # \{trace_id="(` + of + `)"`)
+		if text := harness.Send(t, "GET", base+"/metrics", "", "Accept", openMetrics).Body; !exemplar.Match(text) ||
+			!bytes.HasSuffix(text, []byte("# EOF\n")) {
 			t.Errorf("%s has no exemplar of these traces", histogram)
 		}
-		if plain := string(harness.Do(t, "GET", base+"/metrics", "", nil).Body); strings.Contains(plain, "trace_id") || strings.Contains(plain, "# EOF") {
+		if plain := string(harness.Do(t, "GET", base+"/metrics", "", nil).Body); strings.Contains(plain, "trace_id") ||
+			strings.Contains(plain, "# EOF") {
 			t.Error("the plain format has exemplars")
 		}
 	}
@@ -245,7 +255,10 @@ func TestTraceReachesFromFrontendToStorage(t *testing.T) {
 		}
 	}
 	everything := c.sent.String()
-	for _, secret := range append([]string{string(token), strings.Split(string(token), ".")[2], session.ID, harness.JWTPrefix, "AuthenticationErrorDetail", "http://127", "/" + sys.Container},
+	for _, secret := range append([]string{
+		string(token), strings.Split(string(token), ".")[2], session.ID, harness.JWTPrefix,
+		"AuthenticationErrorDetail", "http://127", "/" + sys.Container,
+	},
 		strings.Fields("Davyd Secret sig= skoid skt= Bearer 192.0.2.1 secret-agent query-secret token-secret etag-secret state-secret")...) {
 		if i := strings.Index(everything, secret); i >= 0 {
 			t.Errorf("%q is in a span: …%q…", secret, everything[max(0, i-200):min(len(everything), i+200)])
