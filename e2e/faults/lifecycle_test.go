@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os/exec"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -19,40 +16,17 @@ import (
 	"cats.example/local/stack"
 )
 
-// prepareChanges returns a function that sends one change of each kind at the same time, each for another user. check gets the
-// responses; wait waits for them.
-func prepareChanges(t *testing.T, sys *stack.System) (send func(check func(harness.Response)) (wait func())) {
-	t.Helper()
-	var requests []harness.RawUpload
-	for i, c := range changes() {
-		user := fmt.Sprint("user-", i)
-		harness.Put(t, sys, user, harness.Cat)
-		requests = append(requests, c.request(t, sys, user, c.content))
-	}
-	return func(check func(harness.Response)) func() {
-		var wg sync.WaitGroup
-		for _, u := range requests {
-			conn := harness.Dial(t, sys)
-			go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
-			wg.Go(func() {
-				if a, ok := receive(conn, u); ok {
-					check(a)
-				} else {
-					t.Errorf("no response to %.40q", u.Header)
-				}
-			})
-		}
-		return wg.Wait
-	}
-}
-
 func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	t.Parallel()
 	sys := harness.StartDirect(t, stack.SystemOptions{})
-	send := prepareChanges(t, sys)
+	harness.Put(t, sys, "user", harness.Cat)
+	var requests []harness.RawUpload
+	for _, c := range changes() {
+		requests = append(requests, c.request(t, sys, "user", c.content))
+	}
 	var ids []string
 	for range 10 {
-		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user-0", "").Want(t, 200).Header.Get("X-Request-Id"))
+		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user", "").Want(t, 200).Header.Get("X-Request-Id"))
 	}
 	sys.Signer.Kill()
 	sys.Frontend.Kill()
@@ -72,63 +46,20 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 		t.Error("the frontend is ready without a signer")
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200)
-	harness.Do(t, "GET", sys.URL+"/cat/user-0", "", nil).WantProblem(t, 503, "signer_unavailable")
-	send(func(a harness.Response) {
+	harness.Do(t, "GET", sys.URL+"/cat/user", "", nil).WantProblem(t, 503, "signer_unavailable")
+	for _, u := range requests {
+		conn := harness.Dial(t, sys)
+		go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
+		a, ok := receive(conn, u)
+		if !ok {
+			t.Fatalf("no response to %.40q", u.Header)
+		}
 		a.WantProblem(t, 503, "signer_unavailable")
 		a.Outcome(t, "")
-	})()
+	}
 	harness.Restart(t, sys.Signer)
 	harness.WantRecovery(t, sys)
-	for i := range changes() {
-		harness.WantPicture(t, sys, fmt.Sprint("user-", i), harness.Cat)
-	}
-}
-
-// Calls begin while the signer is paused, or while its port refuses connections. They succeed when it continues or is restarted.
-func TestPausedAndRestartedSignersExecuteCallsOnce(t *testing.T) {
-	t.Parallel()
-	for name, mode := range map[string]struct {
-		stop, start func(*testing.T, *stack.Process)
-	}{
-		"paused": {
-			func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGSTOP) },
-			func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGCONT) },
-		},
-		"restarted": {func(_ *testing.T, p *stack.Process) { p.Kill() }, harness.Restart},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			storage := harness.NewStorageProxy(t)
-			sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
-			send := prepareChanges(t, sys)
-			var executed atomic.Int64
-			storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-				if harness.Changes(r) && strings.HasSuffix(r.URL.Path, "/cat") {
-					executed.Add(1)
-				}
-				healthy.ServeHTTP(w, r)
-			})
-			mode.stop(t, sys.Signer)
-			defer sys.Signer.Signal(syscall.SIGCONT)
-			wait := send(func(a harness.Response) {
-				if a.StatusCode/100 != 2 {
-					t.Errorf("%d %s", a.StatusCode, a.Body)
-				}
-			})
-			want := float64(len(changes()))
-			harness.Eventually(t, func() error {
-				if n := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n < want {
-					return fmt.Errorf("the frontend has received %v requests; want %v", n, want)
-				}
-				return nil
-			})
-			mode.start(t, sys.Signer)
-			wait()
-			if n := executed.Load(); n != int64(want) {
-				t.Errorf("storage has carried out %d changes; want %v", n, want)
-			}
-		})
-	}
+	harness.WantPicture(t, sys, "user", harness.Cat)
 }
 
 // partialUpload is an upload of which the first half has been sent.
@@ -159,7 +90,7 @@ func beginUploads(t *testing.T, sys *stack.System) (uploads []partialUpload) {
 	return uploads
 }
 
-func TestSIGTERMLetsUploadsFinish(t *testing.T) {
+func TestTerminationLetsUploadsFinish(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
