@@ -1,17 +1,13 @@
 package faults
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os/exec"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,40 +16,17 @@ import (
 	"cats.example/local/stack"
 )
 
-// prepareChanges returns a function that sends one change of each kind at the same time, each for another user. check gets the
-// responses; wait waits for them.
-func prepareChanges(t *testing.T, sys *stack.System) (send func(check func(harness.Response)) (wait func())) {
-	t.Helper()
-	var requests []harness.RawUpload
-	for i, c := range changes() {
-		user := fmt.Sprint("user-", i)
-		harness.Put(t, sys, user, harness.Cat)
-		requests = append(requests, c.request(t, sys, user, c.content))
-	}
-	return func(check func(harness.Response)) func() {
-		var wg sync.WaitGroup
-		for _, u := range requests {
-			conn := harness.Dial(t, sys)
-			go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
-			wg.Go(func() {
-				if a, ok := receive(conn, u); ok {
-					check(a)
-				} else {
-					t.Errorf("no response to %.40q", u.Header)
-				}
-			})
-		}
-		return wg.Wait
-	}
-}
-
 func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	t.Parallel()
 	sys := harness.StartDirect(t, stack.SystemOptions{})
-	send := prepareChanges(t, sys)
+	harness.Put(t, sys, "user", harness.Cat)
+	var requests []harness.RawUpload
+	for _, c := range changes() {
+		requests = append(requests, c.request(t, sys, "user", c.content))
+	}
 	var ids []string
 	for range 10 {
-		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user-0", "").Want(t, 200).Header.Get("X-Request-Id"))
+		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user", "").Want(t, 200).Header.Get("X-Request-Id"))
 	}
 	sys.Signer.Kill()
 	sys.Frontend.Kill()
@@ -73,99 +46,52 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 		t.Error("the frontend is ready without a signer")
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200)
-	harness.Do(t, "GET", sys.URL+"/cat/user-0", "", nil).WantProblem(t, 503, signerDown)
-	send(func(a harness.Response) {
-		a.WantProblem(t, 503, signerDown)
+	harness.Do(t, "GET", sys.URL+"/cat/user", "", nil).WantProblem(t, 503, "signer_unavailable")
+	for _, u := range requests {
+		conn := harness.Dial(t, sys)
+		go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
+		a, ok := receive(conn, u)
+		if !ok {
+			t.Fatalf("no response to %.40q", u.Header)
+		}
+		a.WantProblem(t, 503, "signer_unavailable")
 		a.Outcome(t, "")
-	})()
+	}
 	harness.Restart(t, sys.Signer)
 	harness.WantRecovery(t, sys)
-	for i := range changes() {
-		harness.WantPicture(t, sys, fmt.Sprint("user-", i), harness.Cat)
-	}
+	harness.WantPicture(t, sys, "user", harness.Cat)
 }
 
-// Calls begin while the signer is paused, or while its port refuses connections. They succeed when it continues or is restarted.
-func TestPausedAndRestartedSignersExecuteCallsOnce(t *testing.T) {
-	t.Parallel()
-	for name, mode := range map[string]struct {
-		stop, start func(*testing.T, *stack.Process)
-	}{
-		"paused":    {func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGSTOP) }, func(_ *testing.T, p *stack.Process) { p.Signal(syscall.SIGCONT) }},
-		"restarted": {func(_ *testing.T, p *stack.Process) { p.Kill() }, harness.Restart},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			storage := harness.NewStorageProxy(t)
-			sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
-			send := prepareChanges(t, sys)
-			var executed atomic.Int64
-			storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-				if harness.Changes(r) && strings.HasSuffix(r.URL.Path, "/cat") {
-					executed.Add(1)
-				}
-				healthy.ServeHTTP(w, r)
-			})
-			mode.stop(t, sys.Signer)
-			defer sys.Signer.Signal(syscall.SIGCONT)
-			wait := send(func(a harness.Response) {
-				if a.StatusCode/100 != 2 {
-					t.Errorf("%d %s", a.StatusCode, a.Body)
-				}
-			})
-			want := float64(len(changes()))
-			harness.Eventually(t, func() error {
-				if n := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n < want {
-					return fmt.Errorf("the frontend has received %v requests; want %v", n, want)
-				}
-				return nil
-			})
-			mode.start(t, sys.Signer)
-			wait()
-			if n := executed.Load(); n != int64(want) {
-				t.Errorf("storage has carried out %d changes; want %v", n, want)
-			}
-		})
-	}
+// partialUpload is an upload of which the first half has been sent.
+type partialUpload struct {
+	user    string
+	content []byte
+	request harness.RawUpload
+	conn    net.Conn
 }
 
-// slowUpload is a PUT whose body is not complete.
-type slowUpload struct {
-	body     *io.PipeWriter
-	response chan harness.Response // closed without a value if there is none
-}
-
-// beginUpload starts a PUT that has sent content. size is its Content-Length, -1 for a chunked body.
-func beginUpload(t *testing.T, sys *stack.System, user string, content []byte, size int64) *slowUpload {
+// beginUploads begins an upload of each kind.
+func beginUploads(t *testing.T, sys *stack.System) (uploads []partialUpload) {
 	t.Helper()
-	r, w := io.Pipe()
-	u := &slowUpload{w, make(chan harness.Response, 1)}
-	go func() {
-		defer close(u.response)
-		req, err := http.NewRequestWithContext(t.Context(), "PUT", sys.URL+"/cat/"+user, r)
-		if err != nil {
-			t.Error(err)
-			return
+	for _, c := range changes()[:4] {
+		user := strings.ReplaceAll(c.name, " ", "-")
+		u := partialUpload{user, c.content, c.request(t, sys, user, c.content), harness.Dial(t, sys)}
+		if _, err := io.WriteString(u.conn, u.request.Header+u.request.Body[:len(u.request.Body)/2]); err != nil {
+			t.Fatal(err)
 		}
-		req.ContentLength = size
-		if resp, err := harness.Client().Do(req); err == nil {
-			defer resp.Body.Close()
-			if body, err := io.ReadAll(resp.Body); err == nil {
-				u.response <- harness.Response{Response: resp, Body: body}
-			}
-		}
-		_ = r.Close()
-	}()
-	t.Cleanup(func() { _ = w.CloseWithError(errors.New("the test is over")) })
-	if _, err := w.Write(content); err != nil {
-		t.Fatal(err)
+		uploads = append(uploads, u)
 	}
-	return u
+	harness.Eventually(t, func() error {
+		if n := harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); n < float64(len(uploads)) {
+			return fmt.Errorf("the signer has received %v uploads", n)
+		}
+		return nil
+	})
+	return uploads
 }
 
-func TestSIGTERMLetsUploadsFinish(t *testing.T) {
+func TestTerminationLetsUploadsFinish(t *testing.T) {
 	t.Parallel()
-	small, large, end := harness.Picture(100<<10, 's'), harness.Picture(5<<20, 'l'), []byte("the end")
 	for _, name := range []string{"frontend", "signer"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,22 +101,7 @@ func TestSIGTERMLetsUploadsFinish(t *testing.T) {
 			if name == "signer" {
 				p, address, ops, signal = sys.Signer, sys.SignerAPI, sys.SignerOps, syscall.SIGINT
 			}
-			contents := map[string][]byte{"small": small, "large": large, "streamed": large}
-			uploads := map[string]*slowUpload{}
-			for user, content := range contents {
-				size := int64(-1)
-				if user == "streamed" {
-					size = int64(len(content) + len(end))
-				}
-				uploads[user] = beginUpload(t, sys, user, content, size)
-			}
-			harness.Eventually(t, func() error {
-				if n := harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight"); n < 3 {
-					return fmt.Errorf("the signer has received %v uploads", n)
-				}
-				return nil
-			})
-			began := time.Now()
+			uploads, began := beginUploads(t, sys), time.Now()
 			p.Signal(signal)
 			harness.Eventually(t, func() error {
 				if ready, _ := harness.Readyz(t, ops); ready {
@@ -211,13 +122,12 @@ func TestSIGTERMLetsUploadsFinish(t *testing.T) {
 			if took := time.Since(began); took < 5*time.Second {
 				t.Errorf("new connections are rejected after %v", took)
 			}
-			for user, u := range uploads {
-				if _, err := u.body.Write(end); err != nil {
+			for _, u := range uploads {
+				if _, err := io.WriteString(u.conn, u.request.Body[len(u.request.Body)/2:]); err != nil {
 					t.Fatal(err)
 				}
-				_ = u.body.Close()
-				if a, ok := <-u.response; !ok {
-					t.Errorf("no response to %s", user)
+				if a, ok := receive(u.conn, u.request); !ok {
+					t.Errorf("no response to %s", u.user)
 				} else {
 					a.Want(t, 200)
 				}
@@ -227,11 +137,12 @@ func TestSIGTERMLetsUploadsFinish(t *testing.T) {
 			p.SetEnv("DRAIN_TIMEOUT", "1s")
 			harness.Restart(t, p)
 			harness.WantRecovery(t, sys)
-			for user, content := range contents {
-				harness.WantPicture(t, sys, user, append(bytes.Clone(content), end...))
+			for _, u := range uploads {
+				harness.WantPicture(t, sys, u.user, u.content)
+				harness.Put(t, sys, u.user, harness.Cat)
 			}
 
-			stalled := beginUpload(t, sys, "other", large, -1)
+			uploads = beginUploads(t, sys)
 			mark := p.Log.Mark()
 			p.Signal(signal)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -240,80 +151,14 @@ func TestSIGTERMLetsUploadsFinish(t *testing.T) {
 				t.Errorf("it ended with %v; want exit code 1", p.Ended())
 			}
 			harness.WaitForLog(t, p.Log, mark, `"level":"ERROR"`, "requests were cut off")
-			_ = stalled.body.Close()
-			if a, ok := <-stalled.response; ok {
-				a.WantProblem(t, 503, signerDown)
-			}
 			harness.Restart(t, p)
 			harness.WantRecovery(t, sys)
-			harness.WantPicture(t, sys, "other", harness.Cat)
-		})
-	}
-}
-
-// TestWaitingForStorageIsBounded sends 300 requests at once while storage is slow or broken. It runs beside no other test of the
-// package, which would share the processor.
-func TestWaitingForStorageIsBounded(t *testing.T) {
-	for name, fault := range map[string]harness.Fault{
-		"slow": func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			select {
-			case <-time.After(time.Second):
-				healthy.ServeHTTP(w, r)
-			case <-r.Context().Done():
-			}
-		},
-		"throttles": harness.Reject(503, "ServerBusy", "Retry-After", "1"),
-		"resets":    harness.Reset,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			storage := harness.NewStorageProxy(t)
-			sys := harness.Start(t, stack.SystemOptions{StorageURL: storage.URL})
-			harness.Put(t, sys, "warm", harness.Cat)
-			before := harness.Sum(t, sys.SignerOps, "go_goroutines")
-			var requests atomic.Int64
-			storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-				requests.Add(1)
-				fault(w, r, healthy)
-			})
-			const each = 150
-			var wg sync.WaitGroup
-			for i := range each {
-				for method, body := range map[string][]byte{"GET": nil, "PUT": harness.Picture(50<<10, 'w')} {
-					wg.Go(func() {
-						a, err := harness.Try(t.Context(), method, fmt.Sprintf("%s/cat/waits-%d", sys.URL, i), "", bytes.NewReader(body))
-						if err != nil || a.StatusCode != 503 && (name != "slow" || a.StatusCode != 200 && a.StatusCode != 404) {
-							t.Errorf("%s: %v %s", method, err, a.Body)
-						}
-					})
+			for _, u := range uploads {
+				if a, ok := receive(u.conn, u.request); ok {
+					a.WantProblem(t, 503, "signer_unavailable")
 				}
+				harness.WantPicture(t, sys, u.user, harness.Cat)
 			}
-			most := before
-			done := make(chan struct{})
-			go func() { wg.Wait(); close(done) }()
-			for sampling := true; sampling; {
-				most = max(most, harness.Sum(t, sys.SignerOps, "go_goroutines"))
-				select {
-				case <-done:
-					sampling = false
-				case <-time.After(200 * time.Millisecond):
-				}
-			}
-			if n := requests.Load(); most > before+16*each || n == 0 || n > 16*each {
-				t.Errorf("%v goroutines, %v before, and %d requests to storage", most, before, n)
-			}
-			storage.SetAll(nil)
-			harness.Eventually(t, func() error { // when the circuit breaker closes
-				a, err := harness.Try(t.Context(), "PUT", sys.URL+"/cat/warm", "", bytes.NewReader(harness.Cat))
-				if err != nil || a.StatusCode != 200 {
-					return fmt.Errorf("PUT: %w %s", err, a.Body)
-				}
-				// One for each connection of the frontend, two for each to storage, which stay open for a while.
-				if n := harness.Sum(t, sys.SignerOps, "go_goroutines"); n > before+2*each+2*128+20 {
-					return fmt.Errorf("%v goroutines remain, %v before", n, before)
-				}
-				return nil
-			})
 		})
 	}
 }

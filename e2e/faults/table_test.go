@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"cats.example/e2e/harness"
 )
 
@@ -45,7 +47,8 @@ func end(t *testing.T, fault string, got row) {
 		t.Fatal(err)
 	}
 	if want := rows[fault]; !*update && (want.client != got.client || want.log != got.log) {
-		t.Errorf("%s: the result is\n%s | %s\nand in docs/faults.md\n%s | %s\n(make faults writes the table)", fault, got.client, got.log, want.client, want.log)
+		diff := cmp.Diff(want, got, cmp.AllowUnexported(row{}))
+		t.Errorf("%s (-docs/faults.md +result; make faults writes the table):\n%s", fault, diff)
 	}
 }
 

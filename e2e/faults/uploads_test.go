@@ -2,6 +2,7 @@ package faults
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -29,16 +30,24 @@ type change struct {
 	kinds   string  // words that select the cutoffs
 	begins  float64 // share of the body after which the signer has certainly begun a request to storage
 	content []byte  // stored by it; nil for a deletion
-	request func(t *testing.T, sys *stack.System, user string, content []byte) harness.RawUpload
+	request newRequest
 }
+
+type newRequest func(t *testing.T, sys *stack.System, user string, content []byte) harness.RawUpload
 
 // changes returns one change for each way in which the signer sends it to storage.
 func changes() []change {
-	upload := func(n int) func(*testing.T, *stack.System, string, []byte) harness.RawUpload {
+	upload := func(n int) newRequest {
 		return func(t *testing.T, _ *stack.System, user string, content []byte) harness.RawUpload {
 			t.Helper()
 			return harness.RawUploads(t, user, content)[n]
 		}
+	}
+	commit := func(t *testing.T, sys *stack.System, user string, content []byte) harness.RawUpload {
+		t.Helper()
+		k := harness.NewUploadSession(t, sys, user, int64(len(content)))
+		k.Send(t, bytes.NewReader(content), int64(len(content)))
+		return harness.RawUpload{Header: "POST /cat/" + user + "/upload/" + k.ID + "/commit HTTP/1.1\r\nHost: localhost\r\n\r\n"}
 	}
 	return []change{
 		{"PUT of 50 KiB", "body put sized buffered", 1, harness.Random(50<<10, 7), upload(0)},
@@ -48,12 +57,7 @@ func changes() []change {
 		{"DELETE", "buffered", 1, nil, func(_ *testing.T, _ *stack.System, user string, _ []byte) harness.RawUpload {
 			return harness.RawUpload{Header: "DELETE /cat/" + user + " HTTP/1.1\r\nHost: localhost\r\n\r\n"}
 		}},
-		{"commit", "buffered", 1, harness.Random(50<<10, 7), func(t *testing.T, sys *stack.System, user string, content []byte) harness.RawUpload {
-			t.Helper()
-			k := harness.NewUploadSession(t, sys, user, int64(len(content)))
-			k.Send(t, strings.NewReader(string(content)), int64(len(content)))
-			return harness.RawUpload{Header: "POST /cat/" + user + "/upload/" + k.ID + "/commit HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"}
-		}},
+		{"commit", "buffered", 1, harness.Random(50<<10, 7), commit},
 	}
 }
 
@@ -139,21 +143,42 @@ type cutoff struct {
 	name string
 	only string // kinds of the changes that it applies to
 	edit edit
-	// The client sends this share of the body (0: all), and then leaves or waits until a process is killed. Without leave and kill, it
+	// The client sends this share of the body (0: all). Then it leaves, or a process is killed. Without leave and kill, the client
 	// waits until the fault has happened, and sends the rest.
 	share float64
 	leave func(*net.TCPConn)
 	kill  func(*stack.System) *stack.Process
-	// storage responds with fault to the requests that at selects, by default those with data, and to lookups after them if lookups is
-	// true. It does not respond at all if it hangs.
+	// Storage responds with fault to the requests that at selects, by default those with data; with lookups, also to later lookups.
+	// It does not respond if it hangs.
 	fault          harness.Fault
 	at             func(*http.Request) bool
 	lookups, hangs bool
 
-	status        int // 200 for that of a successful change, 0 for no response
+	want want
+}
+
+// want is the expected response, and whether the picture changes. A status of 200 stands for that of a successful change, 0 for
+// no response.
+type want struct {
+	status        int
 	code, outcome string
 	changed       bool
 }
+
+var (
+	success       = want{status: 200, changed: true}
+	incomplete    = want{status: 400, code: "incomplete"}
+	malformed     = want{status: 400, code: "malformed_form"}
+	throttled     = want{status: 503, code: "throttled"}
+	failed        = want{status: 412, code: "precondition_failed"}
+	notStored     = want{status: 503, code: "storage_unavailable"}
+	unknown       = want{status: 503, code: "storage_unavailable", outcome: "unknown"}
+	unknownStored = want{status: 503, code: "storage_unavailable", outcome: "unknown", changed: true}
+	damaged       = want{status: 502, code: "damaged", outcome: "stored", changed: true}
+	killed        = want{status: 503, code: "signer_unavailable"}
+	killedUnknown = want{status: 503, code: "signer_unavailable", outcome: "unknown"}
+	killedStored  = want{status: 503, code: "signer_unavailable", outcome: "unknown", changed: true}
+)
 
 func halfClose(conn *net.TCPConn) { _ = conn.CloseWrite() }
 
@@ -163,56 +188,55 @@ func signer(sys *stack.System) *stack.Process { return sys.Signer }
 
 func frontend(sys *stack.System) *stack.Process { return sys.Frontend }
 
-const (
-	storageDown = "storage_unavailable"
-	signerDown  = "signer_unavailable"
-	unknown     = "unknown"
+const otherDigest = "Content-Digest: sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"
+
+var (
+	throttles   = harness.Reject(503, "ServerBusy", "Retry-After", "1")
+	failsMatch  = harness.Reject(412, "ConditionNotMet")
+	storesOther = harness.CRC64(base64.StdEncoding.EncodeToString(make([]byte, 8)))
 )
 
 var cutoffs = []cutoff{
-	{name: "client closes its side in the body", only: "body", share: 0.5, leave: halfClose, status: 400, code: "incomplete"},
-	{name: "client closes its side before the last byte", only: "body", share: 0.9999, leave: halfClose, status: 400, code: "incomplete"},
+	{name: "client closes its side in the body", only: "body", share: 0.5, leave: halfClose, want: incomplete},
+	{name: "client closes its side before the last byte", only: "body", share: 0.9999, leave: halfClose, want: incomplete},
 	{name: "client resets in the body", only: "body", share: 0.5, leave: resetConn},
 	{name: "client resets before the last byte", only: "body", share: 0.9999, leave: resetConn},
-	{name: "wrong digest", only: "body", edit: line("Content-Digest: sha-256=:" + strings.Repeat("A", 43) + "=:"), status: 400, code: "digest_mismatch"},
-	{name: "Content-Length too high", only: "sized", edit: length(1), leave: halfClose, status: 400, code: "incomplete"},
-	{name: "Content-Length too low", only: "form", edit: length(-100), leave: halfClose, status: 400, code: "malformed_form"},
-	{name: "no last boundary", only: "form", edit: endWith("\r\n--", ""), leave: halfClose, status: 400, code: "malformed_form"},
-	{name: "no last chunk", only: "chunked", edit: endWith("0\r\n\r\n", ""), leave: halfClose, status: 400, code: "incomplete"},
-	{name: "chunk longer than its size", only: "chunked", edit: endWith("\r\n0\r\n\r\n", "cat\r\n0\r\n\r\n"), leave: halfClose, status: 400, code: "incomplete"},
+	{name: "wrong digest", only: "body", edit: line(otherDigest), want: want{status: 400, code: "digest_mismatch"}},
+	{name: "Content-Length too high", only: "sized", edit: length(1), leave: halfClose, want: incomplete},
+	{name: "Content-Length too low", only: "form", edit: length(-100), leave: halfClose, want: malformed},
+	{name: "no last boundary", only: "form", edit: endWith("\r\n--", ""), leave: halfClose, want: malformed},
+	{name: "no last chunk", only: "chunked", edit: endWith("0\r\n\r\n", ""), leave: halfClose, want: incomplete},
+	{name: "chunk too long", only: "chunked", edit: endWith("\r\n0", "cat\r\n0\r\n\r\n"), leave: halfClose, want: incomplete},
 
-	{name: "precondition failed", edit: line(`If-Match: "0x0"`), status: 412, code: "precondition_failed"},
-	{name: "storage rejects", fault: harness.Reject(409, "BlobImmutableDueToPolicy"), status: 409, code: "immutable"},
-	{name: "storage rejects early", fault: respond(503, "ServerBusy", "Retry-After", "120"), status: 503, code: "throttled"},
-	{name: "storage rejects the block list", only: "blocks", at: atBlockList, edit: line("If-Match: *"), fault: harness.Reject(412, "ConditionNotMet"), status: 412, code: "precondition_failed"},
-	{name: "storage resets early", only: "streamed", fault: reset(0), status: 503, code: storageDown},
-	{name: "storage resets early", only: "body buffered", fault: reset(0), status: 503, code: storageDown, outcome: unknown},
-	{name: "storage resets in the body", only: "streamed", share: 0.9, fault: reset(0.5), status: 503, code: storageDown},
-	{name: "storage resets in the body", only: "body buffered", fault: reset(0.5), status: 503, code: storageDown, outcome: unknown},
-	{name: "storage resets the block list", only: "blocks", at: atBlockList, fault: reset(0.5), status: 503, code: storageDown, outcome: unknown},
+	{name: "precondition failed", edit: line(`If-Match: "0x0"`), want: failed},
+	{name: "storage rejects", fault: harness.Reject(409, "BlobImmutableDueToPolicy"), want: want{status: 409, code: "immutable"}},
+	{name: "storage throttles early", fault: respond(503, "ServerBusy", "Retry-After", "120"), want: throttled},
+	{name: "storage rejects a list", only: "blocks", edit: line("If-Match: *"), at: atBlockList, fault: failsMatch, want: failed},
+	{name: "storage resets early", only: "streamed", fault: reset(0), want: notStored},
+	{name: "storage resets early", only: "body buffered", fault: reset(0), want: unknown},
+	{name: "storage resets in the body", only: "streamed", share: 0.9, fault: reset(0.5), want: notStored},
+	{name: "storage resets in the body", only: "body buffered", fault: reset(0.5), want: unknown},
+	{name: "storage resets the block list", only: "blocks", at: atBlockList, fault: reset(0.5), want: unknown},
 
-	{name: "storage sends no 100 Continue", only: "body", fault: uninvited, status: 200, changed: true},
-	{name: "storage fails once", fault: harness.Once(respond(500, "InternalError")), status: 200, changed: true},
-	{name: "storage throttles once", only: "buffered", fault: harness.Once(harness.Reject(503, "ServerBusy", "Retry-After", "1")), status: 200, changed: true},
-	{name: "storage times out once", only: "buffered", fault: harness.Once(harness.Reject(408, "OperationTimedOut")), status: 200, changed: true},
-	{name: "storage resets once", only: "buffered", fault: harness.Once(harness.Reset), status: 200, changed: true},
-	{name: "response lost once", at: harness.Changes, fault: harness.Once(harness.LoseResponse), status: 200, changed: true},
-	{name: "responses lost", only: "body", at: harness.Changes, fault: harness.LoseResponse, status: 200, changed: true},
+	{name: "storage sends no 100 Continue", only: "body", fault: uninvited, want: success},
+	{name: "storage fails once", fault: harness.Once(respond(500, "InternalError")), want: success},
+	{name: "storage throttles once", only: "buffered", fault: harness.Once(throttles), want: success},
+	{name: "storage times out once", only: "buffered", fault: harness.Once(harness.Reject(408, "OperationTimedOut")), want: success},
+	{name: "storage resets once", only: "buffered", fault: harness.Once(harness.Reset), want: success},
+	{name: "response lost once", at: harness.Changes, fault: harness.Once(harness.LoseResponse), want: success},
+	{name: "responses lost", only: "body", at: harness.Changes, fault: harness.LoseResponse, want: success},
 
-	{name: "responses lost, also of lookups", at: harness.Changes, lookups: true, fault: harness.LoseResponse, status: 503, code: storageDown, outcome: unknown, changed: true},
-	{name: "requests lost, also lookups", at: harness.Changes, lookups: true, fault: reset(1), status: 503, code: storageDown, outcome: unknown},
-	{name: "requests lost", only: "body", at: harness.Changes, fault: reset(1), status: 503, code: storageDown, outcome: unknown},
-	{
-		name: "storage stores other bytes", only: "put sized", at: harness.Changes, fault: harness.CRC64(base64.StdEncoding.EncodeToString(make([]byte, 8))),
-		status: 502, code: "damaged", outcome: "stored", changed: true,
-	},
+	{name: "responses lost, also of lookups", at: harness.Changes, lookups: true, fault: harness.LoseResponse, want: unknownStored},
+	{name: "requests lost, also lookups", at: harness.Changes, lookups: true, fault: reset(1), want: unknown},
+	{name: "requests lost", only: "body", at: harness.Changes, fault: reset(1), want: unknown},
+	{name: "storage stores other bytes", only: "put sized", at: harness.Changes, fault: storesOther, want: damaged},
 
-	{name: "signer killed in the body", only: "streamed", kill: signer, share: 0.9, status: 503, code: signerDown},
-	{name: "signer killed, not carried out", kill: signer, at: harness.Changes, fault: receiveShare(1), hangs: true, status: 503, code: signerDown, outcome: unknown},
-	{name: "signer killed, carried out", kill: signer, at: harness.Changes, fault: carryOut, hangs: true, status: 503, code: signerDown, outcome: unknown, changed: true},
+	{name: "signer killed in the body", only: "streamed", kill: signer, share: 0.9, want: killed},
+	{name: "signer killed, discarded", kill: signer, at: harness.Changes, fault: receiveShare(1), hangs: true, want: killedUnknown},
+	{name: "signer killed, carried out", kill: signer, at: harness.Changes, fault: carryOut, hangs: true, want: killedStored},
 	{name: "frontend killed in the body", only: "single", kill: frontend, share: 0.9},
-	{name: "frontend killed, carried out", only: "single", kill: frontend, at: harness.Changes, fault: carryOut, hangs: true, changed: true},
-	{name: "no fault", status: 200, changed: true},
+	{name: "frontend killed, carried out", only: "single", kill: frontend, fault: carryOut, hangs: true, want: want{changed: true}},
+	{name: "no fault", want: success},
 }
 
 // TestBrokenChangesKeepOldPicture breaks changes of every kind at every stage.
@@ -231,9 +255,10 @@ func TestBrokenChangesKeepOldPicture(t *testing.T) {
 				t.Run(row.name, func(t *testing.T) { row.run(t, c, sys, storage, fmt.Sprint("user-", i)) })
 			}
 			harness.Eventually(t, func() error {
-				busy := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight") + harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight")
-				if buffers := harness.Sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); busy+buffers > 0 {
-					return fmt.Errorf("%v requests are in flight, %v upload buffers in use", busy, buffers)
+				n := harness.Sum(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight")
+				n += harness.Sum(t, sys.SignerOps, "cats_signer_http_requests_in_flight")
+				if n += harness.Sum(t, sys.SignerOps, "cats_signer_upload_buffers_in_use"); n > 0 {
+					return fmt.Errorf("%v requests and upload buffers are still in use", n)
 				}
 				return nil
 			})
@@ -261,10 +286,10 @@ func TestSilentStorageKeepsOldPicture(t *testing.T) {
 		change
 		cutoff
 	}{
-		"silent-in-a-put":             {put, cutoff{fault: receiveShare(0.1), hangs: true, status: 503, code: storageDown}},
-		"silent-in-a-form":            {form, cutoff{fault: receiveShare(0.1), hangs: true, status: 503, code: storageDown}},
-		"silent-after-the-last-byte":  {small, cutoff{fault: receiveShare(1), hangs: true, status: 503, code: storageDown, outcome: unknown}},
-		"responds-to-a-put-after-25s": {small, cutoff{fault: late, status: 200, changed: true}},
+		"silent-in-a-put":             {put, cutoff{fault: receiveShare(0.1), hangs: true, want: notStored}},
+		"silent-in-a-form":            {form, cutoff{fault: receiveShare(0.1), hangs: true, want: notStored}},
+		"silent-after-the-last-byte":  {small, cutoff{fault: receiveShare(1), hangs: true, want: unknown}},
+		"responds-to-a-put-after-25s": {small, cutoff{fault: late, want: success}},
 	} {
 		t.Run(user, func(t *testing.T) {
 			t.Parallel()
@@ -285,7 +310,8 @@ func (row cutoff) run(t *testing.T, c change, sys *stack.System, storage *harnes
 	if row.at == nil {
 		row.at = atData
 	}
-	happened, over := make(chan struct{}), make(chan struct{}) // the fault, or storage has received a request if there is none; the row
+	happened := make(chan struct{}) // the fault; without one, storage has received a request
+	over := make(chan struct{})
 	done := sync.OnceFunc(func() { close(happened) })
 	var changing atomic.Bool
 	storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -318,7 +344,7 @@ func (row cutoff) run(t *testing.T, c change, sys *stack.System, storage *harnes
 			t.Fatal(err)
 		}
 	}
-	status := row.status
+	status := row.want.status
 	if status == 200 && c.content == nil {
 		status = http.StatusNoContent
 	}
@@ -329,18 +355,18 @@ func (row cutoff) run(t *testing.T, c change, sys *stack.System, storage *harnes
 		a.Want(t, status)
 	}
 	if answered && status >= 400 {
-		a.WantProblem(t, status, row.code)
-		a.Outcome(t, row.outcome)
+		a.WantProblem(t, status, row.want.code)
+		a.Outcome(t, row.want.outcome)
 	}
-	if after := a.Header.Get("Retry-After"); row.code == "throttled" && after != "120" {
+	if after := a.Header.Get("Retry-After"); row.want.code == "throttled" && after != "120" {
 		t.Errorf("Retry-After: %s; want that of storage", after)
 	}
 	etag, content := stored(t, sys, user)
 	want := harness.Cat
-	if row.changed {
+	if row.want.changed {
 		want = c.content
 	}
-	if (etag == old) == row.changed || string(content) != string(want) {
+	if (etag == old) == row.want.changed || string(content) != string(want) {
 		t.Errorf("storage has %d bytes with ETag %s; want %d, with the ETag %s before", len(content), etag, len(want), old)
 	}
 	if status == 200 && a.Field(t, "etag") != etag {
@@ -360,7 +386,9 @@ func stored(t *testing.T, sys *stack.System, user string) (etag string, content 
 }
 
 // send sends u and returns the response; ok is false if there is none.
-func (row cutoff) send(t *testing.T, c change, sys *stack.System, u harness.RawUpload, happened <-chan struct{}) (a harness.Response, ok bool) {
+func (row cutoff) send(
+	t *testing.T, c change, sys *stack.System, u harness.RawUpload, happened <-chan struct{},
+) (a harness.Response, ok bool) {
 	t.Helper()
 	conn := harness.Dial(t, sys)
 	defer func() { _ = conn.Close() }()

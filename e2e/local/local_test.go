@@ -4,14 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,7 +66,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 	cmd := exec.Command("bin/local")
 	cmd.Dir, cmd.Env = l.dir, slices.Clone(buildEnv)
 	for _, name := range []string{"FRONTEND", "FRONTEND_OPS", "SIGNER", "SIGNER_OPS", "STORAGE", "PROMETHEUS"} {
-		l.port[name] = freePort(t)
+		l.port[name] = harness.FreePort(t)
 		cmd.Env = append(cmd.Env, name+"_PORT="+l.port[name])
 	}
 	cmd.Env = append(cmd.Env, more...)
@@ -114,19 +112,6 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		}
 	})
 	return l
-}
-
-// freePort returns a port below the ports that the kernel assigns to connections.
-func freePort(t *testing.T) string {
-	t.Helper()
-	for {
-		port := strconv.Itoa(10_000 + rand.IntN(20_000))
-		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+port)
-		if err == nil {
-			_ = l.Close()
-			return port
-		}
-	}
 }
 
 func (l *localStack) address(listener string) string { return "127.0.0.1:" + l.port[listener] }
@@ -212,8 +197,11 @@ func TestLocalStopsWhenItsOutputIsClosed(t *testing.T) {
 // The provider's certificate is not that of bin/local.
 func TestLocalStartsAndStopsEverything(t *testing.T) {
 	t.Parallel()
-	p := harness.StartProvider(t, "0")
-	l := startLocal(t, "", "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+certificates(t))
+	p, dir := harness.StartProvider(t, "0"), t.TempDir()
+	if err := os.Symlink(harness.Stack(t).CA.File, filepath.Join(dir, "ca.crt")); err != nil {
+		t.Fatal(err)
+	}
+	l := startLocal(t, "", "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+dir)
 	l.waitReady(t)
 	token := p.Token(t, "mia", harness.Audience)
 	harness.SendAs(t, "", "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 401)
@@ -227,7 +215,7 @@ func TestLocalStartsAndStopsEverything(t *testing.T) {
 	} else if os.Getenv("CI") != "" {
 		t.Error("Prometheus has not started; it is Debian's package prometheus")
 	}
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} { // make and the terminal send several at once
+	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} { // as make and the terminal do
 		_ = l.process.Signal(s)
 	}
 	if err := l.end(t); err != nil || !strings.Contains(l.text(), "stopping") {
@@ -235,47 +223,22 @@ func TestLocalStartsAndStopsEverything(t *testing.T) {
 	}
 }
 
-// certificates returns a folder with the certificate of the harness's CA.
-func certificates(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.Symlink(harness.Stack(t).CA.File, filepath.Join(dir, "ca.crt")); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // wantScraped waits until Prometheus has scraped both containers, and checks that it has the rules.
 func (l *localStack) wantScraped(t *testing.T) {
 	t.Helper()
-	get := func(path string, v any) {
-		if err := json.Unmarshal(harness.Do(t, "GET", "http://"+l.address("PROMETHEUS")+path, "", nil).Want(t, 200).Body, v); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var rules struct{ Data struct{ Groups []any } }
-	if get("/api/v1/rules", &rules); len(rules.Data.Groups) != 2 {
-		t.Errorf("%d groups of rules; want 2", len(rules.Data.Groups))
-	}
 	harness.Eventually(t, func() error {
-		var targets struct {
-			Data struct {
-				ActiveTargets []struct {
-					Labels            map[string]string
-					Health, LastError string
-				}
+		targets := harness.Do(t, "GET", "http://"+l.address("PROMETHEUS")+"/api/v1/targets", "", nil).Want(t, 200).Body
+		for _, container := range []string{"frontend", "signer"} {
+			if !regexp.MustCompile(`"container":"` + container + `"[^{}]*"namespace":"cats-api".*?"health":"up"`).Match(targets) {
+				return fmt.Errorf("%s has not been scraped: %s", container, targets)
 			}
-		}
-		get("/api/v1/targets", &targets)
-		up := map[string]bool{}
-		for _, target := range targets.Data.ActiveTargets {
-			up[target.Labels["namespace"]+"/"+target.Labels["container"]] = target.Health == "up"
-		}
-		if !up["cats-api/frontend"] || !up["cats-api/signer"] {
-			return fmt.Errorf("targets: %+v", targets)
 		}
 		return nil
 	})
+	rules, _ := harness.Do(t, "GET", "http://"+l.address("PROMETHEUS")+"/api/v1/rules", "", nil).Field(t, "data").(map[string]any)
+	if groups, _ := rules["groups"].([]any); len(groups) != 2 {
+		t.Errorf("%d groups of rules; want 2", len(groups))
+	}
 }
 
 func TestLocalEndsWhenAProcessDies(t *testing.T) {

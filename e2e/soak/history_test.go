@@ -27,7 +27,8 @@ type write struct {
 	last  time.Time // it takes no effect later; zero while it is in progress
 }
 
-// history is the list of the writes of one user, from which follow the pictures that a client may observe. It is safe for concurrent use.
+// history is the list of the writes of one user, from which follow the pictures that a client may observe. It is safe for
+// concurrent use.
 type history struct {
 	user string
 

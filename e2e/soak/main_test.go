@@ -1,4 +1,4 @@
-// Package soak tests random load with faults, and what is lost or grows under it; make soak runs it for longer.
+// Package soak tests random load with faults: no picture is lost, and no resource grows. make soak runs it for longer.
 package soak
 
 import (

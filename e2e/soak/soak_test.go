@@ -44,7 +44,6 @@ type soak struct {
 
 	disturbances atomic.Int64 // in progress
 	undisturbed  atomic.Int64 // end of the last disturbance, Unix time in nanoseconds
-	late         atomic.Int64 // nanoseconds for which this process did not run when it should have
 	stored       atomic.Int64 // bytes
 	streams      atomic.Uint64
 }
@@ -66,7 +65,8 @@ func TestSoak(t *testing.T) {
 		seed = uint64(time.Now().UnixNano()) % 1e6
 	}
 	t.Logf("SOAK_SEED=%d", seed)
-	s := &soak{t: t, seed: seed, rate: 5 << 20, counts: map[string]int{}, storage: harness.NewStorageProxy(t), client: harness.Client()}
+	s := &soak{t: t, storage: harness.NewStorageProxy(t), client: harness.Client(), seed: seed, rate: 5 << 20}
+	s.counts = map[string]int{}
 	users, contested, readers := 24, 4, 8
 	frontend := map[string]string{"STALL_TIMEOUT": "5s", "MAX_PICTURE_SIZE": "20MiB"}
 	signer := harness.Merge(frontend, map[string]string{"EXISTENCE_CACHE_TTL": existenceTTL.String()})
@@ -88,7 +88,7 @@ func TestSoak(t *testing.T) {
 				wg.Go(func() {
 					for ctx.Err() == nil {
 						step(r)
-						sleep(ctx, time.Duration(r.Float64()*float64(pause)))
+						time.Sleep(time.Duration(r.Float64() * float64(pause)))
 					}
 				})
 			}
@@ -100,14 +100,12 @@ func TestSoak(t *testing.T) {
 			}
 			run(writers, 0, func(r *rand.Rand) { s.write(h, writers == 1, r) })
 		}
-		run(readers, 200*time.Millisecond, func(r *rand.Rand) { s.look(s.users[r.IntN(len(s.users))], r) })
-		run(2, 200*time.Millisecond, s.garbage)
+		run(readers, 200*time.Millisecond, func(r *rand.Rand) { _ = s.look(s.users[r.IntN(len(s.users))], r) })
 		return &wg
 	}
 
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()
-	go s.watch(ctx)
 	wg := load(ctx)
 	s.disturb(duration * 3 / 5)
 	stop()
@@ -121,13 +119,6 @@ func TestSoak(t *testing.T) {
 		harness.WantNoFaults(t, p.Log.Path(), s.fault)
 	}
 	t.Log(s.progress())
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
 
 // fault fails the test. It reports the first faults only.
@@ -162,18 +153,6 @@ func (s *soak) count(what string) {
 	s.counts[what]++
 }
 
-// watch measures for how long this process does not run: on a busy machine, the clients are the cause of stalled uploads.
-func (s *soak) watch(ctx context.Context) {
-	const step = 100 * time.Millisecond
-	for ctx.Err() == nil {
-		began := time.Now()
-		time.Sleep(step)
-		if late := time.Since(began) - step; late > 500*time.Millisecond {
-			s.late.Add(int64(late))
-		}
-	}
-}
-
 // budget waits until n bytes may be uploaded.
 func (s *soak) budget(n int) {
 	s.mu.Lock()
@@ -206,7 +185,7 @@ func (s *soak) disturb(duration time.Duration) {
 			harness.Restart(s.t, p)
 		}
 	}
-	s.cycle(r, duration, disturbances, func() {})
+	s.cycle(r, duration, disturbances)
 }
 
 func (s *soak) stopStorage(r *rand.Rand) func() {
@@ -228,10 +207,10 @@ func (s *soak) loseResponses(r *rand.Rand) func() {
 	}
 }
 
-// cycle causes one disturbance after the other in random order, with pauses. It calls meanwhile about every second.
-func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[string]func(), meanwhile func()) {
+// cycle causes one disturbance after the other in random order, with pauses.
+func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[string]func()) {
 	s.t.Helper()
-	began, logged := time.Now(), time.Now()
+	began := time.Now()
 	names := slices.Sorted(maps.Keys(disturbances))
 	for round := 0; round == 0 || time.Since(began) < duration; round++ {
 		r.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
@@ -246,14 +225,7 @@ func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[stri
 					pause += aftermath // so that some requests are not excused
 				}
 			}
-			for until := time.Now().Add(pause); time.Now().Before(until); {
-				time.Sleep(min(time.Until(until), time.Second))
-				meanwhile()
-				if time.Since(logged) > 10*time.Second {
-					logged = time.Now()
-					s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
-				}
-			}
+			time.Sleep(pause)
 			s.disturbances.Add(1)
 			disturbances[name]()
 			ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
@@ -264,6 +236,7 @@ func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[stri
 			s.count(name)
 			s.undisturbed.Store(time.Now().UnixNano())
 			s.disturbances.Add(-1)
+			s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
 		}
 	}
 }
@@ -286,7 +259,9 @@ func (s *soak) check(when string) {
 	s.undisturbed.Store(0)
 	r := rand.New(rand.NewPCG(s.seed, 2))
 	for _, h := range s.users {
-		s.look(h, r)
+		if status := s.look(h, r); status != 200 && status != 404 {
+			s.fault("%s: GET /cat/%s: %d", when, h.user, status)
+		}
 	}
 	s.t.Logf("%s: %d users compared", when, len(s.users))
 }
@@ -299,6 +274,6 @@ func (s *soak) progress() string {
 	for _, what := range slices.Sorted(maps.Keys(s.counts)) {
 		fmt.Fprintf(&b, ", %s %d", what, s.counts[what])
 	}
-	fmt.Fprintf(&b, ", late %v, faults %d", time.Duration(s.late.Load()).Round(time.Second/10), s.faults)
+	fmt.Fprintf(&b, ", faults %d", s.faults)
 	return b.String()
 }
