@@ -124,31 +124,37 @@ func TestFaultsOfStorageResponses(t *testing.T) {
 		}{
 			{
 				"storage: throttling (503, Retry-After 1)", harness.Reject(503, "ServerBusy", "Retry-After", "1"),
-				[]string{"throttled", "ServerBusy"}, 20,
+				[]string{"throttled", "ServerBusy"},
+				20,
 			},
 			{
 				"storage: throttling (503, Retry-After 120)", harness.Reject(503, "ServerBusy", "Retry-After", "120"),
-				[]string{"throttled", "ServerBusy"}, 6,
+				[]string{"throttled", "ServerBusy"},
+				6,
 			},
 			{"storage: throttling (429)", harness.Reject(429, "TooManyRequests"), []string{"throttled", "TooManyRequests"}, 20},
 			{
 				"storage: internal error (500)", harness.Reject(500, "InternalError"),
-				[]string{"storage_unavailable", "500 InternalError", "the-request-id"}, 28,
+				[]string{"storage_unavailable", "500 InternalError", "the-request-id"},
+				28,
 			},
 			{"storage: connections are reset", harness.Reset, []string{"storage_unavailable", "connection reset"}, 32},
 			{
 				"storage: no container (404)", harness.Reject(404, "ContainerNotFound"),
-				[]string{"internal", "ContainerNotFound", "fix: create the container"}, 6,
+				[]string{"internal", "ContainerNotFound", "fix: create the container"},
+				6,
 			},
 			{"storage: response of another server (404)", harness.Reject(404, ""), []string{"internal", "404"}, 6},
 			{
 				"identity: no role on the container (403)", harness.Reject(403, "AuthorizationPermissionMismatch"),
-				[]string{"AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor"}, 6,
+				[]string{"AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor"},
+				6,
 			},
 			{
 				"identity: storage rejects the access token (401)",
 				harness.Reject(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge),
-				[]string{"InvalidAuthenticationInfo", "fix: storage does not accept the identity's token"}, 6,
+				[]string{"InvalidAuthenticationInfo", "fix: storage does not accept the identity's token"},
+				6,
 			},
 		} {
 			t.Run(c.name, func(t *testing.T) {
