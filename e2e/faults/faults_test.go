@@ -138,7 +138,7 @@ func TestFaultsOfStorageResponses(t *testing.T) {
 				[]string{"storage_unavailable", "500 InternalError", "the-request-id"},
 				28,
 			},
-			{"storage: connections are reset", harness.Reset, []string{"storage_unavailable", "connection reset"}, 32},
+			{"storage: connections are reset", harness.Reset, []string{"storage_unavailable", "connection reset"}, 40},
 			{
 				"storage: no container (404)", harness.Reject(404, "ContainerNotFound"),
 				[]string{"internal", "ContainerNotFound", "fix: create the container"},
