@@ -56,7 +56,7 @@ func TestTokenFileRotatesBeforeTheExpiry(t *testing.T) {
 	})
 }
 
-func TestTokenFileStaysWholeIfItCannotBeWritten(t *testing.T) {
+func TestTokenFileSurvivesFailedWrites(t *testing.T) {
 	cluster, _ := testCluster()
 	file, err := NewTokenFile(filepath.Join(t.TempDir(), "token"), cluster, valid())
 	if err != nil {
