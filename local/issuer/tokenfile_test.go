@@ -55,3 +55,21 @@ func TestTokenFileRotatesBeforeTheExpiry(t *testing.T) {
 		}
 	})
 }
+
+func TestTokenFileSurvivesFailedWrites(t *testing.T) {
+	cluster, _ := testCluster()
+	file, err := NewTokenFile(filepath.Join(t.TempDir(), "token"), cluster, valid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := readToken(t, cluster, file)
+	if err := os.Mkdir(file.Path()+".new", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Reset(); err == nil {
+		t.Error("no error")
+	}
+	if got := readToken(t, cluster, file); got.ID != first.ID {
+		t.Error("the token was replaced")
+	}
+}

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -146,5 +147,18 @@ func TestSystemStartReportsReadiness(t *testing.T) {
 	}))
 	if err == nil || !strings.Contains(err.Error(), "waiting for signer") || !strings.Contains(err.Error(), "no key") {
 		t.Errorf("got %v; want the signer's response", err)
+	}
+}
+
+func TestSystemStartReportsAFullDisk(t *testing.T) {
+	opts := systemOptions(t, func(http.ResponseWriter, *http.Request) {})
+	opts.Dir = t.TempDir()
+	log := opts.Dir + "/logs/signer.log"
+	if err := errors.Join(os.Mkdir(opts.Dir+"/logs", 0o700), os.Symlink("/dev/full", log)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := newStack(t).StartSystem(t.Context(), opts)
+	if err == nil || !strings.Contains(err.Error(), "writing the log of signer: write "+log+": no space left on device") {
+		t.Errorf("got %v; want the error of the log", err)
 	}
 }
