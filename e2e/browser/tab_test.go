@@ -265,6 +265,7 @@ func (b *tab) drop(path string) {
 // open enters a user name.
 func (b *tab) open(user string) {
 	b.t.Helper()
+	b.holds(`!!document.body.dataset.view`) // the script has started; it sets the name
 	b.do(chromedp.SetValue(chromedp.CSS("#name"), user), chromedp.Click(chromedp.CSS("#show")))
 }
 
