@@ -91,7 +91,14 @@ func (a *StorageProxy) Up(t *testing.T, address string) {
 	}
 	a.Address = l.Addr().String()
 	a.URL = fmt.Sprintf("https://%s.blob.localhost:%d", stack.Account, l.Addr().(*net.TCPAddr).Port)
-	a.server = &http.Server{Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	a.server = &http.Server{
+		Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if secure, ok := c.(*tls.Conn); ok && state == http.StateNew { // else the kernel can hold a whole picture that a fault does not read
+				_ = secure.NetConn().(*net.TCPConn).SetReadBuffer(256 << 10)
+			}
+		},
+	}
 	go func() { _ = a.server.Serve(l) }() // until it is closed
 }
 

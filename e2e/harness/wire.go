@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,11 +114,15 @@ func ReadStatuses(t *testing.T, sys *stack.System, what, raw string) []string {
 	return lines
 }
 
-// FreePort returns a free port that the kernel does not assign to other sockets.
+var nextPort atomic.Int64
+
+func init() { nextPort.Store(rand.Int64N(20_000)) } // other packages run at the same time
+
+// FreePort returns a free port that the kernel does not assign to other sockets. Each call returns another one.
 func FreePort(t *testing.T) string {
 	t.Helper()
 	for {
-		port := strconv.Itoa(10_000 + rand.IntN(20_000))
+		port := strconv.FormatInt(10_000+nextPort.Add(1)%20_000, 10)
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:"+port)
 		if err == nil {
 			_ = l.Close()
