@@ -39,7 +39,7 @@ const (
 // Client is the [Signer] of the frontend: it calls the signer over the loopback interface. It is safe for concurrent use.
 //
 // Client never repeats a Delete, a CommitUpload, or a Put after the first Read of its body. If the signer may have received a
-// write and its response is lost, the error has the Outcome unknown. Client closes no connection that the signer keeps open.
+// write and its response is lost, the error has the Outcome unknown.
 type Client struct {
 	host      string
 	transport http.RoundTripper

@@ -266,6 +266,7 @@ func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, source Source
 // error. Find removes the picture from the existence cache: another replica may have stored it.
 func (s *Store) Find(ctx context.Context, user signerapi.User, mark string) (info signerapi.Info, ok bool, err error) {
 	s.cache.forget(user)
+	defer s.cache.forget(user) // a lookup that began before
 	return s.newUpload(user, signerapi.Preconditions{}, mark).find(ctx)
 }
 

@@ -88,7 +88,7 @@ func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	r.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, log, reg)
 	client, err := storage.New(storage.Options{
 		Settings: opts.Storage, Credential: r.tokens, Transport: opts.Transport,
-		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond},
+		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 2 * time.Second},
 	}, log, reg)
 	if err == nil {
 		slots := ratelimit.NewPools("signer", 0, reg).New("uploads", 1)

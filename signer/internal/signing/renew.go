@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	probeInterval = time.Minute // at least, with jitter
+	probeInterval = time.Minute // on average, with jitter
 	probeTTL      = time.Hour   // of a signed URL that is probed; no client gets it
 )
 

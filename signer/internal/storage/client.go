@@ -216,11 +216,12 @@ func (c *Client) Call(ctx context.Context, op *Operation, f func(context.Context
 	if err != nil {
 		return apierror.ErrStorageUnavailable.Wrap(ErrBreakerOpen)
 	}
+	var counted error
+	defer func() { done(counted) }() // also after a panic, or the half-open breaker would lose a call forever
 	err = c.call(ctx, op, f)
+	counted = err
 	if op.Body != nil && op.Body.err != nil {
-		done(errBody)
-	} else {
-		done(err)
+		counted = errBody
 	}
 	return err
 }
@@ -230,6 +231,9 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	timeout, retry := op.limits()
 	if c.opts.Retry != nil {
 		timeout, retry = longTimeout, *c.opts.Retry
+		if retry.TryTimeout > 0 {
+			timeout = time.Duration(retry.MaxRetries+1)*retry.TryTimeout + time.Second
+		}
 	}
 	if op.Body != nil {
 		retry = op.Body.limitRetries(retry)

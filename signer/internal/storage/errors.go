@@ -113,7 +113,7 @@ func (r *ResponseError) apiError(blobName string, err error) error {
 	case r.Status == http.StatusBadRequest && strings.HasSuffix(request.URL.Path, "/"+blobName) && r.rejectsName():
 		return apierror.ErrInvalidUser.WithDetail("storage does not accept this user name").Wrap(err)
 	case r.Status == http.StatusConflict, r.Status == http.StatusPreconditionFailed:
-		return StateError(r.Code, conditional && r.Status == http.StatusPreconditionFailed).Wrap(err)
+		return StateError(r.Code, r.Status == http.StatusPreconditionFailed && (conditional || strings.Contains(r.Code, "ConditionNotMet"))).Wrap(err)
 	case r.Status == http.StatusUnauthorized, r.Status == http.StatusForbidden:
 		return apierror.ErrIdentityUnavailable.Wrap(err)
 	case r.Status == http.StatusTooManyRequests, r.Status == http.StatusServiceUnavailable:
@@ -126,8 +126,8 @@ func (r *ResponseError) apiError(blobName string, err error) error {
 }
 
 // StateError returns the error of the API for a blob whose state does not allow an operation, by storage's error code
-// (https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes). precondition tells that the response has
-// status 412 and the request had a precondition.
+// (https://learn.microsoft.com/rest/api/storageservices/blob-service-error-codes). precondition tells that a precondition of
+// the request failed.
 func StateError(code string, precondition bool) *apierror.Error {
 	has := func(part string) bool { return strings.Contains(code, part) }
 	switch {
@@ -137,7 +137,7 @@ func StateError(code string, precondition bool) *apierror.Error {
 		return apierror.ErrImmutable
 	case has("Lease"):
 		return apierror.ErrLeased
-	case precondition, has("ConditionNotMet"):
+	case precondition:
 		return apierror.ErrPreconditionFailed
 	}
 	return apierror.ErrRejectedByStorage
