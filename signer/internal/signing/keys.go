@@ -38,9 +38,9 @@ const (
 
 // Settings are the settings of signed URLs.
 type Settings struct {
-	LinkTTL     time.Duration `env:"LINK_TTL" envDefault:"1h" help:"lifetime of a link if the client requests none"`
+	LinkTTL     time.Duration `env:"LINK_TTL" envDefault:"1h" help:"lifetime of a signed URL if the client requests none"`
 	LinkMaxTTL  time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"longest lifetime that a client can request, at most 72h"`
-	LinkBaseURL string        `env:"LINK_BASE_URL" help:"public base URL of links, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
+	LinkBaseURL string        `env:"LINK_BASE_URL" help:"public base URL of signed URLs, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 }
 
 // Validate returns the validation errors of the settings, joined.
@@ -60,7 +60,7 @@ func (s Settings) Validate() error {
 func (s Settings) TTL(requested time.Duration) (time.Duration, error) {
 	ttl := cmp.Or(requested, s.LinkTTL)
 	if ttl < MinLinkTTL || ttl > s.LinkMaxTTL {
-		return 0, apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("ttl: the lifetime of a link is at least %v and at most %v", MinLinkTTL, s.LinkMaxTTL))
+		return 0, apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("ttl: the lifetime of a signed URL is at least %v and at most %v", MinLinkTTL, s.LinkMaxTTL))
 	}
 	return ttl, nil
 }
