@@ -1,55 +1,29 @@
 package web
 
-import (
-	"net/http"
-
-	"cats.example/shared/access"
-	"cats.example/shared/picture"
-)
-
-// about is the response to GET /about. All sizes are in bytes.
-type about struct {
-	MaxPictureSize picture.Size      `json:"max_picture_size"`
-	MaxDirectSize  int64             `json:"max_direct_size"`
-	PictureTypes   []string          `json:"picture_types"`
-	MaxPixels      uint64            `json:"max_pixels"`
-	LinkTTL        int64             `json:"link_ttl_seconds"`
-	LinkMaxTTL     int64             `json:"link_max_ttl_seconds"`
-	StorageOrigin  string            `json:"storage_origin"`
-	ReadAccess     access.ReadAccess `json:"read_access,omitempty"`
-	SignIn         *signIn           `json:"sign_in,omitempty"`
-}
-
-// signIn is what a client needs to sign users in.
-type signIn struct {
-	Issuer       string `json:"issuer"`
-	DiscoveryURL string `json:"discovery_url"`
-	SignIn
-	UserClaim string `json:"user_claim"`
-}
+import "net/http"
 
 func (api) getService(w http.ResponseWriter, _ *http.Request) error {
-	writeJSON(w, http.StatusOK, map[string]string{"service-name": "cats-api"})
-	return nil
+	return writeJSON(w, http.StatusOK, map[string]string{"service-name": "cats-api"})
 }
 
+// getAbout writes the limits and what a client needs to sign users in. All sizes are in bytes.
 func (a api) getAbout(w http.ResponseWriter, r *http.Request) error {
 	signer, err := a.signer.About(r.Context())
-	a.metrics.countSignerRequest("about", err)
-	if err != nil {
+	if a.counted("about", err) != nil {
 		return err
 	}
 	o := a.options
-	response := about{
-		MaxPictureSize: o.MaxPictureSize, MaxDirectSize: signer.MaxDirectUploadSize, PictureTypes: o.AcceptedTypes, MaxPixels: o.MaxPixels,
-		LinkTTL: signer.LinkTTL, LinkMaxTTL: signer.LinkMaxTTL, StorageOrigin: signer.LinkOrigin,
+	response := map[string]any{
+		"max_picture_size": o.MaxPictureSize, "max_direct_size": signer.MaxDirectUploadSize, "picture_types": o.AcceptedTypes, "max_pixels": o.MaxPixels,
+		"link_ttl_seconds": signer.LinkTTL, "link_max_ttl_seconds": signer.LinkMaxTTL, "storage_origin": signer.LinkOrigin,
 	}
 	if o.AuthenticationOn() {
-		response.ReadAccess = o.ReadAccess
+		response["read_access"] = o.ReadAccess
 	}
 	if o.signInEnabled() {
-		response.SignIn = &signIn{o.Issuer, o.ConfigurationURL(), o.SignIn, signer.UserClaim}
+		response["sign_in"] = map[string]string{
+			"issuer": o.Issuer, "discovery_url": o.ConfigurationURL(), "client_id": o.ClientID, "scope": o.Scope, "user_claim": signer.UserClaim,
+		}
 	}
-	writeJSON(w, http.StatusOK, response)
-	return nil
+	return writeJSON(w, http.StatusOK, response)
 }

@@ -43,8 +43,7 @@ func (a api) getCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		w.WriteHeader(http.StatusNotModified)
 		return nil
 	}
-	writeJSON(w, http.StatusOK, link{owner{user.String()}, signed})
-	return nil
+	return writeJSON(w, http.StatusOK, link{owner{user.String()}, signed})
 }
 
 // getPicture redirects to the signed URL of the picture, for use in HTML pages. Browsers may cache the redirect for half of the
@@ -80,8 +79,7 @@ func (a api) link(r *http.Request, user signerapi.User) (signed signerapi.Link, 
 		return signed, err
 	}
 	signed, err = a.signer.Link(r.Context(), user, opts)
-	a.metrics.countSignerRequest("link", err)
-	return signed, err
+	return signed, a.counted("link", err)
 }
 
 // putCat stores the request body.
@@ -146,14 +144,12 @@ func (a api) store(w http.ResponseWriter, r *http.Request, user signerapi.User, 
 
 // writeStored counts a put or commit_upload request to the signer and writes its result.
 func (a api) writeStored(w http.ResponseWriter, operation string, user signerapi.User, info signerapi.Info, err error) error {
-	a.metrics.countSignerRequest(operation, err)
-	if err != nil {
+	if a.counted(operation, err) != nil {
 		return err
 	}
-	a.metrics.uploadBytes.Add(float64(info.Size))
+	a.uploadBytes.Add(float64(info.Size))
 	w.Header().Set("ETag", info.ETag)
-	writeJSON(w, http.StatusOK, stored{owner{user.String()}, info})
-	return nil
+	return writeJSON(w, http.StatusOK, stored{owner{user.String()}, info})
 }
 
 func (a api) deleteCat(w http.ResponseWriter, r *http.Request, user signerapi.User) error {
@@ -161,9 +157,7 @@ func (a api) deleteCat(w http.ResponseWriter, r *http.Request, user signerapi.Us
 	if err != nil {
 		return err
 	}
-	err = a.signer.Delete(r.Context(), user, preconditions)
-	a.metrics.countSignerRequest("delete", err)
-	if err != nil {
+	if err := a.counted("delete", a.signer.Delete(r.Context(), user, preconditions)); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

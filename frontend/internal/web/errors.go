@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"cats.example/frontend/internal/form"
 	"cats.example/shared/apierror"
 	"cats.example/shared/httpserver"
 	"cats.example/shared/signerapi"
@@ -20,11 +19,6 @@ var (
 	errCrossOrigin      = &apierror.Error{Code: "cross_origin", Status: http.StatusForbidden, Detail: "pages of this origin may not change pictures; the operator can allow origins with CORS_ORIGINS"}
 	errPartialUpload    = &apierror.Error{Code: "partial_upload", Status: http.StatusBadRequest, Detail: "this API accepts whole pictures only (RFC 9110 section 14.5); nothing was stored"}
 )
-
-// ownErrors are the errors of the public API that package apierror does not have.
-var ownErrors = []*apierror.Error{
-	errNoRoute, errMethodNotAllowed, errURITooLong, errMisdirected, errCrossOrigin, errPartialUpload, form.ErrMissingFile, form.ErrTwoFiles, form.ErrMalformed,
-}
 
 // maxTarget is the maximum length of a request target in bytes. It has room for a user name and a file name that are
 // percent-encoded several times over.

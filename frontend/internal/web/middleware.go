@@ -1,20 +1,27 @@
 package web
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"math"
 	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 
 	"cats.example/shared/access"
 	"cats.example/shared/apierror"
+	"cats.example/shared/httpserver"
 	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
 )
 
 // preflightMaxAge is how long browsers may cache the response to a CORS preflight.
@@ -24,19 +31,24 @@ const preflightMaxAge = time.Hour
 type middleware struct {
 	Dependencies
 	options     Options
-	metrics     *metrics
+	rejected    *prometheus.CounterVec // uploads, by error code
 	limiter     *ratelimit.RequestLimiter
-	policy      []string // the RateLimit-Policy header
+	policy      string // the RateLimit-Policy header
 	crossOrigin http.CrossOriginProtection
 	cors        *cors.Cors // nil without CORS_ORIGINS
 	warnProxy   sync.Once  // the log line about TRUSTED_PROXIES
 }
 
-func newMiddleware(options Options, deps Dependencies, metrics *metrics) *middleware {
-	limiter := ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, deps.Registry)
-	m := &middleware{Dependencies: deps, options: options, metrics: metrics, limiter: limiter}
+// newMiddleware returns the middlewares and registers their metrics.
+func newMiddleware(options Options, deps Dependencies) *middleware {
+	m := &middleware{
+		Dependencies: deps, options: options,
+		limiter: ratelimit.NewRequestLimiter("frontend", "address", options.RequestLimits, deps.Registry),
+		rejected: telemetry.NewCounterVec(deps.Registry, "cats_frontend_uploads_rejected_total",
+			"Uploads that were rejected or failed, by error code.", "reason", apierror.ErrOverloaded.Code), // it has an alert
+	}
 	if m.limiter.Enabled() {
-		m.policy = []string{fmt.Sprintf(`%s;q=%d;w=%.0f`, addressPolicy, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))}
+		m.policy = fmt.Sprintf(`"default";q=%d;w=%.0f`, options.RateBurst, math.Ceil(float64(options.RateBurst)/options.RateLimit))
 	}
 	var origins []string
 	for _, o := range options.CORSOrigins {
@@ -95,16 +107,24 @@ func isPreflight(r *http.Request) bool {
 // enforceLimits rejects requests that exceed the client's limits or break a rule for their header, before it reads the body:
 // rate, requests in flight, host, length of the target, cross-origin rules. It also answers CORS preflights.
 func (m *middleware) enforceLimits(h handler) handler {
+	limited := m.limitInFlight(m.Slots.Requests, m.checkHeader(h))
 	return func(w http.ResponseWriter, r *http.Request) error {
-		client := clientKey(r, m.options.TrustedProxies)
+		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // zero without a network connection
+		addr := clientIP(peer.Addr(), r.Header[forwardedFor], m.options.TrustedProxies)
+		if addr != peer.Addr().Unmap().WithZone("") {
+			httpserver.SetClientAddress(r.Context(), addr)
+		}
+		client := ratelimit.ClientKey(addr)
 		if err := m.chargeRequest(w, client); err != nil {
 			return err
 		}
-		release, err := m.takeSlot(m.Slots.Requests, client, r)
-		if err != nil {
-			return err
-		}
-		defer release()
+		return limited(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+	}
+}
+
+// checkHeader is the part of enforceLimits for requests that have a slot.
+func (m *middleware) checkHeader(h handler) handler {
+	return func(w http.ResponseWriter, r *http.Request) error {
 		switch {
 		case m.HostAllowed != nil && !m.HostAllowed(r.Host):
 			return errMisdirected
@@ -117,22 +137,16 @@ func (m *middleware) enforceLimits(h handler) handler {
 		if err := m.crossOrigin.Check(r); err != nil {
 			return errCrossOrigin.Wrap(err)
 		}
-		err = h(w, r.WithContext(signerapi.WithClient(r.Context(), client)))
+		err := h(w, r)
 		if errors.Is(err, apierror.ErrRateLimited) {
-			w.Header().Add("RateLimit", rateLimit(callerPolicy, 0, apierror.AsError(err).RetryAfter))
+			w.Header().Add("RateLimit", rateLimit("caller", 0, apierror.AsError(err).RetryAfter))
 		}
 		return err
 	}
 }
 
-// Policies of the RateLimit header. The frontend counts by address; the signer counts by authenticated caller.
-const (
-	addressPolicy = `"default"`
-	callerPolicy  = `"caller"`
-)
-
 // chargeRequest takes one token from the client's bucket and sets the RateLimit headers
-// (draft-ietf-httpapi-ratelimit-headers-11). It returns ErrRateLimited if the bucket is empty.
+// (draft-ietf-httpapi-ratelimit-headers-11), with the policy "default". The policy "caller" is the signer's, by authenticated caller. It returns ErrRateLimited if the bucket is empty.
 func (m *middleware) chargeRequest(w http.ResponseWriter, client string) error {
 	if !m.limiter.Enabled() {
 		return nil
@@ -142,39 +156,33 @@ func (m *middleware) chargeRequest(w http.ResponseWriter, client string) error {
 	if err != nil {
 		reset = apierror.AsError(err).RetryAfter
 	}
-	header := w.Header()
-	header["Ratelimit-Policy"] = m.policy // RateLimit-Policy in canonical form
-	header["Ratelimit"] = []string{rateLimit(addressPolicy, quota.Remaining, reset)}
+	w.Header().Set("RateLimit-Policy", m.policy)
+	w.Header().Set("RateLimit", rateLimit("default", quota.Remaining, reset))
 	return err
 }
 
 // rateLimit returns an item of the RateLimit header.
 func rateLimit(policy string, remaining int, reset time.Duration) string {
-	return fmt.Sprintf("%s;r=%d;t=%d", policy, remaining, seconds(reset))
+	return fmt.Sprintf("%q;r=%d;t=%d", policy, remaining, seconds(reset))
 }
 
-// limitInFlight rejects requests for which pool has no slot.
+// limitInFlight rejects requests for whose client pool has no slot. If the client may be a proxy that is not in TRUSTED_PROXIES,
+// it logs that once.
 func (m *middleware) limitInFlight(pool *ratelimit.Pool, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		release, err := m.takeSlot(pool, signerapi.ClientFrom(r.Context()), r)
+		client := signerapi.ClientFrom(r.Context())
+		release, err := pool.Take(client)
+		if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(m.options.TrustedProxies) == 0 {
+			m.warnProxy.Do(func() {
+				m.Log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
+			})
+		}
 		if err != nil {
 			return err
 		}
 		defer release()
 		return h(w, r)
 	}
-}
-
-// takeSlot takes a slot of pool for the client of r. If the client may be a proxy that is not in TRUSTED_PROXIES, it logs that
-// once.
-func (m *middleware) takeSlot(pool *ratelimit.Pool, client string, r *http.Request) (release func(), err error) {
-	release, err = pool.Take(client)
-	if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(m.options.TrustedProxies) == 0 {
-		m.warnProxy.Do(func() {
-			m.Log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
-		})
-	}
-	return release, err
 }
 
 // requireToken rejects requests without a bearer token, before it reads the body. The signer verifies the token.
@@ -208,7 +216,7 @@ func (m *middleware) countRejections(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		err := h(w, r)
 		if err != nil {
-			m.metrics.uploadsRejected.WithLabelValues(apierror.AsError(err).Code).Inc()
+			m.rejected.WithLabelValues(apierror.AsError(err).Code).Inc()
 		}
 		return err
 	}
@@ -217,18 +225,46 @@ func (m *middleware) countRejections(h handler) handler {
 // requireWhole rejects requests whose header announces a part of a picture or a content coding, before it reads the body.
 func requireWhole(h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		if err := checkWhole(r.Header); err != nil {
-			return err
-		}
+		err := checkWhole(r.Header)
 		for name, values := range r.URL.Query() {
-			if err := checkChunkCount(name, values[0]); err != nil {
-				return err
-			}
+			err = cmp.Or(err, checkChunkCount(name, values[0]))
 		}
-		if err := checkEncoding(r.Header); err != nil {
+		if coding := checkEncoding(r.Header); coding != nil {
 			w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 15.5.16
+			err = cmp.Or(err, coding)
+		}
+		if err != nil {
 			return err
 		}
 		return h(w, r)
 	}
+}
+
+const forwardedFor = "X-Forwarded-For" // in canonical form
+
+// clientIP returns the address of the client that sent a request through peer.
+//
+// This is peer itself unless peer is a trusted proxy. Otherwise it is the last address in X-Forwarded-For that is not a trusted
+// proxy: each proxy appends the address of its own peer, and clients can forge the entries before. An invalid entry ends the
+// search; the result is then the address after it. The result has no zone and is never an IPv4-mapped IPv6 address.
+func clientIP(peer netip.Addr, forwarded []string, trusted AddressRanges) netip.Addr {
+	client := peer.Unmap().WithZone("")
+	list := strings.Join(forwarded, ",")
+	for list != "" && slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(client) }) {
+		i := strings.LastIndexByte(list, ',')
+		last := strings.TrimSpace(list[i+1:])
+		list = list[:max(i, 0)]
+		hop, err := netip.ParseAddr(strings.Trim(last, "[]"))
+		if withPort, portErr := netip.ParseAddrPort(last); portErr == nil {
+			hop, err = withPort.Addr(), nil
+		}
+		switch {
+		case last == "": // RFC 9110 section 5.6.1.2
+			continue
+		case err != nil:
+			return client
+		}
+		client = hop.Unmap().WithZone("")
+	}
+	return client
 }

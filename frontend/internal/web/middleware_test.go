@@ -21,29 +21,22 @@ import (
 func TestSecurityHeadersAreOnEveryResponse(t *testing.T) {
 	a := newAPI(t, "CORS_ORIGINS=https://a.example")
 	a.signer.pictures["x"] = png
-	for _, c := range []struct {
-		method, target string
-		status         int
-	}{
-		{"GET", "/service", 200},
-		{"HEAD", "/cat/x", 200},
-		{"GET", "/cat/x/picture", 307},
-		{"GET", "/service/", 307},
-		{"OPTIONS", "/cat/x", 204},
-		{"PATCH", "/cat/x", 405},
-		{"TRACE", "/cat/x", 405},
-		{"GET", "/nothing", 404},
-		{"OPTIONS", "*", 404},
-		{"GET", "/cat/%00", 422},
-		{"GET", "/page/icon.svg", 200},
-		{"GET", "/cat/" + strings.Repeat("x", 5000), 414},
-		{"DELETE", "/cat/x", 204},
+	want := map[string]string{
+		"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+		"Cross-Origin-Opener-Policy": "same-origin", "Server": "",
+	}
+	for request, status := range map[string]int{
+		"GET /service": 200, "HEAD /cat/x": 200, "GET /cat/x/picture": 307, "GET /service/": 307, "OPTIONS /cat/x": 204, "PATCH /cat/x": 405,
+		"TRACE /cat/x": 405, "GET /nothing": 404, "OPTIONS *": 404, "GET /cat/%00": 422, "GET /page/icon.svg": 200, "GET /" + strings.Repeat("x", 5000): 414,
 	} {
-		rec := a.send(c.method, c.target, nil)
-		got := rec.Header()
-		if rec.Code != c.status || got.Get("X-Content-Type-Options") != "nosniff" || got.Get("Referrer-Policy") != "no-referrer" ||
-			got.Get("Content-Security-Policy") != "default-src 'none'; frame-ancestors 'none'" || got.Get("Cross-Origin-Opener-Policy") != "same-origin" || got.Get("Server") != "" || got.Get("X-Request-Id") == "" {
-			t.Errorf("%s %.20s: %d %v; want %d", c.method, c.target, rec.Code, got, c.status)
+		method, target, _ := strings.Cut(request, " ")
+		rec := a.send(method, target, nil)
+		got := map[string]string{}
+		for name := range want {
+			got[name] = rec.Header().Get(name)
+		}
+		if diff := cmp.Diff(want, got); diff != "" || rec.Code != status || rec.Header().Get("X-Request-Id") == "" {
+			t.Errorf("%.20s: %d; want %d; %v (-want +got):\n%s", request, rec.Code, status, rec.Header(), diff)
 		}
 	}
 }
@@ -64,16 +57,6 @@ func TestForeignHostsAreRejectedFirst(t *testing.T) {
 	}
 }
 
-func TestTargetsOver4KiBAreRejected(t *testing.T) {
-	a := newAPI(t)
-	a.signer.err = errCalled
-	long := "/cat/x?download=" + strings.Repeat("x", maxTarget-len("/cat/x?download="))
-	wantProblem(t, a.send("GET", long, nil), 422, "invalid_argument")
-	for _, target := range []string{long + "x", "/nowhere?" + long, "/service/?" + long} {
-		wantProblem(t, a.send("PUT", target, unread{t}), 414, "uri_too_long")
-	}
-}
-
 func TestRateLimitRejectsUnreadRequests(t *testing.T) {
 	a := newAPI(t, "RATE_LIMIT=0.1", "RATE_BURST=3")
 	for i := range 3 {
@@ -91,33 +74,8 @@ func TestRateLimitRejectsUnreadRequests(t *testing.T) {
 			t.Errorf("%s: %v %s", method, rec.Header(), rec.Body)
 		}
 	}
-	if got := counters(t, a.registry, "requests_rate_limited_total"); got["requests_rate_limited_total"] != "5" {
-		t.Errorf("counted %v; want 5", got)
-	}
 	// Without TRUSTED_PROXIES these headers have no effect.
-	wantProblem(t, a.send("GET", "/service", nil, "X-Forwarded-For", "203.0.113.1", "X-Real-Ip", "203.0.113.1", "Forwarded", "for=203.0.113.1"), 429, "rate_limited")
-}
-
-func TestClientsOfATrustedProxyHaveOwnLimits(t *testing.T) {
-	a := newAPI(t, "RATE_LIMIT=0.1", "RATE_BURST=1", "TRUSTED_PROXIES=192.0.2.0/24") // requests of httptest come from this range
-	for _, c := range []struct {
-		forwarded string
-		status    int
-	}{
-		{"203.0.113.1", 200},
-		{"203.0.113.1:4711", 429},
-		{"8.8.8.8, 203.0.113.1", 429},
-		{"203.0.113.2", 200},
-		{"2001:db8::1", 200},
-		{"2001:db8:0:1::2", 429}, // the same /56
-		{"2001:db8:0:100::2", 200},
-		{"nonsense", 200}, // the proxy itself
-		{"", 429},
-	} {
-		if rec := a.send("GET", "/service", nil, "X-Forwarded-For", c.forwarded); rec.Code != c.status {
-			t.Errorf("%q: %d; want %d", c.forwarded, rec.Code, c.status)
-		}
-	}
+	wantProblem(t, a.send("GET", "/service", nil, "X-Forwarded-For", "203.0.113.1", "Forwarded", "for=203.0.113.1"), 429, "rate_limited")
 }
 
 // newAPI gives one client 1/8 of each pool.
@@ -132,46 +90,42 @@ func TestClientsHaveAShareOfEachPool(t *testing.T) {
 		{"uploads", "POST", "/cat/x", func(s Slots) *ratelimit.Pool { return s.Uploads }, 2},
 		{"commits", "POST", "/cat/x/upload/1-7-A/commit", func(s Slots) *ratelimit.Pool { return s.Commits }, 1},
 	} {
-		t.Run(c.name+" by "+c.method, func(t *testing.T) {
-			a := newAPI(t)
-			a.signer.pictures["x"] = png
-			pool := c.pool(a.deps.Slots)
-			send := func(from string) *httptest.ResponseRecorder {
-				r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader(png))
-				r.RemoteAddr = from + ":1"
-				r.Header.Set("X-Forwarded-For", "198.51.100.1")
-				return a.serve(r)
-			}
-			release := func() {}
-			for range c.share {
-				var err error
-				if release, err = pool.Take("192.0.2.7"); err != nil {
-					t.Fatal(err)
-				}
-			}
-			for range 2 {
-				if p := wantProblem(t, send("192.0.2.7"), 429, "rate_limited"); !strings.Contains(p.Detail, c.name) {
-					t.Errorf("the detail is %q; want %s", p.Detail, c.name)
-				}
-			}
-			if rec := send("192.0.2.8"); rec.Code == 429 || rec.Code == 503 {
-				t.Errorf("another client: %d", rec.Code)
-			}
-			release()
+		a := newAPI(t)
+		a.signer.pictures["x"] = png
+		pool := c.pool(a.deps.Slots)
+		send := func(from string) *httptest.ResponseRecorder {
+			r := httptest.NewRequestWithContext(t.Context(), c.method, c.target, strings.NewReader(png))
+			r.RemoteAddr = from + ":1"
+			r.Header.Set("X-Forwarded-For", "198.51.100.1")
+			return a.serve(r)
+		}
+		for range 2 { // a request releases its slot
 			if rec := send("192.0.2.7"); rec.Code == 429 || rec.Code == 503 {
-				t.Errorf("after a release: %d", rec.Code)
+				t.Errorf("%s, before: %d", c.name, rec.Code)
 			}
-			if n := strings.Count(a.log.String(), "TRUSTED_PROXIES"); n != 1 {
-				t.Errorf("the log names TRUSTED_PROXIES %d times; want once: %s", n, a.log)
+		}
+		for range c.share {
+			if _, err := pool.Take("192.0.2.7"); err != nil {
+				t.Fatal(err)
 			}
-			for i := range pool.Total() {
-				_, _ = pool.Take(fmt.Sprint("other", i))
+		}
+		for range 2 {
+			if p := wantProblem(t, send("192.0.2.7"), 429, "rate_limited"); !strings.Contains(p.Detail, c.name) {
+				t.Errorf("the detail is %q; want %s", p.Detail, c.name)
 			}
-			rec := send("192.0.2.8")
-			if wantProblem(t, rec, 503, "overloaded"); rec.Header().Get("Retry-After") == "" {
-				t.Error("no Retry-After")
-			}
-		})
+		}
+		if rec := send("192.0.2.8"); rec.Code == 429 || rec.Code == 503 {
+			t.Errorf("%s of another client: %d", c.name, rec.Code)
+		}
+		if n := strings.Count(a.log.String(), "TRUSTED_PROXIES"); n != 1 {
+			t.Errorf("the log names TRUSTED_PROXIES %d times; want once: %s", n, a.log)
+		}
+		for i := range pool.Total() {
+			_, _ = pool.Take(fmt.Sprint("other", i))
+		}
+		if rec := send("192.0.2.8"); wantProblem(t, rec, 503, "overloaded").Status == 503 && rec.Header().Get("Retry-After") == "" {
+			t.Errorf("%s: no Retry-After", c.name)
+		}
 	}
 }
 
@@ -223,45 +177,37 @@ func TestAllowedOriginsMayUseTheAPI(t *testing.T) {
 	const origin = "https://cats.example.com"
 	a := newAPI(t, "RATE_LIMIT=1000", "CORS_ORIGINS=https://first.example:8443, "+origin)
 	a.signer.pictures["x"] = png
-	headers := "authorization,content-digest,content-encoding,content-md5,content-range,content-type,if-match,if-none-match,traceparent,upload-complete,upload-incomplete,upload-offset,x-request-id"
+	headers := "authorization,content-digest,content-encoding,content-md5,content-range,content-type,if-match,if-none-match,traceparent," +
+		"upload-complete,upload-incomplete,upload-offset,x-request-id"
+	preflight := map[string]string{
+		"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Headers": headers, "Access-Control-Allow-Credentials": "",
+		"Access-Control-Max-Age": "3600", "X-Content-Type-Options": "nosniff", "RateLimit-Policy": `"default";q=500;w=1`,
+	}
 	for _, method := range []string{"GET", "PUT", "POST", "DELETE"} {
 		rec := a.send("OPTIONS", "/cat/x", nil, "Origin", origin, "Access-Control-Request-Method", method, "Access-Control-Request-Headers", headers)
-		got := rec.Header()
-		if rec.Code != 204 || got.Get("Access-Control-Allow-Origin") != origin || got.Get("Access-Control-Allow-Methods") != method ||
-			got.Get("Access-Control-Allow-Headers") != headers || got.Get("Access-Control-Allow-Credentials") != "" || got.Get("Access-Control-Max-Age") != "3600" ||
-			!strings.Contains(got.Get("Vary"), "Origin") || got.Get("X-Content-Type-Options") == "" || got.Get("RateLimit") == "" {
-			t.Errorf("preflight for %s: %d %v", method, rec.Code, got)
+		preflight["Access-Control-Allow-Methods"] = method
+		for name, want := range preflight {
+			if got := rec.Header().Get(name); got != want || rec.Code != 204 || !strings.Contains(rec.Header().Get("Vary"), "Origin") {
+				t.Errorf("preflight for %s: %d, %s is %q", method, rec.Code, name, got)
+			}
 		}
 	}
-	for _, c := range []struct {
-		method, target string
-		status         int
-		header         string // whose value is gzip
-	}{
-		{"GET", "/cat/x", 200, ""},
-		{"GET", "/cat/nobody", 404, ""},
-		{"PUT", "/cat/y", 200, ""},
-		{"DELETE", "/cat/y", 204, ""},
-		{"GET", "/nowhere", 404, ""},
-		{"GET", "/" + strings.Repeat("x", 5000), 414, ""},
-		{"PUT", "/cat/x", 400, "Content-Range"},
-		{"POST", "/cat/x", 400, "Upload-Offset"},
-		{"PUT", "/cat/x", 415, "Content-Encoding"},
+	exposed := "Etag, Retry-After, Ratelimit, Ratelimit-Policy, X-Request-Id, Www-Authenticate, Allow, Accept-Encoding"
+	for request, status := range map[string]int{
+		"GET /cat/x": 200, "GET /cat/nobody": 404, "PUT /cat/y": 200, "GET /nowhere": 404, "GET /" + strings.Repeat("x", 5000): 414, "PUT /cat/x Content-Range": 400,
+		"PUT /cat/x Content-Encoding": 415,
 	} {
-		header := []string{"Origin", origin, "Sec-Fetch-Site", "cross-site"}
-		if c.header != "" {
-			header = append(header, c.header, "gzip")
-		}
-		rec := a.send(c.method, c.target, strings.NewReader(png), header...)
+		method, target, _ := strings.Cut(request, " ")
+		target, name, _ := strings.Cut(target, " ")
+		header := []string{"Origin", origin, "Sec-Fetch-Site", "cross-site", name, "gzip"}
+		rec := a.send(method, target, strings.NewReader(png), header[:4+2*min(len(name), 1)]...)
 		got := rec.Header()
-		if rec.Code != c.status || got.Get("Access-Control-Allow-Origin") != origin || !cmp.Equal(got.Values("Vary"), []string{"Origin"}) || got.Get("Access-Control-Allow-Credentials") != "" {
-			t.Errorf("%s %s %s: %d %v", c.method, c.target, c.header, rec.Code, got)
-		}
-		if want := "Etag, Retry-After, Ratelimit, Ratelimit-Policy, X-Request-Id, Www-Authenticate, Allow, Accept-Encoding"; !strings.EqualFold(got.Get("Access-Control-Expose-Headers"), want) {
-			t.Errorf("exposed: %q; want %q", got.Get("Access-Control-Expose-Headers"), want)
+		if rec.Code != status || got.Get("Access-Control-Allow-Origin") != origin || !cmp.Equal(got.Values("Vary"), []string{"Origin"}) ||
+			got.Get("Access-Control-Allow-Credentials") != "" || !strings.EqualFold(got.Get("Access-Control-Expose-Headers"), exposed) {
+			t.Errorf("%.40s: %d %v", request, rec.Code, got)
 		}
 	}
-	for _, other := range []string{"https://evil.example", "http://cats.example.com", "https://cats.example.com.evil.example", "https://cats.example.com:8443", "null"} {
+	for _, other := range []string{"https://evil.example", "http://cats.example.com", origin + ".evil.example", origin + ":8443", "null"} {
 		rec := a.send("OPTIONS", "/cat/x", nil, "Origin", other, "Access-Control-Request-Method", "PUT")
 		if rec.Header().Get("Access-Control-Allow-Origin") != "" {
 			t.Errorf("%s is allowed: %v", other, rec.Header())
@@ -318,32 +264,28 @@ func TestRequestsWithoutTokenAreRejectedUnread(t *testing.T) {
 		a := newAPI(t, c.settings...)
 		a.signer.err = apierror.ErrNotFound
 		for method := range strings.FieldsSeq(all) {
+			needed := strings.Contains(c.needed, method)
 			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
 				a.signer.last = call{}
-				needed, valid := strings.Contains(c.needed, method), field == "Bearer mew" || field == "bearer  mew"
-				var body io.Reader = unread{t}
-				contentType := "image/png"
-				if !needed || valid {
-					body = strings.NewReader(png)
-					if method == "POST" {
-						contentType, body = writes[1].contentType, strings.NewReader(writes[1].body)
-					}
+				header, rejected, want := []string{"Content-Type", writes[1].contentType}, needed && field != "Bearer mew" && field != "bearer  mew", call{}
+				if field != "" {
+					header = append(header, "Authorization", field)
 				}
-				header := []string{"Content-Type", contentType, "Authorization", field}
-				if field == "" {
-					header = header[:2]
+				var body io.Reader = unread{t}
+				if !rejected {
+					body = strings.NewReader(map[bool]string{true: writes[1].body, false: png}[method == "POST"])
+					want.user = "mia"
+				}
+				if needed && !rejected {
+					want.token = "mew"
 				}
 				rec := a.send(method, "/cat/mia", body, header...)
-				want := map[bool]call{true: {user: "mia", token: "mew"}, false: {user: "mia"}}[needed]
-				if needed && !valid {
-					want = call{}
-				}
 				if varies := slices.Contains(rec.Header().Values("Vary"), "Authorization"); varies != needed {
 					t.Errorf("%q: %s: Vary is %q", c.settings, method, rec.Header().Values("Vary"))
 				}
-				if (rec.Code == 401) != (needed && !valid) || (rec.Code == 401) != strings.HasPrefix(rec.Header().Get("WWW-Authenticate"), "Bearer ") ||
+				if (rec.Code == 401) != rejected || rejected != strings.HasPrefix(rec.Header().Get("WWW-Authenticate"), "Bearer ") ||
 					a.signer.last.token != want.token || a.signer.last.user != want.user {
-					t.Errorf("%q: %s with %q: %d %v, the signer was called with the token %q", c.settings, method, field, rec.Code, rec.Header(), string(a.signer.last.token))
+					t.Errorf("%q: %s with %q: %d %v, the signer was called with %+v", c.settings, method, field, rec.Code, rec.Header(), a.signer.last)
 				}
 			}
 		}

@@ -66,9 +66,8 @@ func TestOpenAPIHasTheRoutes(t *testing.T) {
 	}
 	a := newAPI(t)
 	a.deps.Registry = prometheus.NewRegistry()
-	metrics := newMetrics(a.deps.Registry)
 	served := map[string][]string{}
-	for path := range routes(api{a.signer, a.options, metrics}, newMiddleware(a.options, a.deps, metrics)) {
+	for path := range routes(newHandlers(a.options, a.deps), newMiddleware(a.options, a.deps)) {
 		served[path] = strings.Split(a.send("OPTIONS", regexp.MustCompile(`{\w+}`).ReplaceAllString(path, "x"), nil).Header().Get("Allow"), ", ")
 	}
 	if diff := cmp.Diff(served, documented); diff != "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -25,15 +26,11 @@ type Options struct {
 	CORSOrigins    []Origin      `env:"CORS_ORIGINS" help:"origins whose pages may use the API in a browser, such as https://cats.example.com, separated by commas; only the API's own unless set"`
 
 	access.Policy
-	SignIn
+	ClientID string `env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client ID with which the page signs users in: a public client (authorization code with PKCE) whose redirect URI is the address of the page; the page has no sign-in unless set"`
+	Scope    string `env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, the scope that the page requests, such as openid api://API/.default at Entra ID, where API is the client ID of the API's registration: the access token must be for OIDC_AUDIENCE"`
+
 	ratelimit.RequestLimits
 	picture.Limits
-}
-
-// SignIn are the settings of the page's sign-in.
-type SignIn struct {
-	ClientID string `json:"client_id" env:"OIDC_CLIENT_ID" help:"with OIDC_ISSUER, the client ID with which the page signs users in: a public client (authorization code with PKCE) whose redirect URI is the address of the page; the page has no sign-in unless set"`
-	Scope    string `json:"scope" env:"OIDC_SCOPE" envDefault:"openid" help:"with OIDC_CLIENT_ID, the scope that the page requests, such as openid api://API/.default at Entra ID, where API is the client ID of the API's registration: the access token must be for OIDC_AUDIENCE"`
 }
 
 // signInEnabled reports whether the page offers a sign-in.
@@ -59,6 +56,25 @@ func (o *Origin) UnmarshalText(text []byte) error {
 	*o = Origin(strings.TrimSpace(string(text)))
 	if !originForm.MatchString(string(*o)) || new(http.CrossOriginProtection).AddTrustedOrigin(string(*o)) != nil {
 		return fmt.Errorf("%q is not an origin: want an origin such as https://cats.example.com, in lower case, without a path or *", *o)
+	}
+	return nil
+}
+
+// AddressRanges is a list of address ranges, read from text such as "10.0.0.0/8, 192.0.2.1".
+type AddressRanges []netip.Prefix
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (a *AddressRanges) UnmarshalText(text []byte) error {
+	for s := range strings.SplitSeq(string(text), ",") {
+		s = strings.TrimSpace(s)
+		p, err := netip.ParsePrefix(s)
+		if addr, addrErr := netip.ParseAddr(s); addrErr == nil && addr.Zone() == "" {
+			p, err = addr.Unmap().Prefix(addr.Unmap().BitLen())
+		}
+		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("%q is not an address range: want a range such as 10.0.0.0/8, with no bits set after the prefix, or one address", s)
+		}
+		*a = append(*a, p)
 	}
 	return nil
 }

@@ -28,12 +28,10 @@ func (a api) postUpload(w http.ResponseWriter, r *http.Request, user signerapi.U
 		return apierror.ErrInvalidArgument.WithDetail("size: want the size of the picture in bytes, such as size=240512")
 	}
 	session, err := a.signer.StartUpload(r.Context(), user, size)
-	a.metrics.countSignerRequest("start_upload", err)
-	if err != nil {
+	if a.counted("start_upload", err) != nil {
 		return err
 	}
-	writeJSON(w, http.StatusCreated, uploadSession{owner{user.String()}, session})
-	return nil
+	return writeJSON(w, http.StatusCreated, uploadSession{owner{user.String()}, session})
 }
 
 // postCommit commits a direct upload: the staged blob becomes the picture.

@@ -11,13 +11,20 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/common/expfmt"
 
+	"cats.example/frontend/internal/form"
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
 	"cats.example/shared/httpserver"
@@ -208,7 +215,7 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// formOf returns a form with a file and an optional text field after it.
+// formOf returns a form with a file and a text field after it.
 func formOf(t testing.TB, name, content, after string) (contentType, body string) {
 	t.Helper()
 	var b bytes.Buffer
@@ -218,12 +225,7 @@ func formOf(t testing.TB, name, content, after string) (contentType, body string
 		t.Fatal(err)
 	}
 	_, _ = io.WriteString(part, content)
-	if after != "" {
-		if err := w.WriteField("after", after); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
+	if err := errors.Join(w.WriteField("after", after), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return w.FormDataContentType(), b.String()
@@ -232,16 +234,13 @@ func formOf(t testing.TB, name, content, after string) (contentType, body string
 // writes are the requests that change the stored picture.
 var writes = []struct{ method, path, contentType, body string }{
 	{"PUT", "/cat/x", "image/png", png},
-	{"POST", "/cat/x", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=file; filename=a.png\r\n\r\n" + png + "\r\n--b--\r\n"},
+	{"POST", "/cat/x", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + png + "\r\n--b--"},
 	{"DELETE", "/cat/x", "", ""},
 	{"POST", "/cat/x/upload/1-3-A/commit", "", ""},
 }
 
-func TestRouting(t *testing.T) {
+func TestTrailingSlashIsRedirected(t *testing.T) {
 	a := newAPI(t)
-	for _, path := range []string{"//", "/cat", "/cat/", "/cat/a/b", "/cat/../service", "/cat/a/../b", "//service", "/cat//picture", "/cat/a/picture/x", "/Service", "/docs/x", "/docs/../docs", "/page", "/page/x"} {
-		wantProblem(t, a.send("GET", path, nil), 404, "no_such_path")
-	}
 	for path, want := range map[string]string{
 		"/service/": "/service", "/cat/Davyd/": "/cat/Davyd", "/cat/a%2Fb/?ttl=1m": "/cat/a%2Fb?ttl=1m", "/cat/a%20b/picture/": "/cat/a%20b/picture",
 	} {
@@ -249,9 +248,11 @@ func TestRouting(t *testing.T) {
 			t.Errorf("%s: %d to %q; want %q", path, rec.Code, rec.Header().Get("Location"), want)
 		}
 	}
-	for path, allow := range map[string]string{
-		"/service": "GET, HEAD, OPTIONS", "/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT", "/cat/x/picture": "GET, HEAD, OPTIONS", "/": "GET, HEAD, OPTIONS", "/page/app.js": "GET, HEAD, OPTIONS",
-	} {
+}
+
+func TestMethodsAreThoseOfTheResource(t *testing.T) {
+	a := newAPI(t)
+	for path, allow := range map[string]string{"/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT", "/page/app.js": "GET, HEAD, OPTIONS", "/cat/x/upload": "OPTIONS, POST"} {
 		for _, method := range []string{"PATCH", "TRACE", "BREW", "OPTIONS"} {
 			rec := a.send(method, path, nil)
 			if method != "OPTIONS" {
@@ -264,4 +265,94 @@ func TestRouting(t *testing.T) {
 			}
 		}
 	}
+}
+
+// declared returns the errors of the public API by code.
+func declared() map[string]*apierror.Error {
+	own := []*apierror.Error{
+		errNoRoute, errMethodNotAllowed, errURITooLong, errMisdirected, errCrossOrigin, errPartialUpload, form.ErrMissingFile, form.ErrTwoFiles, form.ErrMalformed,
+	}
+	errs := map[string]*apierror.Error{}
+	for _, e := range slices.AppendSeq(own, apierror.All()) {
+		errs[e.Code] = e
+	}
+	return errs
+}
+
+func TestErrorsBecomeProblemDocuments(t *testing.T) {
+	secret := errors.New("hunter2")
+	private := &apierror.Error{Code: "private", Detail: "hunter2"} // has no status
+	type row struct {
+		err  error
+		want *apierror.Error
+	}
+	rows := []row{
+		{secret, apierror.ErrInternal},
+		{private, apierror.ErrInternal},
+		{private.WithUnknownOutcome(apierror.MayBeStored), apierror.ErrInternal.WithUnknownOutcome("")},
+		{apierror.ErrDamaged.WithDetail("damaged"), apierror.ErrDamaged.WithDetail("damaged")},
+	}
+	for e := range apierror.All() {
+		unknown := e.WithUnknownOutcome(apierror.MayBeStored)
+		rows = append(rows, row{fmt.Errorf("storing: %w", e.Wrap(secret)), e}, row{unknown.Wrap(secret), unknown})
+	}
+	a := newAPI(t)
+	for _, c := range rows {
+		a.signer.err = c.err
+		for _, r := range writes {
+			rec := a.send(r.method, r.path, strings.NewReader(r.body), "Content-Type", r.contentType)
+			p := wantProblem(t, rec, c.want.Status, c.want.Code)
+			after, _ := strconv.Atoi(rec.Header().Get("Retry-After"))
+			if p.Detail != c.want.Detail || p.Outcome != c.want.Outcome || time.Duration(after)*time.Second != c.want.RetryAfter ||
+				strings.Contains(rec.Body.String(), "hunter2") {
+				t.Errorf("%s %s, %v: %v %s", r.method, r.path, c.err, rec.Header(), rec.Body)
+			}
+		}
+	}
+}
+
+func TestMetricsCountEachSignerCall(t *testing.T) {
+	for _, c := range []struct {
+		op, method, path, body string
+		stored                 int
+	}{
+		{"put", "PUT", "/cat/x", png, len(png)},
+		{"put", "POST", "/cat/x", writes[1].body, len(png)},
+		{"link", "GET", "/cat/x", "", 0},
+		{"link", "GET", "/cat/x/picture", "", 0},
+		{"delete", "DELETE", "/cat/x", "", 0},
+		{"start_upload", "POST", "/cat/x/upload?size=3", "", 0},
+		{"commit_upload", "POST", "/cat/x/upload/1-3-A/commit", "", 3}, // the fakeSigner's size
+		{"about", "GET", "/about", "", 0},
+	} {
+		for outcome, err := range map[string]error{"ok": nil, "throttled": apierror.ErrThrottled, "internal": errors.New("no code")} {
+			a := newAPI(t)
+			a.signer.pictures["x"], a.signer.err = png, err
+			a.send(c.method, c.path, strings.NewReader(c.body), "Content-Type", "multipart/form-data; boundary=b")
+			want := map[string]string{fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", c.op, outcome): "1"}
+			if err == nil && c.stored > 0 {
+				want["upload_bytes_total"] = strconv.Itoa(c.stored)
+			}
+			if diff := cmp.Diff(want, counters(t, a.registry, "upload_bytes_total", "signer_requests_total")); diff != "" {
+				t.Errorf("%s %s, %s: counters (-want +got):\n%s", c.method, c.path, outcome, diff)
+			}
+		}
+	}
+}
+
+// counters returns the values above zero of the frontend's counters with these names, by name and labels.
+func counters(t *testing.T, reg *prometheus.Registry, names ...string) map[string]string {
+	t.Helper()
+	for i := range names {
+		names[i] = "cats_frontend_" + names[i]
+	}
+	text, err := testutil.GatherAndFormat(reg, expfmt.TypeTextPlain, names...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]string{}
+	for _, m := range regexp.MustCompile(`(?m)^cats_frontend_(\S+) ([1-9]\S*)$`).FindAllStringSubmatch(string(text), -1) {
+		values[m[1]] = m[2]
+	}
+	return values
 }

@@ -1,0 +1,207 @@
+package web
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"cats.example/frontend/internal/form"
+	"cats.example/shared/apierror"
+	"cats.example/shared/signerapi"
+)
+
+func TestInvalidUserNamesDoNotReachTheSigner(t *testing.T) {
+	a := newAPI(t)
+	a.signer.err = errCalled
+	contentType, form := formOf(t, "file", png, "")
+	for _, name := range []string{"..%2Fx", "a%2Fb", "a%5Cb", "%00", "a%0Ab", "%2e%2e", "%2E", "..", ".", "a.", "%ff", "%c3", strings.Repeat("x", 200)} {
+		for _, method := range []string{"GET", "PUT", "DELETE", "HEAD"} {
+			wantProblem(t, a.send(method, "/cat/"+name, strings.NewReader(png)), 422, "invalid_user")
+		}
+		wantProblem(t, a.send("GET", "/cat/"+name+"/picture", nil), 422, "invalid_user")
+		wantProblem(t, a.send("POST", "/cat/"+name, strings.NewReader(form), "Content-Type", contentType), 422, "invalid_user")
+	}
+}
+
+func TestLinkOptionsAreValidated(t *testing.T) {
+	a := newAPI(t)
+	a.signer.pictures["x"] = png
+	for query, want := range map[string]*signerapi.LinkOptions{
+		"":                           {},
+		"ttl=1h30m&download=cat.jpg": {TTL: 90 * time.Minute, Download: "cat.jpg"},
+		"download=%E7%8C%AB.png":     {Download: "猫.png"},
+		"other=1":                    {},
+		"ttl=":                       nil, "ttl=10": nil, "ttl=-5m": nil, "ttl=0s": nil, "ttl=1500ms": nil, "ttl=1m&ttl=2m": nil, "ttl=99999999h": nil,
+		"download=": nil, "download=a%2Fb": nil, "download=a%0d%0ab": nil, "download=a&download=b": nil, "download=%ff": nil,
+		"ttl=5s;x=1": nil, "ttl=5s%": nil, "download=100%.png": nil, "download=a;b.png": nil, "%zz": nil, "a%2=b": nil,
+	} {
+		for _, path := range []string{"/cat/x", "/cat/x/picture"} {
+			rec := a.send("GET", path+"?"+query, nil)
+			if want == nil {
+				wantProblem(t, rec, 422, "invalid_argument")
+			} else if diff := cmp.Diff(*want, a.signer.last.link); diff != "" || rec.Code >= 400 {
+				t.Errorf("?%s: %d %s", query, rec.Code, diff)
+			}
+		}
+	}
+}
+
+func TestInvalidUploadsChangeNothing(t *testing.T) {
+	contentType, whole := formOf(t, "file", png, "after")
+	withHeader := func(line string) string {
+		return strings.Replace(whole, "\r\n\r\n"+png[:8], "\r\n"+line+"\r\n\r\n"+png[:8], 1)
+	}
+	huge := png + strings.Repeat("x", maxSize)
+	for name, c := range map[string]struct {
+		method, contentType, body string
+		status                    int
+		code, detail              string
+	}{
+		"wrong field":              {"POST", contentType, strings.Replace(whole, `"file"`, `"cat"`, 1), 422, "missing_file", `["cat" "after"]`},
+		"cut":                      {"POST", contentType, whole[:len(whole)/2], 400, "malformed_form", ""},
+		"large file":               {"POST", contentType, strings.Replace(whole, png, huge, 1), 413, "too_large", ""},
+		"text in a form":           {"POST", contentType, strings.Replace(whole, png, "hello", 1), 415, "unsupported_media_type", ""},
+		"part of a file":           {"POST", contentType, withHeader("Content-Range: bytes 0-9/10"), 400, "partial_upload", "Content-Range is set"},
+		"encoded file":             {"POST", contentType, withHeader("Content-Transfer-Encoding: base64"), 415, "unsupported_media_type", "base64"},
+		"other digest of the file": {"POST", contentType, withHeader("Content-MD5: !"), 422, "invalid_argument", "Content-MD5"},
+		"SVG":                      {"PUT", "image/png", `<svg xmlns="http://www.w3.org/2000/svg"/>`, 415, "unsupported_media_type", ""},
+		"nothing":                  {"PUT", "image/png", "", 422, "empty", ""},
+		"large body":               {"PUT", "image/png", huge, 413, "too_large", ""},
+		"form":                     {"PUT", contentType, whole, 415, "unsupported_media_type", "send forms with POST"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t)
+			for _, known := range []bool{true, false} {
+				a.signer.pictures["x"] = "old"
+				var body io.Reader = strings.NewReader(c.body)
+				if !known {
+					body = io.MultiReader(body) // hides the length
+				}
+				p := wantProblem(t, a.send(c.method, "/cat/x", body, "Content-Type", c.contentType), c.status, c.code)
+				if !strings.Contains(p.Detail, c.detail) || p.Outcome != "" || a.signer.pictures["x"] != "old" {
+					t.Errorf("%q, outcome %q; stored %.20q", p.Detail, p.Outcome, a.signer.pictures["x"])
+				}
+			}
+			want := map[string]string{`uploads_rejected_total{reason="` + c.code + `"}`: "2"}
+			if got := counters(t, a.registry, "uploads_rejected_total"); !cmp.Equal(got, want) {
+				t.Errorf("rejections: %v", got)
+			}
+		})
+	}
+}
+
+// failing is a body that fails with err. Like the body of net/http, it ends after that.
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) {
+	err := f.err
+	f.err = io.EOF
+	return 0, err
+}
+
+func TestIncompleteBodiesChangeNothing(t *testing.T) {
+	a := newAPI(t)
+	a.signer.pictures["x"] = "old"
+	contentType, form := formOf(t, "file", png, "after")
+	for _, broken := range []error{io.ErrUnexpectedEOF, fmt.Errorf("reading: %w", io.EOF), errors.New("reset by peer")} {
+		for at := 0; at <= len(form); at += 317 {
+			half, formHalf := strings.NewReader(png[:min(at, len(png))]), strings.NewReader(form[:at])
+			wantProblem(t, a.send("POST", "/cat/x", io.MultiReader(formHalf, &failing{broken}), "Content-Type", contentType), 400, "incomplete")
+			wantProblem(t, a.send("PUT", "/cat/x", io.MultiReader(half, &failing{broken})), 400, "incomplete")
+			if a.signer.pictures["x"] != "old" {
+				t.Fatalf("cut at %d: %q is stored", at, a.signer.pictures["x"])
+			}
+		}
+	}
+}
+
+func TestTooLargeFormsAreRejectedEarly(t *testing.T) {
+	a := newAPI(t)
+	for name, c := range map[string]struct {
+		field       string
+		file, after int // bytes
+		status      int
+		code        string
+	}{
+		"picture over the limit":     {"file", maxSize + form.MaxAfter + 20<<10, 0, 413, "too_large"},
+		"picture far over the limit": {"file", 8 << 20, 0, 413, "too_large"},
+		"wrong field":                {"cat", 8 << 20, 0, 422, "missing_file"},
+		"large field after":          {"file", 5000, 8 << 20, 413, "too_large"},
+	} {
+		contentType, form := formOf(t, c.field, png[:40]+strings.Repeat("x", c.file), strings.Repeat("x", c.after))
+		body := strings.NewReader(form)
+		p := wantProblem(t, a.send("POST", "/cat/x", body, "Content-Type", contentType), c.status, c.code)
+		read, limit := len(form)-body.Len(), 100<<10
+		if c.status == 422 {
+			limit += 1 << 20
+		}
+		if read > limit || c.status == 413 && !strings.Contains(p.Detail, "64 KiB") || len(a.signer.pictures) > 0 {
+			t.Errorf("%s: %s, after %d bytes", name, p.Detail, read)
+		}
+	}
+}
+
+func TestInvalidDirectUploadsDoNotReachTheSigner(t *testing.T) {
+	a := newAPI(t)
+	a.signer.err = errCalled
+	for code, targets := range map[string]string{
+		"invalid_argument": `/cat/x/upload /cat/x/upload?size= /cat/x/upload?size=1e3 /cat/x/upload?size=-1 /cat/x/upload?size=1&size=1
+			/cat/x/upload?size=%zz /cat/x/upload?size=1;2 /cat/x/upload/1-7-A/commit?content_md5= /cat/x/upload/1-7-A/commit?content_md5=AAAA
+			/cat/x/upload/1-7-A/commit?content_md5=%zz /cat/x/upload/1-7-A/commit?content_md5=a;b`,
+		"invalid_user":   "/cat/a%2Fb/upload?size=1 /cat/a%2Fb/upload/1-7-A/commit",
+		"no_such_upload": "/cat/x/upload/1_7/commit /cat/x/upload/%2e%2e/commit /cat/x/upload/" + strings.Repeat("a", 97) + "/commit",
+	} {
+		for target := range strings.FieldsSeq(targets) {
+			wantProblem(t, a.send("POST", target, nil), declared()[code].Status, code)
+		}
+	}
+	wantProblem(t, a.send("POST", "/cat/x/upload/1-7-A/commit", nil, "If-Match", "W/x"), 422, "invalid_argument")
+}
+
+func TestCommitIsForwarded(t *testing.T) {
+	a := newAPI(t)
+	rec := a.send("POST", "/cat/a%20b/upload/1-7-A/commit?content_md5=AAAAAAAAAAAAAAAAAAAAAA%3D%3D", nil, "If-None-Match", "*")
+	want := call{user: "a b", uploadID: "1-7-A", commit: signerapi.CommitOptions{Preconditions: signerapi.Preconditions{IfNoneMatch: "*"}, MD5: make([]byte, 16)}}
+	if diff := cmp.Diff(want, a.signer.last, cmp.AllowUnexported(call{})); diff != "" || rec.Code != 200 {
+		t.Errorf("%d, the call (-want +got):\n%s", rec.Code, diff)
+	}
+}
+
+func TestAboutDependsOnTheSettings(t *testing.T) {
+	settings := []string{"ACCEPTED_TYPES=image/png", "MAX_PIXELS=1000"}
+	want := map[string]any{
+		"max_picture_size": 20000.0, "max_direct_size": float64(5 << 30), "picture_types": []any{"image/png"}, "max_pixels": 1000.0,
+		"link_ttl_seconds": 3600.0, "link_max_ttl_seconds": 86400.0, "storage_origin": "https://acct.blob",
+	}
+	const issuer, b2c = "https://login.example.com", "https://b2c.example/v2.0"
+	signIn := map[string]any{
+		"issuer": issuer, "discovery_url": issuer + "/.well-known/openid-configuration", "client_id": "page", "scope": "openid", "user_claim": "oid",
+	}
+	for _, c := range []struct {
+		setting string
+		changes func()
+	}{
+		{"", func() {}},
+		{"OIDC_ISSUER=" + issuer, func() { want["read_access"] = "own" }},
+		{"OIDC_CLIENT_ID=page", func() { want["sign_in"] = signIn }},
+		{"OIDC_DISCOVERY_URL=" + b2c + "?p=a", func() { signIn["discovery_url"] = b2c + "/.well-known/openid-configuration?p=a" }},
+	} {
+		settings = append(settings, c.setting)
+		c.changes()
+		var got map[string]any
+		rec := newAPI(t, settings...).send("GET", "/about", nil)
+		err := json.Unmarshal(rec.Body.Bytes(), &got)
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%v: %v (-want +got):\n%s", settings, err, diff)
+		}
+	}
+	a := newAPI(t)
+	a.signer.err = apierror.ErrSignerUnavailable
+	wantProblem(t, a.send("GET", "/about", nil), 503, "signer_unavailable")
+}
