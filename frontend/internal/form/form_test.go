@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"mime/multipart"
 	"net/http"
 	"os"
@@ -78,19 +79,40 @@ func rows(t testing.TB, name string) (rows [][]string) {
 	return rows
 }
 
+// Sizes around those of the buffers, bodies that arrive in pieces, and line ends and boundaries within the file.
 func TestReadReturnsTheFile(t *testing.T) {
-	picture := strings.Repeat("\r\n--cat", 30_000)
-	fields := []part{{"a", "", "1"}, {"other", "x.bin", strings.Repeat("z", 100_000)}, {"file", "cat.png", picture}, {"z", "", "2"}}
-	form := writeForm(t, fields...)
-	for _, size := range []int{len(form), -1} {
-		file, content, err := read(formType, strings.NewReader(form), size)
-		if err != nil || content != picture || file.Header.Get("Content-Disposition") != `form-data; name="file"; filename="cat.png"` {
-			t.Fatalf("%d bytes, header %v: %v", len(content), file.Header, err)
-		}
-		if known := size >= 0; known != (file.MaxSize > 0) || known != (file.MinSize > 0) {
-			t.Errorf("the bounds are %d and %d", file.MinSize, file.MaxSize)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	size := func(sizes ...int) int { return max(0, sizes[rnd.IntN(len(sizes))]+rnd.IntN(5)-2) }
+	for range 60 {
+		picture := strings.Repeat("\r\n--cat", 60_000)[:size(40, 3000, 4096, 32<<10, 64<<10, 72<<10, 128<<10, 300<<10)]
+		form := writeForm(t, part{"a", "", strings.Repeat("1", size(0, 4096, 8192, 100_000))}, part{"other", "x.bin", "\r\n--"},
+			part{"file", "cat.png", picture}, part{"z", "", strings.Repeat("2", size(0, 4096, 60_000, 64<<10-2))})
+		form = strings.TrimSuffix(form, "\r\n"[:2*rnd.IntN(2)])
+		for _, announced := range []int{len(form), -1} {
+			file, content, err := read(formType, &pieces{[]byte(form), size(100, 1000, 4096, 1<<20)}, announced)
+			if err != nil || content != picture || file.Header.Get("Content-Disposition") != `form-data; name="file"; filename="cat.png"` {
+				t.Fatalf("%d of %d bytes, announced %d: %v", len(content), len(picture), announced, err)
+			}
+			if known := announced >= 0; known != (file.MaxSize > 0) || !known && file.MinSize > 0 {
+				t.Errorf("the bounds are %d and %d", file.MinSize, file.MaxSize)
+			}
 		}
 	}
+}
+
+// pieces is a body of which a Read returns up to most bytes.
+type pieces struct {
+	left []byte
+	most int
+}
+
+func (p *pieces) Read(b []byte) (int, error) {
+	if len(p.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), p.most)], p.left)
+	p.left = p.left[n:]
+	return n, nil
 }
 
 var escaped = strings.NewReplacer(`\r`, "\r", `\n`, "\n", `\t`, "\t")

@@ -47,6 +47,7 @@ type fakeSigner struct {
 	mu       sync.Mutex
 	pictures map[string]string // by user
 	err      error             // of every call, if set
+	user     string            // of every call, if set
 	last     call
 	fault    error // the first call that breaks the contract
 }
@@ -56,7 +57,8 @@ func (s *fakeSigner) record(ctx context.Context, u signerapi.User, c call, errs 
 	c.user, c.token = u.String(), signerapi.TokenFrom(ctx)
 	s.last = c
 	_, invalid := signerapi.ParseUser(c.user)
-	if err := errors.Join(append(errs, invalid)...); err != nil && s.fault == nil {
+	other := config.Require(s.user == "" || s.user == c.user, "the user in the path is %q", s.user)
+	if err := errors.Join(append(errs, invalid, other)...); err != nil && s.fault == nil {
 		s.fault = fmt.Errorf("the signer was called with %+v: %w", c, err)
 	}
 	return s.err
@@ -239,30 +241,21 @@ var writes = []struct{ method, path, contentType, body string }{
 	{"POST", "/cat/x/upload/1-3-A/commit", "", ""},
 }
 
-func TestTrailingSlashIsRedirected(t *testing.T) {
+func TestRouting(t *testing.T) {
 	a := newAPI(t)
+	for path, allow := range map[string]string{
+		"/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT", "/page/app.js": "GET, HEAD, OPTIONS", "/cat/x/upload": "OPTIONS, POST",
+	} {
+		rec := a.send("PATCH", path, nil)
+		if wantProblem(t, rec, 405, "method_not_allowed"); rec.Header().Get("Allow") != allow {
+			t.Errorf("%s: Allow is %q; want %q", path, rec.Header().Get("Allow"), allow)
+		}
+	}
 	for path, want := range map[string]string{
 		"/service/": "/service", "/cat/Davyd/": "/cat/Davyd", "/cat/a%2Fb/?ttl=1m": "/cat/a%2Fb?ttl=1m", "/cat/a%20b/picture/": "/cat/a%20b/picture",
 	} {
 		if rec := a.send("POST", path, nil); rec.Code != 307 || rec.Header().Get("Location") != want {
 			t.Errorf("%s: %d to %q; want %q", path, rec.Code, rec.Header().Get("Location"), want)
-		}
-	}
-}
-
-func TestMethodsAreThoseOfTheResource(t *testing.T) {
-	a := newAPI(t)
-	for path, allow := range map[string]string{"/cat/x": "DELETE, GET, HEAD, OPTIONS, POST, PUT", "/page/app.js": "GET, HEAD, OPTIONS", "/cat/x/upload": "OPTIONS, POST"} {
-		for _, method := range []string{"PATCH", "TRACE", "BREW", "OPTIONS"} {
-			rec := a.send(method, path, nil)
-			if method != "OPTIONS" {
-				wantProblem(t, rec, 405, "method_not_allowed")
-			} else if rec.Code != 204 {
-				t.Errorf("OPTIONS %s: %d", path, rec.Code)
-			}
-			if got := rec.Header().Get("Allow"); got != allow {
-				t.Errorf("%s %s: Allow %q; want %q", method, path, got, allow)
-			}
 		}
 	}
 }
@@ -282,59 +275,46 @@ func declared() map[string]*apierror.Error {
 func TestErrorsBecomeProblemDocuments(t *testing.T) {
 	secret := errors.New("hunter2")
 	private := &apierror.Error{Code: "private", Detail: "hunter2"} // has no status
-	type row struct {
-		err  error
-		want *apierror.Error
-	}
-	rows := []row{
-		{secret, apierror.ErrInternal},
-		{private, apierror.ErrInternal},
-		{private.WithUnknownOutcome(apierror.MayBeStored), apierror.ErrInternal.WithUnknownOutcome("")},
-		{apierror.ErrDamaged.WithDetail("damaged"), apierror.ErrDamaged.WithDetail("damaged")},
+	wants := map[error]*apierror.Error{
+		secret: apierror.ErrInternal, private: apierror.ErrInternal,
+		private.WithUnknownOutcome(apierror.MayBeStored): apierror.ErrInternal.WithUnknownOutcome(""),
 	}
 	for e := range apierror.All() {
 		unknown := e.WithUnknownOutcome(apierror.MayBeStored)
-		rows = append(rows, row{fmt.Errorf("storing: %w", e.Wrap(secret)), e}, row{unknown.Wrap(secret), unknown})
+		wants[fmt.Errorf("storing: %w", e.Wrap(secret))], wants[unknown.Wrap(secret)] = e, unknown
 	}
 	a := newAPI(t)
-	for _, c := range rows {
-		a.signer.err = c.err
+	for err, want := range wants {
+		a.signer.err = err
 		for _, r := range writes {
 			rec := a.send(r.method, r.path, strings.NewReader(r.body), "Content-Type", r.contentType)
-			p := wantProblem(t, rec, c.want.Status, c.want.Code)
+			p := wantProblem(t, rec, want.Status, want.Code)
 			after, _ := strconv.Atoi(rec.Header().Get("Retry-After"))
-			if p.Detail != c.want.Detail || p.Outcome != c.want.Outcome || time.Duration(after)*time.Second != c.want.RetryAfter ||
+			if p.Detail != want.Detail || p.Outcome != want.Outcome || time.Duration(after)*time.Second != want.RetryAfter ||
 				strings.Contains(rec.Body.String(), "hunter2") {
-				t.Errorf("%s %s, %v: %v %s", r.method, r.path, c.err, rec.Header(), rec.Body)
+				t.Errorf("%s %s, %v: %v %s", r.method, r.path, err, rec.Header(), rec.Body)
 			}
 		}
 	}
 }
 
 func TestMetricsCountEachSignerCall(t *testing.T) {
-	for _, c := range []struct {
-		op, method, path, body string
-		stored                 int
-	}{
-		{"put", "PUT", "/cat/x", png, len(png)},
-		{"put", "POST", "/cat/x", writes[1].body, len(png)},
-		{"link", "GET", "/cat/x", "", 0},
-		{"link", "GET", "/cat/x/picture", "", 0},
-		{"delete", "DELETE", "/cat/x", "", 0},
-		{"start_upload", "POST", "/cat/x/upload?size=3", "", 0},
-		{"commit_upload", "POST", "/cat/x/upload/1-3-A/commit", "", 3}, // the fakeSigner's size
-		{"about", "GET", "/about", "", 0},
+	for request, op := range map[string]string{
+		"PUT /cat/x": "put", "POST /cat/x": "put", "GET /cat/x": "link", "GET /cat/x/picture": "link", "DELETE /cat/x": "delete", "GET /about": "about",
+		"POST /cat/x/upload?size=3": "start_upload", "POST /cat/x/upload/1-3-A/commit": "commit_upload",
 	} {
 		for outcome, err := range map[string]error{"ok": nil, "throttled": apierror.ErrThrottled, "internal": errors.New("no code")} {
 			a := newAPI(t)
 			a.signer.pictures["x"], a.signer.err = png, err
-			a.send(c.method, c.path, strings.NewReader(c.body), "Content-Type", "multipart/form-data; boundary=b")
-			want := map[string]string{fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", c.op, outcome): "1"}
-			if err == nil && c.stored > 0 {
-				want["upload_bytes_total"] = strconv.Itoa(c.stored)
+			method, target, _ := strings.Cut(request, " ")
+			body := map[bool]string{true: writes[1].body, false: png}[method == "POST"]
+			a.send(method, target, strings.NewReader(body), "Content-Type", writes[1].contentType)
+			want := map[string]string{fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", op, outcome): "1"}
+			if stored := map[string]string{"put": strconv.Itoa(len(png)), "commit_upload": "3"}[op]; err == nil && stored != "" {
+				want["upload_bytes_total"] = stored
 			}
 			if diff := cmp.Diff(want, counters(t, a.registry, "upload_bytes_total", "signer_requests_total")); diff != "" {
-				t.Errorf("%s %s, %s: counters (-want +got):\n%s", c.method, c.path, outcome, diff)
+				t.Errorf("%s, %s: counters (-want +got):\n%s", request, outcome, diff)
 			}
 		}
 	}
