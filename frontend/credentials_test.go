@@ -55,7 +55,7 @@ func TestFindEndpointsRecognizesTokenEndpoints(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := []string{
-		"aborted\tno\t-\t\t", "endless\tno\t200\tServer: x\t" + strings.Repeat("access_token ", 1<<20),
+		"aborted\tno\t-\t\t", "too long\tno\t200\tServer: x\t{\"x\":\"" + strings.Repeat("x", 1<<20) + `","access_token":"x"}`,
 		"long token\tyes\t200\tServer: x\t{\"access_token\":\"" + strings.Repeat("s", 4<<10),
 	}
 	for line := range strings.Lines(string(text)) {
