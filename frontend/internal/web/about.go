@@ -14,7 +14,8 @@ func (a api) getAbout(w http.ResponseWriter, r *http.Request) error {
 	}
 	o := a.options
 	response := map[string]any{
-		"max_picture_size": o.MaxPictureSize, "max_direct_size": signer.MaxDirectUploadSize, "picture_types": o.AcceptedTypes, "max_pixels": o.MaxPixels,
+		"max_picture_size": o.MaxPictureSize, "max_direct_size": signer.MaxDirectUploadSize,
+		"picture_types": o.AcceptedTypes, "max_pixels": o.MaxPixels,
 		"link_ttl_seconds": signer.LinkTTL, "link_max_ttl_seconds": signer.LinkMaxTTL, "storage_origin": signer.LinkOrigin,
 	}
 	if o.AuthenticationOn() {
@@ -22,7 +23,8 @@ func (a api) getAbout(w http.ResponseWriter, r *http.Request) error {
 	}
 	if o.signInEnabled() {
 		response["sign_in"] = map[string]string{
-			"issuer": o.Issuer, "discovery_url": o.ConfigurationURL(), "client_id": o.ClientID, "scope": o.Scope, "user_claim": signer.UserClaim,
+			"issuer": o.Issuer, "discovery_url": o.ConfigurationURL(),
+			"client_id": o.ClientID, "scope": o.Scope, "user_claim": signer.UserClaim,
 		}
 	}
 	return writeJSON(w, http.StatusOK, response)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"strings"
 	"time"
@@ -89,8 +88,7 @@ func (a api) putCat(w http.ResponseWriter, r *http.Request, user signerapi.User)
 		return err
 	}
 	err = a.store(w, r, user, signerapi.BodyReader{Body: r.Body}, signerapi.PutOptions{Size: r.ContentLength, Digests: digests})
-	mediaType, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if errors.Is(err, apierror.ErrUnsupportedMediaType) && strings.HasPrefix(mediaType, "multipart/") {
+	if errors.Is(err, apierror.ErrUnsupportedMediaType) && strings.HasPrefix(strings.ToLower(r.Header.Get("Content-Type")), "multipart/") {
 		return apierror.ErrUnsupportedMediaType.WithDetail("the body is a form: send forms with POST, or PUT the picture itself")
 	}
 	return err

@@ -24,9 +24,6 @@ import (
 	"cats.example/shared/telemetry"
 )
 
-// preflightMaxAge is how long browsers may cache the response to a CORS preflight.
-const preflightMaxAge = time.Hour
-
 // middleware has the middlewares of the public API. routes has their order.
 type middleware struct {
 	Dependencies
@@ -61,7 +58,7 @@ func newMiddleware(options Options, deps Dependencies) *middleware {
 			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete},
 			AllowedHeaders: []string{"Authorization", "Content-Type", "If-Match", "If-None-Match", "Content-MD5", "Content-Digest", "Content-Encoding", "Content-Range", "Upload-Complete", "Upload-Incomplete", "Upload-Offset", "X-Request-Id", "Traceparent"},
 			ExposedHeaders: []string{"ETag", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-Id", "WWW-Authenticate", "Allow", "Accept-Encoding"},
-			MaxAge:         int(preflightMaxAge.Seconds()),
+			MaxAge:         3600, // seconds for which browsers may cache the response to a preflight
 		})
 	}
 	return m
@@ -110,7 +107,7 @@ func (m *middleware) enforceLimits(h handler) handler {
 	limited := m.limitInFlight(m.Slots.Requests, m.checkHeader(h))
 	return func(w http.ResponseWriter, r *http.Request) error {
 		peer, _ := netip.ParseAddrPort(r.RemoteAddr) // zero without a network connection
-		addr := clientIP(peer.Addr(), r.Header[forwardedFor], m.options.TrustedProxies)
+		addr := clientIP(peer.Addr(), r.Header["X-Forwarded-For"], m.options.TrustedProxies)
 		if addr != peer.Addr().Unmap().WithZone("") {
 			httpserver.SetClientAddress(r.Context(), addr)
 		}
@@ -146,7 +143,8 @@ func (m *middleware) checkHeader(h handler) handler {
 }
 
 // chargeRequest takes one token from the client's bucket and sets the RateLimit headers
-// (draft-ietf-httpapi-ratelimit-headers-11), with the policy "default". The policy "caller" is the signer's, by authenticated caller. It returns ErrRateLimited if the bucket is empty.
+// (draft-ietf-httpapi-ratelimit-headers-11), with the policy "default". The policy "caller" is the signer's, which counts by
+// authenticated caller. It returns ErrRateLimited if the bucket is empty.
 func (m *middleware) chargeRequest(w http.ResponseWriter, client string) error {
 	if !m.limiter.Enabled() {
 		return nil
@@ -172,7 +170,7 @@ func (m *middleware) limitInFlight(pool *ratelimit.Pool, h handler) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		client := signerapi.ClientFrom(r.Context())
 		release, err := pool.Take(client)
-		if errors.Is(err, apierror.ErrRateLimited) && r.Header[forwardedFor] != nil && len(m.options.TrustedProxies) == 0 {
+		if errors.Is(err, apierror.ErrRateLimited) && r.Header["X-Forwarded-For"] != nil && len(m.options.TrustedProxies) == 0 {
 			m.warnProxy.Do(func() {
 				m.Log.Warn("client exceeds its share and sends X-Forwarded-For", "client", client, "fix", "if it is a proxy of yours, add its address to TRUSTED_PROXIES")
 			})
@@ -239,8 +237,6 @@ func requireWhole(h handler) handler {
 		return h(w, r)
 	}
 }
-
-const forwardedFor = "X-Forwarded-For" // in canonical form
 
 // clientIP returns the address of the client that sent a request through peer.
 //
