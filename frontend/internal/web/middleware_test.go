@@ -242,7 +242,7 @@ func TestRequestsWithoutTokenAreRejectedUnread(t *testing.T) {
 		for method := range strings.FieldsSeq(all) {
 			for _, field := range []string{"", "Bearer mew", "bearer  mew", "Basic bWlhOm1pYQ==", "Bearer", "Bearer mew mew", "Bearer m\xffw", "mew"} {
 				a.signer.last, a.signer.err = call{}, apierror.ErrNotFound
-				var body io.Reader = strings.NewReader(map[bool]string{true: writes[1].body, false: png}[method == "POST"])
+				var body io.Reader = strings.NewReader(map[bool]string{true: formOf("file", png, ""), false: png}[method == "POST"])
 				needed := strings.Contains(needed, method)
 				want := call{user: "mia"}
 				switch valid := field == "Bearer mew" || field == "bearer  mew"; {
@@ -251,7 +251,7 @@ func TestRequestsWithoutTokenAreRejectedUnread(t *testing.T) {
 				case needed:
 					want, body = call{}, unread{t}
 				}
-				rec := a.send(method, "/cat/mia", body, "Content-Type", writes[1].contentType, "Authorization", field)
+				rec := a.send(method, "/cat/mia", body, "Content-Type", formType, "Authorization", field)
 				got := call{user: a.signer.last.user, token: a.signer.last.token}
 				rejected := rec.Code == 401 && strings.HasPrefix(rec.Header().Get("WWW-Authenticate"), "Bearer ")
 				if diff := cmp.Diff(want, got, cmp.AllowUnexported(call{})); diff != "" || rejected != (want.user == "") {

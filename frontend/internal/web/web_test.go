@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -34,17 +32,13 @@ import (
 
 // call is a call of the signer.
 type call struct {
-	user     string
-	token    signerapi.Token
-	put      signerapi.PutOptions
-	link     signerapi.LinkOptions
-	uploadID string
-	commit   signerapi.CommitOptions
+	user  string
+	token signerapi.Token
+	link  signerapi.LinkOptions
 }
 
 // fakeSigner keeps pictures in memory. It stores a picture only after a bare io.EOF, as the contract requires.
 type fakeSigner struct {
-	mu       sync.Mutex
 	pictures map[string]string // by user
 	err      error             // of every call, if set
 	user     string            // of every call, if set
@@ -66,15 +60,14 @@ func (s *fakeSigner) record(ctx context.Context, u signerapi.User, c call, errs 
 
 func (s *fakeSigner) Put(ctx context.Context, u signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	content, err := io.ReadAll(body)
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	n, invalid := int64(len(content)), error(nil)
 	if err == nil && (n > maxSize || n == 0 || opts.Size >= 0 && (n != opts.Size || opts.MaxSize > 0) ||
 		opts.MaxSize > 0 && (n < opts.MinSize || n > opts.MaxSize || opts.MaxSize-opts.MinSize > signerapi.MaxSizeRange)) {
 		invalid = fmt.Errorf("the picture has %d bytes", n)
 	}
-	if recorded := s.record(ctx, u, call{put: opts}, opts.Preconditions.Validate(), opts.Digests.Validate(), invalid); recorded != nil || err != nil {
-		return signerapi.Info{}, errors.Join(recorded, err)
+	recorded := s.record(ctx, u, call{}, opts.Preconditions.Validate(), opts.Digests.Validate(), invalid)
+	if err := errors.Join(recorded, err); err != nil {
+		return signerapi.Info{}, err
 	}
 	s.pictures[u.String()] = string(content)
 	return infoOf(string(content)), nil
@@ -85,8 +78,6 @@ func infoOf(content string) signerapi.Info {
 }
 
 func (s *fakeSigner) Link(ctx context.Context, u signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := s.record(ctx, u, call{link: opts}, signerapi.ValidateDownloadName(opts.Download)); err != nil {
 		return signerapi.Link{}, err
 	}
@@ -94,12 +85,10 @@ func (s *fakeSigner) Link(ctx context.Context, u signerapi.User, opts signerapi.
 	if !ok {
 		return signerapi.Link{}, apierror.ErrNotFound
 	}
-	return signerapi.Link{Info: infoOf(content), URL: "https://acct.blob/cats/x/cat?sig=a%2Fb&se=2", ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Second)}, nil
+	return signerapi.Link{Info: infoOf(content), URL: "https://acct.blob/cats/x/cat?sig=a%2Fb&se=2", ExpiresAt: time.Now().Add(time.Hour)}, nil
 }
 
 func (s *fakeSigner) Delete(ctx context.Context, u signerapi.User, c signerapi.Preconditions) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if err := s.record(ctx, u, call{}, c.Validate()); err != nil {
 		return err
 	}
@@ -111,16 +100,13 @@ func (s *fakeSigner) Delete(ctx context.Context, u signerapi.User, c signerapi.P
 }
 
 func (s *fakeSigner) StartUpload(ctx context.Context, u signerapi.User, size int64) (signerapi.UploadSession, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	err := s.record(ctx, u, call{}, config.Require(size >= 0, "the size is %d", size))
-	return signerapi.UploadSession{ID: fmt.Sprintf("1-%d-A", size), URL: "https://acct.blob/cats/upload?sig=a%2Fb&sp=c", ExpiresAt: time.Unix(2e9, 0).UTC()}, err
+	return signerapi.UploadSession{ID: "1-3-A", URL: "https://acct.blob/cats/upload?sig=a%2Fb&sp=c"}, err
 }
 
 func (s *fakeSigner) CommitUpload(ctx context.Context, u signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return infoOf("abc"), s.record(ctx, u, call{uploadID: id, commit: opts}, signerapi.ValidateUploadID(id), opts.Validate(), signerapi.Digests{MD5: opts.MD5}.Validate())
+	invalid := errors.Join(signerapi.ValidateUploadID(id), opts.Validate(), signerapi.Digests{MD5: opts.MD5}.Validate())
+	return infoOf("abc"), s.record(ctx, u, call{}, invalid)
 }
 
 func (s *fakeSigner) About(context.Context) (signerapi.About, error) {
@@ -154,10 +140,8 @@ type testAPI struct {
 func newAPI(t testing.TB, settings ...string) *testAPI {
 	t.Helper()
 	a := &testAPI{t: t, ctx: t.Context(), signer: &fakeSigner{pictures: map[string]string{}}, registry: prometheus.NewRegistry(), log: &bytes.Buffer{}}
-	if err := config.Parse(&a.options, append([]string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize), "RATE_LIMIT=0"}, settings...)); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.options.Validate(); err != nil {
+	var err error
+	if a.options, err = parseOptions(append([]string{fmt.Sprintf("MAX_PICTURE_SIZE=%d", maxSize), "RATE_LIMIT=0"}, settings...)...); err != nil {
 		t.Fatal(err)
 	}
 	pools := ratelimit.NewPools("frontend", 0.125, a.registry)
@@ -217,26 +201,18 @@ func (u unread) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
+const formType = "multipart/form-data; boundary=b"
+
 // formOf returns a form with a file and a text field after it.
-func formOf(t testing.TB, name, content, after string) (contentType, body string) {
-	t.Helper()
-	var b bytes.Buffer
-	w := multipart.NewWriter(&b)
-	part, err := w.CreateFormFile(name, "cat.png")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _ = io.WriteString(part, content)
-	if err := errors.Join(w.WriteField("after", after), w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return w.FormDataContentType(), b.String()
+func formOf(name, content, after string) string {
+	return "--b\r\nContent-Disposition: form-data; name=" + name + "; filename=a\r\n\r\n" + content +
+		"\r\n--b\r\nContent-Disposition: form-data; name=after\r\n\r\n" + after + "\r\n--b--"
 }
 
 // writes are the requests that change the stored picture.
 var writes = []struct{ method, path, contentType, body string }{
 	{"PUT", "/cat/x", "image/png", png},
-	{"POST", "/cat/x", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\n" + png + "\r\n--b--"},
+	{"POST", "/cat/x", formType, formOf("file", png, "")},
 	{"DELETE", "/cat/x", "", ""},
 	{"POST", "/cat/x/upload/1-3-A/commit", "", ""},
 }
@@ -307,8 +283,8 @@ func TestMetricsCountEachSignerCall(t *testing.T) {
 			a := newAPI(t)
 			a.signer.pictures["x"], a.signer.err = png, err
 			method, target, _ := strings.Cut(request, " ")
-			body := map[bool]string{true: writes[1].body, false: png}[method == "POST"]
-			a.send(method, target, strings.NewReader(body), "Content-Type", writes[1].contentType)
+			body := map[bool]string{true: formOf("file", png, ""), false: png}[method == "POST"]
+			a.send(method, target, strings.NewReader(body), "Content-Type", formType)
 			want := map[string]string{fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", op, outcome): "1"}
 			if stored := map[string]string{"put": strconv.Itoa(len(png)), "commit_upload": "3"}[op]; err == nil && stored != "" {
 				want["upload_bytes_total"] = stored
