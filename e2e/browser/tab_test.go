@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/audits"
-	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
@@ -118,30 +117,29 @@ func browse(t *testing.T, url string) *tab {
 }
 
 func (b *tab) listen(ev any) {
-	var found string
+	var found any
 	switch ev := ev.(type) {
 	case *runtime.EventExceptionThrown:
-		found = fmt.Sprintf("exception: %s %v", ev.ExceptionDetails.Text, ev.ExceptionDetails.Exception)
+		found = ev.ExceptionDetails
 	case *runtime.EventConsoleAPICalled:
-		if ev.Type == runtime.ConsoleAPICalledTypeError || ev.Type == runtime.ConsoleAPICalledTypeWarning || ev.Type == runtime.ConsoleAPICalledTypeAssert {
-			args, _ := json.Marshal(ev.Args)
-			found = fmt.Sprintf("console.%s: %s", ev.Type, args)
+		if slices.Contains([]string{"error", "warning", "assert"}, string(ev.Type)) {
+			found = ev
 		}
 	case *log.EventEntryAdded:
 		// Every browser logs rejected requests.
 		if ev.Entry.Source != log.EntrySourceNetwork && (ev.Entry.Level == log.EntryLevelError || ev.Entry.Level == log.EntryLevelWarning) {
-			found = fmt.Sprintf("%s: %s %s", ev.Entry.Source, ev.Entry.Text, ev.Entry.URL)
+			found = ev.Entry
 		}
 	case *audits.EventIssueAdded:
-		if d := ev.Issue.Details; d.ContentSecurityPolicyIssueDetails != nil {
-			details, _ := json.Marshal(d.ContentSecurityPolicyIssueDetails)
-			found = fmt.Sprintf("policy: %s", details)
+		if policy := ev.Issue.Details.ContentSecurityPolicyIssueDetails; policy != nil {
+			found = policy
 		}
 	}
-	if found != "" {
+	if found != nil {
+		text, _ := json.Marshal(found)
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.errors = append(b.errors, found)
+		b.errors = append(b.errors, fmt.Sprintf("%T %s", found, text))
 	}
 }
 
@@ -288,48 +286,26 @@ func (b *tab) await(c <-chan struct{}) {
 // screen sets the size of the screen.
 func (b *tab) screen(width, height int64) {
 	b.t.Helper()
-	cdpCall(b, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{Width: width, Height: height, DeviceScaleFactor: 1, Mobile: width < 600})
-}
-
-// slow limits uploads to a number of bytes a second; -1 is no limit.
-func (b *tab) slow(up float64) {
-	b.t.Helper()
-	cdpCall(b, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
-		MatchedNetworkConditions: []*network.Conditions{{DownloadThroughput: -1, UploadThroughput: up}},
+	cdpCall(b, emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+		Width: width, Height: height, DeviceScaleFactor: 1, Mobile: width < 600,
 	})
 }
 
-// blocked makes requests fail whose URL matches one of patterns.
-func (b *tab) blocked(patterns ...string) {
-	b.t.Helper()
-	list := []*network.BlockPattern{}
-	for _, p := range patterns {
-		list = append(list, &network.BlockPattern{URLPattern: p, Block: true})
-	}
-	cdpCall(b, network.SetBlockedURLs, network.SetBlockedURLsParams{URLPatterns: list})
-}
-
-// online connects or disconnects the network.
-func (b *tab) online(is bool) {
+// network limits uploads to a number of bytes a second, -1 for no limit, and connects or disconnects the network.
+func (b *tab) network(up float64, online bool) {
 	b.t.Helper()
 	cdpCall(b, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
-		MatchedNetworkConditions: []*network.Conditions{{DownloadThroughput: -1, UploadThroughput: -1, Offline: !is}},
+		MatchedNetworkConditions: []*network.Conditions{{DownloadThroughput: -1, UploadThroughput: up, Offline: !online}},
 	})
-	cdpCall(b, network.OverrideNetworkState, network.OverrideNetworkStateParams{Offline: !is, DownloadThroughput: -1, UploadThroughput: -1})
+	cdpCall(b, network.OverrideNetworkState, network.OverrideNetworkStateParams{
+		Offline: !online, DownloadThroughput: -1, UploadThroughput: -1,
+	})
 }
 
-// allow grants permissions to the page at origin.
-func (b *tab) allow(origin string, names ...string) {
+// later sets the clock of the page forward.
+func (b *tab) later(seconds int) {
 	b.t.Helper()
-	c := chromedp.FromContext(b.ctx)
-	for _, name := range names {
-		_, err := cdp.Call(b.ctx, c.Browser, browser.SetPermission, browser.SetPermissionParams{
-			Permission: &browser.PermissionDescriptor{Name: name}, Setting: browser.PermissionSettingGranted, Origin: origin, BrowserContextID: c.BrowserContextID,
-		})
-		if err != nil {
-			b.fail(err)
-		}
-	}
+	eval[bool](b, fmt.Sprintf(`(Date.now = ((now) => () => now() + %d)(Date.now), true)`, seconds*1000))
 }
 
 // shot writes a screenshot into the folder SCREENSHOTS, if that is set.
@@ -358,11 +334,9 @@ func (b *tab) accessible(state string) {
 	}
 	b.do(chromedp.Evaluate[chromedp.Void]("window.axe || (() => {" + string(axe) + "})(); 0"))
 	for scheme, options := range map[string]string{"dark": `{ runOnly: ["color-contrast"] }`, "light": `{}`} {
-		cdpCall(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
-			{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}, // otherwise colors are still in transition
-		}})
-		found := eval[[]string](b, `axe.run(`+options+`).then(({violations}) => violations.map((v) => v.id + ": " + v.help + " " + v.nodes.map((n) => n.html + " " + n.failureSummary).join("; ")))`)
-		for _, v := range found {
+		b.scheme(scheme)
+		for _, v := range eval[[]string](b, `axe.run(`+options+`).then(({violations}) => violations.map((v) =>
+			v.id + ": " + v.help + " " + v.nodes.map((n) => n.html + " " + n.failureSummary).join("; ")))`) {
 			b.t.Errorf("%s, %s: %s", state, scheme, v)
 		}
 		b.shot(strings.ReplaceAll(state, " ", "-") + "-" + scheme)
@@ -370,10 +344,12 @@ func (b *tab) accessible(state string) {
 	b.scheme("light")
 }
 
-// scheme sets the preferred color scheme, light or dark.
+// scheme sets the preferred color scheme, light or dark, without transitions of colors.
 func (b *tab) scheme(scheme string) {
 	b.t.Helper()
-	cdpCall(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+	cdpCall(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{
+		{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"},
+	}})
 }
 
 // onDisk writes a file and returns its path.

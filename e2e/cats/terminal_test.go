@@ -122,18 +122,3 @@ func TestCatsOnTerminal(t *testing.T) {
 		master.Close()
 	}
 }
-
-func TestCatsCompletionAndVersion(t *testing.T) {
-	t.Parallel()
-	harness.NeedOwnSystem(t)
-	s := newShell(t, "http://127.0.0.1:1")
-	// The scripts of all shells call __complete, whose last argument is incomplete.
-	for args, part := range map[string]string{
-		"completion bash": "complete -o default", "completion zsh": "compdef", "completion fish": "complete -c cats",
-		"__complete put --cr": "--create", "__complete p": "put\t", "--version": "cats, version ",
-	} {
-		if got := s.cats(strings.Fields(args)...).want(t, 0); !strings.Contains(got.out, part) {
-			t.Errorf("%q prints %d bytes without %q", args, len(got.out), part)
-		}
-	}
-}

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -54,32 +55,37 @@ type StorageProxy struct {
 	server  *http.Server
 
 	mu     sync.Mutex
-	faults map[string]Fault // by user, "" for what is about no blob
-	all    Fault            // of what has no fault of its own
+	faults map[string]Fault // by user, "" for what is about no blob, others for what has no fault of its own
 }
+
+const others = "/"
 
 // NewStorageProxy starts a proxy without faults for the duration of the test.
 func NewStorageProxy(t *testing.T) *StorageProxy {
 	t.Helper()
 	st := Stack(t)
-	storage, err := url.Parse(st.Storage.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := &StorageProxy{faults: map[string]Fault{}, Healthy: &httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.Out.URL.Scheme, r.Out.URL.Host = storage.Scheme, storage.Host
-			r.Out.Host = r.In.Host
-		},
-		Transport: st.Client().Transport,
-		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
-			panic(http.ErrAbortHandler) // storage says nothing, so neither do we
-		},
-		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
-	}}
+	a := &StorageProxy{faults: map[string]Fault{}, Healthy: forward(t, st.Storage.URL, st.Client().Transport)}
 	a.Up(t, "127.0.0.1:0")
 	t.Cleanup(a.Down)
 	return a
+}
+
+// forward returns a proxy to the URL to. If there is no response, it closes the connection.
+func forward(t *testing.T, to string, transport http.RoundTripper) http.Handler {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Host = r.In.Host
+		},
+		Transport:    transport,
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ErrorLog:     slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
 }
 
 // Up listens at address.
@@ -113,11 +119,7 @@ func (a *StorageProxy) Set(user string, f Fault) {
 }
 
 // SetAll injects f into requests without a fault of their own; nil removes it.
-func (a *StorageProxy) SetAll(f Fault) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.all = f
-}
+func (a *StorageProxy) SetAll(f Fault) { a.Set(others, f) }
 
 func (a *StorageProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	user := ""
@@ -127,14 +129,18 @@ func (a *StorageProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	f := a.faults[user]
 	if f == nil {
-		f = a.all
+		f = a.faults[others]
 	}
 	a.mu.Unlock()
+	orHealthy(f)(w, r, a.Healthy)
+}
+
+// orHealthy returns f, or a fault that does not inject anything if f is nil.
+func orHealthy(f Fault) Fault {
 	if f == nil {
-		a.Healthy.ServeHTTP(w, r)
-		return
+		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { healthy.ServeHTTP(w, r) }
 	}
-	f(w, r, a.Healthy)
+	return f
 }
 
 // Reject responds with an error in the format of Blob Storage.
@@ -165,36 +171,42 @@ func Reset(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 	}
 }
 
-// LoseResponse carries out the request and then resets the connection.
-func LoseResponse(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-	healthy.ServeHTTP(httptest.NewRecorder(), r)
-	r.ContentLength = 0
-	Reset(w, r, nil)
+// Done carries out the request and injects then in place of the response.
+func Done(then Fault) Fault {
+	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		// If a handler panics or hijacks the connection while ReverseProxy still reads the body, as it does after an early response,
+		// net/http can wait for the client forever: at the end of the body, connReader.startBackgroundRead clears the deadline with
+		// which abortPendingRead has interrupted the read.
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		healthy.ServeHTTP(httptest.NewRecorder(), r)
+		r.Body, r.ContentLength = http.NoBody, 0
+		then(w, r, healthy)
+	}
 }
+
+// LoseResponse carries out the request and then resets the connection.
+func LoseResponse(w http.ResponseWriter, r *http.Request, healthy http.Handler) { Done(Reset)(w, r, healthy) }
 
 // Once injects f into the first request of each kind (HEAD, a block, …) for each blob.
 func Once(f Fault) Fault {
 	var seen sync.Map
 	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		injected := f
 		if _, again := seen.LoadOrStore(r.Method+r.URL.Query().Get("comp")+r.URL.Path, true); again {
-			healthy.ServeHTTP(w, r)
-			return
+			injected = orHealthy(nil)
 		}
-		f(w, r, healthy)
+		injected(w, r, healthy)
 	}
 }
 
 // FaultProxy starts an HTTP proxy in front of the URL to that injects fault, and returns its URL.
 func FaultProxy(t *testing.T, to string, fault Fault) string {
 	t.Helper()
-	target, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	proxy := &httputil.ReverseProxy{
-		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(target) },
-		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // whoever asked has gone
-	}
+	proxy := forward(t, to, nil)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fault(w, r, proxy) }))
 	t.Cleanup(func() {
 		server.CloseClientConnections()
@@ -207,57 +219,38 @@ func FaultProxy(t *testing.T, to string, fault Fault) string {
 func Abort(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
 
 // Drop carries out the request and closes the connection without a response.
-func Drop(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-	healthy.ServeHTTP(httptest.NewRecorder(), r)
-	Abort(w, r, nil)
-}
+func Drop(w http.ResponseWriter, r *http.Request, healthy http.Handler) { Done(Abort)(w, r, healthy) }
 
 // Gate is a FaultProxy whose fault can change.
 type Gate struct {
-	URL string
-
-	mu    sync.Mutex
-	fault Fault
+	URL   string
+	fault atomic.Pointer[Fault]
 }
 
 // NewGate starts a Gate without a fault in front of the URL to.
 func NewGate(t *testing.T, to string) *Gate {
 	t.Helper()
 	v := &Gate{}
-	v.URL = FaultProxy(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		v.mu.Lock()
-		f := v.fault
-		v.mu.Unlock()
-		if f == nil {
-			healthy.ServeHTTP(w, r)
-			return
-		}
-		f(w, r, healthy)
-	})
+	v.SetAll(nil)
+	v.URL = FaultProxy(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { (*v.fault.Load())(w, r, healthy) })
 	return v
 }
 
-// SetAll injects f into all requests, also into those that are not for pictures.
+// SetAll injects f into all requests, also into those that are not for pictures; nil removes the fault.
 func (v *Gate) SetAll(f Fault) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.fault = f
+	f = orHealthy(f)
+	v.fault.Store(&f)
 }
 
 // Set injects f into requests for pictures with this method, "" for all; nil removes the fault.
 func (v *Gate) Set(method string, f Fault) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.fault = nil
-	if f != nil {
-		v.fault = func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			if (method == "" || r.Method == method) && strings.HasPrefix(r.URL.Path, "/cat/") {
-				f(w, r, healthy)
-				return
-			}
-			healthy.ServeHTTP(w, r)
+	v.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		injected := orHealthy(f)
+		if method != "" && r.Method != method || !strings.HasPrefix(r.URL.Path, "/cat/") {
+			injected = orHealthy(nil)
 		}
-	}
+		injected(w, r, healthy)
+	})
 }
 
 // Hold delays the responses to requests for pictures with this method until goOn is called. asked is closed once the first of

@@ -29,15 +29,21 @@ func (k Call) With(header ...string) Call {
 // Request returns the call as a request to sys.
 func (k Call) Request(t *testing.T, sys *stack.System) *http.Request {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), k.Method, sys.URL+k.Target, bytes.NewReader(k.Body))
+	req := request(t, k.Method, sys.URL+k.Target, bytes.NewReader(k.Body), k.Header)
+	if host := req.Header.Get("Host"); host != "" {
+		req.Host = host // net/http ignores it in the header
+	}
+	return req
+}
+
+func request(t *testing.T, method, url string, body io.Reader, header []string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := 0; i < len(k.Header); i += 2 {
-		req.Header.Set(k.Header[i], k.Header[i+1])
-	}
-	if host := req.Header.Get("Host"); host != "" {
-		req.Host = host // net/http ignores it in the header
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
 	}
 	return req
 }
@@ -73,29 +79,27 @@ func Send(t *testing.T, method, url, body string, header ...string) Response {
 // SendWith is Send with another client.
 func SendWith(t *testing.T, client *http.Client, method, url, body string, header ...string) Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	return RoundTrip(t, client, req)
+	return RoundTrip(t, client, request(t, method, url, strings.NewReader(body), header))
 }
 
 // RoundTrip sends req and reads the response. An error fails the test.
 func RoundTrip(t *testing.T, client *http.Client, req *http.Request) Response {
 	t.Helper()
-	resp, err := client.Do(req)
+	a, err := exchange(client, req)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return a
+}
+
+func exchange(client *http.Client, req *http.Request) (Response, error) {
+	resp, err := client.Do(req)
+	if err != nil {
+		return Response{Response: &http.Response{}}, err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return Response{resp, b}
+	return Response{resp, b}, err
 }
 
 // WantRefused fails the test unless Azurite itself rejected the request, with this error code. A proxy in front of Azurite may
@@ -152,13 +156,7 @@ func TryWith(ctx context.Context, c *http.Client, method, url, contentType strin
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := c.Do(req)
-	if err != nil {
-		return Response{}, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return Response{resp, b}, err
+	return exchange(c, req)
 }
 
 // Do is Try, but an error fails the test.
@@ -190,17 +188,11 @@ func (a Response) Outcome(t *testing.T, want string) {
 }
 
 // Do sends the call. A failure to get a response fails the test, and the response is then empty.
-func (k Call) Do(t *testing.T, sys *stack.System) (a Response) {
+func (k Call) Do(t *testing.T, sys *stack.System) Response {
 	t.Helper()
-	resp, err := Client().Do(k.Request(t, sys))
-	if err != nil {
-		t.Error(err)
-		return Response{Response: &http.Response{}}
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
+	a, err := exchange(Client(), k.Request(t, sys))
 	if err != nil {
 		t.Error(err)
 	}
-	return Response{resp, body}
+	return a
 }

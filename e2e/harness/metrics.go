@@ -33,17 +33,9 @@ func ResourcesOf(t *testing.T, ops string, live bool) []float64 {
 			Do(t, http.MethodGet, ops+"/debug/pprof/heap?gc=1", "", nil).Want(t, http.StatusOK)
 		}
 	}
-	values := make([]float64, len(Resources))
-	for line := range strings.Lines(string(Do(t, http.MethodGet, ops+"/metrics", "", nil).Want(t, http.StatusOK).Body)) {
-		for i, what := range Resources {
-			if value, ok := strings.CutPrefix(line, what.metric+" "); ok {
-				n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-				if err != nil {
-					t.Fatal(err)
-				}
-				values[i] = n / what.unit
-			}
-		}
+	var values []float64
+	for _, what := range Resources {
+		values = append(values, Series(t, ops, what.metric)/what.unit)
 	}
 	return values
 }

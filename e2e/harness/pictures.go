@@ -94,7 +94,7 @@ func Put(t *testing.T, sys *stack.System, user string, content []byte) {
 // Served returns the picture of user, fetched by its signed URL.
 func Served(t *testing.T, sys *stack.System, user string) []byte {
 	t.Helper()
-	url, _ := Do(t, http.MethodGet, sys.URL+"/cat/"+user, "", nil).Want(t, http.StatusOK).Field(t, "picture_url").(string)
+	url, _ := Link(t, sys, user, "")
 	return Do(t, http.MethodGet, url, "", nil).Want(t, http.StatusOK).Body
 }
 

@@ -3,6 +3,7 @@ package harness
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -71,8 +72,8 @@ var sharedSystem = sync.OnceValues(func() (*stack.System, error) {
 })
 
 // Shared returns a system for all tests of a package that need no settings, faults, metrics or logs of their own. It accepts direct
-// uploads. A test must use only names from User, because others run at the same time. If CATS_API_URL is set, the system there is
-// returned, as by Public.
+// uploads. A test must use only names from User, because others run at the same time. If CATS_API_URL is set, it is the system there:
+// CATS_STORAGE_URL is the host of its signed URLs, and CATS_AZURITE_URL its account at Azurite, with the certificate in CATS_CA_FILE.
 func Shared(t *testing.T) *stack.System {
 	t.Helper()
 	if Elsewhere == nil {
@@ -105,26 +106,12 @@ func StartDiffering(t *testing.T, opts stack.SystemOptions) *stack.System {
 	opts.NotReady = true
 	sys := Start(t, opts)
 	Eventually(t, func() error {
-		if a := Do(t, "GET", sys.SignerOps+"/readyz", "", nil); a.StatusCode != 200 {
-			return fmt.Errorf("the signer is not ready: %d %s", a.StatusCode, a.Body)
+		if ready, says := Readyz(t, sys.SignerOps); !ready {
+			return errors.New(says)
 		}
 		return nil
 	})
 	return sys
-}
-
-// Public returns a system without pictures for tests that use the public API, signed URLs and the container only. It is the system
-// at CATS_API_URL, if that is set, else one that Start starts. CATS_STORAGE_URL is then the host of its signed URLs, and
-// CATS_AZURITE_URL its account at Azurite, with the certificate in CATS_CA_FILE.
-func Public(t *testing.T) *stack.System {
-	t.Helper()
-	if Elsewhere == nil {
-		return Start(t, stack.SystemOptions{})
-	}
-	if err := Elsewhere.Empty(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return Elsewhere
 }
 
 // NeedStack starts the package's stack, or skips the test as Stack does.

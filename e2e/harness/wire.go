@@ -33,23 +33,6 @@ func FormFile(content []byte) string {
 	return FormField(`name="file"; filename="cat.png"`, string(content))
 }
 
-// AnswerOf sends the upload for user x to the API at target.
-func (u RawUpload) AnswerOf(t *testing.T, target string) Response {
-	t.Helper()
-	lines := strings.Split(strings.TrimSuffix(u.Header, "\r\n"), "\r\n")
-	method, _, _ := strings.Cut(lines[0], " ")
-	req, err := http.NewRequestWithContext(t.Context(), method, target+"/cat/x", strings.NewReader(u.Body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range lines[1:] {
-		if name, value, _ := strings.Cut(line, ": "); name != "Content-Length" && name != "Host" {
-			req.Header.Add(name, value)
-		}
-	}
-	return RoundTrip(t, Client(), req)
-}
-
 // Dial connects to the public API.
 func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
 	t.Helper()
@@ -85,10 +68,14 @@ type RawUpload struct{ Name, Header, Body string }
 func RawUploads(t *testing.T, user string, content []byte) []RawUpload {
 	t.Helper()
 	contentType, whole := Form(t, content)
+	header := func(method, format string, args ...any) string {
+		return method + " /cat/" + user + " HTTP/1.1\r\nHost: localhost\r\n" + fmt.Sprintf(format, args...) + "\r\n\r\n"
+	}
+	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content)
 	return []RawUpload{
-		{"PUT with a length", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n", user, len(content)), string(content)},
-		{"PUT in chunks", fmt.Sprintf("PUT /cat/%s HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", user), fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content)},
-		{"POST of a form", fmt.Sprintf("POST /cat/%s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", user, contentType, len(whole)), string(whole)},
+		{"PUT with a length", header("PUT", "Content-Length: %d", len(content)), string(content)},
+		{"PUT in chunks", header("PUT", "Transfer-Encoding: chunked"), chunks},
+		{"POST of a form", header("POST", "Content-Type: %s\r\nContent-Length: %d", contentType, len(whole)), string(whole)},
 	}
 }
 

@@ -3,6 +3,7 @@ package ops
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -64,87 +65,48 @@ func TestDoctorReportsCausesAndFixes(t *testing.T) {
 	sys := harness.Start(t, stack.SystemOptions{})
 	harness.Put(t, sys, "u", harness.Cat)
 	wantBlobs(t, sys, 1)
-	const (
-		begin       = "ok settings, ok token file, ok exchange, "
-		storage     = "ok key, ok put, ok link, ok link base, ok delete, ok clock"
-		noExchange  = "fail exchange, skip key, skip put, skip link, ok clock"
-		noIdentity  = "ok token file, skip exchange, skip key, skip put, skip link, ok clock"
-		unreachable = begin + "fail key, skip put, skip link, skip clock"
-	)
-	host, _ := os.Hostname()
-	for name, c := range map[string]struct {
-		change            func(*issuer.Federated)
-		env, checks, says string // env is separated by spaces, says by |
-	}{
-		"healthy": {
-			nil, "MAX_DIRECT_UPLOAD_SIZE=1GiB", begin + strings.Replace(storage, "ok delete", "ok copy, ok delete", 1),
-			stack.Subject + "|" + harness.Stack(t).Cluster.URL() + "|" + issuer.Audience + "|client ID   " + stack.ClientID +
-				"\n|tenant      " + stack.TenantID + "\n|(revision |all works|authentication is off",
-		},
-		"pod without a client ID": {
-			nil, "KUBERNETES_SERVICE_HOST=10.0.0.1 AZURE_CLIENT_ID=", "fail settings, " + noIdentity,
-			"pod         " + host + "\n|client ID   not set\n|fix: the workload identity webhook",
-		},
-		"no choice of authentication": {
-			nil, "ANONYMOUS_ACCESS=", strings.Replace(begin, "ok", "fail", 1) + storage,
-			"authentication is not configured|OIDC_ISSUER|ANONYMOUS_ACCESS=true",
-		},
-		"invalid settings": {
-			nil, "LINK_TTL=soon AZURE_TENANT_ID=", "fail settings, fail settings, " + noIdentity,
-			`LINK_TTL is "soon"|AZURE_TENANT_ID not set|the settings of the identity are not valid`,
-		},
-		"no token file": {
-			nil, "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token", "ok settings, " + strings.Replace(noIdentity, "ok", "fail", 1),
-			"no such file|fix: mount the token's volume|skipped: there is no federated token",
-		},
-		"another subject": {
-			func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }, "", "ok settings, ok token file, " + noExchange,
-			"system:serviceaccount:cats:other|AADSTS700213:|fix: compare issuer, subject and audience|takes minutes",
-		},
-		"another audience": {
-			func(f *issuer.Federated) { f.Audience = "api://other" }, "", "ok settings, warn token file, " + noExchange,
-			"AADSTS700212:|audience  api://other\n|another audience than api://AzureADTokenExchange,",
-		},
-		"expired token": {
-			func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) }, "", "ok settings, fail token file, " + noExchange,
-			"AADSTS700024:|token is expired (exp)|kubelet",
-		},
-		"another client": {
-			nil, "AZURE_CLIENT_ID=00000000-0000-4000-8000-00000000ffff", "ok settings, ok token file, " + noExchange,
-			"AADSTS700016:|azure.workload.identity/client-id",
-		},
-		"unknown CA": {
-			nil, "SSL_CERT_FILE=/dev/null", "ok settings, ok token file, " + strings.Replace(noExchange, "ok", "fail", 1),
-			"x509:|SSL_CERT_FILE",
-		},
-		"no container": {
-			nil, "STORAGE_CONTAINER=no-such-container", begin + "ok key, fail put, skip link, ok clock",
-			"404 ContainerNotFound|fix: create the container|STORAGE_CONTAINER",
-		},
-		"closed port": {
-			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1", unreachable,
-			"no answer from davydscats.blob.localhost:1|connection refused|fix: nothing answers on this port|skipped: storage does not answer",
-		},
-		"unknown host": {
-			nil, "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.invalid", unreachable,
-			"no answer from davydscats.blob.invalid|fix: the name does not resolve",
-		},
-		"closed link base": {
-			nil, "LINK_BASE_URL=http://127.0.0.1:1", begin + strings.Replace(storage, "ok link base", "warn link base", 1),
-			"http://127.0.0.1:1|connection refused|try a link from outside|all works; warnings: 1",
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
+	table, err := os.ReadFile("testdata/doctor.txt")
+	host, hostErr := os.Hostname()
+	if err := errors.Join(err, hostErr); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{
+		"HOST": host, "SUBJECT": stack.Subject, "ISSUER": harness.Stack(t).Cluster.URL(), "CLIENT": stack.ClientID, "TENANT": stack.TenantID,
+	}
+	text := os.Expand(string(table), func(name string) string { return names[name] })
+	changes := map[string]func(*issuer.Federated){
+		"subject":  func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" },
+		"audience": func(f *issuer.Federated) { f.Audience = "api://other" },
+		"expired":  func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(-time.Hour) },
+	}
+	for _, c := range strings.Split(strings.TrimSpace(text), "\n\n")[1:] { // the first paragraph is a comment
+		lines := strings.Split(c, "\n")
+		t.Run(lines[0], func(t *testing.T) {
 			t.Parallel()
-			code, report, stderr := run(t, "signer", append(doctorEnv(t, sys, c.change), strings.Fields(c.env)...), "doctor")
+			var change func(*issuer.Federated)
+			var env, parts []string
+			var want string
+			for _, line := range lines[1:] {
+				switch key, value, _ := strings.Cut(line, ": "); key {
+				case "token":
+					change = changes[value]
+				case "env":
+					env = strings.Fields(value)
+				case "says":
+					parts = append(parts, value)
+				default:
+					want = line
+				}
+			}
+			code, report, stderr := run(t, "signer", append(doctorEnv(t, sys, change), env...), "doctor")
 			var checks []string
 			for _, m := range regexp.MustCompile(`(?m)^(ok|warn|fail|skip) +(\w+(?: \w+)*)  `).FindAllStringSubmatch(report, -1) {
 				checks = append(checks, m[1]+" "+m[2])
 			}
-			if got := strings.Join(checks, ", "); got != c.checks || (code != 0) != strings.Contains(got, "fail") || stderr != "" {
-				t.Errorf("exit code %d, %s; want %s\n%s%s", code, got, c.checks, report, stderr)
+			if got := strings.Join(checks, ", "); got != want || (code != 0) != strings.Contains(got, "fail") || stderr != "" {
+				t.Errorf("exit code %d, %s; want %s\n%s%s", code, got, want, report, stderr)
 			}
-			wantParts(t, report, strings.Split(c.says, "|")...)
+			wantParts(t, report, parts...)
 			for _, secret := range []string{"sig=", "sig%3D", harness.JWTPrefix} {
 				if strings.Contains(report, secret) {
 					t.Errorf("%s is in\n%s", secret, report)

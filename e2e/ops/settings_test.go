@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -44,35 +45,22 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	port := taken.Addr().String()
-	const ports = "LISTEN_ADDRESS=127.0.0.1:0 OPS_ADDRESS=127.0.0.1:0 "
-	const signer = ports + "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_FEDERATED_TOKEN_FILE=/nowhere/token " +
-		"AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID + " "
-	for _, c := range []struct {
-		name, env string
-		errors    []string // parts of each, separated by |
-	}{
-		{
-			"frontend", ports + "AZURE_FEDERATED_TOKEN_FILE=/nowhere/token GOMEMLIMIT=100MiB",
-			[]string{"AZURE_FEDERATED_TOKEN_FILE|skip-containers"},
-		},
-		{
-			"frontend", ports + "MAX_PICTURE_SIZE=large STALL_TIMEOUT=never LOG_LEVEL=error",
-			[]string{"MAX_PICTURE_SIZE|large", "STALL_TIMEOUT|never"},
-		},
-		{"frontend", ports + "LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
-		{"frontend", ports + "OPS_ADDRESS=" + port, []string{port + "|address already in use"}},
-		{"signer", "", []string{"AZURE_STORAGE_ACCOUNT_URL"}},
-		{"signer", signer, []string{"OIDC_ISSUER|ANONYMOUS_ACCESS=true"}},
-		{
-			"signer", signer + `ANONYMOUS_ACCESS=true LINK_TTL="1h" OIDC_AUDIENCE='cats'`,
-			[]string{"LINK_TTL|remove the quotes", "OIDC_AUDIENCE|remove the quotes"},
-		},
-		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=:0 LINK_TTL=1ms", []string{"LINK_TTL", "LISTEN_ADDRESS|loopback"}},
-		{"signer", signer + "ANONYMOUS_ACCESS=true LISTEN_ADDRESS=" + port, []string{port + "|address already in use"}},
-	} {
-		code, stdout, stderr := run(t, c.name, strings.Fields(c.env))
-		_, version, _ := run(t, c.name, nil, "--version")
+	table, err := os.ReadFile("testdata/settings.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_FEDERATED_TOKEN_FILE=/nowhere/token " +
+		"AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID
+	words := strings.NewReplacer("=PORT", "="+taken.Addr().String(), "PORT", taken.Addr().String(), "SIGNER", signer)
+	for line := range strings.Lines(string(table)) {
+		parts := strings.Split(strings.TrimSpace(words.Replace(line)), " => ")
+		env := strings.Fields(parts[0])
+		if env[0] == "#" {
+			continue
+		}
+		name, errors := env[0], parts[1:]
+		code, stdout, stderr := run(t, name, append([]string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"}, env[1:]...))
+		_, version, _ := run(t, name, nil, "--version")
 		var faults []string
 		for i, line := range strings.Split(strings.TrimSpace(stderr), "\n") {
 			var event struct {
@@ -81,22 +69,22 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 				Version                     string `json:"service.version"`
 			}
 			if err := json.Unmarshal([]byte(line), &event); err != nil {
-				t.Errorf("%s %s: not a JSON line: %s", c.name, c.env, line)
+				t.Errorf("%s: not a JSON line: %s", env, line)
 			}
-			if i == 0 && (event.Msg != "starting" || event.Service != c.name || event.Version == "" || event.Revision == "" ||
+			if i == 0 && (event.Msg != "starting" || event.Service != name || event.Version == "" || event.Revision == "" ||
 				!strings.Contains(version, "revision: "+event.Revision+")")) {
-				t.Errorf("%s %s: the first line is %s; --version prints %s", c.name, c.env, line, version)
+				t.Errorf("%s: the first line is %s; --version prints %s", env, line, version)
 			}
 			if event.Level == "ERROR" {
 				faults = append(faults, event.Error)
 			}
 		}
-		if code != 1 || stdout != "" || len(faults) != len(c.errors) {
-			t.Errorf("%s %s: exit code %d, %q, %q; want 1 and %q", c.name, c.env, code, stdout, stderr, c.errors)
+		if code != 1 || stdout != "" || len(faults) != len(errors) {
+			t.Errorf("%s: exit code %d, %q, %q; want 1 and %q", env, code, stdout, stderr, errors)
 			continue
 		}
-		for i, parts := range c.errors {
-			wantParts(t, faults[i], strings.Split(parts, "|")...)
+		for i, phrases := range errors {
+			wantParts(t, faults[i], strings.Split(phrases, "|")...)
 		}
 	}
 	// Arguments come before settings.

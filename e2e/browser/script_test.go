@@ -1,0 +1,251 @@
+package browser
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/cdp"
+	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
+
+	"cats.example/e2e/harness"
+	"cats.example/local/stack"
+)
+
+// session runs a script: a tab with the page of USER behind a gate. The log of a failed test ends with the line that failed.
+type session struct {
+	*tab
+	sys  *stack.System
+	gate *harness.Gate
+	user string
+
+	vars    *strings.Replacer // USER, OTHER and more
+	held    <-chan struct{}
+	release func()
+}
+
+// scripts runs the scripts in testdata/TESTNAME.txt in parallel on sys. Each begins with "== NAME". See [session.run] for the commands.
+// vars are names and values that the scripts use besides USER and OTHER, two user names of their own.
+func scripts(t *testing.T, sys *stack.System, vars ...string) {
+	t.Helper()
+	text, err := os.ReadFile("testdata/" + t.Name() + ".txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range strings.Split("\n"+string(text), "\n== ")[1:] {
+		name, lines, _ := strings.Cut(script, "\n")
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSession(t, sys, vars...)
+			for line := range strings.Lines(lines) {
+				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+					t.Log(line)
+					s.run(line)
+				}
+			}
+		})
+	}
+}
+
+func newSession(t *testing.T, sys *stack.System, vars ...string) *session {
+	t.Helper()
+	gate, user := harness.NewGate(t, sys.URL), harness.User(t)
+	b := browse(t, "about:blank")
+	return &session{
+		tab: b, sys: sys, gate: gate, user: user,
+		vars: strings.NewReplacer(append(vars, "USER", user, "OTHER", harness.User(t), "ORIGIN", gate.URL)...),
+	}
+}
+
+// content returns the content of a file: the photograph, a picture of more than 1 MiB, text, nothing, or a picture with the name in it.
+func content(t *testing.T, name string) []byte {
+	t.Helper()
+	switch {
+	case name == "cat.png" || strings.HasPrefix(name, "catcat"):
+		return harness.Cat
+	case name == "other.png":
+		return harness.OtherPicture
+	case strings.Contains(name, "large"):
+		large, err := io.ReadAll(harness.Large(1<<20 + 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return large
+	case name == "cat.txt" || name == "text.png":
+		return []byte("mew")
+	case name == "empty.png":
+		return nil
+	}
+	return append(bytes.Clone(harness.Cat), name...)
+}
+
+func file(t *testing.T, name string) string {
+	t.Helper()
+	return onDisk(t, name, bytes.NewReader(content(t, name)))
+}
+
+// fault parses a fault: drop, abort, cutoff, respond STATUS BODY, problem STATUS CODE OUTCOME, or one of them behind "done", which
+// carries out the request first, or behind "wait SECONDS", which adds Retry-After.
+func fault(text string) harness.Fault {
+	word, rest, _ := strings.Cut(text, " ")
+	next, more, _ := strings.Cut(rest, " ")
+	status, _ := strconv.Atoi(next)
+	switch word {
+	case "drop":
+		return harness.Drop
+	case "abort":
+		return harness.Abort
+	case "cutoff":
+		return harness.CutOff
+	case "respond":
+		return harness.Respond(status, more)
+	case "problem":
+		code, outcome, found := strings.Cut(more, " ")
+		if found {
+			outcome = `,"outcome":` + outcome
+		}
+		return harness.Problem(status, code, outcome)
+	case "wait":
+		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			w.Header().Set("Retry-After", next)
+			fault(more)(w, r, healthy)
+		}
+	case "done":
+		return harness.Done(fault(rest))
+	}
+	panic("unknown fault " + text)
+}
+
+// run runs a line of a script: a command and its arguments, in which texts and scripts may have spaces.
+func (s *session) run(line string) {
+	s.t.Helper()
+	command, rest, _ := strings.Cut(s.vars.Replace(line), " ")
+	first, more, _ := strings.Cut(rest, " ")
+	number, _ := strconv.Atoi(first)
+	switch command {
+	// Pages
+	case "visit": // PATH
+		s.do(chromedp.Navigate(s.gate.URL + first))
+	case "empty": // opens the page of a user without a picture
+		s.do(chromedp.Navigate(s.gate.URL + "/?user=" + s.user))
+		s.sees("No picture yet")
+	case "picture": // opens the page of a user with the picture cat.png
+		harness.Put(s.t, s.sys, s.user, harness.Cat)
+		s.do(chromedp.Navigate(s.gate.URL + "/?user=" + s.user))
+		s.shown()
+	case "no-site-data": // of pages that are opened later
+		cdpCall(s.tab, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{
+			Source: `Object.defineProperty(window, "sessionStorage", { get() { throw new DOMException("blocked", "SecurityError") } })`,
+		})
+	case "open": // NAME, of a user
+		s.open(rest)
+	case "back":
+		s.do(chromedp.NavigateBack())
+	// What the page shows
+	case "see": // TEXT
+		s.sees(rest)
+	case "lack": // TEXT
+		s.lacks(rest)
+	case "shown": // a stored picture
+		s.shown()
+	case "focused": // ID
+		s.focused(first)
+	case "true": // SCRIPT
+		s.holds(rest)
+	case "progress": // PERCENT, at least
+		s.holds(`document.querySelector("#progress").value >= ` + first)
+	case "settled": // VIEW, after the page has handled the last response
+		eval[bool](s.tab, `fetch("/service").then(() => new Promise((done) => setTimeout(done, 100, true)))`)
+		s.holds(`document.body.dataset.view === "` + first + `"`)
+	case "accessible": // STATE
+		s.accessible(rest)
+	case "shot": // NAME
+		s.shot(first)
+	case "fits": // STATE
+		s.fits(first)
+	// Input
+	case "click": // SELECTORS
+		s.click(strings.Fields(rest)...)
+	case "focus": // SELECTOR
+		s.do(chromedp.Focus(chromedp.CSS(first)))
+	case "type": // SELECTOR TEXT
+		s.do(chromedp.SendKeys(chromedp.CSS(first), more))
+	case "key": // KEY
+		keys := map[string]string{"Enter": kb.Enter, "Escape": kb.Escape, "Up": kb.ArrowUp, "Space": " "}
+		s.key(keys[first])
+	case "tab": // ID, to which Tab leads
+		for n := 0; eval[string](s.tab, `document.activeElement?.id ?? ""`) != first; n++ {
+			if n == 10 {
+				s.t.Fatalf("Tab does not lead to %s", first)
+			}
+			s.key(kb.Tab)
+		}
+	case "pick": // FILE
+		s.pick(file(s.t, first))
+	case "upload": // FILE
+		s.upload(file(s.t, first))
+	case "drop": // FILE
+		s.tab.drop(file(s.t, first))
+	// Surroundings
+	case "screen": // WIDTH
+		s.screen(int64(number), 640)
+	case "scheme": // light or dark
+		s.scheme(first)
+	case "later": // SECONDS
+		s.later(number)
+	case "network": // offline, or BYTES of uploads a second, -1 for no limit
+		s.network(float64(number), first != "offline")
+	case "fault": // METHOD FAULT, of requests for pictures, or "about" FAULT
+		if s.gate.Set(first, fault(more)); first == "about" {
+			s.gate.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+				if r.URL.Path == "/about" {
+					healthy = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fault(more)(w, r, nil) })
+				}
+				healthy.ServeHTTP(w, r)
+			})
+		}
+	case "lose": // METHOD FAULT, after which the page gets no response to GET either
+		s.gate.Set(first, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			s.gate.Set("", harness.Abort)
+			fault(more)(w, r, healthy)
+		})
+	case "healthy":
+		s.gate.SetAll(nil)
+	case "hold": // METHOD: responses wait for release
+		s.held, s.release = s.gate.Hold(s.t, first)
+	case "held": // a response
+		s.await(s.held)
+	case "release":
+		s.release()
+	// Other clients
+	case "put": // NAME FILE
+		harness.Put(s.t, s.sys, first, content(s.t, more))
+	case "delete": // NAME
+		harness.Do(s.t, http.MethodDelete, s.sys.URL+"/cat/"+first, "", nil).Want(s.t, 204)
+	case "stored": // NAME FILE
+		harness.WantPicture(s.t, s.sys, first, content(s.t, more))
+	case "missing": // NAME
+		harness.Do(s.t, http.MethodGet, s.sys.URL+"/cat/"+first, "", nil).Want(s.t, 404)
+	// The clipboard, downloads and the history
+	case "copied": // FILE, which the URL in the clipboard serves
+		s.copied(content(s.t, first))
+	case "paste": // a picture of 30 by 20 pixels
+		s.paste()
+	case "downloads": // FILE, by a click on download
+		s.downloads(first)
+	case "forgotten": // TEXT, which no URL in the history contains
+		for _, entry := range cdpCall(s.tab, cdppage.GetNavigationHistory, cdp.Empty{}).Entries {
+			if strings.HasPrefix(entry.URL, s.gate.URL) && strings.Contains(entry.URL, first) {
+				s.t.Errorf("the history has %s", entry.URL)
+			}
+		}
+	default:
+		s.t.Fatalf("unknown command %s", command)
+	}
+}
