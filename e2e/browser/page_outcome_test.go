@@ -34,12 +34,7 @@ func TestPageReportsTheOutcomeOfWrites(t *testing.T) {
 				sys = direct
 			}
 			s := newSession(t, sys)
-			var faults []harness.Fault
-			for text := range strings.SplitSeq(fields[1], " then ") {
-				if text != "none" {
-					faults = append(faults, fault(text))
-				}
-			}
+			faults := harness.ParseFaults(t, fields[1])
 			var commits atomic.Int64
 			inTurn := harness.InTurn(&commits, faults, func(*http.Request) bool { return false })
 			s.gate.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {

@@ -2,6 +2,7 @@ package browser
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -62,7 +63,12 @@ func TestPageRenewsAnExpiredURL(t *testing.T) {
 	link := func() string { return eval[string](s.tab, `document.querySelector("#link").value`) }
 	first := link()
 	s.sees("Expired")
-	harness.Do(t, http.MethodGet, first, "", nil).Want(t, 403)
+	harness.Eventually(t, func() error { // the page and storage round the time
+		if a := harness.Do(t, http.MethodGet, first, "", nil); a.StatusCode != 403 {
+			return fmt.Errorf("the expired URL returns %d", a.StatusCode)
+		}
+		return nil
+	})
 	s.holds(`document.querySelector("#link").value === ""`)
 	s.shot("expired")
 	s.click("#renew")

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -90,38 +91,6 @@ func file(t *testing.T, name string) string {
 	return onDisk(t, name, bytes.NewReader(content(t, name)))
 }
 
-// fault parses a fault: drop, abort, cutoff, respond STATUS BODY, problem STATUS CODE OUTCOME, or one of them behind "done", which
-// carries out the request first, or behind "wait SECONDS", which adds Retry-After.
-func fault(text string) harness.Fault {
-	word, rest, _ := strings.Cut(text, " ")
-	next, more, _ := strings.Cut(rest, " ")
-	status, _ := strconv.Atoi(next)
-	switch word {
-	case "drop":
-		return harness.Drop
-	case "abort":
-		return harness.Abort
-	case "cutoff":
-		return harness.CutOff
-	case "respond":
-		return harness.Respond(status, more)
-	case "problem":
-		code, outcome, found := strings.Cut(more, " ")
-		if found {
-			outcome = `,"outcome":` + outcome
-		}
-		return harness.Problem(status, code, outcome)
-	case "wait":
-		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-			w.Header().Set("Retry-After", next)
-			fault(more)(w, r, healthy)
-		}
-	case "done":
-		return harness.Done(fault(rest))
-	}
-	panic("unknown fault " + text)
-}
-
 // run runs a line of a script: a command and its arguments, in which texts and scripts may have spaces.
 func (s *session) run(line string) {
 	s.t.Helper()
@@ -202,18 +171,21 @@ func (s *session) run(line string) {
 	case "network": // offline, or BYTES of uploads a second, -1 for no limit
 		s.network(float64(number), first != "offline")
 	case "fault": // METHOD FAULT, of requests for pictures, or "about" FAULT
-		if s.gate.Set(first, fault(more)); first == "about" {
+		f := harness.ParseFault(s.t, more)
+		if s.gate.Set(first, f); first == "about" {
 			s.gate.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 				if r.URL.Path == "/about" {
-					healthy = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fault(more)(w, r, nil) })
+					f(w, r, healthy)
+					return
 				}
 				healthy.ServeHTTP(w, r)
 			})
 		}
 	case "lose": // METHOD FAULT, after which the page gets no response to GET either
+		f := harness.ParseFault(s.t, more)
 		s.gate.Set(first, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 			s.gate.Set("", harness.Abort)
-			fault(more)(w, r, healthy)
+			f(w, r, healthy)
 		})
 	case "healthy":
 		s.gate.SetAll(nil)
@@ -239,9 +211,9 @@ func (s *session) run(line string) {
 		s.paste()
 	case "downloads": // FILE, by a click on download
 		s.downloads(first)
-	case "forgotten": // TEXT, which no URL in the history contains
+	case "forgotten": // REGEXP, which no URL of the page in the history matches
 		for _, entry := range cdpCall(s.tab, cdppage.GetNavigationHistory, cdp.Empty{}).Entries {
-			if strings.HasPrefix(entry.URL, s.gate.URL) && strings.Contains(entry.URL, first) {
+			if strings.HasPrefix(entry.URL, s.gate.URL) && regexp.MustCompile(first).MatchString(entry.URL) {
 				s.t.Errorf("the history has %s", entry.URL)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,6 +33,52 @@ func Respond(status int, body string) Fault {
 // Problem responds with a problem document. fields are more JSON fields, such as `,"outcome":"unknown"`.
 func Problem(status int, code, fields string) Fault {
 	return Respond(status, fmt.Sprintf(`{"title":"x","status":%d,"detail":"why","code":%q%s}`, status, code, fields))
+}
+
+// ParseFaults parses faults that are separated by "then"; "none" is no fault.
+func ParseFaults(t *testing.T, text string) (faults []Fault) {
+	t.Helper()
+	for each := range strings.SplitSeq(text, " then ") {
+		if each != "none" {
+			faults = append(faults, ParseFault(t, each))
+		}
+	}
+	return faults
+}
+
+// ParseFault parses a fault: drop, abort, cutoff, respond STATUS BODY, or problem STATUS CODE OUTCOME, with the outcome as JSON. Behind
+// "done", it carries out the request first; behind "wait SECONDS", it adds Retry-After.
+func ParseFault(t *testing.T, text string) Fault {
+	t.Helper()
+	word, rest, _ := strings.Cut(text, " ")
+	next, more, _ := strings.Cut(rest, " ")
+	status, _ := strconv.Atoi(next)
+	switch word {
+	case "drop":
+		return Drop
+	case "abort":
+		return Abort
+	case "cutoff":
+		return CutOff
+	case "respond":
+		return Respond(status, more)
+	case "problem":
+		code, outcome, found := strings.Cut(more, " ")
+		if found {
+			outcome = `,"outcome":` + outcome
+		}
+		return Problem(status, code, outcome)
+	case "wait":
+		f := ParseFault(t, more)
+		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			w.Header().Set("Retry-After", next)
+			f(w, r, healthy)
+		}
+	case "done":
+		return Done(ParseFault(t, rest))
+	}
+	t.Fatalf("unknown fault %q", text)
+	return nil
 }
 
 // CutOff closes the connection in the middle of the response.
@@ -189,7 +236,9 @@ func Done(then Fault) Fault {
 }
 
 // LoseResponse carries out the request and then resets the connection.
-func LoseResponse(w http.ResponseWriter, r *http.Request, healthy http.Handler) { Done(Reset)(w, r, healthy) }
+func LoseResponse(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	Done(Reset)(w, r, healthy)
+}
 
 // Once injects f into the first request of each kind (HEAD, a block, …) for each blob.
 func Once(f Fault) Fault {

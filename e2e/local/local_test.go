@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -39,47 +42,53 @@ var localBinaries = sync.OnceValues(func() (string, error) {
 
 // localStack is bin/local as make run starts it, with a folder and ports of its own.
 type localStack struct {
-	dir     string // of the checkout
-	port    map[string]string
-	process *os.Process
-	ended   chan struct{}
-	err     error // of the process; read after ended
+	*exec.Cmd
+	port  map[string]string
+	ended chan struct{}
+	err   error // of the process; read after ended
 
 	mu     sync.Mutex
 	output string
 }
 
-// startLocal starts bin/local with more variables. It reads the output up to a line with last, "" for all, and closes the pipe.
-func startLocal(t *testing.T, last string, more ...string) *localStack {
+// newLocal returns a stack that is not started, with more variables.
+func newLocal(t *testing.T, more ...string) *localStack {
 	t.Helper()
 	harness.NeedStack(t)
 	bin, err := localBinaries()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &localStack{dir: t.TempDir(), port: map[string]string{}, ended: make(chan struct{})}
-	err = os.Symlink(bin, filepath.Join(l.dir, "bin"))
-	for _, name := range []string{"cats", "frontend", "k8s", "local", "shared", "signer"} {
-		err = errors.Join(err, os.Symlink(harness.Root(name), filepath.Join(l.dir, name)))
-	}
 	//lint:ignore noctx the test stops it by a signal
-	cmd := exec.Command("bin/local")
-	cmd.Dir, cmd.Env = l.dir, slices.Clone(buildEnv)
-	for _, name := range []string{"FRONTEND", "FRONTEND_OPS", "SIGNER", "SIGNER_OPS", "STORAGE", "PROMETHEUS"} {
-		l.port[name] = harness.FreePort(t)
-		cmd.Env = append(cmd.Env, name+"_PORT="+l.port[name])
+	l := &localStack{Cmd: exec.Command("bin/local"), port: map[string]string{}, ended: make(chan struct{})}
+	l.Dir, l.Env = t.TempDir(), slices.Clone(buildEnv)
+	err = os.Symlink(bin, filepath.Join(l.Dir, "bin"))
+	for _, name := range []string{"cats", "frontend", "k8s", "local", "shared", "signer"} {
+		err = errors.Join(err, os.Symlink(harness.Root(name), filepath.Join(l.Dir, name)))
 	}
-	cmd.Env = append(cmd.Env, more...)
-	r, w, pipeErr := os.Pipe()
-	if err := errors.Join(err, pipeErr); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stdout, cmd.Stderr = w, w
-	if err := cmd.Start(); err != nil {
+	for _, name := range []string{"FRONTEND", "FRONTEND_OPS", "SIGNER", "SIGNER_OPS", "STORAGE", "PROMETHEUS"} {
+		l.port[name] = harness.FreePort(t)
+		l.Env = append(l.Env, name+"_PORT="+l.port[name])
+	}
+	l.Env = append(l.Env, more...)
+	return l
+}
+
+// start starts the stack. It reads the output up to a line with last, "" for all, and closes the pipe.
+func (l *localStack) start(t *testing.T, last string) *localStack {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Stdout, l.Stderr = w, w
+	if err := l.Start(); err != nil {
 		t.Fatal(err)
 	}
 	_ = w.Close()
-	l.process = cmd.Process
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -94,7 +103,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		}
 	}()
 	go func() {
-		l.err = cmd.Wait()
+		l.err = l.Wait()
 		select {
 		case <-read:
 		case <-time.After(5 * time.Second): // a process that it has left running has the pipe
@@ -105,7 +114,7 @@ func startLocal(t *testing.T, last string, more ...string) *localStack {
 		select {
 		case <-l.ended:
 		default:
-			_ = cmd.Process.Signal(syscall.SIGTERM)
+			_ = l.Process.Signal(syscall.SIGTERM)
 			if err := l.end(t); err != nil {
 				t.Errorf("stopping: %v\n%s", err, l.text())
 			}
@@ -145,12 +154,15 @@ func (l *localStack) end(t *testing.T) error {
 	select {
 	case <-l.ended:
 	case <-time.After(time.Minute):
-		_ = l.process.Kill()
+		_ = l.Process.Kill()
 		t.Fatalf("it does not end\n%s", l.text())
 	}
-	if left := l.processes(t); len(left) > 0 {
-		t.Errorf("processes are left: %v", left)
-	}
+	harness.Eventually(t, func() error { // the kernel ends them if bin/local is killed
+		if left := l.processes(t); len(left) > 0 {
+			return fmt.Errorf("processes are left: %v", left)
+		}
+		return nil
+	})
 	return l.err
 }
 
@@ -163,7 +175,7 @@ func (l *localStack) processes(t *testing.T) map[string]int {
 	}
 	found := map[string]int{}
 	for _, link := range links {
-		if dir, err := os.Readlink(link); err == nil && strings.HasPrefix(dir, l.dir) {
+		if dir, err := os.Readlink(link); err == nil && strings.HasPrefix(dir, l.Dir) {
 			exe, _ := os.Readlink(filepath.Join(filepath.Dir(link), "exe"))
 			found[filepath.Base(exe)], _ = strconv.Atoi(filepath.Base(filepath.Dir(link)))
 		}
@@ -176,7 +188,7 @@ func TestLocalStopsWhenItsOutputIsClosed(t *testing.T) {
 	for _, last := range []string{"building", "starting Azurite", "The logs follow"} {
 		t.Run(last, func(t *testing.T) {
 			t.Parallel()
-			l := startLocal(t, last, "PROMETHEUS_PORT=0")
+			l := newLocal(t, "PROMETHEUS_PORT=0").start(t, last)
 			go func() { // the stack notices when it prints the next line, such as one of a request
 				for ticker := time.NewTicker(100 * time.Millisecond); ; {
 					select {
@@ -201,8 +213,8 @@ func TestLocalStartsAndStopsEverything(t *testing.T) {
 	if err := os.Symlink(harness.Stack(t).CA.File, filepath.Join(dir, "ca.crt")); err != nil {
 		t.Fatal(err)
 	}
-	l := startLocal(t, "", "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+dir)
-	l.waitReady(t)
+	l := newLocal(t, "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+dir, "AZURE_CLIENT_SECRET=mew")
+	l.start(t, "").waitReady(t) // the frontend would not start with that secret
 	token := p.Token(t, "mia", harness.Audience)
 	harness.SendAs(t, "", "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 401)
 	harness.SendAs(t, token, "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 200)
@@ -216,7 +228,7 @@ func TestLocalStartsAndStopsEverything(t *testing.T) {
 		t.Error("Prometheus has not started; it is Debian's package prometheus")
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} { // as make and the terminal do
-		_ = l.process.Signal(s)
+		_ = l.Process.Signal(s)
 	}
 	if err := l.end(t); err != nil || !strings.Contains(l.text(), "stopping") {
 		t.Errorf("it ended with %v\n%s", err, l.text())
@@ -243,12 +255,98 @@ func (l *localStack) wantScraped(t *testing.T) {
 
 func TestLocalEndsWhenAProcessDies(t *testing.T) {
 	t.Parallel()
-	l := startLocal(t, "", "PROMETHEUS_PORT=0", "SSL_CERT_FILE="+harness.Stack(t).CA.File)
+	for program, says := range map[string]string{
+		"signer": "signer ended: signal: killed",
+		"local":  "", // all others end with it
+	} {
+		t.Run(program, func(t *testing.T) {
+			t.Parallel()
+			l := newLocal(t, "PROMETHEUS_PORT=0", "SSL_CERT_FILE="+harness.Stack(t).CA.File).start(t, "")
+			l.waitReady(t)
+			if err := syscall.Kill(l.processes(t)[program], syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.end(t); err == nil || !strings.Contains(l.text(), says) {
+				t.Errorf("it ended with %v\n%s", err, l.text())
+			}
+		})
+	}
+}
+
+func TestLocalReportsAFailedStart(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ env, says string }{
+		"invalid setting": {"LINK_TTL=soon", `LINK_TTL is "soon"`},
+		"full disk":       {"", "signer.log: no space left on device"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLocal(t, "PROMETHEUS_PORT=0", c.env)
+			logs := filepath.Join(l.Dir, ".local", "logs")
+			if err := os.MkdirAll(logs, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if name == "full disk" {
+				if err := os.Symlink("/dev/full", filepath.Join(logs, "signer.log")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := l.start(t, "").end(t); err == nil || !strings.Contains(strings.ReplaceAll(l.text(), `\"`, `"`), c.says) {
+				t.Errorf("it ended with %v\n%s", err, l.text())
+			}
+		})
+	}
+}
+
+// The kernel sends SIGPIPE for a write to a connection that the client has closed.
+func TestLocalSurvivesAborts(t *testing.T) {
+	t.Parallel()
+	l := newLocal(t, "PROMETHEUS_PORT=0", "RATE_LIMIT=0", "CLIENT_SHARE=0").start(t, "")
 	l.waitReady(t)
-	if err := syscall.Kill(l.processes(t)["signer"], syscall.SIGKILL); err != nil {
+	picture := harness.Random(16<<20, 1) // more than the buffers of a connection
+	harness.Do(t, "PUT", l.url("/cat/mia"), "", picture).Want(t, 200)
+	signed, _ := harness.Do(t, "GET", l.url("/cat/mia"), "", nil).Want(t, 200).Field(t, "picture_url").(string)
+	u, err := url.Parse(signed)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.end(t); err == nil || !strings.Contains(l.text(), "signer ended: signal: killed") {
-		t.Errorf("it ended with %v\n%s", err, l.text())
+	descriptors := func() int {
+		found, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", l.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	before := descriptors()
+	const header = " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
+	for listener, request := range map[string]string{"STORAGE": "GET " + u.RequestURI() + header, "FRONTEND": "PUT /cat/tom" + header} {
+		for linger := range 2 { // closed or reset
+			for _, read := range []int64{0, 1, 1 << 20} {
+				conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.address(listener))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.WriteString(conn, request)
+				if listener == "STORAGE" {
+					_, _ = io.CopyN(io.Discard, conn, read)
+				}
+				if linger == 0 {
+					_ = conn.(*net.TCPConn).SetLinger(0)
+				}
+				_ = conn.Close()
+			}
+		}
+	}
+	harness.Eventually(t, func() error {
+		if n := descriptors(); n > before+5 {
+			return fmt.Errorf("%d descriptors, %d before", n, before)
+		}
+		return nil
+	})
+	if got := harness.Do(t, "GET", signed, "", nil).Want(t, 200).Body; !bytes.Equal(got, picture) {
+		t.Error("the picture has changed")
+	}
+	for _, name := range []string{"frontend", "signer"} {
+		harness.WantNoFaults(t, filepath.Join(l.Dir, ".local", "logs", name+".log"), t.Errorf)
 	}
 }

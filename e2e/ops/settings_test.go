@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -146,39 +145,20 @@ func TestDifferingSharedSettingsAreNamed(t *testing.T) {
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200) // a restart would not help
 
-	// A signer without an issuer rejects tokens instead of ignoring them.
-	picture, api := sys.URL+"/cat/mia", sys.SignerAPI+"/v1/"
-	const contract, version = "Cats-Contract", "1"
-	harness.Send(t, "PUT", api+"picture?user=mia", string(harness.Cat), contract, version).Want(t, 200)
-	var session harness.UploadSession
-	created := harness.Send(t, "POST", fmt.Sprintf("%suploads?user=mia&size=%d", api, len(harness.OtherPicture)), "", contract, version)
-	if err := json.Unmarshal(created.Want(t, 200).Body, &session); err != nil {
-		t.Fatal(err)
-	}
-	session.Send(t, bytes.NewReader(harness.OtherPicture), int64(len(harness.OtherPicture)))
+	// A signer without an issuer rejects tokens instead of ignoring them. See TestTokensAreRejectedIfAuthenticationIsOff.
+	harness.Send(t, "PUT", sys.SignerAPI+"/v1/picture?user=mia", string(harness.Cat), "Cats-Contract", "1").Want(t, 200)
 	before, err := sys.Blobs(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	formType, form := harness.Form(t, harness.OtherPicture)
-	for _, c := range []struct{ method, url, body, contentType string }{
-		{"PUT", picture, string(harness.OtherPicture), ""},
-		{"POST", picture, string(form), formType},
-		{"DELETE", picture, "", ""},
-		{"GET", picture, "", ""},
-		{"GET", picture + "/picture", "", ""},
-		{"POST", picture + "/upload?size=9", "", ""},
-		{"POST", picture + "/upload/" + session.ID + "/commit", "", ""},
-	} {
-		a := harness.SendAs(t, "mew.mew.mew", c.method, c.url, []byte(c.body), "Content-Type", c.contentType)
-		a.WantProblem(t, 503, "misconfigured")
+	picture := sys.URL + "/cat/mia"
+	for _, method := range []string{"PUT", "DELETE", "GET"} {
+		harness.SendAs(t, "mew.mew.mew", method, picture, harness.OtherPicture).WantProblem(t, 503, "misconfigured")
 	}
-	harness.SendAs(t, "mew.mew.mew", "DELETE", api+"picture?user=mia", nil, contract, version).Want(t, 503)
 	harness.SendAs(t, "", "PUT", picture, harness.OtherPicture).WantProblem(t, 401, "unauthenticated")
 	after, err := sys.Blobs(t.Context())
 	if diff := cmp.Diff(before, after); err != nil || diff != "" {
 		t.Errorf("storage has changed: %v\n%s", err, diff)
 	}
 	harness.WaitForLog(t, sys.Signer.Log, 0, `"http.response.status_code":503`, "misconfigured")
-	harness.WantNoSecrets(t, sys)
 }
