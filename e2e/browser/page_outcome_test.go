@@ -1,8 +1,8 @@
 package browser
 
 import (
+	"fmt"
 	"net/http"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -18,23 +18,15 @@ func TestPageReportsTheOutcomeOfWrites(t *testing.T) {
 	t.Parallel()
 	sys := harness.Shared(t)
 	direct := harness.StartDirect(t, stack.SystemOptions{FrontendEnv: small, SignerEnv: small})
-	table, err := os.ReadFile("testdata/" + t.Name() + ".txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.Split(strings.TrimSpace(line), " | ")
-		if len(fields) == 1 || strings.HasPrefix(line, "#") {
-			continue
-		}
-		t.Run(fields[0], func(t *testing.T) {
+	for _, row := range harness.Table(t, t.Name()+".txt") {
+		t.Run(row[0], func(t *testing.T) {
 			t.Parallel()
-			sys, method := sys, strings.Fields(fields[0])[0]
+			sys, method := sys, strings.Fields(row[0])[0]
 			if method == "commit" {
 				sys = direct
 			}
 			s := newSession(t, sys)
-			faults := harness.ParseFaults(t, fields[1])
+			faults := harness.ParseFaults(t, row[1])
 			var commits atomic.Int64
 			inTurn := harness.InTurn(&commits, faults, func(*http.Request) bool { return false })
 			s.gate.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -54,12 +46,12 @@ func TestPageReportsTheOutcomeOfWrites(t *testing.T) {
 				s.run("empty")
 				s.upload(catFile(t))
 			}
-			s.sees(fields[2:]...)
+			s.sees(row[2:]...)
 			const notKnown = "It is not known whether"
-			if !strings.Contains(line, notKnown) {
+			if !strings.Contains(strings.Join(row, ""), notKnown) {
 				s.lacks(notKnown)
 			}
-			if n := commits.Load(); method == "commit" && !strings.HasPrefix(line, "commit "+string('0'+rune(n))+" ") {
+			if n := commits.Load(); method == "commit" && !strings.HasPrefix(row[0], fmt.Sprintf("commit %d ", n)) {
 				t.Errorf("%d commits", n)
 			}
 		})

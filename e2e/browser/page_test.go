@@ -3,6 +3,7 @@ package browser
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -210,7 +211,9 @@ func TestPageResumesLargeUploads(t *testing.T) {
 
 	var mu sync.Mutex
 	admitted, stuck, limit := map[string]int{}, map[string]bool{}, 3 // block IDs, "" for the list of blocks
-	allStuck := make(chan struct{})
+	allStuck, offline := make(chan struct{}), make(chan struct{})
+	lose := sync.OnceFunc(func() { close(offline) })
+	t.Cleanup(lose)
 	storage.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		if query := r.URL.Query(); r.Method == http.MethodPut && query.Has("comp") {
 			id := query.Get("blockid")
@@ -226,6 +229,8 @@ func TestPageResumesLargeUploads(t *testing.T) {
 			}
 			mu.Unlock()
 			if full {
+				_, _ = io.Copy(io.Discard, r.Body)
+				<-offline
 				panic(http.ErrAbortHandler)
 			}
 		}
@@ -242,6 +247,7 @@ func TestPageResumesLargeUploads(t *testing.T) {
 	b.await(allStuck)
 	b.shot("uploading-large")
 	b.network(-1, false)
+	lose()
 	b.sees("You are offline")
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
 	admit(blocks)

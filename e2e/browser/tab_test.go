@@ -29,22 +29,15 @@ import (
 	"cats.example/e2e/harness"
 )
 
-func TestMain(m *testing.M) { os.Exit(harness.Main(m, stopBrowser)) }
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, func() error { stopBrowser(); return nil })) }
 
-// chromium is the browser of all tests. The first test that needs it starts it.
-var chromium struct {
-	sync.Mutex
-	ctx  context.Context
-	stop func()
-}
+var (
+	errNoBrowser = errors.New("needs chromium, chromium-browser or google-chrome in PATH (Debian: apt-get install chromium)")
+	stopBrowser  = func() {}
+)
 
-func startBrowser(t *testing.T) context.Context {
-	t.Helper()
-	chromium.Lock()
-	defer chromium.Unlock()
-	if chromium.ctx != nil {
-		return chromium.ctx
-	}
+// startBrowser starts the browser of all tests.
+var startBrowser = sync.OnceValues(func() (context.Context, error) {
 	var path string
 	for _, name := range []string{"google-chrome", "chromium-browser", "chromium"} {
 		if found, err := exec.LookPath(name); err == nil {
@@ -52,10 +45,7 @@ func startBrowser(t *testing.T) context.Context {
 		}
 	}
 	if path == "" {
-		if os.Getenv("CI") != "" {
-			t.Fatal("chromium is missing; install the Debian package chromium")
-		}
-		t.Skip("needs chromium, chromium-browser or google-chrome in PATH")
+		return nil, errNoBrowser
 	}
 	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(path),
@@ -64,21 +54,9 @@ func startBrowser(t *testing.T) context.Context {
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"), // no request leaves this machine
 	)...)
 	ctx, end := chromedp.NewContext(allocator)
-	chromium.stop = func() { end(); endAllocator() }
-	if err := chromedp.Do(ctx); err != nil {
-		chromium.stop()
-		t.Fatalf("starting %s: %v", path, err)
-	}
-	chromium.ctx = ctx
-	return ctx
-}
-
-func stopBrowser() error {
-	if chromium.ctx != nil {
-		chromium.stop()
-	}
-	return nil
-}
+	stopBrowser = func() { end(); endAllocator() }
+	return ctx, chromedp.Do(ctx)
+})
 
 // tab is a browser tab with its own storage, cookies and cache. Its methods fail the test.
 type tab struct {
@@ -93,7 +71,14 @@ type tab struct {
 func browse(t *testing.T, url string) *tab {
 	t.Helper()
 	harness.NeedOwnSystem(t)
-	ctx, end := chromedp.NewContext(startBrowser(t), chromedp.WithNewBrowserContext())
+	shared, err := startBrowser()
+	if errors.Is(err, errNoBrowser) && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, end := chromedp.NewContext(shared, chromedp.WithNewBrowserContext())
 	t.Cleanup(end)
 	b := &tab{t: t}
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
@@ -154,7 +139,8 @@ func (b *tab) do(steps ...chromedp.Action[chromedp.Void]) {
 // fail ends the test with the text of the page.
 func (b *tab) fail(err error) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(chromium.ctx, 5*time.Second)
+	shared, _ := startBrowser() // the context of the tab may be done
+	ctx, cancel := context.WithTimeout(shared, 5*time.Second)
 	defer cancel()
 	c := *chromedp.FromContext(b.ctx)
 	text, _ := chromedp.Evaluate[string](`document.body.dataset.view + "\n" + document.body.innerText`)(ctx, c.Target)
@@ -367,9 +353,3 @@ func onDisk(t *testing.T, name string, content io.Reader) string {
 }
 
 func catFile(t *testing.T) string { return onDisk(t, "cat.png", bytes.NewReader(harness.Cat)) }
-
-// another returns a picture with its own content and its path.
-func another(t *testing.T, name string) (content []byte, path string) {
-	content = append(bytes.Clone(harness.Cat), name...)
-	return content, onDisk(t, name+".png", bytes.NewReader(content))
-}

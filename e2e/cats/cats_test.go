@@ -3,7 +3,6 @@ package cats
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -215,24 +214,21 @@ func TestCatsExitCodes(t *testing.T) {
 	}
 	p := harness.StartProvider(t, "0")
 	auth := harness.Start(t, harness.WithAuthentication(p.Issuer, nil))
-	lines, err := os.ReadFile("testdata/exit-codes.txt")
-	docs, docsErr := os.ReadFile(harness.Root("docs", "cats.md"))
-	if err := errors.Join(err, docsErr); err != nil {
-		t.Fatal(err)
-	}
-	words := strings.NewReplacer("QUOTED", etag("mia"), "UNQUOTED", strings.Trim(etag("eve"), `"`), "AUTH", auth.URL,
-		"STORAGE", harness.Stack(t).FrontURL, "''", "")
-	for line := range strings.Lines(string(lines)) {
-		parts := strings.Split(strings.TrimSpace(line), " | ")
-		command := strings.Fields(parts[0])
+	for _, row := range harness.Table(t, "exit-codes.txt", "UNQUOTED", strings.Trim(etag("eve"), `"`), "QUOTED", etag("mia"), "AUTH", auth.URL,
+		"STORAGE", harness.Stack(t).FrontURL) {
+		command := strings.Fields(row[0])
 		code, err := strconv.Atoi(command[0])
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i, word := range command {
-			command[i] = words.Replace(word)
+			command[i] = strings.ReplaceAll(word, "''", "")
 		}
-		s.cats(command[1:]...).want(t, code, parts[1:]...)
+		s.cats(command[1:]...).want(t, code, row[1:]...)
+	}
+	docs, err := os.ReadFile(harness.Root("docs", "cats.md"))
+	if err != nil {
+		t.Fatal(err)
 	}
 	harness.WantPicture(t, sys, "mia", harness.Cat)
 	help, _, _ := strings.Cut(s.cats("--help").want(t, 0).out, "Usage:")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,27 +28,19 @@ func TestCatsReportsOutcome(t *testing.T) {
 		"cat.png": harness.Cat, "other.png": append(bytes.Clone(harness.Cat), 1),
 		"cut.png": harness.Picture(8<<20, 'c'), "large.png": harness.Picture(11<<20, 'l'),
 	}
-	table, err := os.ReadFile("testdata/outcomes.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.Split(strings.TrimSpace(line), " | ")
-		if len(fields) < 3 {
-			continue
-		}
-		commands := []string{fields[1]}
-		if fields[1] == "all" {
+	for _, row := range harness.Table(t, "outcomes.txt") {
+		commands := []string{row[1]}
+		if row[1] == "all" {
 			commands = strings.Split("put USER cat.png --retries 0,put USER - --retries 0,put USER large.png --retries 0,rm USER --retries 0", ",")
 		}
 		for _, command := range commands {
-			t.Run(command+" "+fields[2], func(t *testing.T) {
+			t.Run(command+" "+row[2], func(t *testing.T) {
 				t.Parallel()
 				user := harness.User(t)
 				harness.Put(t, sys, user, harness.Cat)
 				faults := []harness.Fault{cutRequest}
-				if fields[2] != "cutrequest" {
-					faults = harness.ParseFaults(t, fields[2])
+				if row[2] != "cutrequest" {
+					faults = harness.ParseFaults(t, row[2])
 				}
 				var requests atomic.Int64
 				s := newShell(t, harness.FaultProxy(t, sys.URL, harness.InTurn(&requests, faults, func(r *http.Request) bool {
@@ -65,8 +56,8 @@ func TestCatsReportsOutcome(t *testing.T) {
 				if document.Outcome == "" {
 					document.Outcome = "-"
 				}
-				if result := fmt.Sprint(got.code, " ", document.Outcome, " ", requests.Load()); err != nil || result != fields[0] {
-					t.Errorf("exit code, outcome and requests are %s, %q; want %s", result, got.out, fields[0])
+				if result := fmt.Sprint(got.code, " ", document.Outcome, " ", requests.Load()); err != nil || result != row[0] {
+					t.Errorf("exit code, outcome and requests are %s, %q; want %s", result, got.out, row[0])
 				}
 				change := map[string]string{"put": "may have been stored", "rm": "may have been deleted"}[args[0]]
 				if unknown := document.Outcome == "unknown"; strings.Contains(got.stderr, change) != unknown {

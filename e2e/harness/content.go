@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -96,6 +97,27 @@ func Pixel(t *testing.T, mediaType string) []byte {
 		content = Branded(content, major, major)
 	}
 	return content
+}
+
+// Table returns the fields of each line of a file in testdata, which are separated by " | ". It skips empty lines and comments.
+// words are names and the values that replace them.
+func Table(t *testing.T, name string, words ...string) (rows [][]string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replacer := strings.NewReplacer(append(words, `\r\n`, "\r\n")...)
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			fields := strings.Split(line, " | ")
+			for i, field := range fields {
+				fields[i] = replacer.Replace(field)
+			}
+			rows = append(rows, fields)
+		}
+	}
+	return rows
 }
 
 // OneBlob is the size of the largest picture that the signer stores with one request.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -44,20 +43,11 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	table, err := os.ReadFile("testdata/settings.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
 	signer := "AZURE_STORAGE_ACCOUNT_URL=https://davydscats.blob.localhost:1 AZURE_FEDERATED_TOKEN_FILE=/nowhere/token " +
 		"AZURE_CLIENT_ID=" + stack.ClientID + " AZURE_TENANT_ID=" + stack.TenantID
-	words := strings.NewReplacer("=PORT", "="+taken.Addr().String(), "PORT", taken.Addr().String(), "SIGNER", signer)
-	for line := range strings.Lines(string(table)) {
-		parts := strings.Split(strings.TrimSpace(words.Replace(line)), " => ")
-		env := strings.Fields(parts[0])
-		if env[0] == "#" {
-			continue
-		}
-		name, errors := env[0], parts[1:]
+	for _, row := range harness.Table(t, "settings.txt", "IN_USE", taken.Addr().String(), "SIGNER", signer) {
+		env, errors := strings.Fields(row[0]), row[1:]
+		name := env[0]
 		code, stdout, stderr := run(t, name, append([]string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"}, env[1:]...))
 		_, version, _ := run(t, name, nil, "--version")
 		var faults []string
@@ -83,7 +73,7 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 			continue
 		}
 		for i, phrases := range errors {
-			wantParts(t, faults[i], strings.Split(phrases, "|")...)
+			wantParts(t, faults[i], strings.Split(phrases, " & ")...)
 		}
 	}
 	// Arguments come before settings.

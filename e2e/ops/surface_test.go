@@ -136,19 +136,11 @@ func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
 	if before, after := use("first"), use("second"); after > before {
 		t.Errorf("%d series became %d", before, after)
 	}
-	requests, err := os.ReadFile("testdata/long-values.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, n := range []int{4000, 7000, 9000} { // some are too long for a target or for a header
-		words := strings.NewReplacer("LONG", strings.Repeat("Z", n), "FORM", harness.FormType, "BOUNDARY", harness.Boundary, `\r\n`, "\r\n")
-		for line := range strings.Lines(string(requests)) {
-			fields := append(strings.Split(words.Replace(strings.TrimSpace(line)), " | "), "", "")
-			if strings.HasPrefix(line, "#") {
-				continue
-			}
-			call := harness.Call{Method: fields[0], Target: fields[1], Body: []byte(fields[3])}
-			if name, value, found := strings.Cut(fields[2], ": "); found {
+		for _, row := range harness.Table(t, "long-values.txt", "LONG", strings.Repeat("Z", n), "FORM", harness.FormType, "BOUNDARY", harness.Boundary) {
+			row = append(row, "", "")
+			call := harness.Call{Method: row[0], Target: row[1], Body: []byte(row[3])}
+			if name, value, found := strings.Cut(row[2], ": "); found {
 				call = call.With(name, value)
 			}
 			call.Do(t, sys)
