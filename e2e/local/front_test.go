@@ -73,38 +73,19 @@ func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 	// By default, Azurite derives keys from this constant in its source.
 	public := sign([]byte("azurite-user-delegation-signing-seed-v1"), "o", "t", start, end, "b", key.SignedVersion)
 
-	queries := []string{
-		"", "sig=", "sig=junk", "%73ig=junk", "Sig=" + sig, "sig[]=" + sig, "sig=" + sig, "sig=&sig=" + sig,
-		"x;sig=" + sig, "%zz&sig=" + sig,
-		"sv=2020-12-06&ss=b&srt=sco&sp=rwdlac&se=" + url.QueryEscape(end) + "&sig=" + sig,
-		"sv=2020-12-06&sr=c&sp=racwdl&sig=junk&si=policy",
-		delegationSAS(sys.Container, start, end, key.SignedVersion, public),
-		strings.Replace(signed, "sig=", "sig=A", 1), strings.Replace(signed, "sp=", "sp=x", 1), signed + "&sig=A",
-	}
+	queries := harness.Table(t, "queries.txt", "SIGNED", signed, "SIG", sig, "FORGED", strings.Replace(signed, "sig=", "sig=A", 1),
+		"MORE", strings.Replace(signed, "sp=", "sp=x", 1), "PUBLIC", delegationSAS(sys.Container, start, end, key.SignedVersion, public))
 	credentials := []string{"", bearer, "SharedKey " + stack.Account + ":" + sig, "Basic bWlhOm1pYQ=="}
 	batch := "--b\r\nContent-Type: application/http\r\nContent-ID: 0\r\n\r\n" +
 		"DELETE " + blob + " HTTP/1.1\r\nAuthorization: " + bearer + "\r\nContent-Length: 0\r\n\r\n--b--\r\n"
 	client := harness.Client()
-	for i, c := range []struct{ method, target, body string }{
-		{"GET", "/?comp=list", ""},
-		{"PUT", "/?restype=service&comp=properties", "<StorageServiceProperties/>"},
-		{"POST", "/?restype=service&comp=userdelegationkey", info},
-		{"POST", "/?comp=batch", batch},
-		{"POST", container + "?restype=container&comp=batch", batch},
-		{"GET", list, ""},
-		{"PUT", container + "?restype=container&comp=acl", ""},
-		{"DELETE", container + "?restype=container", ""},
-		{"GET", blob + "?", ""},
-		{"PUT", blob + "?", "x"},
-		{"PUT", blob + "?comp=block&blockid=AAAA", "x"},
-		{"DELETE", blob + "?", ""},
-	} {
-		for k, query := range queries {
-			credential := credentials[(i+k)%len(credentials)]
-			a := harness.SendWith(t, client, c.method, st.FrontURL+c.target+"&"+query, c.body, "Authorization", credential,
+	for i, row := range harness.Table(t, "targets.txt", "INFO", info, "BATCH", batch, "CONTAINER", container, "BLOB", blob) {
+		for k, query := range append(queries, []string{""}) {
+			credential, row := credentials[(i+k)%len(credentials)], append(row, "")
+			a := harness.SendWith(t, client, row[0], st.FrontURL+row[1]+"&"+query[0], row[2], "Authorization", credential,
 				"Content-Type", "multipart/mixed; boundary=b", "X-Ms-Version", "2020-12-06", "X-Ms-Blob-Type", "BlockBlob")
 			if a.StatusCode != 403 || bytes.Contains(a.Body, []byte(blob)) {
-				t.Errorf("%s %s&%s with %.20q: %d %.300s; want 403", c.method, c.target, query, credential, a.StatusCode, a.Body)
+				t.Errorf("%s&%s with %.20q: %d %.300s; want 403", row[:2], query[0], credential, a.StatusCode, a.Body)
 			}
 		}
 	}
