@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -66,12 +67,12 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 		FrontendEnv: map[string]string{"ACCEPTED_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"},
 		SignerEnv:   map[string]string{"ACCEPTED_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"},
 	})
-	counters := strings.Fields(`cats_frontend_http_requests_total cats_frontend_http_request_body_bytes_total cats_frontend_upload_bytes_total
-		cats_frontend_uploads_rejected_total cats_frontend_signer_requests_total
-		cats_signer_http_requests_total cats_signer_storage_requests_total cats_signer_signed_urls_total`)
-	values := func() (all []float64) {
-		for _, name := range counters {
-			all = append(all, harness.Sum(t, sys.FrontendOps, name)+harness.Sum(t, sys.SignerOps, name))
+	values := func() map[string]float64 {
+		all := map[string]float64{}
+		for name := range strings.FieldsSeq(`cats_frontend_http_requests_total cats_frontend_http_request_body_bytes_total
+			cats_frontend_upload_bytes_total cats_frontend_uploads_rejected_total cats_frontend_signer_requests_total
+			cats_signer_http_requests_total cats_signer_storage_requests_total cats_signer_signed_urls_total`) {
+			all[name] = harness.Sum(t, sys.FrontendOps, name) + harness.Sum(t, sys.SignerOps, name)
 		}
 		return all
 	}
@@ -80,33 +81,26 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 	harness.Do(t, "PUT", sys.URL+"/cat/Secretname", "", []byte("text")).Want(t, 415)
 	a := harness.Send(t, "GET", sys.URL+"/cat/Secretname?download=Secretfile.png", "", "X-Request-Id", "my-request-1",
 		"Traceparent", clientsTraceparent).Want(t, 200)
-	if id := a.Header.Get("X-Request-Id"); id != "my-request-1" {
-		t.Errorf("X-Request-Id %q", id)
+	if id, trace := a.Header.Get("X-Request-Id"), traceOf(t, sys, "my-request-1"); id != "my-request-1" || trace != clientsTrace {
+		t.Errorf("X-Request-Id %q; without tracing, the logs have the trace ID %s; want the client's", id, trace)
 	}
-	if id := traceOf(t, sys, "my-request-1"); id != clientsTrace {
-		t.Errorf("without tracing, the logs have the trace ID %s; want the client's", id)
-	}
-	for i, after := range values() {
-		if after <= before[i] {
-			t.Errorf("%s went from %v to %v", counters[i], before[i], after)
+	for name, after := range values() {
+		if after <= before[name] {
+			t.Errorf("%s went from %v to %v", name, before[name], after)
 		}
 	}
-	for _, name := range []string{
-		"cats_signer_user_delegation_key_expiry_timestamp_seconds",
-		"cats_signer_token_last_success_timestamp_seconds", "cats_signer_token_requests_total",
-	} {
+	for name := range strings.FieldsSeq(`cats_signer_user_delegation_key_expiry_timestamp_seconds
+		cats_signer_token_last_success_timestamp_seconds cats_signer_token_requests_total`) {
 		if harness.Sum(t, sys.SignerOps, name) == 0 {
 			t.Errorf("%s is zero", name)
 		}
 	}
 	for _, base := range []string{sys.FrontendOps, sys.SignerOps} {
 		text := string(harness.Send(t, "GET", base+"/metrics", "", "Accept", openMetrics).Body)
-		problems, err := promlint.New(strings.NewReader(text)).Lint()
-		if err != nil || len(problems) > 0 {
+		if problems, err := promlint.New(strings.NewReader(text)).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("promlint: %v %v", problems, err)
 		}
-		if strings.Contains(text, "Secret") || strings.Contains(text, "sig=") ||
-			strings.Contains(text, "# EOF") { // OpenMetrics is for exemplars
+		if regexp.MustCompile(`Secret|sig=|# EOF`).MatchString(text) { // OpenMetrics, which ends with EOF, is for exemplars
 			t.Errorf("the metrics have a name, a signature or the format OpenMetrics:\n%s", text)
 		}
 	}
@@ -118,10 +112,8 @@ func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
 	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: debug, SignerEnv: debug})
 	use := func(suffix string) (series int) {
 		for _, method := range []string{"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "X" + strings.ToUpper(suffix), "PROPFIND"} {
-			for _, path := range []string{
-				"/cat/" + suffix, "/cat/" + suffix + "/picture", "/" + suffix, "/cat/" + suffix + "/",
-				"/cat/a%2F" + suffix, "/service?" + suffix,
-			} {
+			for path := range strings.FieldsSeq("/cat/USER /cat/USER/picture /USER /cat/USER/ /cat/a%2FUSER /service?USER") {
+				path = strings.ReplaceAll(path, "USER", suffix)
 				harness.Send(t, method, sys.URL+path, "", "User-Agent", suffix, "X-Request-Id", suffix, "X-Forwarded-For", suffix)
 			}
 		}
