@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -34,7 +35,8 @@ func FuzzEscapeLeavesNoControlCharacters(f *testing.F) {
 		}
 		var before, after string
 		document, err := json.Marshal(in)
-		if err != nil || json.Unmarshal(document, &before) != nil || json.Unmarshal([]byte(escape(string(document))), &after) != nil || after != before {
+		err = errors.Join(err, json.Unmarshal(document, &before), json.Unmarshal([]byte(escape(string(document))), &after))
+		if err != nil || after != before {
 			t.Errorf("%q: escaping changes the meaning of the JSON string %q", in, document)
 		}
 	})

@@ -39,7 +39,8 @@ func TestProcessesGetOnlyTheirSettings(t *testing.T) {
 	environ := strings.Fields(`LOG_LEVEL=debug LINK_TTL= OTEL_SDK_DISABLED=true MAX_DIRECT_UPLOAD_SIZE=1GiB OTHER=x
 		LISTEN_ADDRESS=:1 SIGNER_URL=http://other STORAGE_CONTAINER=dogs AZURE_CLIENT_ID=a AZURE_CLIENT_SECRET=mew
 		SSL_CERT_FILE=ca.pem SSL_CERT_DIR=/etc/ssl/certs:own HOME=/home/mia`)
-	names := strings.Fields("LOG_LEVEL LINK_TTL MAX_DIRECT_UPLOAD_SIZE LISTEN_ADDRESS SIGNER_URL AZURE_CLIENT_ID CREDENTIAL STORAGE_CONTAINER")
+	names := strings.Fields(`LOG_LEVEL LINK_TTL MAX_DIRECT_UPLOAD_SIZE LISTEN_ADDRESS SIGNER_URL AZURE_CLIENT_ID CREDENTIAL
+		STORAGE_CONTAINER`)
 	account := settings{AccountURL: "https://davydscats.blob.core.windows.net"}
 	frontend := map[string]string{"LOG_LEVEL": "debug", "OTEL_SDK_DISABLED": "true", "MAX_DIRECT_UPLOAD_SIZE": "1GiB"}
 	signer := maps.Clone(frontend)

@@ -171,7 +171,9 @@ func TestPageWorksByKeyboard(t *testing.T) {
 	s := newSession(t, harness.Shared(t))
 	cdpCall(s.tab, cdppage.SetInterceptFileChooserDialog, cdppage.SetInterceptFileChooserDialogParams{Enabled: true})
 	opened := chromedp.Events(s.ctx, cdppage.FileChooserOpened)
-	for _, line := range []string{"visit /", "see Share a cat", "tab name", "type #name USER", "key Enter", "see No picture yet", "focused stage", "tab file"} {
+	for _, line := range []string{
+		"visit /", "see Share a cat", "tab name", "type #name USER", "key Enter", "see No picture yet", "focused stage", "tab file",
+	} {
 		s.run(line)
 	}
 	if outline := eval[string](s.tab, `getComputedStyle(document.querySelector("#file + label")).outlineStyle`); outline != "solid" {

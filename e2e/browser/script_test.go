@@ -31,8 +31,8 @@ type session struct {
 	release func()
 }
 
-// scripts runs the scripts in testdata/TESTNAME.txt in parallel on sys. Each begins with "== NAME". See [session.run] for the commands.
-// vars are names and values that the scripts use besides USER and OTHER, two user names of their own.
+// scripts runs the scripts in testdata/TESTNAME.txt in parallel on sys. Each begins with "== NAME". See [session.run] for the
+// commands. vars are names and values that the scripts use besides USER and OTHER, two user names of their own.
 func scripts(t *testing.T, sys *stack.System, vars ...string) {
 	t.Helper()
 	text, err := os.ReadFile("testdata/" + t.Name() + ".txt")
@@ -64,7 +64,8 @@ func newSession(t *testing.T, sys *stack.System, vars ...string) *session {
 	}
 }
 
-// content returns the content of a file: the photograph, a picture of more than 1 MiB, text, nothing, or a picture with the name in it.
+// content returns the content of a file: the photograph, a picture of more than 1 MiB, text, nothing, or a picture with the
+// name in it.
 func content(t *testing.T, name string) []byte {
 	t.Helper()
 	switch {

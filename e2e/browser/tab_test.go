@@ -47,12 +47,13 @@ var startBrowser = sync.OnceValues(func() (context.Context, error) {
 	if path == "" {
 		return nil, errNoBrowser
 	}
-	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(path),
 		chromedp.DisableGPU,
 		chromedp.IgnoreCertErrors, // the OpenID provider has a certificate of the stack's CA
 		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"), // no request leaves this machine
-	)...)
+	)
+	allocator, endAllocator := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, end := chromedp.NewContext(allocator)
 	stopBrowser = func() { end(); endAllocator() }
 	return ctx, chromedp.Do(ctx)
@@ -112,7 +113,7 @@ func (b *tab) listen(ev any) {
 		}
 	case *log.EventEntryAdded:
 		// Every browser logs rejected requests.
-		if ev.Entry.Source != log.EntrySourceNetwork && (ev.Entry.Level == log.EntryLevelError || ev.Entry.Level == log.EntryLevelWarning) {
+		if ev.Entry.Source != log.EntrySourceNetwork && slices.Contains([]string{"error", "warning"}, string(ev.Entry.Level)) {
 			found = ev.Entry
 		}
 	case *audits.EventIssueAdded:

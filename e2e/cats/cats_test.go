@@ -214,8 +214,8 @@ func TestCatsExitCodes(t *testing.T) {
 	}
 	p := harness.StartProvider(t, "0")
 	auth := harness.Start(t, harness.WithAuthentication(p.Issuer, nil))
-	for _, row := range harness.Table(t, "exit-codes.txt", "UNQUOTED", strings.Trim(etag("eve"), `"`), "QUOTED", etag("mia"), "AUTH", auth.URL,
-		"STORAGE", harness.Stack(t).FrontURL) {
+	for _, row := range harness.Table(t, "exit-codes.txt", "UNQUOTED", strings.Trim(etag("eve"), `"`), "QUOTED", etag("mia"),
+		"AUTH", auth.URL, "STORAGE", harness.Stack(t).FrontURL) {
 		command := strings.Fields(row[0])
 		code, err := strconv.Atoi(command[0])
 		if err != nil {

@@ -31,7 +31,7 @@ func TestCatsReportsOutcome(t *testing.T) {
 	for _, row := range harness.Table(t, "outcomes.txt") {
 		commands := []string{row[1]}
 		if row[1] == "all" {
-			commands = strings.Split("put USER cat.png --retries 0,put USER - --retries 0,put USER large.png --retries 0,rm USER --retries 0", ",")
+			commands = []string{"put USER cat.png --retries 0", "put USER - --retries 0", "put USER large.png --retries 0", "rm USER --retries 0"}
 		}
 		for _, command := range commands {
 			t.Run(command+" "+row[2], func(t *testing.T) {

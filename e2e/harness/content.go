@@ -93,7 +93,8 @@ func Pixel(t *testing.T, mediaType string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if major := map[string]string{"image/heif": "mif1", "image/heic-sequence": "hevc", "image/heif-sequence": "msf1"}[mediaType]; major != "" {
+	majors := map[string]string{"image/heif": "mif1", "image/heic-sequence": "hevc", "image/heif-sequence": "msf1"}
+	if major := majors[mediaType]; major != "" {
 		content = Branded(content, major, major)
 	}
 	return content

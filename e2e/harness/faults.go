@@ -46,8 +46,8 @@ func ParseFaults(t *testing.T, text string) (faults []Fault) {
 	return faults
 }
 
-// ParseFault parses a fault: drop, abort, cutoff, respond STATUS BODY, or problem STATUS CODE OUTCOME, with the outcome as JSON. Behind
-// "done", it carries out the request first; behind "wait SECONDS", it adds Retry-After.
+// ParseFault parses a fault: drop, abort, cutoff, respond STATUS BODY, or problem STATUS CODE OUTCOME, with the outcome as
+// JSON. Behind "done", it carries out the request first; behind "wait SECONDS", it adds Retry-After.
 func ParseFault(t *testing.T, text string) Fault {
 	t.Helper()
 	word, rest, _ := strings.Cut(text, " ")
@@ -147,7 +147,8 @@ func (a *StorageProxy) Up(t *testing.T, address string) {
 	a.server = &http.Server{
 		Handler: a, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 		ConnState: func(c net.Conn, state http.ConnState) {
-			if secure, ok := c.(*tls.Conn); ok && state == http.StateNew { // else the kernel can hold a whole picture that a fault does not read
+			// By default, the kernel can hold a whole picture that a fault does not read.
+			if secure, ok := c.(*tls.Conn); ok && state == http.StateNew {
 				_ = secure.NetConn().(*net.TCPConn).SetReadBuffer(256 << 10)
 			}
 		},
@@ -281,7 +282,9 @@ func NewGate(t *testing.T, to string) *Gate {
 	t.Helper()
 	v := &Gate{}
 	v.SetAll(nil)
-	v.URL = FaultProxy(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { (*v.fault.Load())(w, r, healthy) })
+	v.URL = FaultProxy(t, to, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+		(*v.fault.Load())(w, r, healthy)
+	})
 	return v
 }
 

@@ -106,8 +106,9 @@ func exchange(client *http.Client, req *http.Request) (Response, error) {
 // reject requests as well, which proves nothing about the signature.
 func (a Response) WantRefused(t *testing.T, what, code string) {
 	t.Helper()
-	if a.StatusCode != http.StatusForbidden || a.Header.Get("X-Ms-Error-Code") != code || !strings.HasPrefix(a.Header.Get("Server"), "Azurite-Blob/") {
-		t.Errorf("%s: %d %q by %q; want 403 %q by Azurite", what, a.StatusCode, a.Header.Get("X-Ms-Error-Code"), a.Header.Get("Server"), code)
+	got, server := a.Header.Get("X-Ms-Error-Code"), a.Header.Get("Server")
+	if a.StatusCode != http.StatusForbidden || got != code || !strings.HasPrefix(server, "Azurite-Blob/") {
+		t.Errorf("%s: %d %q by %q; want 403 %q by Azurite", what, a.StatusCode, got, server, code)
 	}
 }
 

@@ -71,9 +71,10 @@ var sharedSystem = sync.OnceValues(func() (*stack.System, error) {
 	return start(ctx, st, bin, stack.SystemOptions{SignerEnv: directUploads})
 })
 
-// Shared returns a system for all tests of a package that need no settings, faults, metrics or logs of their own. It accepts direct
-// uploads. A test must use only names from User, because others run at the same time. If CATS_API_URL is set, it is the system there:
-// CATS_STORAGE_URL is the host of its signed URLs, and CATS_AZURITE_URL its account at Azurite, with the certificate in CATS_CA_FILE.
+// Shared returns a system for all tests of a package that need no settings, faults, metrics or logs of their own. It accepts
+// direct uploads. A test must use only names from User, because others run at the same time. If CATS_API_URL is set, it is the
+// system there: CATS_STORAGE_URL is the host of its signed URLs, and CATS_AZURITE_URL its account at Azurite, with the
+// certificate in CATS_CA_FILE.
 func Shared(t *testing.T) *stack.System {
 	t.Helper()
 	if Elsewhere == nil {

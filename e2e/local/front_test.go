@@ -74,7 +74,8 @@ func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 	public := sign([]byte("azurite-user-delegation-signing-seed-v1"), "o", "t", start, end, "b", key.SignedVersion)
 
 	queries := harness.Table(t, "queries.txt", "SIGNED", signed, "SIG", sig, "FORGED", strings.Replace(signed, "sig=", "sig=A", 1),
-		"MORE", strings.Replace(signed, "sp=", "sp=x", 1), "PUBLIC", delegationSAS(sys.Container, start, end, key.SignedVersion, public))
+		"MORE", strings.Replace(signed, "sp=", "sp=x", 1),
+		"PUBLIC", delegationSAS(sys.Container, start, end, key.SignedVersion, public))
 	credentials := []string{"", bearer, "SharedKey " + stack.Account + ":" + sig, "Basic bWlhOm1pYQ=="}
 	batch := "--b\r\nContent-Type: application/http\r\nContent-ID: 0\r\n\r\n" +
 		"DELETE " + blob + " HTTP/1.1\r\nAuthorization: " + bearer + "\r\nContent-Length: 0\r\n\r\n--b--\r\n"

@@ -213,8 +213,9 @@ func TestLocalStartsAndStopsEverything(t *testing.T) {
 	if err := os.Symlink(harness.Stack(t).CA.File, filepath.Join(dir, "ca.crt")); err != nil {
 		t.Fatal(err)
 	}
-	l := newLocal(t, "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+dir, "AZURE_CLIENT_SECRET=mew")
-	l.start(t, "").waitReady(t) // the frontend would not start with that secret
+	l := newLocal(t, "OIDC_ISSUER="+p.Issuer, "OIDC_AUDIENCE="+harness.Audience, "SSL_CERT_DIR=/nowhere:"+dir,
+		"AZURE_CLIENT_SECRET=mew") // with which the frontend would not start
+	l.start(t, "").waitReady(t)
 	token := p.Token(t, "mia", harness.Audience)
 	harness.SendAs(t, "", "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 401)
 	harness.SendAs(t, token, "PUT", l.url("/cat/mia"), harness.Cat).Want(t, 200)
@@ -319,7 +320,8 @@ func TestLocalSurvivesAborts(t *testing.T) {
 	}
 	before := descriptors()
 	const header = " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
-	for listener, request := range map[string]string{"STORAGE": "GET " + u.RequestURI() + header, "FRONTEND": "PUT /cat/tom" + header} {
+	requests := map[string]string{"STORAGE": "GET " + u.RequestURI() + header, "FRONTEND": "PUT /cat/tom" + header}
+	for listener, request := range requests {
 		for linger := range 2 { // closed or reset
 			for _, read := range []int64{0, 1, 1 << 20} {
 				conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.address(listener))

@@ -71,7 +71,8 @@ func TestDoctorReportsCausesAndFixes(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := map[string]string{
-		"HOST": host, "SUBJECT": stack.Subject, "ISSUER": harness.Stack(t).Cluster.URL(), "CLIENT": stack.ClientID, "TENANT": stack.TenantID,
+		"HOST": host, "SUBJECT": stack.Subject, "ISSUER": harness.Stack(t).Cluster.URL(),
+		"CLIENT": stack.ClientID, "TENANT": stack.TenantID,
 	}
 	text := os.Expand(string(table), func(name string) string { return names[name] })
 	changes := map[string]func(*issuer.Federated){

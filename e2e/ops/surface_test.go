@@ -129,7 +129,8 @@ func TestClientsCannotGrowMetricsOrLogLines(t *testing.T) {
 		t.Errorf("%d series became %d", before, after)
 	}
 	for _, n := range []int{4000, 7000, 9000} { // some are too long for a target or for a header
-		for _, row := range harness.Table(t, "long-values.txt", "LONG", strings.Repeat("Z", n), "FORM", harness.FormType, "BOUNDARY", harness.Boundary) {
+		for _, row := range harness.Table(t, "long-values.txt", "LONG", strings.Repeat("Z", n), "FORM", harness.FormType,
+			"BOUNDARY", harness.Boundary) {
 			row = append(row, "", "")
 			call := harness.Call{Method: row[0], Target: row[1], Body: []byte(row[3])}
 			if name, value, found := strings.Cut(row[2], ": "); found {

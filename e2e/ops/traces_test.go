@@ -176,7 +176,8 @@ func TestTraceReachesFromFrontendToStorage(t *testing.T) {
 		"cats_frontend_http_request_duration_seconds": sys.FrontendOps, "cats_signer_http_request_duration_seconds": sys.SignerOps,
 		"cats_signer_storage_request_duration_seconds": sys.SignerOps,
 	} {
-		exemplar := regexp.MustCompile(histogram + `_bucket\{.* # \{trace_id="(` + strings.Join(slices.Collect(maps.Values(ids)), "|") + `)"`)
+		of := strings.Join(slices.Collect(maps.Values(ids)), "|")
+		exemplar := regexp.MustCompile(histogram + `_bucket\{.* # \{trace_id="(` + of + `)"`)
 		text := harness.Send(t, "GET", base+"/metrics", "", "Accept", openMetrics).Body
 		if !exemplar.Match(text) || exemplar.Match(harness.Do(t, "GET", base+"/metrics", "", nil).Body) {
 			t.Errorf("%s has no exemplar of these traces, or has one in the plain format", histogram)

@@ -38,7 +38,8 @@ func valid() Federated {
 // exchange sends a token request. It returns the status, followed by the error codes if there are any, and the response.
 func exchange(t *testing.T, i *Issuer, tenant string, form url.Values) (string, map[string]any) {
 	t.Helper()
-	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/"+tenant+"/oauth2/v2.0/token", strings.NewReader(form.Encode()))
+	body := strings.NewReader(form.Encode())
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/"+tenant+"/oauth2/v2.0/token", body)
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	w := httptest.NewRecorder()
 	i.ServeHTTP(w, r)
