@@ -2,6 +2,7 @@ package browser
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -29,6 +31,7 @@ type session struct {
 	vars    *strings.Replacer // USER, OTHER and more
 	held    <-chan struct{}
 	release func()
+	link    string // last displayed
 }
 
 // scripts runs the scripts in testdata/TESTNAME.txt in parallel on sys. Each begins with "== NAME". See [session.run] for the
@@ -114,14 +117,15 @@ func (s *session) run(line string) {
 			Source: `Object.defineProperty(window, "sessionStorage", { get() { throw new DOMException("blocked", "SecurityError") } })`,
 		})
 	case "open": // NAME, of a user
-		s.open(rest)
+		s.holds(`!!document.body.dataset.view`) // the script has started; it sets the name
+		s.do(chromedp.SetValue(chromedp.CSS("#name"), rest), chromedp.Click(chromedp.CSS("#show")))
 	case "back":
 		s.do(chromedp.NavigateBack())
 	// What the page shows
 	case "see": // TEXT
 		s.sees(rest)
 	case "lack": // TEXT
-		s.lacks(rest)
+		s.holds(fmt.Sprintf(`!document.body.innerText.includes(%q)`, rest))
 	case "shown": // a stored picture
 		s.shown()
 	case "focused": // ID
@@ -148,27 +152,33 @@ func (s *session) run(line string) {
 		s.do(chromedp.SendKeys(chromedp.CSS(first), more))
 	case "key": // KEY
 		keys := map[string]string{"Enter": kb.Enter, "Escape": kb.Escape, "Up": kb.ArrowUp, "Space": " "}
-		s.key(keys[first])
+		s.do(chromedp.KeyEvent(keys[first]))
 	case "tab": // ID, to which Tab leads
 		for n := 0; eval[string](s.tab, `document.activeElement?.id ?? ""`) != first; n++ {
 			if n == 10 {
 				s.t.Fatalf("Tab does not lead to %s", first)
 			}
-			s.key(kb.Tab)
+			s.do(chromedp.KeyEvent(kb.Tab))
 		}
 	case "pick": // FILE
 		s.pick(file(s.t, first))
 	case "upload": // FILE
 		s.upload(file(s.t, first))
 	case "drop": // FILE
-		s.tab.drop(file(s.t, first))
+		path := file(s.t, first)
+		for _, typ := range []input.DispatchDragEventType{"dragEnter", "dragOver", "drop"} {
+			cdpCall(s.tab, input.DispatchDragEvent, input.DispatchDragEventParams{
+				Type: typ, X: 400, Y: 450,
+				Data: &input.DragData{Items: []*input.DragDataItem{}, Files: []string{path}, DragOperationsMask: 1},
+			})
+		}
 	// Surroundings
 	case "screen": // WIDTH
 		s.screen(int64(number), 640)
 	case "scheme": // light or dark
 		s.scheme(first)
 	case "later": // SECONDS
-		s.later(number)
+		eval[bool](s.tab, fmt.Sprintf(`(Date.now = ((now) => () => now() + %d)(Date.now), true)`, number*1000))
 	case "network": // offline, or BYTES of uploads a second, -1 for no limit
 		s.network(float64(number), first != "offline")
 	case "fault": // METHOD FAULT, of requests for pictures, or "about" FAULT
@@ -205,6 +215,16 @@ func (s *session) run(line string) {
 		harness.WantPicture(s.t, s.sys, first, content(s.t, more))
 	case "missing": // NAME
 		harness.Do(s.t, http.MethodGet, s.sys.URL+"/cat/"+first, "", nil).Want(s.t, 404)
+	case "link": // STATUS, that storage returns for the displayed link, at last
+		if link := eval[string](s.tab, `document.querySelector("#link").value`); link != "" {
+			s.link = link
+		}
+		harness.Eventually(s.t, func() error {
+			if a := harness.Do(s.t, http.MethodGet, s.link, "", nil); a.StatusCode != number {
+				return fmt.Errorf("the link returns %d", a.StatusCode)
+			}
+			return nil
+		})
 	// The clipboard, downloads and the history
 	case "copied": // FILE, which the URL in the clipboard serves
 		s.copied(content(s.t, first))

@@ -20,7 +20,6 @@ import (
 	"github.com/chromedp/cdproto/audits"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
-	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
@@ -192,12 +191,6 @@ func (b *tab) sees(texts ...string) {
 	}
 }
 
-// lacks waits until the page does not show text.
-func (b *tab) lacks(text string) {
-	b.t.Helper()
-	b.holds(fmt.Sprintf(`!document.body.innerText.includes(%q)`, text))
-}
-
 // focused waits until the element with the ID has the focus.
 func (b *tab) focused(id string) {
 	b.t.Helper()
@@ -210,14 +203,6 @@ func (b *tab) click(selectors ...string) {
 	for _, selector := range selectors {
 		b.holds(`[...document.images].every((image) => image.complete)`)
 		b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
-	}
-}
-
-// key presses keys, one after the other.
-func (b *tab) key(keys ...string) {
-	b.t.Helper()
-	for _, k := range keys {
-		b.do(chromedp.KeyEvent(k))
 	}
 }
 
@@ -235,23 +220,6 @@ func (b *tab) upload(path string) {
 	b.focused("upload")
 	b.sees(filepath.Base(path))
 	b.click("#upload")
-}
-
-// drop drops a file on the page.
-func (b *tab) drop(path string) {
-	b.t.Helper()
-	for _, typ := range []input.DispatchDragEventType{"dragEnter", "dragOver", "drop"} {
-		cdpCall(b, input.DispatchDragEvent, input.DispatchDragEventParams{
-			Type: typ, X: 400, Y: 450, Data: &input.DragData{Items: []*input.DragDataItem{}, Files: []string{path}, DragOperationsMask: 1},
-		})
-	}
-}
-
-// open enters a user name.
-func (b *tab) open(user string) {
-	b.t.Helper()
-	b.holds(`!!document.body.dataset.view`) // the script has started; it sets the name
-	b.do(chromedp.SetValue(chromedp.CSS("#name"), user), chromedp.Click(chromedp.CSS("#show")))
 }
 
 // shown waits until the page shows a stored picture, which moves the elements below it.
@@ -287,12 +255,6 @@ func (b *tab) network(up float64, online bool) {
 	cdpCall(b, network.OverrideNetworkState, network.OverrideNetworkStateParams{
 		Offline: !online, DownloadThroughput: -1, UploadThroughput: -1,
 	})
-}
-
-// later sets the clock of the page forward.
-func (b *tab) later(seconds int) {
-	b.t.Helper()
-	eval[bool](b, fmt.Sprintf(`(Date.now = ((now) => () => now() + %d)(Date.now), true)`, seconds*1000))
 }
 
 // shot writes a screenshot into the folder SCREENSHOTS, if that is set.

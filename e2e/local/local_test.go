@@ -319,8 +319,10 @@ func TestLocalSurvivesAborts(t *testing.T) {
 		return len(found)
 	}
 	before := descriptors()
-	const header = " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n"
-	requests := map[string]string{"STORAGE": "GET " + u.RequestURI() + header, "FRONTEND": "PUT /cat/tom" + header}
+	requests := map[string]string{
+		"STORAGE":  "GET " + u.RequestURI() + " HTTP/1.1\r\nHost: localhost\r\n\r\n",
+		"FRONTEND": "PUT /cat/tom HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n",
+	}
 	for listener, request := range requests {
 		for linger := range 2 { // closed or reset
 			for _, read := range []int64{0, 1, 1 << 20} {
