@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/chromedp/cdproto/cdp"
@@ -28,10 +29,11 @@ type session struct {
 	gate *harness.Gate
 	user string
 
-	vars    *strings.Replacer // USER, OTHER and more
-	held    <-chan struct{}
-	release func()
-	link    string // last displayed
+	vars     *strings.Replacer // USER, OTHER and more
+	injected atomic.Int64      // faults since the last was set
+	held     <-chan struct{}
+	release  func()
+	link     string // last displayed
 }
 
 // scripts runs the scripts in testdata/TESTNAME.txt in parallel on sys. Each begins with "== NAME". See [session.run] for the
@@ -182,7 +184,12 @@ func (s *session) run(line string) {
 	case "network": // offline, or BYTES of uploads a second, -1 for no limit
 		s.network(float64(number), first != "offline")
 	case "fault": // METHOD FAULT, of requests for pictures, or "about" FAULT
-		f := harness.ParseFault(s.t, more)
+		parsed := harness.ParseFault(s.t, more)
+		s.injected.Store(0)
+		f := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+			s.injected.Add(1)
+			parsed(w, r, healthy)
+		}
 		if s.gate.Set(first, f); first == "about" {
 			s.gate.SetAll(func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 				if r.URL.Path == "/about" {
@@ -191,6 +198,10 @@ func (s *session) run(line string) {
 				}
 				healthy.ServeHTTP(w, r)
 			})
+		}
+	case "injected": // NUMBER of requests since the fault was set
+		if n := s.injected.Load(); n != int64(number) {
+			s.t.Errorf("the page has sent %d requests", n)
 		}
 	case "lose": // METHOD FAULT, after which the page gets no response to GET either
 		f := harness.ParseFault(s.t, more)

@@ -7,6 +7,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -37,14 +38,9 @@ func NewUploadSession(t *testing.T, sys *stack.System, user string, size int64) 
 // SendToStorage sends a request with a body of size bytes to an upload URL.
 func SendToStorage(t *testing.T, method, target string, header http.Header, body io.Reader, size int64) Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, target, body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := request(t, method, target, body, nil)
+	maps.Copy(req.Header, header)
 	req.ContentLength = size
-	if header != nil {
-		req.Header = header
-	}
 	return RoundTrip(t, Client(), req)
 }
 

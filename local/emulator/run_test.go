@@ -10,7 +10,8 @@ import (
 
 func TestEmulatorAllowsItsConfiguredHosts(t *testing.T) {
 	var cfg settings
-	if err := config.Parse(&cfg, []string{"NAMESPACE=cats", "ALLOWED_HOSTS=front.example", "STORAGE_URL=https://davydscats.blob.cats.svc:10000"}); err != nil {
+	environ := strings.Fields("NAMESPACE=cats ALLOWED_HOSTS=front.example STORAGE_URL=https://davydscats.blob.cats.svc:10000")
+	if err := config.Parse(&cfg, environ); err != nil {
 		t.Fatal(err)
 	}
 	hosts, err := cfg.hosts()
@@ -37,7 +38,9 @@ func TestEmulatorLogsItsVersionFirst(t *testing.T) {
 		cancel()
 		var log strings.Builder
 		err := run(ctx, c.args, c.environ, &log, &log)
-		if first, _, _ := strings.Cut(log.String(), "\n"); !strings.Contains(first, `"msg":"starting"`) || !strings.Contains(first, `"service.version":"`) || !strings.Contains(first, `"revision":"`) {
+		first, _, _ := strings.Cut(log.String(), "\n")
+		if !strings.Contains(first, `"msg":"starting"`) || !strings.Contains(first, `"service.version":"`) ||
+			!strings.Contains(first, `"revision":"`) {
 			t.Errorf("%q %q: %v; the first line is %s", c.args, c.environ, err, first)
 		}
 	}
