@@ -65,7 +65,7 @@ func newSession(t *testing.T, sys *stack.System, vars ...string) *session {
 	b := browse(t, "about:blank")
 	return &session{
 		tab: b, sys: sys, gate: gate, user: user,
-		vars: strings.NewReplacer(append(vars, "USER", user, "OTHER", harness.User(t), "ORIGIN", gate.URL)...),
+		vars: strings.NewReplacer(append(vars, "USER", user, "OTHER", harness.User(t))...),
 	}
 }
 
