@@ -234,7 +234,7 @@ func TestPageResumesLargeUploads(t *testing.T) {
 	b.sees("You are offline")
 	harness.WantPicture(t, sys, "Davyd", harness.Cat)
 	admit(blocks)
-	b.network(-1, true)
+	b.network(20<<20, true) // more would occupy the emulator for seconds
 	b.click("#message-action")
 	b.sees("The connection was lost") // all blocks are sent, but not committed
 	admit(blocks + 1)
