@@ -1,7 +1,6 @@
 package signerapi
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,9 +63,6 @@ func NewClient(base string, options ClientOptions) (*Client, error) {
 		return nil, fmt.Errorf("signer URL %q: want http://HOST:PORT", base)
 	}
 	c := &Client{u.Host, newTransport(), make(chan struct{}, maxURLCalls), options.Header}
-	if c.header == nil {
-		c.header = func(context.Context, http.Header) {}
-	}
 	if options.Transport != nil {
 		c.transport = options.Transport(c.transport)
 	}
@@ -78,7 +74,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
-	defer tracked.end()
+	defer tracked.ended.Store(true)
 	watch := watchdog.NewReader(tracked, acceptTimeout, writeTimeout, cancel)
 	defer watch.Stop()
 	args := argumentsOf(user)
@@ -87,7 +83,12 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	req.Body = io.NopCloser(watch)
 	req.ContentLength = opts.Size // chunked if it is -1
 	req.Header.Set("Expect", "100-continue")
-	req.GetBody = func() (io.ReadCloser, error) { return req.Body, tracked.unread() }
+	req.GetBody = func() (io.ReadCloser, error) { // for a call that net/http repeats
+		if tracked.begun.Load() {
+			return nil, errConnectionClosed
+		}
+		return req.Body, nil
+	}
 	var info Info
 	if err := tracked.outcome(untilLost(req, tracked, func(req *http.Request) error { return c.do(req, &info) })); err != nil {
 		return Info{}, err // not info: the transport may still change it
@@ -137,27 +138,19 @@ func (c *Client) Ready(ctx context.Context) error {
 	return c.call(ctx, readyTimeout, http.MethodGet, readyPath, argumentsOf(User{}), nil)
 }
 
-// takeSlot takes one of the slots for calls for signed URLs.
-func (c *Client) takeSlot(ctx context.Context) error {
-	select {
-	case c.slots <- struct{}{}:
-		return nil
-	case <-time.After(slotTimeout):
-		return apierror.ErrOverloaded.Wrap(fmt.Errorf("%d calls for signed URLs are in progress", maxURLCalls))
-	case <-ctx.Done():
-		return transportError(ctx, ctx.Err())
-	}
-}
-
 // call makes a call without a body; see do.
 func (c *Client) call(ctx context.Context, timeout time.Duration, method, path string, args *arguments, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if path == linkPath || path == uploadPath {
-		if err := c.takeSlot(ctx); err != nil {
-			return err
+		select {
+		case c.slots <- struct{}{}:
+			defer func() { <-c.slots }()
+		case <-time.After(slotTimeout):
+			return apierror.ErrOverloaded.Wrap(fmt.Errorf("%d calls for signed URLs are in progress", maxURLCalls))
+		case <-ctx.Done():
+			return transportError(ctx, ctx.Err())
 		}
-		defer func() { <-c.slots }()
 	}
 	return c.do(c.request(ctx, method, path, args), out)
 }
@@ -172,48 +165,48 @@ func (c *Client) request(ctx context.Context, method, path string, args *argumen
 		req.Header.Set("Authorization", "Bearer "+string(token))
 	}
 	req.Header.Set(clientHeader, ClientFrom(ctx))
-	c.header(ctx, req.Header)
+	if c.header != nil {
+		c.header(ctx, req.Header)
+	}
 	return req.WithContext(ctx)
 }
 
 // do sends req and decodes a 2xx response into out. If out is nil, only a 204 is a success. do follows no redirect. The error
-// wraps a lostError if the signer may have received req.
+// wraps errLost if the signer may have received req.
 func (c *Client) do(req *http.Request, out any) error {
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return transportError(req.Context(), err)
 	}
 	defer resp.Body.Close()
-	var body bytes.Buffer
-	body.Grow(int(min(max(resp.ContentLength, 0), maxResponse)) + bytes.MinRead)
-	if _, err := body.ReadFrom(io.LimitReader(resp.Body, maxResponse)); err != nil {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	if err != nil {
 		return transportError(req.Context(), err)
 	}
 	switch {
 	case resp.StatusCode/100 != 2:
-		return decodeError(resp, body.Bytes())
+		return decodeError(resp, body)
 	case out != nil:
-		err = json.Unmarshal(body.Bytes(), out)
+		err = json.Unmarshal(body, out)
 	case resp.StatusCode != http.StatusNoContent:
 		err = fmt.Errorf("status %s instead of 204", resp.Status)
 	}
 	if err != nil {
-		return apierror.ErrInternal.Wrap(lostError{fmt.Errorf("reading the signer's response: %w", err)})
+		return apierror.ErrInternal.Wrap(lost(err))
 	}
 	return nil
 }
 
-// lostError is the cause of an error if the signer may have received a request whose response did not arrive, or is not a
-// response of the contract.
-type lostError struct{ error }
+// errLost is a cause of an error if the signer may have received a request whose response did not arrive, or is not a response of
+// the contract.
+var errLost = errors.New("the signer's response is lost")
 
-// Unwrap returns the reason.
-func (e lostError) Unwrap() error { return e.error }
+func lost(err error) error { return fmt.Errorf("%w: %w", errLost, err) }
 
-// unknownIfLost returns err, the result of a write. If err wraps a lostError, the Outcome is unknown and suffix is appended to
-// the Detail.
+// unknownIfLost returns err, the result of a write. If err wraps errLost, the Outcome is unknown and suffix is appended to the
+// Detail.
 func unknownIfLost(err error, suffix string) error {
-	if _, lost := errors.AsType[lostError](err); lost {
+	if errors.Is(err, errLost) {
 		return apierror.AsError(err).WithUnknownOutcome(suffix)
 	}
 	return err
@@ -225,7 +218,7 @@ func transportError(ctx context.Context, err error) error {
 		return apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
 	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" { // without a connection nothing was sent
-		err = lostError{err}
+		err = lost(err)
 	}
 	return apierror.ErrSignerUnavailable.Wrap(err)
 }
@@ -235,7 +228,7 @@ func transportError(ctx context.Context, err error) error {
 func decodeError(resp *http.Response, body []byte) error {
 	var got apierror.Error
 	if json.Unmarshal(body, &got) != nil || apierror.ByCode(got.Code) == nil {
-		return apierror.ErrInternal.Wrap(lostError{fmt.Errorf("the signer's response %s is not one of the contract", resp.Status)})
+		return apierror.ErrInternal.Wrap(lost(fmt.Errorf("status %s is not of the contract", resp.Status)))
 	}
 	e := apierror.ByCode(got.Code).WithDetail(got.Detail)
 	if got.Outcome == apierror.OutcomeUnknown || got.Outcome == apierror.OutcomeStored {

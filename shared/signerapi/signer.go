@@ -39,10 +39,14 @@ package signerapi
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"regexp"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"cats.example/shared/apierror"
 )
@@ -105,6 +109,69 @@ type Signer interface {
 	// Ready returns nil if the signer can sign a URL of the default lifetime now, and, if authentication is on, can verify
 	// tokens. It sends no request to Azure.
 	Ready(ctx context.Context) error
+}
+
+// Maximum lengths, in bytes of UTF-8.
+const (
+	MaxUserName     = 128
+	MaxDownloadName = 255
+)
+
+// User is a validated user name. Only [ParseUser] makes one; the zero value is no user. Each process parses a name once, where it
+// enters the process, so that a function with a User need not validate it.
+type User struct{ name string }
+
+// ParseUser returns name as a User if it can be one path segment of a blob name and of a URL without being changed: 1 to 128
+// bytes of valid UTF-8, in any script. Case and spaces are kept. It returns ErrInvalidUser, whose detail names the rule, for:
+//
+//   - "/" and "\", because Blob Storage treats both as separators;
+//   - control characters and line separators;
+//   - private-use characters and Unicode noncharacters, which Blob Storage answers with 400;
+//   - a dot at the end, "." and ".." included, because Blob Storage drops it.
+//
+// Source: https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata
+func ParseUser(name string) (User, error) {
+	fault := nameFault(name, MaxUserName)
+	switch {
+	case fault != "":
+	case name == "":
+		fault = "is empty"
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.In(r, unicode.Co, unicode.Noncharacter_Code_Point) }):
+		fault = "must not contain private-use characters or Unicode noncharacters"
+	case strings.HasSuffix(name, "."):
+		fault = "must not end with a dot"
+	default:
+		return User{name}, nil
+	}
+	return User{}, apierror.ErrInvalidUser.WithDetail("the user name " + fault)
+}
+
+// String returns the name as it was parsed.
+func (u User) String() string { return u.name }
+
+// ValidateDownloadName returns ErrInvalidArgument unless name is valid UTF-8 of at most 255 bytes without "/", "\" and control
+// characters. "" is valid.
+func ValidateDownloadName(name string) error {
+	if fault := nameFault(name, MaxDownloadName); fault != "" {
+		return apierror.ErrInvalidArgument.WithDetail("download: the file name " + fault)
+	}
+	return nil
+}
+
+// nameFault returns the rule of all names that name breaks, or "". Two separators that some programs treat as the end of a line
+// count as control characters.
+func nameFault(name string, maxBytes int) string {
+	switch {
+	case len(name) > maxBytes:
+		return fmt.Sprintf("is longer than %d bytes of UTF-8", maxBytes)
+	case !utf8.ValidString(name):
+		return "is not valid UTF-8"
+	case strings.ContainsAny(name, `/\`):
+		return `must not contain "/" or "\"`
+	case strings.ContainsFunc(name, func(r rune) bool { return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' }):
+		return "must not contain control characters"
+	}
+	return ""
 }
 
 // Info is the metadata of a stored picture.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,8 +51,7 @@ func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, e
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetWriteBuffer(sendBuffer) // fails only on a broken connection, which the first write reports
 	}
-	closed, cancel := context.WithCancel(context.Background())
-	return &watchedConn{conn, closed.Done(), cancel}, nil
+	return &watchedConn{Conn: conn}, nil
 }
 
 // retry records the result of a dial and reports whether dial retries.
@@ -70,47 +70,36 @@ func (d *dialer) retry(err error) bool {
 // watchedConn reports that it was closed. [http.Transport] closes it when the signer has closed its side.
 type watchedConn struct {
 	net.Conn
-	closed <-chan struct{}
-	cancel context.CancelFunc // closes closed
+	onClose atomic.Pointer[func()] // of the Put that is using the connection
 }
 
 // Close implements [net.Conn].
 func (c *watchedConn) Close() error {
-	defer c.cancel()
+	if f := c.onClose.Swap(nil); f != nil {
+		(*f)()
+	}
 	return c.Conn.Close()
 }
+
+var errConnectionClosed = errors.New("the signer closed the connection while it received the picture")
 
 // untilLost calls send, which sends req with body, and returns its error. If the connection is closed while body is being read,
 // it returns after lostTimeout: [http.Transport] would wait for a Read of the body, and so for a client that may send nothing.
 // The caller must cancel the context of req afterwards.
 func untilLost(req *http.Request, body *trackedBody, send func(*http.Request) error) error {
-	ctx, conns, done := req.Context(), make(chan *watchedConn), make(chan error, 1)
-	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
-		if conn, ok := info.Conn.(*watchedConn); ok {
-			select {
-			case conns <- conn:
-			case <-ctx.Done():
-			}
-		}
-	}}
-	go func() { done <- send(req.WithContext(httptrace.WithClientTrace(ctx, trace))) }()
-	var closed <-chan struct{}
-	var late <-chan time.Time
-	for {
-		select {
-		case err := <-done:
-			return err
-		case conn := <-conns:
-			closed = conn.closed
-		case <-closed:
-			closed = nil
-			if body.unread() != nil { // otherwise net/http repeats the call
-				late = time.After(lostTimeout)
-			}
-		case <-late:
-			return apierror.ErrSignerUnavailable.Wrap(lostError{errors.New("the signer closed the connection while the picture was being sent")})
+	done := make(chan error, 2)
+	onClose := func() {
+		if body.begun.Load() { // otherwise net/http repeats the call
+			time.AfterFunc(lostTimeout, func() { done <- apierror.ErrSignerUnavailable.Wrap(lost(errConnectionClosed)) })
 		}
 	}
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) {
+		if conn, ok := info.Conn.(*watchedConn); ok {
+			conn.onClose.Store(&onClose)
+		}
+	}}
+	go func() { done <- send(req.WithContext(httptrace.WithClientTrace(req.Context(), trace))) }()
+	return <-done
 }
 
 // transport sends calls over HTTP/1.1.
