@@ -69,7 +69,7 @@ func (p Policy) Validate() error {
 // Source: https://learn.microsoft.com/entra/identity-platform/v2-protocols-oidc
 var (
 	entraHost = regexp.MustCompile(`(?i)(^|\.)(microsoftonline\.(com|us|de)|partner\.microsoftonline\.cn|chinacloudapi\.cn|windows\.net|microsoft\.com)$`)
-	anyTenant = regexp.MustCompile(`(?i)^/(common|organizations|consumers)(/|$)`)
+	anyTenant = regexp.MustCompile(`(?i)^/(common|organizations|consumers|\{[^/]*\})(/|$)`)
 )
 
 const ownTenant = "set the URL of one tenant, such as https://login.microsoftonline.com/TENANT/v2.0 with the ID of the tenant (9188040d-6c67-4c5b-b112-36a304b66dad for personal accounts)"
@@ -80,8 +80,6 @@ func checkURL(name, value string, query bool, want string) error {
 	switch {
 	case value == "":
 		return nil
-	case strings.ContainsAny(value, "{}") || err == nil && strings.ContainsAny(u.Path, "{}"):
-		return fmt.Errorf("%s is %q, which contains a placeholder, so no token has this issuer: %s", name, value, ownTenant)
 	case err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" && !query || u.Fragment != "" || u.User != nil:
 		return fmt.Errorf("%s is %q: want %s", name, value, want)
 	case entraHost.MatchString(u.Hostname()) && anyTenant.MatchString(u.Path):

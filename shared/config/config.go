@@ -66,13 +66,9 @@ func Parse(settings any, environ []string) error {
 	return errors.Join(faults...)
 }
 
-// Setting describes one environment variable.
+// Setting is a field of a struct of settings, and the environment variable that sets it.
 type Setting struct {
-	Name     string
-	Default  string // "" if there is none
-	Required bool
-	Help     string
-
+	Name  string // of the variable
 	field reflect.StructField
 	value reflect.Value
 }
@@ -81,19 +77,12 @@ type Setting struct {
 func (s Setting) shared() bool { return s.field.Tag.Get("shared") == "true" }
 
 // Describe returns the settings in settings, a struct or a pointer to one, in the order of its fields.
-func Describe(settings any) []Setting {
-	var list []Setting
+func Describe(settings any) (list []Setting) {
 	for f, v := range reflect.Indirect(reflect.ValueOf(settings)).Fields() {
-		tag, ok := f.Tag.Lookup("env")
-		switch {
-		case ok:
-			name, options, _ := strings.Cut(tag, ",")
-			s := Setting{Name: name, Default: f.Tag.Get("envDefault"), Required: options == "required", Help: f.Tag.Get("help"), field: f, value: v}
-			if s.shared() {
-				s.Help += "; must be equal in both containers"
-			}
-			list = append(list, s)
-		case f.Type.Kind() == reflect.Struct:
+		if tag, ok := f.Tag.Lookup("env"); ok {
+			name, _, _ := strings.Cut(tag, ",")
+			list = append(list, Setting{name, f, v})
+		} else if f.Type.Kind() == reflect.Struct {
 			list = append(list, Describe(v.Interface())...)
 		}
 	}
@@ -127,14 +116,17 @@ func Help(w io.Writer, about string, settings any) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s\n\nFlags: --help, --version. Settings, as environment variables:\n", about)
 	for _, s := range Describe(settings) {
+		tag, suffix := s.field.Tag, ""
 		fmt.Fprintf(&b, "\n  %s", s.Name)
-		switch {
-		case s.Required:
+		if strings.HasSuffix(tag.Get("env"), ",required") {
 			b.WriteString(" (required)")
-		case s.Default != "":
-			fmt.Fprintf(&b, "=%s", s.Default)
+		} else if value := tag.Get("envDefault"); value != "" {
+			fmt.Fprintf(&b, "=%s", value)
 		}
-		fmt.Fprintf(&b, "\n      %s\n", s.Help)
+		if s.shared() {
+			suffix = "; must be equal in both containers"
+		}
+		fmt.Fprintf(&b, "\n      %s%s\n", tag.Get("help"), suffix)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -25,28 +25,10 @@ import (
 	"cats.example/shared/telemetry"
 )
 
-// logBuffer is a log that a test can read while the server writes it.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// lines returns the log lines with the message msg.
-func (l *logBuffer) lines(t *testing.T, msg string) (found []map[string]any) {
+// logLines returns the log lines with the message msg.
+func logLines(t *testing.T, log *bytes.Buffer, msg string) (found []map[string]any) {
 	t.Helper()
-	for line := range strings.Lines(l.String()) {
+	for line := range strings.Lines(log.String()) {
 		var m map[string]any
 		if err := json.Unmarshal([]byte(line), &m); err != nil {
 			t.Fatalf("not a line of JSON: %q", line)
@@ -110,7 +92,7 @@ func (c pipeConn) RemoteAddr() net.Addr { return c.remote }
 // running is a server in a synctest bubble.
 type running struct {
 	work, ops *pipeListener
-	log       *logBuffer
+	log       bytes.Buffer // read it with lines
 	reg       *prometheus.Registry
 	stop      context.CancelFunc
 	done      chan error // the result of Run
@@ -126,8 +108,8 @@ type handlers map[string]http.HandlerFunc
 // start runs a server until the test ends. Its routes are those of handlers. change may change it.
 func start(t *testing.T, settings Settings, handlers handlers, change ...func(*Server)) *running {
 	t.Helper()
-	r := &running{work: newPipeListener(), ops: newPipeListener(), log: &logBuffer{}, reg: telemetry.NewRegistry("test"), done: make(chan error, 1)}
-	log := telemetry.NewLogger(r.log, slog.LevelDebug, "test")
+	r := &running{work: newPipeListener(), ops: newPipeListener(), reg: telemetry.NewRegistry("test"), done: make(chan error, 1)}
+	log := telemetry.NewLogger(&r.log, slog.LevelDebug, "test")
 	pools := ratelimit.NewPools("test", settings.ClientShare, r.reg)
 	m := NewMiddleware(MiddlewareOptions{
 		Name: "test", Settings: settings, Log: log, Registry: r.reg, Uploads: pools.New("uploads", settings.MaxUploads),
@@ -155,6 +137,13 @@ func start(t *testing.T, settings Settings, handlers handlers, change ...func(*S
 	}()
 	t.Cleanup(func() { r.stop(); <-ended })
 	return r
+}
+
+// lines returns the log lines with the message msg after all goroutines are blocked.
+func (r *running) lines(t *testing.T, msg string) []map[string]any {
+	t.Helper()
+	synctest.Wait()
+	return logLines(t, &r.log, msg)
 }
 
 // response is a response that was read.

@@ -3,32 +3,34 @@ package httpserver
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"go.opentelemetry.io/otel/trace"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/ratelimit"
 	"cats.example/shared/telemetry"
 )
 
-// Headers that identify a request in both containers.
-const (
-	requestIDHeader   = "X-Request-Id"
-	traceParentHeader = "Traceparent"
-)
+// requestIDHeader identifies a request in both containers.
+const requestIDHeader = "X-Request-Id"
 
-var (
-	requestIDForm   = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,128}$`)
-	traceParentForm = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
-)
+var requestIDForm = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,128}$`)
+
+// methods are the labels of the metrics.
+var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions}
 
 // MiddlewareOptions are the options of a [Middleware]. Only Traces may be nil.
 type MiddlewareOptions struct {
@@ -65,16 +67,14 @@ func NewMiddleware(options MiddlewareOptions) *Middleware {
 	}
 	return &Middleware{
 		options: options,
-		total: auto.NewCounterVec(prometheus.CounterOpts{
-			Name: prefix + "requests_total", Help: "Requests by route, method and status code of the response.",
-		}, []string{"route", "method", "code"}),
+		total: auto.NewCounterVec(
+			prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Requests by route, method and status code of the response."},
+			[]string{"route", "method", "code"}),
 		duration: auto.NewHistogramVec(prometheus.HistogramOpts{
 			Name: prefix + "request_duration_seconds", Help: "Time from the end of the request header to the end of the response.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"route", "method"}),
-		inFlight: auto.NewGauge(prometheus.GaugeOpts{
-			Name: prefix + "requests_in_flight", Help: "Requests in progress.",
-		}),
+		inFlight: auto.NewGauge(prometheus.GaugeOpts{Name: prefix + "requests_in_flight", Help: "Requests in progress."}),
 		received: counter("request_body_bytes_total", "Bytes of request bodies that were read."),
 		sent:     counter("response_body_bytes_total", "Bytes of response bodies that were written."),
 		panics:   counter("panics_total", "Requests whose handler panicked."),
@@ -93,19 +93,12 @@ func (m *Middleware) Route(route string, h http.Handler) http.Handler {
 
 // begin returns the exchange of a request, and the request with the context and the body for its handler.
 func (m *Middleware) begin(w http.ResponseWriter, r *http.Request) (*exchange, *http.Request) {
-	x := &exchange{ResponseWriter: w, start: time.Now(), requestID: r.Header.Get(requestIDHeader), traceParent: r.Header.Get(traceParentHeader)}
+	x := &exchange{ResponseWriter: w, start: time.Now(), requestID: r.Header.Get(requestIDHeader)}
 	if !requestIDForm.MatchString(x.requestID) {
 		x.requestID = rand.Text()
 	}
-	if !traceParentForm.MatchString(x.traceParent) {
-		x.traceParent = ""
-	}
 	w.Header().Set(requestIDHeader, x.requestID)
-	ctx := context.WithValue(r.Context(), exchangeKey{}, x)
-	if m.options.Traces != nil {
-		x.traceParent = telemetry.TraceParent(ctx)
-	}
-	r = r.WithContext(ctx)
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
 	x.body = m.newBody(w, r)
 	r.Body = x.body
 	m.inFlight.Inc()
@@ -139,7 +132,10 @@ func (m *Middleware) end(x *exchange, r *http.Request, route string) {
 
 // record updates the metrics and writes the log line of a request.
 func (m *Middleware) record(x *exchange, r *http.Request, route string) {
-	ctx, method, received, took := r.Context(), methodLabel(r.Method), x.body.n.Load(), time.Since(x.start)
+	ctx, method, received, took := r.Context(), r.Method, x.body.n.Load(), time.Since(x.start)
+	if !slices.Contains(methods, method) {
+		method = "other" // clients can invent methods
+	}
 	m.total.WithLabelValues(route, method, strconv.Itoa(x.status)).Inc()
 	telemetry.Observe(ctx, m.duration.WithLabelValues(route, method), took.Seconds())
 	m.received.Add(float64(received))
@@ -152,12 +148,7 @@ func (m *Middleware) record(x *exchange, r *http.Request, route string) {
 	case x.status >= http.StatusInternalServerError:
 		level = slog.LevelError // someone must act
 	}
-	h := m.options.Log.Handler()
-	if !h.Enabled(ctx, level) {
-		return
-	}
-	line := slog.NewRecord(time.Now(), level, "request", 0) // the logger itself would look up its caller
-	line.AddAttrs(
+	attrs := []slog.Attr{
 		slog.String("request_id", x.requestID),
 		slog.String("http.route", route),
 		slog.String("http.request.method", method),
@@ -166,25 +157,204 @@ func (m *Middleware) record(x *exchange, r *http.Request, route string) {
 		slog.Int64("http.request.body.size", received),
 		slog.Int64("http.response.body.size", x.sent),
 		slog.String("network.peer.address", r.RemoteAddr),
-	)
-	if x.client.IsValid() {
-		line.AddAttrs(slog.String("client.address", x.client.String()))
 	}
-	if x.traceParent != "" {
-		line.AddAttrs(slog.String("trace_id", x.traceParent[3:35]), slog.String("span_id", x.traceParent[36:52]))
+	if x.client.IsValid() {
+		attrs = append(attrs, slog.String("client.address", x.client.String()))
+	}
+	if span := trace.SpanContextFromContext(ctx); span.IsValid() {
+		attrs = append(attrs, slog.String("trace_id", span.TraceID().String()), slog.String("span_id", span.SpanID().String()))
 	}
 	if x.err != nil {
-		line.AddAttrs(slog.String("error", telemetry.Truncate(x.err.Error())))
+		attrs = append(attrs, slog.String("error", telemetry.Truncate(x.err.Error())))
 	}
-	_ = h.Handle(ctx, line) // a failure cannot be reported
+	m.options.Log.LogAttrs(ctx, level, "request", attrs...)
 }
 
-var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions}
+// A client must read a response within responseTimeout plus the time of its Content-Length at responseRate, in bytes per second.
+const (
+	responseTimeout = 10 * time.Second
+	responseRate    = 16 << 10
+)
 
-// methodLabel returns method, or "other" for methods that clients invent.
-func methodLabel(method string) string {
-	if slices.Contains(methods, method) {
-		return method
+// exchange is a request and its response. It is the response writer of the handler: it counts the bytes of the response and sets
+// its write deadline.
+type exchange struct {
+	http.ResponseWriter
+	body      *body
+	start     time.Time
+	requestID string
+	client    netip.Addr // the zero Addr if it is the peer
+	err       error
+	status    int
+	sent      int64
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) *exchange {
+	if x, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+		return x
 	}
-	return "other"
+	return &exchange{}
+}
+
+// RequestID returns the ID of the request that ctx belongs to, or "".
+func RequestID(ctx context.Context) string { return exchangeOf(ctx).requestID }
+
+// SetError sets the error in the log line of the request that ctx belongs to. Only the goroutine of the handler may call it.
+func SetError(ctx context.Context, err error) { exchangeOf(ctx).err = err }
+
+// SetClientAddress sets the address of the client in the log line of the request that ctx belongs to, if that is not the peer.
+// Only the goroutine of the handler may call it.
+func SetClientAddress(ctx context.Context, client netip.Addr) { exchangeOf(ctx).client = client }
+
+// Propagate adds the ID and the trace context of the request that ctx belongs to, to the header h of another request.
+func Propagate(ctx context.Context, h http.Header) {
+	if id := RequestID(ctx); id != "" {
+		h.Set(requestIDHeader, id)
+	}
+	telemetry.Inject(ctx, h)
+}
+
+// Unwrap is for [http.ResponseController].
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// WriteHeader implements [http.ResponseWriter].
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 && status >= 200 {
+		x.status = status
+		if !x.body.complete.Load() {
+			// The rest of the body must not be taken for a request. Without this header, net/http also reads up to 256 KiB of it
+			// before it sends the response.
+			x.Header().Set("Connection", "close")
+		}
+		size, _ := strconv.ParseInt(x.Header().Get("Content-Length"), 10, 64) // 0 for a short response without one
+		_ = x.body.control.SetWriteDeadline(time.Now().Add(responseTimeout + time.Duration(size)*time.Second/responseRate))
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [http.ResponseWriter].
+func (x *exchange) Write(p []byte) (int, error) {
+	if x.status == 0 {
+		x.WriteHeader(http.StatusOK)
+	}
+	n, err := x.ResponseWriter.Write(p)
+	x.sent += int64(n)
+	return n, err
+}
+
+const (
+	// busyRate is the minimum upload rate, in bytes per second, while more than half of the slots for uploads are taken. So slow
+	// clients do not block fast ones.
+	busyRate = 16 << 10
+
+	// After a rejection, so much of the body is still read. Many clients read the response only after they have sent the whole
+	// body, and would lose the response if the connection was closed.
+	drainTimeout = 5 * time.Second
+	drainBytes   = 64 << 20
+
+	// continueTimeout is shorter than clients wait for a 100 Continue before they send the body: curl and our client wait 1 s.
+	continueTimeout = 500 * time.Millisecond
+
+	// minRead is the minimum size of a read from a chunk, and so the minimum number of bytes in a window.
+	minRead = 512
+)
+
+// body is a request body with a minimum upload rate: a window of STALL_TIMEOUT must bring windowBytes. A Read that waits longer
+// returns [os.ErrDeadlineExceeded].
+//
+// A handler that forwards a body may return while another goroutine is still in a Read. Hence the lock and the atomic fields.
+type body struct {
+	io.ReadCloser
+	middleware *Middleware
+	conn       *conn // nil in tests without a connection
+	control    *http.ResponseController
+	chunked    bool
+	n          atomic.Int64
+	complete   atomic.Bool // it was read to its end: no byte of it is left on the connection
+
+	// Of the current window. Only Read uses them.
+	got    int64
+	waited time.Duration
+
+	mu   sync.Mutex
+	done bool // deadlines of the connection must not be changed any more
+}
+
+// newBody returns the body of r, which w answers.
+func (m *Middleware) newBody(w http.ResponseWriter, r *http.Request) *body {
+	b := &body{ReadCloser: r.Body, middleware: m, control: http.NewResponseController(w), chunked: r.ContentLength < 0, done: r.Body == http.NoBody}
+	b.conn, _ = r.Context().Value(connKey{}).(*conn)
+	b.complete.Store(b.done)
+	return b
+}
+
+// windowBytes returns the minimum number of bytes of a body in each window.
+func (m *Middleware) windowBytes() int64 {
+	rate, uploads := m.options.Settings.MinUploadRate, m.options.Uploads
+	if uploads.Taken() > uploads.Total()/2 {
+		rate = max(rate, busyRate)
+	}
+	return int64(float64(rate) * m.options.Settings.StallTimeout.Seconds())
+}
+
+// Read implements [io.Reader]. Only the time in Read counts for the minimum upload rate.
+func (b *body) Read(p []byte) (int, error) {
+	need := b.middleware.windowBytes()
+	if b.chunked { // net/http fills p from a chunk before it returns, however long that takes
+		p = p[:min(int64(len(p)), max(minRead, need/2))]
+	}
+	began := time.Now()
+	b.setDeadlines(false, func() {
+		// SetReadDeadline fails only if the connection is closed, which Read reports.
+		_ = b.control.SetReadDeadline(began.Add(b.middleware.options.Settings.StallTimeout - b.waited))
+		if b.n.Load() == 0 {
+			_ = b.control.SetWriteDeadline(began.Add(responseTimeout)) // for the 100 Continue, which the client may not read
+		}
+	})
+	n, err := b.ReadCloser.Read(p)
+	b.n.Add(int64(n))
+	b.got += int64(n)
+	b.waited += time.Since(began)
+	if b.got >= need {
+		b.got, b.waited = 0, 0
+	}
+	switch {
+	case err == io.EOF: // a wrapped io.EOF is not the end of the body
+		b.complete.Store(true)
+		b.setDeadlines(true, func() {
+			if b.conn != nil {
+				b.conn.request.Trailer = nil // not used, and a thousand may follow the body
+			}
+		})
+	case err != nil:
+		b.setDeadlines(true, func() { _ = b.control.SetReadDeadline(time.Now()) })
+	}
+	return n, err
+}
+
+// setDeadlines calls set, unless an earlier call was the last one: a late Read must not change the deadlines of the next request
+// on the connection.
+func (b *body) setDeadlines(last bool, set func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.done {
+		b.done = last
+		set()
+	}
+}
+
+// drain sends the response, and then reads the rest of a body that the handler did not read. If the client waits for a 100
+// Continue, there is no rest.
+func (b *body) drain(waits bool) {
+	limit := drainTimeout
+	if waits {
+		limit = 0
+	}
+	rest := false
+	b.setDeadlines(true, func() { rest = b.control.SetReadDeadline(time.Now().Add(limit)) == nil })
+	if rest && !waits && b.control.Flush() == nil {
+		_, _ = io.CopyN(io.Discard, b.ReadCloser, drainBytes)
+	}
 }

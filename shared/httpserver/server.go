@@ -7,17 +7,28 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/version"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
+	"cats.example/shared/config"
 	"cats.example/shared/ratelimit"
 	"cats.example/shared/telemetry"
 )
@@ -63,8 +74,7 @@ type Server struct {
 // are stopped, and the last spans are exported.
 //
 // Run returns nil after a clean stop. It returns an error if a listener cannot be opened, if a listener or the background work
-// fails, or if requests were cut off. The export of spans may take the rest of DRAIN_TIMEOUT, but at least 1 and at most 5
-// seconds.
+// fails, or if requests were cut off. The export of spans may take five seconds more.
 func (s Server) Run(ctx context.Context) error {
 	work, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
@@ -96,14 +106,17 @@ func (s Server) serve(ctx context.Context, work, ops net.Listener) error {
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	g, failed := errgroup.WithContext(background)
-	g.Go(func() error { return serve(workServer, s.limited(work)) })
+	limited := &listener{
+		Listener: netutil.LimitListener(work, s.Connections.Total()), // more connections wait in the queue of the kernel
+		slots:    s.Connections, proxies: s.TrustedProxies, log: s.Log, noFiles: rate.Sometimes{Interval: 10 * time.Second},
+	}
+	g.Go(func() error { return serve(workServer, limited) })
 	g.Go(func() error { return serve(opsServer, ops) })
 	if s.Background != nil {
 		g.Go(func() error { return s.Background(background) })
 	}
 
 	var cut error
-	end := time.Now().Add(telemetry.FlushTimeout)
 	select {
 	case <-failed.Done():
 	case <-ctx.Done():
@@ -113,8 +126,7 @@ func (s Server) serve(ctx context.Context, work, ops net.Listener) error {
 		case <-time.After(s.Settings.DrainDelay):
 		case <-failed.Done():
 		}
-		end = time.Now().Add(s.Settings.DrainTimeout)
-		limit, cancel := context.WithDeadline(background, end)
+		limit, cancel := context.WithTimeout(background, s.Settings.DrainTimeout)
 		defer cancel()
 		if cut = workServer.Shutdown(limit); cut != nil {
 			cut = fmt.Errorf("draining for %v: requests were cut off: %w", s.Settings.DrainTimeout, cut)
@@ -124,7 +136,7 @@ func (s Server) serve(ctx context.Context, work, ops net.Listener) error {
 	_ = workServer.Close()
 	_ = opsServer.Close()
 	err := errors.Join(g.Wait(), cut)
-	s.Traces.Close(min(max(time.Until(end), time.Second), telemetry.FlushTimeout))
+	s.Traces.Close()
 	if err == nil {
 		s.Log.Info("stopped")
 	}
@@ -144,7 +156,7 @@ func (s Server) newServer(h http.Handler) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ConnContext:       withConn,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // caused by clients
 
 		DisableGeneralOptionsHandler: true, // otherwise net/http answers OPTIONS * without the handler
@@ -198,4 +210,87 @@ func (s Server) opsServer(draining *atomic.Bool) *http.Server {
 	srv := s.newServer(RequireHost(s.Settings.HostAllowed, mux))
 	srv.WriteTimeout = opsTimeout
 	return srv
+}
+
+const (
+	// memoryRatio is the part of the container's memory limit that the Go runtime may use. It does not count the pages of the
+	// binary, and what the kernel needs for connections.
+	memoryRatio = 0.6
+
+	// gcPercent is for heaps so small that the garbage collector would run hundreds of times a second. The memory limit bounds
+	// the garbage.
+	gcPercent = 400
+)
+
+// Program is one of the two programs; see [Main].
+type Program struct {
+	Name     string // also the prefix of its metrics, after "cats_"
+	About    string // the beginning of --help
+	Settings any    // pointer to a zero settings struct, for --help
+	// Run runs the program until ctx is done. It returns nil after a clean stop.
+	Run func(ctx context.Context, environ []string, stderr io.Writer) error
+	// Command is what the program can do instead. The zero value is no command.
+	Command Command
+}
+
+// Command is a subcommand of a program.
+type Command struct {
+	Name string
+	Help string // the output of NAME --help
+	// Run runs the command and returns the exit code. ctx is done after SIGTERM and Interrupt.
+	Run func(ctx context.Context, environ []string, stdout io.Writer) int
+}
+
+// Main runs p with the arguments and the environment of the process until SIGTERM or Interrupt, and returns the exit code: 0
+// after a clean stop, 1 after an error, 2 for unknown arguments, or that of the command. Each validation error has a log line of
+// its own. A second signal ends the process at once.
+func Main(p Program) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	switch args, command := strings.Join(os.Args[1:], " "), p.Command; args {
+	case "":
+		return p.serve(ctx)
+	case "--help", "-h":
+		_ = config.Help(os.Stdout, p.About, p.Settings)
+	case "--version":
+		fmt.Println(version.Print("cats-api " + p.Name))
+	case command.Name:
+		return command.Run(ctx, os.Environ(), os.Stdout)
+	case command.Name + " --help", command.Name + " -h":
+		fmt.Println(command.Help)
+	default:
+		fmt.Fprintf(os.Stderr, "%s: unknown arguments %q; try --help\n", p.Name, args)
+		return 2
+	}
+	return 0
+}
+
+// serve runs p and returns the exit code.
+func (p Program) serve(ctx context.Context) int {
+	log := telemetry.NewLogger(os.Stderr, slog.LevelInfo, p.Name)
+	telemetry.LogVersion(log)
+	limitMemory(log)
+	err := p.Run(ctx, os.Environ(), os.Stderr)
+	if err == nil {
+		return 0
+	}
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		log.Error("stopped", "error", line)
+	}
+	return 1
+}
+
+// limitMemory sets the memory limit of the Go runtime from that of the container, unless GOMEMLIMIT is set.
+func limitMemory(log *slog.Logger) {
+	limit, err := memlimit.Set(memlimit.WithRatio(memoryRatio))
+	if err != nil && !errors.Is(err, memlimit.ErrNoCgroup) && !errors.Is(err, memlimit.ErrCgroupsNotSupported) {
+		log.Warn("reading the container's memory limit failed", "error", err.Error(), "fix", "set GOMEMLIMIT to 60 % of it")
+	}
+	if limit < math.MaxInt64 {
+		log.Info("memory limit", "go_memory_limit_bytes", limit)
+		if os.Getenv("GOGC") == "" {
+			debug.SetGCPercent(gcPercent)
+		}
+	}
 }

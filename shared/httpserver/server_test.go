@@ -4,31 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-func TestReadyzFollowsReady(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		notReady := errors.New("no key yet")
-		r := start(t, relaxed, nil, func(s *Server) { s.Ready = func(context.Context) error { return notReady } })
-		if code, body := r.mustGet(t, "http://ops/readyz"); code != 503 || !strings.Contains(body, "no key yet") {
-			t.Errorf("/readyz of a server that is not ready: %d %q", code, body)
-		}
-		if code, _ := r.mustGet(t, "http://ops/livez"); code != 200 {
-			t.Errorf("/livez: %d", code)
-		}
-		notReady = nil
-		if code, _ := r.mustGet(t, "http://ops/readyz"); code != 200 {
-			t.Errorf("/readyz of a ready server: %d", code)
-		}
-	})
-}
 
 func TestDrainEndsAfterRequestsInProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -109,31 +90,6 @@ func TestDrainTimeoutCutsRequestsOff(t *testing.T) {
 	})
 }
 
-func TestServerStopsWhileConnectionsWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		settings := relaxed
-		settings.MaxUploads, settings.DrainTimeout = 1, time.Hour // eight connections
-		r := start(t, settings, handlers{"/": func(http.ResponseWriter, *http.Request) { time.Sleep(time.Minute) }})
-		for range 8 + 2 {
-			c := r.dial(t).send("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-			go func() { _, _ = io.Copy(io.Discard, c.conn) }()
-		}
-		r.stop()
-		if err := <-r.done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func TestOptionsAsteriskReachesTheHandler(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := start(t, relaxed, nil)
-		if status := r.dial(t).send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").status(); status != 400 {
-			t.Errorf("OPTIONS * is answered with %d; want the 400 of the router", status)
-		}
-	})
-}
-
 func TestBackgroundErrorStopsTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		failed := errors.New("no container")
@@ -142,16 +98,4 @@ func TestBackgroundErrorStopsTheServer(t *testing.T) {
 			t.Errorf("Run returned %v; want %v", err, failed)
 		}
 	})
-}
-
-func TestRunNamesATakenAddress(t *testing.T) {
-	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	err = Server{Log: slog.New(slog.DiscardHandler), Name: "public", Address: l.Addr().String()}.Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "public") || !strings.Contains(err.Error(), l.Addr().String()) {
-		t.Errorf("Run returned %v; want the name and the address of the listener", err)
-	}
 }

@@ -92,14 +92,14 @@ func dialWith(c *Client, dial func(context.Context, string, string) (net.Conn, e
 func peer(t *testing.T, play func(net.Conn, *bufio.Reader)) *Client {
 	t.Helper()
 	c := newClient(t, "http://signer.test:1")
-	dialWith(c, (&dialer{connect: func(context.Context, string, string) (net.Conn, error) {
+	dialWith(c, dialer(func(context.Context, string, string) (net.Conn, error) {
 		client, signer := net.Pipe()
 		go func() {
 			defer signer.Close()
 			play(signer, bufio.NewReader(signer))
 		}()
 		return client, nil
-	}}).dial)
+	}).dial)
 	return c
 }
 

@@ -161,39 +161,31 @@ func accepted(t testing.TB) map[string]struct{ content, mediaType string } {
 	avif, heic := small(t, "small.avif"), small(t, "small.heic")
 	huge := strings.Replace(heic, "ispe\x00\x00\x00\x00", "ispe\x00\x00\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff", 1)
 	return map[string]struct{ content, mediaType string }{
-		"late-meta.heic":                       {lateMeta(heic, 9<<20), "image/heic"},
-		"late-meta.avif":                       {lateMeta(avif, 9<<20), "image/avif"},
-		"meta behind 70 KB":                    {lateMeta(heic, 70_000), "image/heic"},
-		"late-sof.jpg":                         {longHeader(t, 0xe1, 20), "image/jpeg"},
-		"late-sof-icc.jpg":                     {longHeader(t, 0xe2, 40), "image/jpeg"},
-		"comments before the dimensions":       {longHeader(t, 0xfe, 1), "image/jpeg"},
-		"dimensions cut by the end of head":    {jpegOf(0xc0, "\xff\xe1"+be16(HeadBytes-30)+strings.Repeat("x", HeadBytes-32), 65535, 65535), "image/jpeg"},
-		"PNG with a text of 70 KB":             {"\x89PNG\r\n\x1a\n" + pngChunk("tEXt", strings.Repeat("x", 70_000)) + pngOf(1<<20, 1<<20)[8:], "image/png"},
-		"WebP with a profile of 70 KB":         {webpOf("ICCP", strings.Repeat("x", 70_000)) + vp8(16383, 16383)[12:], "image/webp"},
-		"box smaller than its header":          {heic + be32(3) + "free", "image/heic"},
-		"box larger than the file":             {heic + be32(1<<30) + "free", "image/heic"},
-		"box larger than 2^63":                 {avif + be32(1) + "free" + be64(-1), "image/avif"},
-		"three bytes behind the last box":      {avif + "\xff\xff\xff", "image/avif"},
-		"a page behind the last box":           {heic + "<html><script>alert(1)</script>", "image/heic"},
-		"zeros behind the last box":            {avif + strings.Repeat("\x00", 100_000), "image/avif"},
-		"HEIC of 2^64 pixels":                  {huge, "image/heic"},
-		"AVIF without boxes":                   {box("ftyp", "avif"+be32(0)+"avif"), "image/avif"},
-		"PNG signature alone":                  {"\x89PNG\r\n\x1a\n", "image/png"},
-		"PNG with a cut IHDR":                  {pngOf(1<<20, 1<<20)[:28], "image/png"},
-		"PNG of Apple":                         {"\x89PNG\r\n\x1a\n" + pngChunk("CgBI", be32(0)) + pngOf(1, 1)[8:], "image/png"},
-		"PNG without width":                    {pngOf(0, 1<<31), "image/png"},
-		"JPEG signature alone":                 {"\xff\xd8\xff", "image/jpeg"},
-		"JPEG with arithmetic coding":          {jpegOf(0xc9, "", 65535, 65535), "image/jpeg"},
-		"JPEG whose height comes later":        {jpegOf(0xc0, "", 65535, 0), "image/jpeg"},
-		"JPEG with its image before its frame": {"\xff\xd8\xff\xda\x00\x02" + jpegOf(0xc0, "", 65535, 65535)[2:], "image/jpeg"},
-		"GIF signature alone":                  {"GIF89a", "image/gif"},
-		"GIF with a cut screen":                {gifOf(65535, 65535)[:12], "image/gif"},
-		"GIF with an empty screen":             {gifOf(0, 0), "image/gif"},
-		"GIF with a large second frame":        {gifOf(1, 1) + ",\xff\xff\xff\xff\xff\xff\xff\xff\x00", "image/gif"},
-		"WebP without an image":                {webpOf("ICCP", ""), "image/webp"},
-		"WebP with a cut canvas":               {vp8x(0, 1<<24, 1<<24)[:29], "image/webp"},
-		"WebP canvas of another length":        {strings.Replace(vp8x(0, 1<<24, 1<<24), "VP8X\x0a", "VP8X\x09", 1), "image/webp"},
-		"WebP without a key frame":             {strings.Replace(vp8(16383, 16383), "\x10\x00\x00\x9d", "\x11\x00\x00\x9d", 1), "image/webp"},
+		"late-meta.heic":                    {lateMeta(heic, 9<<20), "image/heic"},
+		"late-sof.jpg":                      {longHeader(t, 0xe1, 20), "image/jpeg"},
+		"comments before the dimensions":    {longHeader(t, 0xfe, 1), "image/jpeg"},
+		"dimensions cut by the end of head": {jpegOf(0xc0, "\xff\xe1"+be16(HeadBytes-30)+strings.Repeat("x", HeadBytes-32), 65535, 65535), "image/jpeg"},
+		"PNG with a text of 70 KB":          {"\x89PNG\r\n\x1a\n" + pngChunk("tEXt", strings.Repeat("x", 70_000)) + pngOf(1<<20, 1<<20)[8:], "image/png"},
+		"WebP with a profile of 70 KB":      {webpOf("ICCP", strings.Repeat("x", 70_000)) + vp8(16383, 16383)[12:], "image/webp"},
+		"box smaller than its header":       {heic + be32(3) + "free", "image/heic"},
+		"box larger than the file":          {heic + be32(1<<30) + "free", "image/heic"},
+		"box larger than 2^63":              {avif + be32(1) + "free" + be64(-1), "image/avif"},
+		"three bytes behind the last box":   {avif + "\xff\xff\xff", "image/avif"},
+		"a page behind the last box":        {heic + "<html><script>alert(1)</script>", "image/heic"},
+		"HEIC of 2^64 pixels":               {huge, "image/heic"},
+		"AVIF without boxes":                {box("ftyp", "avif"+be32(0)+"avif"), "image/avif"},
+		"PNG signature alone":               {"\x89PNG\r\n\x1a\n", "image/png"},
+		"PNG with a cut IHDR":               {pngOf(1<<20, 1<<20)[:28], "image/png"},
+		"PNG without width":                 {pngOf(0, 1<<31), "image/png"},
+		"JPEG signature alone":              {"\xff\xd8\xff", "image/jpeg"},
+		"JPEG with arithmetic coding":       {jpegOf(0xc9, "", 65535, 65535), "image/jpeg"},
+		"JPEG whose height comes later":     {jpegOf(0xc0, "", 65535, 0), "image/jpeg"},
+		"GIF signature alone":               {"GIF89a", "image/gif"},
+		"GIF with a cut screen":             {gifOf(65535, 65535)[:12], "image/gif"},
+		"animated PNG":                      {pngOf(1, 1) + pngChunk("acTL", be32(1)+be32(0)), "image/png"},
+		"GIF with a large second frame":     {gifOf(1, 1) + ",\xff\xff\xff\xff\xff\xff\xff\xff\x00", "image/gif"},
+		"WebP without an image":             {webpOf("ICCP", ""), "image/webp"},
+		"WebP with a cut canvas":            {vp8x(0, 1<<24, 1<<24)[:29], "image/webp"},
 	}
 }
 
@@ -211,7 +203,6 @@ var bombs = map[string]struct {
 	pixels  uint64
 }{
 	"PNG":                       {pngOf(14492, 14492), 14492 * 14492},
-	"PNG, paletted":             {"\x89PNG\r\n\x1a\n" + pngChunk("IHDR", be32(1<<20)+be32(1<<20)+"\x08\x03\x00\x00\x00") + pngChunk("PLTE", "rgb") + pngChunk("IDAT", ""), 1 << 40},
 	"PNG behind a text":         {"\x89PNG\r\n\x1a\n" + pngChunk("tEXt", strings.Repeat("x", 50_000)) + pngOf(1<<20, 1<<20)[8:], 1 << 40},
 	"PNG, beyond its decoder":   {pngOf(1<<31-1, 1<<31-1), (1<<31 - 1) * (1<<31 - 1)},
 	"PNG, wrong checksum":       {pngOf(1<<20, 1<<20)[:29] + "\x00\x00\x00\x00", 1 << 40},
@@ -227,7 +218,6 @@ var bombs = map[string]struct {
 	"WebP, lossy":               {vp8(16383, 16383), 16383 * 16383},
 	"WebP, lossless":            {vp8l(16384, 16384), 1 << 28},
 	"WebP canvas":               {vp8x(0, 20000, 20000), 4e8},
-	"WebP canvas with alpha":    {vp8x(0x10, 20000, 20000), 4e8},
 	"WebP, beyond its decoder":  {vp8x(2, 1<<24, 1<<24), 1 << 48},
 	"WebP, one beyond 2^31":     {vp8x(0, 1<<16, 1<<15), 1 << 31},
 }
@@ -248,23 +238,6 @@ func TestInspectRejectsTooManyPixels(t *testing.T) {
 		l.MaxPixels = c.pixels - 1
 		if _, _, err := l.Inspect(strings.NewReader(content), -1); !errors.Is(err, apierror.ErrTooLarge) {
 			t.Errorf("%s with a limit of one pixel less: %v", what, err)
-		}
-	}
-}
-
-func TestInspectHeadDecidesLikeInspect(t *testing.T) {
-	contents := map[string]string{"text": "hello", "empty": "", "MP4": box("ftyp", "mp42"+be32(0)+"isom")}
-	for what, c := range accepted(t) {
-		contents[what] = c.content
-	}
-	for what, c := range bombs {
-		contents[what] = c.content + strings.Repeat("\x00", 100_000)
-	}
-	for what, content := range contents {
-		wantType, _, want := defaults(t).Inspect(strings.NewReader(content), -1)
-		got, err := defaults(t).InspectHead(strings.NewReader(content[:min(len(content), HeadBytes)]))
-		if got != wantType || fmt.Sprint(err) != fmt.Sprint(want) {
-			t.Errorf("%s: InspectHead returns %q, %v; Inspect %q, %v", what, got, err, wantType, want)
 		}
 	}
 }

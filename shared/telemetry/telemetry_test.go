@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.opentelemetry.io/otel"
@@ -67,7 +66,7 @@ func TestNewTracesFollowsTheStandardVariables(t *testing.T) {
 		if (traces != nil) != row.on {
 			t.Errorf("%s: traces are on: %t; want %t", row.environ, traces != nil, row.on)
 		}
-		traces.Close(time.Second)
+		traces.Close()
 	}
 }
 
@@ -83,7 +82,7 @@ func TestNewTracesLogsIgnoredSettingsWithoutValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer traces.Close(time.Second)
+	defer traces.Close()
 	var errs []any
 	for _, line := range logLines(t, log, settingIgnored) {
 		errs = append(errs, line["error"])
@@ -115,7 +114,7 @@ func TestNewTracesAppliesExporterVariables(t *testing.T) {
 	}
 	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
-	traces.Close(time.Minute)
+	traces.Close()
 	r := <-got
 	if r.URL.Path != "/in/v1/traces" || r.Header.Get("Api-Key") != "a b" || r.Header.Get("X") != "y" || r.Header.Get("Content-Encoding") != "gzip" {
 		t.Errorf("the collector got %s with %v", r.URL, r.Header)
@@ -131,7 +130,7 @@ func TestNewTracesLogsLostSpansOnce(t *testing.T) {
 	}
 	_, span := traces.Tracer("test").Start(t.Context(), "GET")
 	span.End()
-	traces.Close(time.Minute)
+	traces.Close()
 	otel.Handle(errors.New("another one"))
 	lines := logLines(t, log, "trace export failed; spans are lost")
 	if len(lines) != 1 || lines[0]["level"] != "WARN" {

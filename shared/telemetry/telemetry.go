@@ -1,3 +1,4 @@
+// Package telemetry creates the logger, the metrics registry and the traces of a process.
 package telemetry
 
 import (
@@ -5,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -14,6 +16,10 @@ import (
 
 	"github.com/caarlos0/env/v11"
 	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/common/version"
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel"
@@ -29,16 +35,56 @@ import (
 	"cats.example/shared/apierror"
 )
 
+// maxLoggedError is the maximum length of an error in the log, in bytes. Some libraries put input of clients into their errors.
+const maxLoggedError = 512
+
+// NewLogger returns the logger of a process. It writes JSON lines to w, without a buffer.
+func NewLogger(w io.Writer, level slog.Level, name string) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})).With("service.name", name)
+}
+
+// LogVersion writes the first line of a process's log, with its version and the revision of its source.
+func LogVersion(log *slog.Logger) {
+	log.Info("starting", "service.version", cmp.Or(version.Version, "dev"), "revision", version.GetRevision())
+}
+
+// Truncate returns the first 512 bytes of the text of an error.
+func Truncate(s string) string { return s[:min(len(s), maxLoggedError)] }
+
+// NewRegistry returns a registry with the metrics of the Go runtime, the process and the build.
+func NewRegistry(name string) *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		versioncollector.NewCollector("cats_"+name),
+	)
+	return reg
+}
+
+// NewCounterVec registers a counter with one label. The series of values begin at 0, so that a rate includes their first
+// increment.
+func NewCounterVec(reg prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {
+	counters := promauto.With(reg).NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
+	for _, v := range values {
+		counters.WithLabelValues(v)
+	}
+	return counters
+}
+
+// Observe adds a duration in seconds to h. If the trace of ctx is sampled, the observation has its ID as exemplar.
+func Observe(ctx context.Context, h prometheus.Observer, seconds float64) {
+	span := trace.SpanContextFromContext(ctx)
+	if e, ok := h.(prometheus.ExemplarObserver); ok && span.IsSampled() {
+		e.ObserveWithExemplar(seconds, prometheus.Labels{"trace_id": span.TraceID().String()})
+		return
+	}
+	h.Observe(seconds)
+}
+
 // TracesHelp is the text of --help about the variables that [NewTraces] reads.
 const TracesHelp = "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://COLLECTOR:4318, turns traces on. The other variables OTEL_* have the\n" +
 	"meaning that OpenTelemetry defines. gRPC is not supported."
-
-const (
-	// FlushTimeout is the maximum time for the export of the last spans when a process stops.
-	FlushTimeout = 5 * time.Second
-	// lostInterval is the minimum time between two warnings that spans were lost.
-	lostInterval = time.Minute
-)
 
 // exportedAttributes are the attributes that are exported. They contain nothing that a client chooses or that identifies one, and
 // no URL, which may be signed. Other attributes, which libraries add to their spans, are dropped.
@@ -82,7 +128,7 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 		otel.Handle(err)
 	}
 	t := &Traces{sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(RedactSpans(exporter)))}
-	lost := rate.Sometimes{First: 1, Interval: lostInterval}
+	lost := rate.Sometimes{First: 1, Interval: time.Minute}
 	path := strings.TrimRight(endpoint.EscapedPath(), "/")
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
 		lost.Do(func() {
@@ -133,12 +179,12 @@ func (e settingErrors) Handle(ctx context.Context, r slog.Record) error {
 	return nil
 }
 
-// Close exports the remaining spans, for at most limit. There are no spans after Close.
-func (t *Traces) Close(limit time.Duration) {
+// Close exports the remaining spans, for at most five seconds. There are no spans after Close.
+func (t *Traces) Close() {
 	if t == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := t.Shutdown(ctx); err != nil {
 		otel.Handle(err)
@@ -153,19 +199,19 @@ func (p propagator) Extract(ctx context.Context, from propagation.TextMapCarrier
 	return p.TraceContext.Extract(ctx, propagation.MapCarrier{"traceparent": from.Get("traceparent")})
 }
 
-// TraceParent returns the traceparent header (W3C Trace Context) of the span in ctx, or "".
-func TraceParent(ctx context.Context) string {
-	header := propagation.MapCarrier{}
-	propagator{}.Inject(ctx, header)
-	return header["traceparent"]
+// Inject adds the traceparent header (W3C Trace Context) of the span in ctx to h, if there is one.
+func Inject(ctx context.Context, h http.Header) {
+	propagator{}.Inject(ctx, propagation.HeaderCarrier(h))
 }
 
 // Handler returns h with a span for each request, in the trace that the request's header names. If public is true, each request
 // starts a trace of its own, with a link to that trace: a client must not choose trace IDs, nor which traces are sampled. If t is
-// nil, Handler returns h.
+// nil, the context of a request has the trace that its header names.
 func (t *Traces) Handler(route string, public bool, h http.Handler) http.Handler {
 	if t == nil {
-		return h
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			h.ServeHTTP(w, r.WithContext(propagator{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))))
+		})
 	}
 	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
 		otelhttp.WithPublicEndpointFn(func(*http.Request) bool { return public }))

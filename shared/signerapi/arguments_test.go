@@ -1,7 +1,11 @@
 package signerapi
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path"
 	"reflect"
@@ -64,6 +68,59 @@ func FuzzParseUser(f *testing.F) {
 		}
 		if v, err := ParseUser(other); err == nil && other != name && (v == u || url.PathEscape(other) == url.PathEscape(name) || url.QueryEscape(other) == url.QueryEscape(name)) {
 			t.Fatalf("%q and %q are one user", name, other)
+		}
+	})
+}
+
+// FuzzHandler sends arbitrary queries to the handler: it never responds with 5xx, and only valid arguments reach the signer.
+func FuzzHandler(f *testing.F) {
+	for _, s := range []string{"user=a", "user=a&ttl_seconds=60", "user=%2e%2e", "user=a&download=x%22.png", "user=a;b", "%", "user=a&size=1"} {
+		f.Add("GET", s)
+		f.Add("PUT", s)
+	}
+	f.Fuzz(func(t *testing.T, method, query string) {
+		check := func(u User) {
+			if _, err := ParseUser(u.String()); err != nil {
+				t.Fatalf("user %q reached the signer", u)
+			}
+		}
+		h := NewHandler(stub{
+			put: func(_ context.Context, u User, _ io.Reader, o PutOptions) (Info, error) {
+				check(u)
+				return Info{Size: o.Size}, nil
+			},
+			link: func(_ context.Context, u User, o LinkOptions) (Link, error) {
+				check(u)
+				if o.TTL < 0 || ValidateDownloadName(o.Download) != nil {
+					t.Fatalf("options %+v reached the signer", o)
+				}
+				return Link{}, nil
+			},
+			delete: func(_ context.Context, u User, _ Preconditions) error { check(u); return nil },
+			start: func(_ context.Context, u User, size int64) (UploadSession, error) {
+				check(u)
+				if size < 0 {
+					t.Fatalf("a size of %d reached the signer", size)
+				}
+				return UploadSession{}, nil
+			},
+			commit: func(_ context.Context, u User, id string, o CommitOptions) (Info, error) {
+				check(u)
+				if ValidateUploadID(id) != nil || o.Validate() != nil || (Digests{MD5: o.MD5}).Validate() != nil {
+					t.Fatalf("the upload ID %q with %+v reached the signer", id, o)
+				}
+				return Info{}, nil
+			},
+		}, HandlerOptions{})
+		for _, path := range []string{picturePath, linkPath, uploadPath, commitPath} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, path, strings.NewReader("x"))
+			r.Method, r.URL.RawQuery = method, query
+			r.Header.Set(contractHeader, contractVersion)
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			if rec.Code >= 500 {
+				t.Fatalf("%s %s?%s: %d %s", method, path, query, rec.Code, rec.Body)
+			}
 		}
 	})
 }

@@ -2,7 +2,6 @@ package signerapi
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,24 +54,16 @@ func TestConcurrentLinksShareConnections(t *testing.T) {
 
 func TestLinksWithoutASlotAreOverloaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun, finish := 0, make(chan struct{})
-		var mu sync.Mutex
+		var begun atomic.Int64
+		finish := make(chan struct{})
 		c := peer(t, func(conn net.Conn, in *bufio.Reader) {
-			for {
-				req, err := readRequest(conn, in)
-				if err != nil {
-					return
-				}
-				if req.URL.Path == readyPath {
-					_, _ = io.WriteString(conn, response(204, ""))
-					continue
-				}
-				mu.Lock()
-				begun++
-				mu.Unlock()
+			req, err := readRequest(conn, in)
+			if err == nil && req.URL.Path == linkPath {
+				begun.Add(1)
 				<-finish
 				_, _ = io.WriteString(conn, response(200, `{"picture_url":"https://a/tom"}`))
 			}
+			_, _ = io.WriteString(conn, response(204, ""))
 		})
 		var links sync.WaitGroup
 		for range maxURLCalls {
@@ -84,62 +74,13 @@ func TestLinksWithoutASlotAreOverloaded(t *testing.T) {
 		if _, err := c.Link(t.Context(), mustUser(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrOverloaded) || time.Since(began) != slotTimeout {
 			t.Errorf("one more link: %v after %v; want ErrOverloaded after %v", err, time.Since(began), slotTimeout)
 		}
-		canceled, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := c.Link(canceled, mustUser(t, "tom"), LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
-			t.Errorf("a canceled link: %v; want ErrIncomplete", err)
-		}
-		if err := c.Ready(t.Context()); err != nil {
-			t.Errorf("Ready: %v", err)
-		}
-		if begun != maxURLCalls {
-			t.Errorf("%d links in progress; want %d", begun, maxURLCalls)
+		if err := c.Ready(t.Context()); err != nil || begun.Load() != maxURLCalls {
+			t.Errorf("Ready: %v, with %d links in progress; want %d", err, begun.Load(), maxURLCalls)
 		}
 		links.Go(func() { mustLink(t, c, "tom") })
 		close(finish)
 		links.Wait()
 	})
-}
-
-// chunks returns at most sizes[i] bytes from Read i, and io.EOF with the last bytes if eof is set.
-type chunks struct {
-	r     *bytes.Reader
-	sizes []int
-	eof   bool
-}
-
-func (c *chunks) Read(p []byte) (int, error) {
-	n := min(c.sizes[0], len(p))
-	c.sizes = append(c.sizes[1:], c.sizes[0])
-	n, err := c.r.Read(p[:n])
-	if c.eof && c.r.Len() == 0 {
-		err = io.EOF
-	}
-	return n, err
-}
-
-func TestPutStreamsAnyBodyOverOneConnection(t *testing.T) {
-	var got []byte
-	c, connections := serve(t, storing(func(body io.Reader) (err error) {
-		got, err = io.ReadAll(body)
-		return err
-	}))
-	for _, n := range []int{1, 32<<10 - 1, 32 << 10, 32<<10 + 1, 300_000} { // net/http copies 32 KiB at once
-		for _, sizes := range [][]int{{1 << 20}, {1000}, {3000, 1, 0, 40_000}} {
-			for _, eof := range []bool{false, true} {
-				for _, size := range []int{-1, n} {
-					content := bytes.Repeat([]byte("0123456789abcdefg"), n/17+1)[:n]
-					body := &chunks{bytes.NewReader(content), slices.Clone(sizes), eof}
-					if _, err := c.Put(t.Context(), mustUser(t, "x"), body, PutOptions{Size: int64(size)}); err != nil || !bytes.Equal(got, content) {
-						t.Fatalf("%d bytes as %v, size %d: %d arrived, %v", n, sizes, size, len(got), err)
-					}
-				}
-			}
-		}
-	}
-	if n := connections.Load(); n != 1 {
-		t.Errorf("%d connections for sequential calls; want 1", n)
-	}
 }
 
 // A signer that rejects an upload and keeps the connection would take the rest of the picture for a request.
@@ -181,22 +122,6 @@ func TestRejectedUploadsCloseTheirConnection(t *testing.T) {
 			})
 		}
 	}
-}
-
-// The signer may not know Expect: 100-continue.
-func TestPutSendsTheBodyWithout100Continue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := peer(t, func(conn net.Conn, in *bufio.Reader) {
-			if req, err := http.ReadRequest(in); err == nil {
-				if content, _ := io.ReadAll(req.Body); string(content) == "picture" {
-					_, _ = io.WriteString(conn, response(200, "{}"))
-				}
-			}
-		})
-		if _, err := c.Put(t.Context(), mustUser(t, "x"), strings.NewReader("picture"), PutOptions{Size: 7}); err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // net/http waits for the client's next byte before it reports the lost connection.
@@ -341,33 +266,28 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 			return false
 		}
 	}
-	reading := func(before string, n int64) func(net.Conn, *http.Request) bool {
+	reading := func(n int64) func(net.Conn, *http.Request) bool {
 		return func(conn net.Conn, req *http.Request) bool {
-			_, _ = io.WriteString(conn, before)
+			_, _ = io.WriteString(conn, goOn)
 			_, _ = io.CopyN(io.Discard, req.Body, n)
 			return false
 		}
 	}
-	pause := func(net.Conn, *http.Request) bool { time.Sleep(50 * time.Millisecond); return true }
 	for name, c := range map[string]struct {
 		closed, reset, restarted, stopped bool // before the call; it closes the connection
-		early                             bool // the client waits only 10 ms for a 100 Continue
 		fault                             func(net.Conn, *http.Request) bool
 		size                              int64
 		want                              map[kind]result
 	}{
-		"closed while idle":            {closed: true, want: map[kind]result{read: once, put: once, fresh: once}},
-		"reset while idle":             {closed: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
-		"restarted while idle":         {closed: true, restarted: true, want: map[kind]result{read: once, put: once, fresh: once}},
-		"stopped after the header":     {stopped: true, fault: closing(false, ""), want: map[kind]result{read: definite, put: definite, fresh: {calls{}, dead, ""}}},
-		"pauses before a 100 Continue": {early: true, fault: pause, want: map[kind]result{read: once, put: once, fresh: once}},
-		"closed after the header":      {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
-		"reset after the header":       {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
-		"closed within the response":   {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: definite, put: definite, fresh: unknown}},
-		"closed within the body":       {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
-		"closed within an early body":  {early: true, fault: reading("", 50_000), size: 1 << 40, want: map[kind]result{put: definite}},
-		"closed after the body":        {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
-		"closed after an early body":   {early: true, fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
+		"closed while idle":          {closed: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"reset while idle":           {closed: true, reset: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"restarted while idle":       {closed: true, restarted: true, want: map[kind]result{read: once, put: once, fresh: once}},
+		"stopped after the header":   {stopped: true, fault: closing(false, ""), want: map[kind]result{read: definite, put: definite, fresh: {calls{}, dead, ""}}},
+		"closed after the header":    {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"reset after the header":     {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
+		"closed within the response": {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: definite, put: definite, fresh: unknown}},
+		"closed within the body":     {fault: reading(50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
+		"closed after the body":      {fault: reading(1 << 40), want: map[kind]result{put: unknown}},
 	} {
 		for called, call := range everyCall {
 			want, ok := c.want[call.kind]
@@ -380,11 +300,8 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 				s.listen(t, "127.0.0.1:0")
 				address := s.listener.Addr().String()
 				client := newClient(t, "http://"+address)
-				if c.early {
-					client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
-				}
 				restart := sync.OnceFunc(func() { s.listen(t, address) })
-				dialWith(client, (&dialer{connect: func(ctx context.Context, network, address string) (net.Conn, error) {
+				dialWith(client, dialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 					conn, err := new(net.Dialer).DialContext(ctx, network, address)
 					switch {
 					case err != nil && c.stopped:
@@ -393,7 +310,7 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 						restart()
 					}
 					return conn, err
-				}}).dial)
+				}).dial)
 				if _, err := client.About(t.Context()); err != nil { // opens the connection that is kept
 					t.Fatal(err)
 				}
@@ -443,32 +360,31 @@ type countingConn struct {
 
 func (c countingConn) Write(p []byte) (int, error) { c.writes.Add(1); return c.Conn.Write(p) }
 
-func TestDialRetriesRefusedConnectionsPerOutage(t *testing.T) {
+func TestDialRetriesRefusedConnections(t *testing.T) {
 	refused := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
 	timeout := &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
-	synctest.Test(t, func(t *testing.T) {
-		var result error
-		d := &dialer{connect: func(context.Context, string, string) (net.Conn, error) { return nil, result }}
-		dial := func(ctx context.Context, want error, wantTook time.Duration) {
-			t.Helper()
-			result = want
-			began := time.Now()
-			_, err := d.dial(ctx, "tcp", "")
-			if took := time.Since(began); !errors.Is(err, want) || took < wantTook || took > wantTook+200*time.Millisecond || wantTook == 0 && took > 0 {
-				t.Errorf("dial returned %v after %v; want %v after %v", err, took, want, wantTook)
+	for _, c := range []struct {
+		results     []error // the last one repeats
+		limit, took time.Duration
+	}{
+		{[]error{nil}, time.Hour, 0},
+		{[]error{timeout}, time.Hour, 0},
+		{[]error{refused, refused, nil}, time.Hour, 30 * time.Millisecond},
+		{[]error{refused}, time.Hour, restartTimeout},
+		{[]error{refused}, time.Second, time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), c.limit)
+			defer cancel()
+			began, want, left := time.Now(), c.results[len(c.results)-1], c.results
+			_, err := dialer(func(context.Context, string, string) (net.Conn, error) {
+				result := left[0]
+				left = left[min(1, len(left)-1):]
+				return nil, result
+			}).dial(ctx, "tcp", "")
+			if took := time.Since(began); !errors.Is(err, want) || took < c.took || took > c.took+200*time.Millisecond || c.took == 0 && took > 0 {
+				t.Errorf("dial returned %v after %v; want %v after %v", err, took, want, c.took)
 			}
-		}
-		dial(t.Context(), refused, restartTimeout)
-		dial(t.Context(), refused, 0)
-		dial(t.Context(), timeout, 0) // does not end the outage
-		dial(t.Context(), refused, 0)
-		dial(t.Context(), nil, 0)
-		dial(t.Context(), refused, restartTimeout)
-		dial(t.Context(), refused, 0)
-		dial(t.Context(), nil, 0)
-		dial(t.Context(), timeout, 0)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		dial(ctx, refused, time.Second)
-	})
+		})
+	}
 }
