@@ -2,12 +2,9 @@ package picture
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -28,23 +25,14 @@ func defaults(t testing.TB, environ ...string) Limits {
 // pixel returns a picture of one pixel.
 func pixel(t testing.TB, mediaType string) string {
 	t.Helper()
-	name := map[string]string{
-		"image/jpeg": "pixel.jpg", "image/png": "pixel.png", "image/gif": "pixel.gif", "image/webp": "pixel.webp",
-		"image/avif": "pixel.avif",
-	}[mediaType]
-	if name == "" {
-		name = "pixel.heic"
+	_, kind, _ := strings.Cut(mediaType, "/")
+	switch kind {
+	case "jpeg":
+		return file(t, "pixel.jpg")
+	case "heif", "heic-sequence", "heif-sequence":
+		return branded(file(t, "pixel.heic"), map[string]string{"heif": "mif1", "heic-sequence": "hevc", "heif-sequence": "msf1"}[kind])
 	}
-	content, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	major := map[string]string{"image/heif": "mif1", "image/heic-sequence": "hevc", "image/heif-sequence": "msf1"}[mediaType]
-	if major == "" {
-		return string(content)
-	}
-	size := binary.BigEndian.Uint32(content) // of the ftyp box
-	return box("ftyp", major+"\x00\x00\x00\x00"+major) + string(content[size:])
+	return file(t, "pixel."+kind)
 }
 
 func TestInspectAcceptsEveryDefaultType(t *testing.T) {
@@ -161,7 +149,7 @@ func TestInspectReturnsErrorsOfTheBody(t *testing.T) {
 	l := defaults(t)
 	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, apierror.ErrStalled} {
 		for _, at := range []int{0, 1, 100, typeBytes - 1, typeBytes, typeBytes + 1, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
-			for _, content := range []string{pixel(t, "image/png") + strings.Repeat("\x00", 200_000), longHeader(t, 0xe1, 4)} {
+			for _, content := range []string{pixel(t, "image/png") + strings.Repeat("\x00", 200_000), samples(t)["JPEG with long segments"].content} {
 				body := func() io.Reader { return io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause)) }
 				_, whole, err := l.Inspect(body(), -1)
 				if err == nil {
@@ -222,11 +210,9 @@ func FuzzInspectHead(f *testing.F) {
 	for mediaType := range extensions {
 		f.Add([]byte(pixel(f, mediaType)), 1)
 	}
-	for _, c := range accepted(f) {
-		f.Add([]byte(c.content), 5000)
-	}
-	for _, c := range bombs {
-		f.Add([]byte(c.content+strings.Repeat("\x00", 100_000)), 70_000)
+	for _, s := range samples(f) {
+		f.Add([]byte(s.content), 5000)
+		f.Add([]byte(s.content+strings.Repeat("\x00", 100_000)), 70_000)
 	}
 	f.Add([]byte("<svg"), 4)
 	f.Fuzz(func(t *testing.T, content []byte, piece int) {

@@ -3,6 +3,9 @@ package signerapi
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -267,6 +270,17 @@ func TestBodyReaderTranslatesErrors(t *testing.T) {
 	} {
 		if _, err := (BodyReader{broken{c.err}}).Read(nil); !errors.Is(err, c.want) || c.want == io.EOF && err != io.EOF {
 			t.Errorf("%v is translated to %v; want %v", c.err, err, c.want)
+		}
+	}
+}
+
+func TestDigestsDetectOtherContent(t *testing.T) {
+	md5Sum, sha256Sum, sha512Sum := md5.Sum([]byte("cat")), sha256.Sum256([]byte("cat")), sha512.Sum512([]byte("cat"))
+	for _, d := range []Digests{{MD5: md5Sum[:]}, {SHA256: sha256Sum[:]}, {SHA512: sha512Sum[:]}} {
+		for content, want := range map[string]error{"cat": nil, "cot": apierror.ErrDigestMismatch, "": apierror.ErrDigestMismatch} {
+			if _, err := io.ReadAll(d.Reader(strings.NewReader(content))); !errors.Is(err, want) {
+				t.Errorf("%q with %+v: %v; want %v", content, d, err, want)
+			}
 		}
 	}
 }
