@@ -46,18 +46,6 @@ func TestParseNamesEachFaultyVariable(t *testing.T) {
 	}
 }
 
-func TestHelpShowsEachSetting(t *testing.T) {
-	var b strings.Builder
-	if err := Help(&b, "about it", &example{}); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"about it", "EXAMPLE_URL (required)", "EXAMPLE_COUNT=3", "how many", "LOG_LEVEL=info"} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("%q is not in:\n%s", want, b.String())
-		}
-	}
-}
-
 type size int64
 
 func (size) String() string { return "rounded" }
@@ -75,9 +63,5 @@ func TestSharedReturnsExactValues(t *testing.T) {
 	got := Shared(&settings{inner{[]string{"b", "a", "b"}, 1<<20 + 1, "x"}, true})
 	if diff := cmp.Diff(map[string]string{"LIST": "a,b", "SIZE": "1048577", "ON": "true"}, got); diff != "" {
 		t.Error(diff)
-	}
-	var help strings.Builder
-	if err := Help(&help, "", &settings{}); err != nil || strings.Count(help.String(), "; must be equal in both containers") != 3 {
-		t.Errorf("%v, %s", err, help.String())
 	}
 }

@@ -53,41 +53,32 @@ func TestConnectionsBeyondAShareAreClosed(t *testing.T) {
 		settings := relaxed
 		settings.MaxUploads, settings.ClientShare = 8, 0.0625 // 64 connections, 4 from one address
 		r := start(t, settings, quick)
-		var open []*client
-		for _, c := range []struct {
-			address string
-			status  int // 0 for a connection that is closed
-		}{
-			{"127.0.0.2", 200},
-			{"127.0.0.2", 200},
-			{"127.0.0.2", 200},
-			{"127.0.0.2", 200},
-			{"127.0.0.2", 0},
-			{"127.0.0.3", 200},
-			{"127.0.1.1", 200}, // a trusted proxy has no share
-			{"127.0.1.1", 200},
-			{"127.0.1.1", 200},
-			{"127.0.1.1", 200},
-			{"127.0.1.1", 200},
-			{"127.0.0.2", 0},
-		} {
-			d := r.dialFrom(t, c.address)
-			if s := d.send(getQuick).status(); s != c.status {
-				t.Errorf("connection %d, from %s: %d; want %d", len(open), c.address, s, c.status)
+		served := func(address string, want int) *client { // 0 for a connection that is closed
+			t.Helper()
+			c := r.dialFrom(t, address)
+			if s := c.send(getQuick).status(); s != want {
+				t.Errorf("a connection from %s: %d; want %d", address, s, want)
 			}
-			open = append(open, d)
+			return c
 		}
-		if n := r.metric(t, `cats_test_pool_rejected_total{limit="client",pool="connections"}`); n != 2 {
-			t.Errorf("%v connections were counted as rejected; want 2", n)
+		first := served("127.0.0.2", 200)
+		for range 3 {
+			served("127.0.0.2", 200)
 		}
-		_ = open[0].conn.Close()
+		served("127.0.0.2", 0)
+		served("127.0.0.3", 200)
+		for range 5 {
+			served("127.0.1.1", 200) // a trusted proxy has no share
+		}
+		if n := r.metric(t, `cats_test_pool_rejected_total{limit="client",pool="connections"}`); n != 1 {
+			t.Errorf("%v connections were counted as rejected; want 1", n)
+		}
+		_ = first.conn.Close()
 		synctest.Wait()
 		if n := r.metric(t, `cats_test_pool_slots_taken{pool="connections"}`); n != 9 {
 			t.Errorf("%v slots are taken after one connection was closed; want 9", n)
 		}
-		if s := r.dialFrom(t, "127.0.0.2").send(getQuick).status(); s != 200 {
-			t.Errorf("after one connection was closed: %d", s)
-		}
+		served("127.0.0.2", 200)
 	})
 }
 

@@ -1,7 +1,6 @@
 package httpserver
 
 import (
-	"math"
 	"strings"
 	"testing"
 
@@ -56,23 +55,16 @@ func TestHostAllowedMatchesExactly(t *testing.T) {
 }
 
 func TestValidateRejectsSettingsOutOfRange(t *testing.T) {
-	if err := relaxed.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	for name, change := range map[string]func(*Settings){
-		"STALL_TIMEOUT":   func(s *Settings) { s.StallTimeout = -1 },
-		"MIN_UPLOAD_RATE": func(s *Settings) { s.MinUploadRate = 0 },
-		"MAX_UPLOADS":     func(s *Settings) { s.MaxUploads = 0 },
-		"CLIENT_SHARE":    func(s *Settings) { s.ClientShare = 1.1 },
-		"SHARE":           func(s *Settings) { s.ClientShare = math.NaN() },
-		"CLIENT":          func(s *Settings) { s.ClientShare = -0.1 },
-		"DRAIN_DELAY":     func(s *Settings) { s.DrainDelay = -1 },
-		"DRAIN_TIMEOUT":   func(s *Settings) { s.DrainTimeout = 0 },
+	for _, setting := range []string{
+		"", "STALL_TIMEOUT=-1s", "MIN_UPLOAD_RATE=0", "MAX_UPLOADS=0", "CLIENT_SHARE=1.1", "CLIENT_SHARE=-0.1", "CLIENT_SHARE=NaN", "DRAIN_DELAY=-1s", "DRAIN_TIMEOUT=0s",
 	} {
-		s := relaxed
-		change(&s)
-		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%+v: %v; want %s", s, err, name)
+		var s Settings
+		if err := config.Parse(&s, []string{setting}); err != nil {
+			t.Fatal(err)
+		}
+		name, _, _ := strings.Cut(setting, "=")
+		if err := s.Validate(); (err == nil) != (name == "") || err != nil && !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", setting, err)
 		}
 	}
 }

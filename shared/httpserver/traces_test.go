@@ -7,15 +7,11 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
@@ -26,19 +22,18 @@ import (
 
 // traced is a handler with traces.
 type traced struct {
-	spans    *tracetest.SpanRecorder
-	exported *tracetest.InMemoryExporter
-	traces   *telemetry.Traces
-	handler  http.Handler
-	log      bytes.Buffer
+	spans   *tracetest.SpanRecorder
+	traces  *telemetry.Traces
+	handler http.Handler
+	log     bytes.Buffer
 }
 
 func newTraced(t *testing.T, public bool, h http.HandlerFunc) *traced {
 	t.Helper()
-	r := &traced{spans: tracetest.NewSpanRecorder(), exported: tracetest.NewInMemoryExporter()}
+	r := &traced{spans: tracetest.NewSpanRecorder()}
 	reg := prometheus.NewRegistry()
 	r.traces = &telemetry.Traces{TracerProvider: sdktrace.NewTracerProvider( // with the sampler of the environment
-		sdktrace.WithSpanProcessor(r.spans), sdktrace.WithSyncer(telemetry.RedactSpans(r.exported)))}
+		sdktrace.WithSpanProcessor(r.spans))}
 	r.handler = NewMiddleware(MiddlewareOptions{
 		Name: "test", Settings: relaxed, Log: telemetry.NewLogger(&r.log, slog.LevelDebug, "test"), Registry: reg,
 		Uploads: ratelimit.NewPools("test", 0, reg).New("uploads", 1), Traces: r.traces, Public: public,
@@ -47,15 +42,12 @@ func newTraced(t *testing.T, public bool, h http.HandlerFunc) *traced {
 	return r
 }
 
-// serve sends a request with secrets wherever a client can put them, and returns the ended spans.
+// serve sends a request and returns the ended spans.
 func (r *traced) serve(t *testing.T, traceParent string) []sdktrace.ReadOnlySpan {
 	t.Helper()
-	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://secret:7777/cat/mia?secret", nil)
-	for name, value := range map[string]string{
-		"User-Agent": "secret", "X-Forwarded-For": "secret", "Referer": "secret", "Tracestate": "vendor=secret", "Baggage": "key=secret", "Traceparent": traceParent,
-	} {
-		req.Header.Set(name, value)
-	}
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/cat/mia", nil)
+	req.Header.Set("Traceparent", traceParent)
+	req.Header.Set("Tracestate", "vendor=secret")
 	r.handler.ServeHTTP(httptest.NewRecorder(), req)
 	return r.spans.Ended()
 }
@@ -95,38 +87,6 @@ func TestClientsCannotInfluenceTraces(t *testing.T) {
 			}
 			if linked := len(s.Links()) == 1 && s.Links()[0].SpanContext.TraceID().String() == id; linked != (c.public && strings.HasPrefix(c.header, "00-")) {
 				t.Errorf("%+v: links %v", c, s.Links())
-			}
-		}
-	}
-}
-
-func TestSpansAreRedacted(t *testing.T) {
-	r := newTraced(t, true, func(_ http.ResponseWriter, r *http.Request) {
-		_, span := trace.SpanFromContext(r.Context()).TracerProvider().Tracer("a library").Start(r.Context(), "HTTP GET", trace.WithAttributes(
-			attribute.String("http.url", "https://x/secret"), attribute.String("client.address", "192.0.2.1"), attribute.Int("http.status_code", 404)))
-		span.AddEvent("secret")
-		span.RecordError(errors.New("secret"))
-		span.SetStatus(codes.Error, "*azcore.ResponseError:\nGET https://x/secret")
-		span.End()
-	})
-	r.serve(t, someTrace)
-	keys := map[string][]string{"HTTP GET": {"http.status_code"}, "GET /cat/{user}": {"http.request.method", "http.response.status_code", "http.route"}}
-	spans := r.exported.GetSpans()
-	if len(spans) != len(keys) {
-		t.Fatalf("%d spans; want %d", len(spans), len(keys))
-	}
-	for _, s := range spans {
-		var got []string
-		for _, a := range s.Attributes {
-			got = append(got, string(a.Key))
-		}
-		slices.Sort(got)
-		if diff := cmp.Diff(keys[s.Name], got); diff != "" || len(s.Events) > 0 || s.Status.Description != "" {
-			t.Errorf("%s has events %v, status %v, attributes (-want +got):\n%s", s.Name, s.Events, s.Status, diff)
-		}
-		for _, link := range append(s.Links, sdktrace.Link{SpanContext: s.SpanContext}) {
-			if state := link.SpanContext.TraceState().String(); state != "" {
-				t.Errorf("%s has the trace state %s", s.Name, state)
 			}
 		}
 	}

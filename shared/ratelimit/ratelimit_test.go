@@ -207,17 +207,12 @@ func TestClientKeyOfIPv6IsItsNetwork(t *testing.T) {
 }
 
 func TestValidateNamesTheFaultySetting(t *testing.T) {
-	for name, s := range map[string]RequestLimits{
-		"RATE_LIMIT": {RateLimit: -1, RateBurst: 1},
-		"RATE_BURST": {RateLimit: 1},
+	for setting, name := range map[RequestLimits]string{
+		{RateLimit: -1, RateBurst: 1}: "RATE_LIMIT", {RateLimit: math.Inf(1), RateBurst: 1}: "RATE_LIMIT", {RateLimit: 1e-9, RateBurst: 1}: "RATE_LIMIT",
+		{RateLimit: math.NaN(), RateBurst: 1}: "RATE_LIMIT", {RateLimit: 1}: "RATE_BURST",
 	} {
-		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), name) {
-			t.Errorf("%+v: %v", s, err)
-		}
-	}
-	for _, r := range []float64{math.NaN(), math.Inf(1), 1e-9} {
-		if (RequestLimits{RateLimit: r, RateBurst: 1}).Validate() == nil {
-			t.Errorf("a rate of %v is valid", r)
+		if err := setting.Validate(); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%+v: %v", setting, err)
 		}
 	}
 }
