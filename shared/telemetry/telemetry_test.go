@@ -35,7 +35,7 @@ func TestNewTracesFollowsTheStandardVariables(t *testing.T) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(table)) {
-		environ, want, _ := strings.Cut(strings.TrimSpace(line), " | ")
+		environ, want, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " | ")
 		traces, err := NewTraces(t.Context(), "test", strings.Fields(environ), slog.New(slog.DiscardHandler))
 		got := "off"
 		if err != nil {
