@@ -85,6 +85,9 @@ func TestClientsCannotInfluenceTraces(t *testing.T) {
 			if s.SpanContext().TraceID().String() != logged || s.Name() != "GET /cat/{user}" || s.SpanKind() != trace.SpanKindServer {
 				t.Errorf("%+v: %s of the trace %s; the log has %s", c, s.Name(), s.SpanContext().TraceID(), logged)
 			}
+			if s.SpanContext().TraceState().Len() > 0 || len(s.Links()) > 0 && s.Links()[0].SpanContext.TraceState().Len() > 0 {
+				t.Errorf("%+v: the span or its link has the client's trace state", c)
+			}
 			if linked := len(s.Links()) == 1 && s.Links()[0].SpanContext.TraceID().String() == id; linked != (c.public && strings.HasPrefix(c.header, "00-")) {
 				t.Errorf("%+v: links %v", c, s.Links())
 			}

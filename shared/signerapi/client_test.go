@@ -266,15 +266,16 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 			return false
 		}
 	}
-	reading := func(n int64) func(net.Conn, *http.Request) bool {
+	reading := func(before string, n int64) func(net.Conn, *http.Request) bool {
 		return func(conn net.Conn, req *http.Request) bool {
-			_, _ = io.WriteString(conn, goOn)
+			_, _ = io.WriteString(conn, before)
 			_, _ = io.CopyN(io.Discard, req.Body, n)
 			return false
 		}
 	}
 	for name, c := range map[string]struct {
 		closed, reset, restarted, stopped bool // before the call; it closes the connection
+		early                             bool // the client waits only 10 ms for a 100 Continue
 		fault                             func(net.Conn, *http.Request) bool
 		size                              int64
 		want                              map[kind]result
@@ -286,8 +287,9 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 		"closed after the header":    {fault: closing(false, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
 		"reset after the header":     {fault: closing(true, ""), want: map[kind]result{read: again, put: again, fresh: unknown}},
 		"closed within the response": {fault: closing(false, "HTTP/1.1 200 OK\r\nContent-Le"), want: map[kind]result{read: definite, put: definite, fresh: unknown}},
-		"closed within the body":     {fault: reading(50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
-		"closed after the body":      {fault: reading(1 << 40), want: map[kind]result{put: unknown}},
+		"closed within the body":     {fault: reading(goOn, 50_000), size: 1 << 40, want: map[kind]result{put: definite}}, // larger than all buffers
+		"closed after the body":      {fault: reading(goOn, 1<<40), want: map[kind]result{put: unknown}},
+		"closed after an early body": {early: true, fault: reading("", 1<<40), want: map[kind]result{put: unknown}},
 	} {
 		for called, call := range everyCall {
 			want, ok := c.want[call.kind]
@@ -300,6 +302,9 @@ func TestCallsOverIdleConnectionsExecuteOnce(t *testing.T) {
 				s.listen(t, "127.0.0.1:0")
 				address := s.listener.Addr().String()
 				client := newClient(t, "http://"+address)
+				if c.early {
+					client.transport.(*transport).kept.ExpectContinueTimeout = 10 * time.Millisecond
+				}
 				restart := sync.OnceFunc(func() { s.listen(t, address) })
 				dialWith(client, dialer(func(ctx context.Context, network, address string) (net.Conn, error) {
 					conn, err := new(net.Dialer).DialContext(ctx, network, address)
