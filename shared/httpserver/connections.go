@@ -32,7 +32,7 @@ const tcpUserTimeout = 18
 type listener struct {
 	net.Listener
 	slots   *ratelimit.Pool
-	proxies []netip.Prefix // clients without a share
+	proxies []netip.Prefix // their connections have no share: a proxy has many clients
 	log     *slog.Logger
 	noFiles rate.Sometimes // logs that there are no file descriptors
 }
@@ -49,22 +49,17 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err // net/http retries after EMFILE
 		}
-		release, err := l.slots.Take(l.clientKey(c.RemoteAddr()))
+		tcp, _ := c.RemoteAddr().(*net.TCPAddr) // always succeeds
+		key, ip := "", tcp.AddrPort().Addr().Unmap()
+		if !slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			key = ratelimit.ClientKey(ip)
+		}
+		release, err := l.slots.Take(key)
 		if err == nil {
 			return &conn{Conn: c, release: sync.OnceFunc(release)}, nil
 		}
 		_ = c.Close()
 	}
-}
-
-// clientKey returns the key under which connections from addr are counted, or "" for a trusted proxy, which has many clients.
-func (l *listener) clientKey(addr net.Addr) string {
-	tcp, _ := addr.(*net.TCPAddr) // always succeeds
-	ip := tcp.AddrPort().Addr().Unmap()
-	if slices.ContainsFunc(l.proxies, func(p netip.Prefix) bool { return p.Contains(ip) }) {
-		return ""
-	}
-	return ratelimit.ClientKey(ip)
 }
 
 // socketOptions sets the options of a listening socket. Its connections inherit them.

@@ -187,22 +187,18 @@ func (s Server) opsServer(draining *atomic.Bool) *http.Server {
 		// Only OpenMetrics has exemplars. It is off without traces, because it names buckets differently: "1.0" instead of "1".
 		EnableOpenMetrics: s.Traces != nil,
 	}))
-	probe := func(check func(context.Context) error) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			if err := check(r.Context()); err != nil {
-				http.Error(w, err.Error(), http.StatusServiceUnavailable)
-				return
-			}
-			_, _ = io.WriteString(w, "ok\n")
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		err := errors.New("draining")
+		if !draining.Load() {
+			err = s.Ready(r.Context())
 		}
-	}
-	mux.HandleFunc("GET /livez", probe(func(context.Context) error { return nil }))
-	mux.HandleFunc("GET /readyz", probe(func(ctx context.Context) error {
-		if draining.Load() {
-			return errors.New("draining")
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
 		}
-		return s.Ready(ctx)
-	}))
+		_, _ = io.WriteString(w, "ok\n")
+	})
 	if s.Settings.PprofEnabled {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

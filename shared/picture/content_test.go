@@ -17,8 +17,6 @@ import (
 
 func be32(n int) string { return string(binary.BigEndian.AppendUint32(nil, uint32(n))) }
 
-func be64(n int) string { return string(binary.BigEndian.AppendUint64(nil, uint64(n))) }
-
 // box returns a box of an ISO base media file.
 func box(name, content string) string { return be32(8+len(content)) + name + content }
 
@@ -84,11 +82,9 @@ func samples(t testing.TB) map[string]sample {
 
 func TestInspectFollowsMajorAndCompatibleBrands(t *testing.T) {
 	bases := map[string]string{"avif": file(t, "small.avif"), "heic": file(t, "small.heic"), "sequence": file(t, "small-sequence.avif")}
-	avif, heic := bases["avif"], bases["heic"]
+	heic := bases["heic"]
 	type row struct{ name, content, want string }
 	rows := []row{
-		{"size of 64 bits", be32(1) + "ftyp" + be64(32) + "mif1" + be32(0) + "mif1avif" + avif[32:], "image/avif"},
-		{"box to the end", be32(0) + "ftyp" + "miaf" + be32(0) + "mif1heic", "image/heic"},
 		{"box of 5,000 brands", branded(heic, "mif1", "heic", strings.Repeat("isom", 5000)), "image/heic"},
 		{"box larger than the file", be32(500) + "ftyp" + "mif1" + be32(0) + "avifmi", "image/avif"},
 		{"page behind the last box", heic + "<html><script>alert(1)</script>", "image/heic"},
@@ -97,7 +93,6 @@ func TestInspectFollowsMajorAndCompatibleBrands(t *testing.T) {
 		{"brand as minor version", box("ftyp", "isom"+"heic"+"isom"), ""},
 		{"brand off the grid", box("ftyp", "isom"+be32(0)+"xxheicxx"), ""},
 		{"brand in capitals", box("ftyp", "isom"+be32(0)+"HEICMIF1"), ""},
-		{"size of 64 bits, no brand", be32(1) + "ftyp" + be64(24) + "isom" + be32(0) + "heic", ""},
 		{"size smaller than its field", be32(11) + "ftypisomheicheic", ""},
 	}
 	for _, fields := range table(t, "brands.txt") {

@@ -300,16 +300,9 @@ func brands(head []byte) (brands []string) {
 	if len(head) < 12 || string(head[4:8]) != "ftyp" || head[0] != 0 { // a text may contain "ftyp" there; an ftyp box is smaller than 16 MiB
 		return nil
 	}
-	start, size := 8, uint64(binary.BigEndian.Uint32(head))
-	switch {
-	case size == 1 && len(head) >= 16:
-		start, size = 16, binary.BigEndian.Uint64(head[8:])
-	case size == 0: // the box ends with the file
-		size = uint64(len(head))
-	}
-	end := min(size, uint64(len(head)))
-	for at := start; uint64(at+4) <= end; at += 4 {
-		if at != start+4 { // the minor version
+	end := min(int(binary.BigEndian.Uint32(head)), len(head))
+	for at := 8; at+4 <= end; at += 4 {
+		if at != 12 { // the minor version
 			brands = append(brands, string(head[at:at+4]))
 		}
 	}
