@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -98,4 +99,15 @@ func TestBackgroundErrorStopsTheServer(t *testing.T) {
 			t.Errorf("Run returned %v; want %v", err, failed)
 		}
 	})
+}
+
+func TestArgumentsSelectTheCommand(t *testing.T) {
+	defer func(args []string) { os.Args = args }(os.Args)
+	program := Program{Name: "example", Command: Command{Name: "look", Run: func(context.Context, []string, io.Writer) int { return 3 }}}
+	for args, want := range map[string]int{"look": 3, "look --help": 0, "look -h": 0, "look closer": 2, "Look": 2, "--version look": 2} {
+		os.Args = append([]string{"example"}, strings.Fields(args)...)
+		if code := Main(program); code != want {
+			t.Errorf("%s: exit code %d; want %d", args, code, want)
+		}
+	}
 }
