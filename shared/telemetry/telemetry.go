@@ -127,7 +127,7 @@ func NewTraces(ctx context.Context, name string, environ []string, log *slog.Log
 	if err != nil { // about has the valid part
 		otel.Handle(err)
 	}
-	t := &Traces{sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(RedactSpans(exporter)))}
+	t := &Traces{sdktrace.NewTracerProvider(sdktrace.WithResource(about), sdktrace.WithBatcher(redactingExporter{exporter}))}
 	lost := rate.Sometimes{First: 1, Interval: time.Minute}
 	path := strings.TrimRight(endpoint.EscapedPath(), "/")
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
@@ -210,7 +210,10 @@ func Inject(ctx context.Context, h http.Header) {
 func (t *Traces) Handler(route string, public bool, h http.Handler) http.Handler {
 	if t == nil {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			h.ServeHTTP(w, r.WithContext(propagator{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header))))
+			if r.Header.Get("Traceparent") != "" {
+				r = r.WithContext(propagator{}.Extract(r.Context(), propagation.HeaderCarrier(r.Header)))
+			}
+			h.ServeHTTP(w, r)
 		})
 	}
 	h = otelhttp.NewHandler(h, route, otelhttp.WithTracerProvider(t), otelhttp.WithPropagators(propagator{}),
@@ -239,10 +242,8 @@ func (t *Traces) Transport(next http.RoundTripper) http.RoundTripper {
 		otelhttp.WithSpanNameFormatter(func(_ string, r *http.Request) string { return r.Method + " " + r.URL.Path }))
 }
 
-// RedactSpans returns an exporter that removes attributes that are not in a list, events, and the descriptions of errors, which
-// can contain whole requests.
-func RedactSpans(e sdktrace.SpanExporter) sdktrace.SpanExporter { return redactingExporter{e} }
-
+// redactingExporter removes attributes that are not in a list, events, and the descriptions of errors, which can contain whole
+// requests.
 type redactingExporter struct{ sdktrace.SpanExporter }
 
 // ExportSpans implements [sdktrace.SpanExporter].
