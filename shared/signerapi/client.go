@@ -260,13 +260,14 @@ type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
 // dial opens a connection. It retries refused connections for restartTimeout.
 func (connect dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	began := time.Now()
+	limit, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
 	conn, err := connect(ctx, network, address)
-	for wait := 10 * time.Millisecond; errors.Is(err, syscall.ECONNREFUSED) && time.Since(began) < restartTimeout; wait = min(2*wait, 200*time.Millisecond) {
+	for wait := 10 * time.Millisecond; errors.Is(err, syscall.ECONNREFUSED); wait = min(2*wait, 200*time.Millisecond) {
 		select {
 		case <-time.After(wait):
 			conn, err = connect(ctx, network, address)
-		case <-ctx.Done():
+		case <-limit.Done():
 			return nil, err
 		}
 	}
