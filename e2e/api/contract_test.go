@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
@@ -185,22 +183,14 @@ func (c *contract) sendHalf(t *testing.T, sys *stack.System, status int, end boo
 	t.Helper()
 	for _, k := range calls {
 		conn, req := harness.Dial(t, sys), k.Request(t, sys)
-		fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n", k.Method, k.Target, len(k.Body))
-		_ = req.Header.Write(conn)
-		_, _ = conn.Write(append([]byte("\r\n"), k.Body[:len(k.Body)-1]...))
+		var raw bytes.Buffer
+		if err := req.Write(&raw); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write(raw.Bytes()[:raw.Len()-1])
 		if end {
 			_ = conn.CloseWrite()
 		}
-		_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
-		resp, err := http.ReadResponse(bufio.NewReader(conn), req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.wantResponse(t, sys, status, k, harness.Response{Response: resp, Body: body})
+		c.wantResponse(t, sys, status, k, harness.ReadResponse(t, conn))
 	}
 }

@@ -2,12 +2,13 @@ package api
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,32 +42,28 @@ func TestPicturesOfEverySizeAreUnchanged(t *testing.T) {
 func TestRejectedUploadGetsNo100Continue(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
-	for _, c := range []struct {
-		request, header string // without the last line end
-		status          int
-	}{
-		{"PUT /cat/x", "Content-Length: 33554433", 413},
-		{"PUT /cat/x", "Content-Length: 1099511627776", 413},
-		{"POST /cat/x", "Content-Length: 1000000000\r\nContent-Type: " + harness.FormType, 413},
-		{"PUT /cat/a%5Cb", "Content-Length: 1000", 422},
-		{"POST /cat/x", "Content-Length: 1000\r\nContent-Type: image/png", 422},
-		{"PUT /cat/x", "Content-Length: 1000\r\nContent-Range: bytes 0-999/5000", 400},
-		{"POST /cat/x", "Content-Length: 1000\r\nContent-Encoding: gzip\r\nContent-Type: " + harness.FormType, 415},
-		{"PUT /service", "Content-Length: 1000", 405},
-		{"PUT /dog/x", "Transfer-Encoding: chunked", 404},
-		{"PUT /cat/" + user, fmt.Sprintf("Content-Length: %d", len(harness.Cat)), http.StatusContinue},
-	} {
+	send := func(status int, request, header string) net.Conn {
+		t.Helper()
 		conn := harness.Dial(t, sys)
-		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n%s\r\n\r\n", c.request, c.header)
-		if got := harness.ReadStatus(t, conn); got != c.status {
-			t.Errorf("%s with %q: %d; want %d", c.request, c.header, got, c.status)
+		fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n%s\r\n\r\n", request, header)
+		if got := harness.ReadStatus(t, conn); got != status {
+			t.Errorf("%s with %q: %d; want %d", request, header, got, status)
 		}
-		if c.status == http.StatusContinue {
-			_, _ = conn.Write(harness.Cat)
-			if got := harness.ReadStatus(t, conn); got != http.StatusOK {
-				t.Errorf("after 100: %d", got)
-			}
-		}
+		return conn
+	}
+	send(413, "PUT /cat/x", "Content-Length: 33554433")
+	send(413, "PUT /cat/x", "Content-Length: 1099511627776")
+	send(413, "POST /cat/x", "Content-Length: 1000000000\r\nContent-Type: "+harness.FormType)
+	send(422, "PUT /cat/a%5Cb", "Content-Length: 1000")
+	send(422, "POST /cat/x", "Content-Length: 1000\r\nContent-Type: image/png")
+	send(400, "PUT /cat/x", "Content-Length: 1000\r\nContent-Range: bytes 0-999/5000")
+	send(415, "POST /cat/x", "Content-Length: 1000\r\nContent-Encoding: gzip\r\nContent-Type: "+harness.FormType)
+	send(405, "PUT /service", "Content-Length: 1000")
+	send(404, "PUT /dog/x", "Transfer-Encoding: chunked")
+	conn := send(100, "PUT /cat/"+user, fmt.Sprintf("Content-Length: %d", len(harness.Cat)))
+	_, _ = conn.Write(harness.Cat)
+	if got := harness.ReadStatus(t, conn); got != 200 {
+		t.Errorf("after 100: %d", got)
 	}
 	harness.WantPicture(t, sys, user, harness.Cat)
 }
@@ -113,27 +110,22 @@ func TestOneOfManyCreatesThePicture(t *testing.T) {
 	sys := harness.Shared(t)
 	for range 3 { // the requests of one round may happen to overlap little
 		user := harness.User(t)
-		var created atomic.Int64
-		var winner []byte
+		var statuses [8]int
+		content := func(i int) []byte { return harness.Random(harness.OneBlob/2+i%2*harness.OneBlob, uint64(i)) }
 		var wg sync.WaitGroup
-		for i := range 8 {
+		for i := range statuses {
 			wg.Go(func() {
-				content := harness.Random(harness.OneBlob/2+i%2*harness.OneBlob, uint64(i))
-				switch a := harness.Send(t, "PUT", sys.URL+"/cat/"+user, string(content), "If-None-Match", "*"); a.StatusCode {
-				case 200:
-					created.Add(1)
-					winner = content
-				case 409, 412:
-				default:
-					t.Errorf("%d %s", a.StatusCode, a.Body)
-				}
+				statuses[i] = harness.Send(t, "PUT", sys.URL+"/cat/"+user, string(content(i)), "If-None-Match", "*").StatusCode
 			})
 		}
 		wg.Wait()
-		if created.Load() != 1 {
-			t.Fatalf("%d created it", created.Load())
+		winner := slices.Index(statuses[:], 200)
+		for i, status := range statuses {
+			if winner < 0 || i != winner && status != 409 && status != 412 {
+				t.Fatalf("the statuses are %v", statuses)
+			}
 		}
-		harness.WantPicture(t, sys, user, winner)
+		harness.WantPicture(t, sys, user, content(winner))
 	}
 }
 
@@ -163,62 +155,43 @@ func TestDigestsAreVerifiedAndStored(t *testing.T) {
 func TestReadersSeeWholePicturesWhileManyWrite(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
-	const writers, rounds = 6, 2
-	var mu sync.Mutex
-	sent, stored := map[string]bool{}, map[string]bool{} // contents
-	write := func(method string, content []byte) {
-		mu.Lock()
-		sent[string(content)] = true
-		mu.Unlock()
-		contentType, body := "", content
-		if method == "POST" {
-			contentType, body = harness.Form(t, content)
-		}
-		switch a, err := harness.Try(t.Context(), method, sys.URL+"/cat/"+user, contentType, bytes.NewReader(body)); {
-		case err != nil:
-			t.Error(err)
-		case a.StatusCode == http.StatusConflict:
-			a.WantProblem(t, 409, "conflict")
-		case a.StatusCode != http.StatusOK:
-			t.Errorf("a writer of %d bytes: %d %s", len(body), a.StatusCode, a.Body)
-		default:
-			mu.Lock()
-			stored[string(content)] = true
-			mu.Unlock()
-		}
+	var stored [12]atomic.Bool
+	sent := map[string]*atomic.Bool{} // by content: whether a writer got 200
+	for i := range stored {
+		size := []int{3000, harness.OneBlob + 300_000, harness.OneBlob + 600_000}[i%3]
+		sent[string(harness.Random(size+i, uint64(i)))] = &stored[i]
 	}
-	write("PUT", harness.Random(1000, 999))
-	ctx, done := context.WithCancel(t.Context())
-	var writing, reading sync.WaitGroup
-	for i := range writers {
+	harness.Put(t, sys, user, harness.Cat)
+	sent[string(harness.Cat)] = new(atomic.Bool)
+	var writing sync.WaitGroup
+	var writers atomic.Int64
+	for content, ok := range sent {
+		writers.Add(1)
 		writing.Go(func() {
-			for round := range rounds {
-				size := []int{3000, harness.OneBlob + 300_000, harness.OneBlob + 600_000}[i%3]
-				write([]string{"PUT", "POST"}[i*2/writers], harness.Random(size+i, uint64(1+i*rounds+round)))
+			defer writers.Add(-1)
+			method, contentType, body := "PUT", "", []byte(content)
+			if len(content)%2 == 1 {
+				method = "POST"
+				contentType, body = harness.Form(t, body)
 			}
+			a, err := harness.Try(t.Context(), method, sys.URL+"/cat/"+user, contentType, bytes.NewReader(body))
+			if err != nil || a.StatusCode != http.StatusOK && a.StatusCode != http.StatusConflict {
+				t.Errorf("a writer of %d bytes: %v %s", len(content), err, a.Body)
+			} else if a.StatusCode == http.StatusConflict {
+				a.WantProblem(t, 409, "conflict")
+			}
+			ok.Store(err == nil && a.StatusCode == http.StatusOK)
 		})
 	}
-	var reads atomic.Int64
-	for range 2 {
-		reading.Go(func() {
-			for ctx.Err() == nil {
-				a, err := harness.Try(t.Context(), "GET", sys.URL+"/cat/"+user+"/picture", "", nil)
-				if err == nil {
-					a, err = harness.Try(t.Context(), "GET", a.Header.Get("Location"), "", nil)
-				}
-				mu.Lock()
-				if err != nil || a.StatusCode != 200 || !sent[string(a.Body)] {
-					t.Errorf("a reader got %d bytes that nobody sent: %d, %v", len(a.Body), a.StatusCode, err)
-				}
-				mu.Unlock()
-				reads.Add(1)
-			}
-		})
+	reads := 0
+	for ; writers.Load() > 0; reads++ {
+		if content := harness.Served(t, sys, user); sent[string(content)] == nil {
+			t.Errorf("a reader got %d bytes that nobody sent", len(content))
+		}
 	}
 	writing.Wait()
-	done()
-	reading.Wait()
-	if t.Logf("%d stored, %d reads", len(stored), reads.Load()); reads.Load() == 0 || !stored[string(harness.Served(t, sys, user))] {
+	t.Logf("%d reads", reads)
+	if ok := sent[string(harness.Served(t, sys, user))]; reads == 0 || ok == nil || !ok.Load() {
 		t.Error("nothing was read, or the picture is not one of those that got 200")
 	}
 }
