@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -30,25 +29,16 @@ func TestUploadIsVisibleAfterItsCommit(t *testing.T) {
 	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
 	k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
 	harness.WantPicture(t, sys, user, old)
-	first := k.Commit(t, sys, user, "?content_md5="+url.QueryEscape(harness.MD5(harness.Cat))).Want(t, 200)
-	for what, a := range map[string]harness.Response{
-		"commit": first, "GET": harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil), "second commit": k.Commit(t, sys, user, ""),
-	} {
+	first := commit(t, sys, user, k, harness.MD5(harness.Cat)).Want(t, 200)
+	want := []any{"image/png", float64(len(harness.Cat)), harness.MD5(harness.Cat), first.Field(t, "etag")}
+	for _, a := range []harness.Response{first, harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil), k.Commit(t, sys, user, "")} {
 		got := []any{a.Field(t, "content_type"), a.Field(t, "size"), a.Field(t, "content_md5"), a.Field(t, "etag")}
-		if diff := cmp.Diff([]any{"image/png", float64(len(harness.Cat)), harness.MD5(harness.Cat), first.Field(t, "etag")}, got); diff != "" {
-			t.Errorf("%s: %s", what, diff)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", a.Request.URL, diff)
 		}
 	}
 	harness.WantPicture(t, sys, user, harness.Cat)
 	wantNotStaged(t, sys, k)
-}
-
-// wantNotStaged fails the test if the staged blob of k is in storage.
-func wantNotStaged(t *testing.T, sys *stack.System, k harness.UploadSession) {
-	t.Helper()
-	if name := k.BlobName(t, sys); strings.Contains(strings.Join(harness.BlobNames(t, sys), "\n"), name) {
-		t.Errorf("%s was not deleted", name)
-	}
 }
 
 // A picture of more than 64 MiB is uploaded as blocks, whose MD5 storage does not know before it copies them. The upload URL of blocks
@@ -79,7 +69,7 @@ func TestLargeUploadIsCopiedByStorage(t *testing.T) {
 			healthy.ServeHTTP(w, r)
 		})
 	}
-	k.Commit(t, sys, "mia", "?content_md5="+url.QueryEscape(harness.MD5(nil))).WantProblem(t, 400, "digest_mismatch")
+	commit(t, sys, "mia", k, harness.MD5(nil)).WantProblem(t, 400, "digest_mismatch")
 	before("mia", isCopy)
 	k.Commit(t, sys, "mia", "").WantProblem(t, 409, "conflict")
 	storage.Set("mia", nil)
@@ -99,17 +89,7 @@ func TestLargeUploadIsCopiedByStorage(t *testing.T) {
 		t.Errorf("the containers read %.0f bytes and have %.1f MiB of memory, before %.1f", added, memoryAfter/(1<<20), memoryBefore/(1<<20))
 	}
 
-	location := harness.Do(t, "GET", sys.URL+"/cat/mia/picture", "", nil).Want(t, 307).Header.Get("Location")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, location, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := harness.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if diff := harness.SameContent(resp.Body, harness.Large(size)); diff != nil {
+	if diff := harness.SameContent(bytes.NewReader(harness.Served(t, sys, "mia")), harness.Large(size)); diff != nil {
 		t.Error(diff)
 	}
 }
@@ -122,23 +102,14 @@ func TestUploadURLAllowsOneUploadOnly(t *testing.T) {
 	whole, blocks := stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
 	other := harness.NewUploadSession(t, sys, tom, size)
 	harness.Send(t, "PUT", blocks.URL+"&comp=block&blockid=MDAwMDAwMDA%3D", string(harness.Cat)).Want(t, 201)
-	for what, c := range map[string]struct{ method, target string }{
-		"second upload":         {"PUT", whole.URL},
-		"read":                  {"GET", whole.URL},
-		"read of blocks":        {"GET", blocks.URL},
-		"block list":            {"GET", blocks.URL + "&comp=blocklist&blocklisttype=all"},
-		"delete":                {"DELETE", whole.URL},
-		"delete of blocks":      {"DELETE", blocks.URL},
-		"write to the picture":  {"PUT", strings.Replace(whole.URL, whole.BlobName(t, sys), mia+"/cat", 1)},
-		"write to another blob": {"PUT", strings.Replace(blocks.URL, blocks.BlobName(t, sys), other.BlobName(t, sys), 1)},
-		"container listing":     {"GET", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)},
-	} {
-		body := ""
-		if c.method == "PUT" {
-			body = string(harness.Cat)
-		}
-		if a := harness.Send(t, c.method, c.target, body, "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
-			t.Errorf("%s: %d; want 403", what, a.StatusCode)
+	to := func(k harness.UploadSession, blob string) string {
+		return strings.Replace(k.URL, k.BlobName(t, sys), blob, 1)
+	}
+	for _, row := range harness.Cases(t, "upload-urls.txt", "{whole}", whole.URL, "{blocks}", blocks.URL,
+		"{whole to the picture}", to(whole, mia+"/cat"), "{blocks to another blob}", to(blocks, other.BlobName(t, sys)),
+		"{blocks to the container}", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)) {
+		if a := harness.Send(t, row[0], row[1], "x", "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
+			t.Errorf("%q: %d; want 403", row, a.StatusCode)
 		}
 	}
 	// The name of the staged blob depends on user and size.
