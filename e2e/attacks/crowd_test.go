@@ -3,6 +3,7 @@ package attacks
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -75,9 +76,9 @@ func newCrowd(t *testing.T, url string) *crowd {
 
 // send opens a connection and sends a request or a part of one. The server may close the connection or read no more. unread is for
 // large responses that the test does not read.
-func (c *crowd) send(t *testing.T, address, request string, unread ...bool) net.Conn {
+func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Conn {
 	t.Helper()
-	conn, err := dialer(address, len(unread) > 0 && unread[0]).DialContext(t.Context(), "tcp", c.target)
+	conn, err := dialer(address, unread).DialContext(t.Context(), "tcp", c.target)
 	if err != nil {
 		t.Error(err)
 		conn, _ = net.Pipe()
@@ -131,6 +132,17 @@ func (c *crowd) settle(t *testing.T, sys *stack.System) {
 		if same < 5 {
 			time.Sleep(50 * time.Millisecond)
 			return errors.New("the frontend still takes in requests")
+		}
+		return nil
+	})
+}
+
+// waitForMetric waits until the sum over all series of a metric is as expected.
+func waitForMetric(t *testing.T, ops, name string, expected func(float64) bool) {
+	t.Helper()
+	harness.Eventually(t, func() error {
+		if n := harness.Sum(t, ops, name); !expected(n) {
+			return fmt.Errorf("%s is %v", name, n)
 		}
 		return nil
 	})
