@@ -56,19 +56,6 @@ func testForms(t *testing.T, file string) {
 	}
 }
 
-func TestEndlessFormIsRejectedEarly(t *testing.T) {
-	t.Parallel()
-	part := harness.FormField("name=\"a\"\r\n"+strings.TrimSuffix(strings.Repeat("x:\r\n", 60), "\r\n"), "")
-	conn := harness.Dial(t, harness.Shared(t))
-	fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", harness.FormType, 32<<20)
-	if _, err := io.WriteString(conn, strings.Repeat(part, 256<<10/len(part))); err != nil {
-		t.Fatal(err)
-	}
-	if status := harness.ReadStatus(t, conn); status != 400 {
-		t.Errorf("256 KiB of 32 MiB: %d", status)
-	}
-}
-
 // Each header is sent with a PUT, with a form, and in the form's part with the file; each field before and after the file.
 func TestUploadRejectsPartsAndEncodings(t *testing.T) {
 	t.Parallel()
