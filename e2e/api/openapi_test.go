@@ -170,27 +170,21 @@ func conformWithoutStorage(t *testing.T, c *contract) {
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, f := range []struct {
-		user   string
+	reject := harness.Reject
+	for user, f := range map[string]struct {
 		status int
 		fault  harness.Fault
 	}{
-		{"refused", 502, harness.Reject(403, "AuthorizationPermissionMismatch")},
-		{"throttled", 503, harness.Reject(503, "ServerBusy", "Retry-After", "60")},
-		{"strange", 500, harness.Reject(404, "")},
-		{"invalid", 422, harness.Reject(400, "InvalidUri")},
-		{"conflict", 409, harness.Reject(400, "InvalidBlockList")},
-		{"archived", 409, harness.Reject(409, "BlobArchived")},
-		{"immutable", 409, harness.Reject(409, "BlobImmutableDueToPolicy")},
-		{"leased", 409, harness.Reject(412, "LeaseIdMissing")},
-		{"rejected", 409, harness.Reject(409, "InvalidBlobType")},
-		{"broken", 503, harness.Reject(500, "InternalError")},
+		"refused": {502, reject(403, "AuthorizationPermissionMismatch")}, "throttled": {503, reject(503, "ServerBusy", "Retry-After", "60")},
+		"strange": {500, reject(404, "")}, "invalid": {422, reject(400, "InvalidUri")}, "conflict": {409, reject(400, "InvalidBlockList")},
+		"archived": {409, reject(409, "BlobArchived")}, "immutable": {409, reject(409, "BlobImmutableDueToPolicy")},
+		"leased": {409, reject(412, "LeaseIdMissing")}, "rejected": {409, reject(409, "InvalidBlobType")}, "broken": {503, reject(500, "InternalError")},
 	} {
-		k := harness.NewUploadSession(t, sys, f.user, int64(len(harness.Cat)))
+		k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
 		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-		o := operationsOf(t, f.user, k.ID)
+		o := operationsOf(t, user, k.ID)
 		c.send(t, sys, 200, o["put"]...)
-		storage.Set(f.user, f.fault)
+		storage.Set(user, f.fault)
 		calls := o["conditional"]
 		if f.status != 409 {
 			calls = o.all("conditional reads")
@@ -263,14 +257,11 @@ func conformUnderLoad(t *testing.T, c *contract) {
 		healthy.ServeHTTP(w, r)
 	})
 	for i := range slots {
-		other := operationsOf(t, fmt.Sprint("u", i), "")
-		done.Go(func() {
-			if i < reads {
-				c.send(t, sys, 404, other["get"]...)
-			} else {
-				c.send(t, sys, 200, other["put"]...)
-			}
-		})
+		operation, status := "get", 404
+		if i >= reads {
+			operation, status = "put", 200
+		}
+		done.Go(func() { c.send(t, sys, status, operationsOf(t, fmt.Sprint("u", i), "")[operation]...) })
 	}
 	harness.Eventually(t, func() error {
 		if n := held.Load(); n < slots {
