@@ -28,9 +28,7 @@ func sendAll(t *testing.T, sys *stack.System, user string, content []byte) map[s
 		"PUT": harness.Do(t, "PUT", url, "text/html", content), "chunked PUT": chunked, "POST": harness.Do(t, "POST", url, contentType, body),
 	}
 	if harness.Elsewhere == nil { // which may not accept direct uploads
-		k := harness.NewUploadSession(t, sys, user, int64(len(content)))
-		k.Send(t, bytes.NewReader(content), int64(len(content)))
-		all["direct upload"] = k.Commit(t, sys, user, "")
+		all["direct upload"] = harness.Stage(t, sys, user, content).Commit(t, sys, user, "")
 	}
 	return all
 }

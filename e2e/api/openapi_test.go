@@ -180,9 +180,7 @@ func conformWithoutStorage(t *testing.T, c *contract) {
 		"archived": {409, reject(409, "BlobArchived")}, "immutable": {409, reject(409, "BlobImmutableDueToPolicy")},
 		"leased": {409, reject(412, "LeaseIdMissing")}, "rejected": {409, reject(409, "InvalidBlobType")}, "broken": {503, reject(500, "InternalError")},
 	} {
-		k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
-		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-		o := operationsOf(t, user, k.ID)
+		o := operationsOf(t, user, harness.Stage(t, sys, user, harness.Cat).ID)
 		c.send(t, sys, 200, o["put"]...)
 		storage.Set(user, f.fault)
 		calls := o["conditional"]

@@ -24,26 +24,24 @@ const victim = "127.0.0.100" // its address
 // from returns a client with the given source address. A machine with Linux has all of 127.0.0.0/8.
 func from(t *testing.T, address string) *http.Client {
 	t.Helper()
-	transport := &http.Transport{DialContext: dialer(address, false).DialContext}
+	transport := &http.Transport{DialContext: dialer(address).DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
 }
 
-// dialer returns a dialer from a source address. Unread connections must have the segments of an Ethernet and a small
-// receive buffer, since the kernel buffers megabytes of a loopback connection by default.
-func dialer(address string, unread bool) *net.Dialer {
-	d := &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
-	if unread {
-		d.Control = func(_, _ string, conn syscall.RawConn) error {
-			var errs [2]error
-			err := conn.Control(func(fd uintptr) {
-				errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
-				errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
-			})
-			return errors.Join(err, errs[0], errs[1])
-		}
-	}
-	return d
+func dialer(address string) *net.Dialer {
+	return &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+}
+
+// small makes a connection have the segments of an Ethernet and a small receive buffer, since the kernel buffers megabytes of a
+// loopback connection by default.
+func small(_, _ string, conn syscall.RawConn) error {
+	var segments, buffer error
+	err := conn.Control(func(fd uintptr) {
+		segments = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+		buffer = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+	})
+	return errors.Join(err, segments, buffer)
 }
 
 // crowd is the connections of an attack on one listener.
@@ -78,7 +76,11 @@ func newCrowd(t *testing.T, url string) *crowd {
 // large responses that the test does not read.
 func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Conn {
 	t.Helper()
-	conn, err := dialer(address, unread).DialContext(t.Context(), "tcp", c.target)
+	d := dialer(address)
+	if unread {
+		d.Control = small
+	}
+	conn, err := d.DialContext(t.Context(), "tcp", c.target)
 	if err != nil {
 		t.Error(err)
 		conn, _ = net.Pipe()
@@ -129,8 +131,7 @@ func (c *crowd) settle(t *testing.T, sys *stack.System) {
 		if same++; now != last {
 			last, same = now, 0
 		}
-		if same < 5 {
-			time.Sleep(50 * time.Millisecond)
+		if same < 20 { // in a fifth of a second at least
 			return errors.New("the frontend still takes in requests")
 		}
 		return nil

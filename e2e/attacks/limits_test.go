@@ -15,16 +15,15 @@ import (
 func TestLimitsApplyToOneClient(t *testing.T) {
 	t.Parallel()
 	const burst, direct, proxy = 20, "127.0.0.2", "127.0.1.1"
-	sys := startShared(t, stack.SystemOptions{FrontendEnv: map[string]string{
-		"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst),
-		"TRUSTED_PROXIES": "127.0.1.0/24",
-	}})
+	env := map[string]string{"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "TRUSTED_PROXIES": "127.0.1.0/24"}
+	sys := startShared(t, stack.SystemOptions{FrontendEnv: env})
 	clients := map[string]*http.Client{direct: from(t, direct), "127.0.0.3": from(t, "127.0.0.3"), proxy: from(t, proxy)}
 	service := func(address, forwarded, id string) harness.Response {
 		return harness.SendWith(t, clients[address], "GET", sys.URL+"/service", "", "X-Forwarded-For", forwarded, "X-Request-Id", id)
 	}
 	served := 0
-	for ; service(direct, fmt.Sprint("203.0.113.", served), "").StatusCode == 200; served++ {
+	for served < 2*burst && service(direct, fmt.Sprint("203.0.113.", served), "").StatusCode == 200 {
+		served++
 	}
 	if served < burst || served > burst+5 {
 		t.Errorf("%d requests were served; want %d", served, burst)

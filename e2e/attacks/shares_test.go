@@ -1,7 +1,6 @@
 package attacks
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -44,83 +43,67 @@ func gzip(i int) string { return []string{"", "Accept-Encoding: gzip\r\n"}[i%2] 
 // It runs alone, since the victim's time counts. Each attack has addresses of its own.
 func TestAttacksLeaveVictimServed(t *testing.T) {
 	storage := harness.NewStorageProxy(t)
-	sys := startShared(t, stack.SystemOptions{
-		StorageURL: storage.URL,
-		SignerEnv:  map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"},
-	})
+	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}})
 	harness.Put(t, sys, "victim", harness.Cat)
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
 	released := make(chan struct{})
 	t.Cleanup(func() { close(released) })
-	hold := func(prefix string, i int, copies bool) string { // makes storage hold the requests for the pictures of a user
-		user := fmt.Sprint(prefix, i)
+	hold := func(user string, copies bool) { // makes storage hold the requests for the picture of user
 		storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 			if !copies || r.Header.Get("X-Ms-Copy-Source") != "" {
 				<-released
 			}
 			healthy.ServeHTTP(w, r)
 		})
-		return user
 	}
 	commit := func(user string) string {
-		k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
-		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-		return "/cat/" + user + "/upload/" + k.ID + "/commit"
+		return "POST /cat/" + user + "/upload/" + harness.Stage(t, sys, user, harness.Cat).ID + "/commit"
 	}
-	get := []string{"GET", "/cat/victim", ""}
+	const get = "GET /cat/victim"
 	for row, attack := range []struct {
 		name            string
 		addresses, each int
 		request         func(i int) string
 		unread          bool                   // the client reads no responses
 		trickle         string                 // sent four times a second
-		victim          []string               // method, path, body
+		victim          string                 // its method and path
 		bounds          func(map[int]int) bool // of the responses by status
 	}{
-		{
-			"slow readers", 1, 300, func(i int) string { return getRequest(bundle, gzip(i)) }, true, "", get,
-			func(n map[int]int) bool {
-				return n[200] <= requestsShare && n[429] > 0 && n[200]+n[429] <= connectionsShare && n[0] >= 300-connectionsShare
-			},
-		},
+		{"slow readers", 1, 300, func(i int) string { return getRequest(bundle, gzip(i)) }, true, "", get, func(n map[int]int) bool {
+			return n[200] <= requestsShare && n[429] > 0 && n[200]+n[429] <= connectionsShare && n[0] >= 300-connectionsShare
+		}},
+		// The frontend has 1,024 slots for connections.
 		{"idle connections", 20, 55, func(int) string { return getRequest("/service", "") }, false, "", get, nil},
-		// the frontend has 1,024 slots
-		{
-			"pipelined requests", 2, 20, func(i int) string {
-				if i < 4 {
-					return strings.Repeat(getRequest("/cat/victim", ""), 500)
-				}
-				return strings.Repeat(getRequest(bundle, gzip(i)), 20)
-			}, false, "", get, nil,
-		},
-		{
-			"slow uploads", 4, 32, func(i int) string { return putRequest(fmt.Sprint("slow", i), 30<<20, "") }, false,
-			strings.Repeat("x", 18<<10/4),
-			[]string{"PUT", "/cat/victim", string(harness.Cat)},
-			func(n map[int]int) bool { return n[-1] <= 4*uploadsShare && n[429] >= 4*(32-uploadsShare) },
-		},
-		{
-			"lookups that storage holds", 1, 40, func(i int) string { return getRequest("/cat/"+hold("held", i, false), "") }, false, "",
-			get,
-			func(n map[int]int) bool { return n[-1]+n[503] == requestsShare && n[429] == 40-requestsShare },
-		},
-		{ // the signer has 16 slots
-			"commits that storage holds", 1, 20, func(i int) string {
-				return "POST " + commit(hold("commit", i, true)) + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
-			}, false, "",
-			[]string{"POST", commit("victim"), ""},
-			func(n map[int]int) bool { return n[-1]+n[503] == commitsShare && n[429] == 20-commitsShare },
-		},
-		{ // the victim may get a 503
-			"full pools", 16, connectionsShare - 1, func(i int) string {
-				if k := i / 16; k < uploadsShare {
-					return putRequest(fmt.Sprint("endless", k), len(harness.Cat), "")
-				} else if k < requestsShare {
-					return getRequest(bundle, "")
-				}
-				return "GET /service HTT"
-			}, true, "", nil, nil,
-		},
+		{"pipelined requests", 2, 20, func(i int) string {
+			if i < 4 {
+				return strings.Repeat(getRequest("/cat/victim", ""), 500)
+			}
+			return strings.Repeat(getRequest(bundle, gzip(i)), 20)
+		}, false, "", get, nil},
+		{"slow uploads", 4, 32, func(i int) string {
+			return putRequest(fmt.Sprint("slow", i), 30<<20, "")
+		}, false, strings.Repeat("x", 18<<10/4), "PUT /cat/victim", func(n map[int]int) bool {
+			return n[-1] <= 4*uploadsShare && n[429] >= 4*(32-uploadsShare)
+		}},
+		{"lookups that storage holds", 1, 40, func(i int) string {
+			user := fmt.Sprint("held", i)
+			hold(user, false)
+			return getRequest("/cat/"+user, "")
+		}, false, "", get, func(n map[int]int) bool { return n[-1]+n[503] == requestsShare && n[429] == 40-requestsShare }},
+		// The signer has 16 slots for commits.
+		{"commits that storage holds", 1, 20, func(i int) string {
+			user := fmt.Sprint("commit", i)
+			hold(user, true)
+			return commit(user) + " HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+		}, false, "", commit("victim"), func(n map[int]int) bool { return n[-1]+n[503] == commitsShare && n[429] == 20-commitsShare }},
+		{"full pools", 16, connectionsShare - 1, func(i int) string {
+			if k := i / 16; k < uploadsShare {
+				return putRequest(fmt.Sprint("endless", k), len(harness.Cat), "")
+			} else if k < requestsShare {
+				return getRequest(bundle, "")
+			}
+			return "GET /service HTT"
+		}, true, "", "", nil},
 	} {
 		t.Run(attack.name, func(t *testing.T) {
 			c := newCrowd(t, sys.URL)
@@ -131,14 +114,15 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 				}
 			}
 			c.settle(t, sys)
-			if attack.victim == nil {
+			if attack.victim == "" { // it may get a 503
 				if a := harness.SendWith(t, from(t, victim), "GET", sys.URL+"/cat/victim", ""); a.StatusCode != 200 && a.StatusCode != 503 {
 					t.Errorf("%d %s; want 200 or 503", a.StatusCode, a.Body)
 				}
 				return
 			}
+			method, path, _ := strings.Cut(attack.victim, " ")
 			for range 3 {
-				wantServed(t, attack.victim[0], sys.URL+attack.victim[1], attack.victim[2])
+				wantServed(t, method, sys.URL+path, map[string]string{"PUT": string(harness.Cat)}[method])
 			}
 			if held := unsent(t, sys); held > attack.addresses*attack.each*192<<10 {
 				t.Errorf("the kernel holds %d KiB of responses", held>>10)

@@ -5,6 +5,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -14,7 +17,13 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
 	size, right, wrong := int64(len(harness.Cat)), harness.MD5(harness.Cat), harness.MD5(nil)
-	k := stage(t, sys, user, harness.Cat)
+	k := harness.NewUploadSession(t, sys, user, size)
+	if left := time.Until(k.ExpiresAt); left > time.Hour || left < 59*time.Minute || k.BlockSize != 0 {
+		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
+	}
+	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
+	k.Send(t, bytes.NewReader(harness.Cat), size)
+	harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).WantProblem(t, 404, "not_found")
 	commit(t, sys, user, k, "", "If-Match", "*").WantProblem(t, 412, "precondition_failed")
 	etag := commit(t, sys, user, k, "", "If-None-Match", "*").Want(t, 200).Header.Get("ETag")
 	for _, header := range []http.Header{{"X-Ms-Blob-Type": {"BlockBlob"}}, {"X-Ms-Blob-Type": {"BlockBlob"}, "X-Ms-Blob-Content-Md5": {right}}} {
@@ -27,7 +36,12 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 		if got := harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag"); got != etag {
 			t.Fatal("the picture was changed")
 		}
-		etag = commit(t, sys, user, k, right, "If-Match", etag).Want(t, 200).Header.Get("ETag")
+		a := commit(t, sys, user, k, right, "If-Match", etag).Want(t, 200)
+		etag = a.Header.Get("ETag")
+		got := []any{a.Field(t, "content_type"), a.Field(t, "size"), a.Field(t, "content_md5"), a.Field(t, "etag")}
+		if diff := cmp.Diff([]any{"image/png", float64(size), right, etag}, got); diff != "" {
+			t.Error(diff)
+		}
 		wantNotStaged(t, sys, k)
 	}
 	for _, announced := range []int64{size - 1, size + 1} {
@@ -69,7 +83,7 @@ func TestFailedCommitKeepsThePicture(t *testing.T) {
 	} {
 		before := harness.Served(t, sys, "mia")
 		content := another(c.code)
-		k := stage(t, sys, "mia", content)
+		k := harness.Stage(t, sys, "mia", content)
 		storage.Set("mia", where(c.selected, c.fault))
 		k.Commit(t, sys, "mia", "").WantProblem(t, c.status, c.code)
 		storage.Set("mia", nil)
@@ -89,7 +103,7 @@ func TestCommitCanBeRepeated(t *testing.T) {
 	staged := func(method string, f harness.Fault) harness.Fault {
 		return where(func(r *http.Request) bool { return r.Method == method && strings.Contains(r.URL.Path, "/upload/") }, f)
 	}
-	k := stage(t, sys, "mia", another("1"))
+	k := harness.Stage(t, sys, "mia", another("1"))
 	storage.Set("", staged("GET", func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 		_, _ = w.Write(harness.Cat[:100])
 		harness.CutOff(w, r, nil)

@@ -15,14 +15,6 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
-// stage creates an upload session for user and uploads content.
-func stage(t *testing.T, sys *stack.System, user string, content []byte) harness.UploadSession {
-	t.Helper()
-	k := harness.NewUploadSession(t, sys, user, int64(len(content)))
-	k.Send(t, bytes.NewReader(content), int64(len(content)))
-	return k
-}
-
 // commit commits the upload k with headers, names and values in turn. md5 is "" or the digest that the client expects.
 func commit(t *testing.T, sys *stack.System, user string, k harness.UploadSession, md5 string, header ...string) harness.Response {
 	t.Helper()

@@ -17,30 +17,6 @@ import (
 	"cats.example/local/stack"
 )
 
-func TestUploadIsVisibleAfterItsCommit(t *testing.T) {
-	t.Parallel()
-	sys, user := harness.Shared(t), harness.User(t)
-	old := another("old")
-	harness.Put(t, sys, user, old)
-	k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
-	if left := time.Until(k.ExpiresAt); left > time.Hour || left < 59*time.Minute || k.BlockSize != 0 {
-		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
-	}
-	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
-	k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-	harness.WantPicture(t, sys, user, old)
-	first := commit(t, sys, user, k, harness.MD5(harness.Cat)).Want(t, 200)
-	want := []any{"image/png", float64(len(harness.Cat)), harness.MD5(harness.Cat), first.Field(t, "etag")}
-	for _, a := range []harness.Response{first, harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil), k.Commit(t, sys, user, "")} {
-		got := []any{a.Field(t, "content_type"), a.Field(t, "size"), a.Field(t, "content_md5"), a.Field(t, "etag")}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: %s", a.Request.URL, diff)
-		}
-	}
-	harness.WantPicture(t, sys, user, harness.Cat)
-	wantNotStaged(t, sys, k)
-}
-
 // A picture of more than 64 MiB is uploaded as blocks, whose MD5 storage does not know before it copies them. The upload URL of blocks
 // can be used several times, so the client may upload another version at any time.
 func TestLargeUploadIsCopiedByStorage(t *testing.T) {
@@ -99,7 +75,7 @@ func TestUploadURLAllowsOneUploadOnly(t *testing.T) {
 	sys, mia, tom := harness.Shared(t), harness.User(t), harness.User(t)
 	harness.Put(t, sys, mia, harness.Cat)
 	size := int64(len(harness.Cat))
-	whole, blocks := stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
+	whole, blocks := harness.Stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
 	other := harness.NewUploadSession(t, sys, tom, size)
 	harness.Send(t, "PUT", blocks.URL+"&comp=block&blockid=MDAwMDAwMDA%3D", string(harness.Cat)).Want(t, 201)
 	to := func(k harness.UploadSession, blob string) string {
