@@ -2,6 +2,7 @@ package attacks
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -47,7 +48,7 @@ func small(_, _ string, conn syscall.RawConn) error {
 // crowd is the connections of an attack on one listener.
 type crowd struct {
 	target  string
-	stop    chan struct{}
+	attack  context.Context
 	end     func() // closes all connections
 	sending sync.WaitGroup
 
@@ -58,9 +59,10 @@ type crowd struct {
 // newCrowd returns a crowd that ends with the test at the latest.
 func newCrowd(t *testing.T, url string) *crowd {
 	t.Helper()
-	c := &crowd{target: strings.TrimPrefix(url, "http://"), stop: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &crowd{target: strings.TrimPrefix(url, "http://"), attack: ctx}
 	c.end = sync.OnceFunc(func() {
-		close(c.stop)
+		cancel()
 		c.mu.Lock()
 		for _, conn := range c.conns {
 			conn.Close()
@@ -88,7 +90,7 @@ func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Con
 	c.mu.Lock()
 	c.conns = append(c.conns, conn)
 	c.mu.Unlock()
-	if c.stopped() {
+	if c.attack.Err() != nil {
 		conn.Close()
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
@@ -97,26 +99,11 @@ func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Con
 	return conn
 }
 
-func (c *crowd) stopped() bool {
-	select {
-	case <-c.stop:
-		return true
-	default:
-		return false
-	}
-}
-
 // trickle sends piece each interval, until the server closes the connection or the crowd ends.
 func (c *crowd) trickle(conn net.Conn, piece string, interval time.Duration) {
 	c.sending.Go(func() {
-		tick := time.NewTicker(interval)
-		defer tick.Stop()
-		for err := error(nil); err == nil; _, err = io.WriteString(conn, piece) {
-			select {
-			case <-c.stop:
-				return
-			case <-tick.C:
-			}
+		for err := error(nil); err == nil && c.attack.Err() == nil; _, err = io.WriteString(conn, piece) {
+			time.Sleep(interval)
 		}
 	})
 }

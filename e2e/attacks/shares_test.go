@@ -139,7 +139,7 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 			request := fmt.Sprintf("PUT /cat/slow%d HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", i,
 				len(first), first)
 			c.sending.Go(func() {
-				for !c.stopped() {
+				for c.attack.Err() == nil {
 					conn := c.send(t, "127.0.10.1", request, false)
 					c.trickle(conn, "400\r\n"+strings.Repeat("x", 1<<10)+"\r\n", 400*time.Millisecond) // above MIN_UPLOAD_RATE
 					_, _ = io.Copy(io.Discard, conn)
