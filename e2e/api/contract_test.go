@@ -58,7 +58,8 @@ var headers = strings.Fields(`
 
 // outside are the documented responses to requests for which the document has no operation.
 var outside = map[int]string{
-	307: "ToPicture", 404: "NoPath", 405: "MethodNotAllowed", 414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 403: "MayNotChange", 503: "Overloaded",
+	307: "ToPicture", 403: "MayNotChange", 404: "NoPath", 405: "MethodNotAllowed",
+	414: "URITooLong", 421: "Misdirected", 429: "RateLimited", 503: "Overloaded",
 }
 
 // check compares a request with the body sent and its response with the document. The server must have rejected a request that

@@ -104,7 +104,8 @@ func conformHealthy(t *testing.T, c *contract) {
 	id := stage(len(harness.Cat), harness.Cat)
 	o := operationsOf(t, "mia", id)
 	etag, md5 := c.send(t, sys, 200, o["put"]...).Header.Get("ETag"), harness.MD5(harness.Cat)
-	const file = "--" + harness.Boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cat.png\"\r\nContent-Type: image/png\r\n\r\n"
+	const file = "--" + harness.Boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cat.png\"\r\n" +
+		"Content-Type: image/png\r\n\r\n"
 	for _, row := range harness.Cases(t, "calls.txt", "{etag}", etag, "{md5}", md5, "{query md5}", url.QueryEscape(md5),
 		"{full}", string(harness.Random(1<<20, 1)), "{cat}", string(harness.Cat),
 		"{form}", harness.FormType, "{file}", file, "{end}", "\r\n"+harness.LastBoundary) {
@@ -175,10 +176,16 @@ func conformWithoutStorage(t *testing.T, c *contract) {
 		status int
 		fault  harness.Fault
 	}{
-		"refused": {502, reject(403, "AuthorizationPermissionMismatch")}, "throttled": {503, reject(503, "ServerBusy", "Retry-After", "60")},
-		"strange": {500, reject(404, "")}, "invalid": {422, reject(400, "InvalidUri")}, "conflict": {409, reject(400, "InvalidBlockList")},
-		"archived": {409, reject(409, "BlobArchived")}, "immutable": {409, reject(409, "BlobImmutableDueToPolicy")},
-		"leased": {409, reject(412, "LeaseIdMissing")}, "rejected": {409, reject(409, "InvalidBlobType")}, "broken": {503, reject(500, "InternalError")},
+		"refused":   {502, reject(403, "AuthorizationPermissionMismatch")},
+		"throttled": {503, reject(503, "ServerBusy", "Retry-After", "60")},
+		"strange":   {500, reject(404, "")},
+		"invalid":   {422, reject(400, "InvalidUri")},
+		"conflict":  {409, reject(400, "InvalidBlockList")},
+		"archived":  {409, reject(409, "BlobArchived")},
+		"immutable": {409, reject(409, "BlobImmutableDueToPolicy")},
+		"leased":    {409, reject(412, "LeaseIdMissing")},
+		"rejected":  {409, reject(409, "InvalidBlobType")},
+		"broken":    {503, reject(500, "InternalError")},
 	} {
 		o := operationsOf(t, user, harness.Stage(t, sys, user, harness.Cat).ID)
 		c.send(t, sys, 200, o["put"]...)
@@ -240,7 +247,8 @@ func conformOverRateLimit(t *testing.T, c *contract) {
 // conformUnderLoad makes calls while all slots are taken by requests that wait for storage.
 func conformUnderLoad(t *testing.T, c *contract) {
 	storage := harness.NewStorageProxy(t)
-	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: map[string]string{"MAX_UPLOADS": "4", "STALL_TIMEOUT": "1s"}})
+	env := map[string]string{"MAX_UPLOADS": "4", "STALL_TIMEOUT": "1s"}
+	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL, FrontendEnv: env})
 	o := operationsOf(t, "mia", unusedID)
 	c.sendHalf(t, sys, 408, false, o["uploads"]...)
 	c.send(t, sys, 200, o["put"]...)

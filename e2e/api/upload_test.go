@@ -68,8 +68,9 @@ func TestPreconditionsAreChecked(t *testing.T) {
 		harness.WantPicture(t, sys, user, first)
 		harness.Send(t, "GET", at, "", "If-None-Match", `"other", W/`+etag).Want(t, 304)
 		next := post("If-Match", etag).Want(t, 200).Header.Get("ETag")
-		if a := harness.Send(t, "GET", at, "", "If-None-Match", etag).Want(t, 200); a.Header.Get("ETag") != next || a.Field(t, "etag") != next {
-			t.Errorf("GET returns ETag %q and %s; POST returned %q", a.Header.Get("ETag"), a.Body, next)
+		got := harness.Send(t, "GET", at, "", "If-None-Match", etag).Want(t, 200)
+		if got.Header.Get("ETag") != next || got.Field(t, "etag") != next {
+			t.Errorf("GET returns ETag %q and %s; POST returned %q", got.Header.Get("ETag"), got.Body, next)
 		}
 		picture, _ := harness.Link(t, sys, user, "")
 		harness.Send(t, "DELETE", at, "", "If-Match", etag).WantProblem(t, 412, "precondition_failed")

@@ -57,7 +57,8 @@ func newAttacker(t *testing.T, env map[string]string) *attacker {
 	environ := a.sys.Storage.Process.Environ()
 	key := environ[slices.IndexFunc(environ, func(v string) bool { return strings.HasPrefix(v, accounts) })]
 	a.secrets = harness.Cases(t, "secrets.txt", "{jwt}", harness.JWTPrefix, "{token}", string(token), "{path}", path,
-		"{folder}", filepath.Dir(path), "{storage}", strings.TrimPrefix(storage.URL, "https://"), "{key}", strings.TrimPrefix(key, accounts))
+		"{folder}", filepath.Dir(path), "{storage}", strings.TrimPrefix(storage.URL, "https://"),
+		"{key}", strings.TrimPrefix(key, accounts))
 	return a
 }
 
@@ -121,7 +122,8 @@ func (a *attacker) send(t *testing.T, raw string) harness.Response {
 // and fails the test unless they follow the contract. The signer may close the connection before it has read all.
 func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []harness.Response) {
 	t.Helper()
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(a.sys.SignerAPI, "http://"))
+	address := strings.TrimPrefix(a.sys.SignerAPI, "http://")
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", address)
 	if err != nil {
 		t.Error(err)
 		return nil

@@ -41,7 +41,8 @@ func TestCompromisedFrontendGetsOnlyTheContract(t *testing.T) {
 	small := string(harness.Cat[:4<<10])
 	a.play(t, []string{"200", "PUT /v1/picture?user=victim", "", small})
 	for name, attack := range map[string]func(*testing.T, string){
-		"names": a.names, "ignored fields": a.ignored, "calls": a.calls, "uploads": a.uploads, "garbage": a.garbage, "the contract": a.contract,
+		"names": a.names, "ignored fields": a.ignored, "calls": a.calls, "uploads": a.uploads,
+		"garbage": a.garbage, "the contract": a.contract,
 	} {
 		t.Run(name, func(t *testing.T) {
 			attack(t, small)
@@ -101,7 +102,9 @@ func (a *attacker) names(t *testing.T, small string) {
 		if len(rows[i]) == 2 {
 			user, seconds, status = rows[i][1], "3600", "2xx"
 		}
-		a.play(t, []string{status, "PUT /v1/picture?" + query, "", small}, []string{status, "GET /v1/link?" + query, "", "", user, seconds},
+		a.play(t,
+			[]string{status, "PUT /v1/picture?" + query, "", small},
+			[]string{status, "GET /v1/link?" + query, "", "", user, seconds},
 			[]string{status, "DELETE /v1/picture?" + query})
 	})
 }

@@ -50,7 +50,8 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 	}
 	service(proxy, "203.0.113.7", "").Want(t, 429)
 	service(proxy, "203.0.113.8", "by-proxy").Want(t, 200)
-	harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"by-proxy"`, `"client.address":"203.0.113.8"`, `"network.peer.address":"127.0.1.1`)
+	harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"by-proxy"`, `"client.address":"203.0.113.8"`,
+		`"network.peer.address":"127.0.1.1`)
 	line := harness.WaitForLog(t, sys.Frontend.Log, 0, `"request_id":"direct"`, `"network.peer.address":"127.0.0.3`)
 	if strings.Contains(line, "client.address") {
 		t.Errorf("the address in X-Forwarded-For of a client is logged: %s", line)

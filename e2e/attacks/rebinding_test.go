@@ -21,7 +21,9 @@ func reached(t *testing.T, method, url, host string) harness.Response {
 		t.Fatal(err)
 	}
 	req.Host = host
-	req.Header = http.Header{"Origin": {"http://" + host}, "Sec-Fetch-Site": {"same-origin"}, "Cats-Contract": {"1"}, "X-Ms-Blob-Type": {"BlockBlob"}}
+	req.Header = http.Header{
+		"Origin": {"http://" + host}, "Sec-Fetch-Site": {"same-origin"}, "Cats-Contract": {"1"}, "X-Ms-Blob-Type": {"BlockBlob"},
+	}
 	return harness.RoundTrip(t, harness.Client(), req)
 }
 

@@ -26,7 +26,9 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 	harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).WantProblem(t, 404, "not_found")
 	commit(t, sys, user, k, "", "If-Match", "*").WantProblem(t, 412, "precondition_failed")
 	etag := commit(t, sys, user, k, "", "If-None-Match", "*").Want(t, 200).Header.Get("ETag")
-	for _, header := range []http.Header{{"X-Ms-Blob-Type": {"BlockBlob"}}, {"X-Ms-Blob-Type": {"BlockBlob"}, "X-Ms-Blob-Content-Md5": {right}}} {
+	for _, header := range []http.Header{
+		{"X-Ms-Blob-Type": {"BlockBlob"}}, {"X-Ms-Blob-Type": {"BlockBlob"}, "X-Ms-Blob-Content-Md5": {right}},
+	} {
 		k := harness.NewUploadSession(t, sys, user, size)
 		harness.SendToStorage(t, "PUT", k.URL, header, bytes.NewReader(harness.Cat), size).Want(t, 201)
 		commit(t, sys, user, k, wrong).WantProblem(t, 400, "digest_mismatch")
