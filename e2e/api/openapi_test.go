@@ -240,7 +240,9 @@ func conformWithAuthentication(t *testing.T, c *contract) {
 
 func conformOverRateLimit(t *testing.T, c *contract) {
 	sys := harness.Start(t, stack.SystemOptions{FrontendEnv: map[string]string{"RATE_LIMIT": "0.01", "RATE_BURST": "1"}})
-	c.send(t, sys, 200, call("GET", "/service"))
+	if a := c.send(t, sys, 200, call("GET", "/service")); string(a.Body) != `{"service-name":"cats-api"}` { // the tutorial's response
+		t.Errorf("/service is %s", a.Body)
+	}
 	c.send(t, sys, 429, operationsOf(t, "mia", unusedID).all("own static options")...)
 }
 
