@@ -3,6 +3,8 @@ package api
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -16,18 +18,20 @@ func TestInvalidFormsStoreNothing(t *testing.T) { testForms(t, "forms-invalid.tx
 // testForms posts each form of a file, with a length and in chunks, over a stored picture. Only a form with status 200 may replace it.
 func testForms(t *testing.T, file string) {
 	t.Parallel()
-	sys := harness.Shared(t)
-	large := string(harness.Random(sizes[1], 1))
-	_, forms, _ := strings.Cut(readFile(t, file), "\n== ")
-	for text := range strings.SplitSeq(forms, "\n== ") {
+	sys, cat, large := harness.Shared(t), string(harness.Cat), string(harness.Random(sizes[1], 1))
+	text, err := os.ReadFile(filepath.Join("testdata", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range strings.Split(harness.Repeat(string(text)), "\n== ")[1:] {
 		heading, form, _ := strings.Cut(text, "\n")
-		contentType, body, _ := strings.Cut(form, "\n")
 		name, response, _ := strings.Cut(heading, ": ")
-		content := string(harness.Cat)
+		contentType, body, _ := strings.Cut(form, "\n")
+		content := cat
 		if strings.Contains(body, "{large}") {
 			content = large
 		}
-		body = strings.NewReplacer("\n", "\r\n", "{large}", large, "{cat}", string(harness.Cat)).Replace(body)
+		body = strings.NewReplacer("\n", "\r\n", `\n`, "\r\n", "{large}", large, "{cat}", cat).Replace(body)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			user := harness.User(t)
@@ -37,11 +41,10 @@ func testForms(t *testing.T, file string) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				got := fmt.Sprint(a.StatusCode)
-				want := content
-				if got != "200" {
-					a.WantProblem(t, a.StatusCode, fmt.Sprint(a.Field(t, "code")))
-					got, want = fmt.Sprint(a.StatusCode, " ", a.Field(t, "code"), " ", a.Field(t, "detail")), string(harness.OtherPicture)
+				got, want := "200", content
+				if a.StatusCode != 200 {
+					got = fmt.Sprint(a.StatusCode, " ", a.Field(t, "code"), " ", a.Field(t, "detail"))
+					want = string(harness.OtherPicture)
 				}
 				code, detail, _ := strings.Cut(response, ", ")
 				if !strings.HasPrefix(got, code) || !strings.Contains(got, detail) {
@@ -53,29 +56,14 @@ func testForms(t *testing.T, file string) {
 	}
 }
 
-func TestEndlessFormIsRejectedEarly(t *testing.T) {
-	t.Parallel()
-	sys := harness.Shared(t)
-	part := harness.FormField("name=\"a\"\r\n"+strings.TrimSuffix(strings.Repeat("x:\r\n", 60), "\r\n"), "")
-	conn := harness.Dial(t, sys)
-	fmt.Fprintf(conn, "POST /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n", harness.FormType, 32<<20)
-	if _, err := io.WriteString(conn, strings.Repeat(part, 256<<10/len(part))); err != nil {
-		t.Fatal(err)
-	}
-	if status := harness.ReadStatus(t, conn); status != 400 {
-		t.Errorf("256 KiB of 32 MiB: %d", status)
-	}
-}
-
 // Each header is sent with a PUT, with a form, and in the form's part with the file; each field before and after the file.
 func TestUploadRejectsPartsAndEncodings(t *testing.T) {
 	t.Parallel()
-	sys := harness.Shared(t)
-	file := harness.FormFile(harness.Cat)
+	sys, file := harness.Shared(t), harness.FormFile(harness.Cat)
 	form := func(body string, header ...string) harness.Call {
 		return harness.Call{Method: "POST", Body: []byte(body + harness.LastBoundary), Header: append(header, "Content-Type", harness.FormType)}
 	}
-	for _, row := range readTable(t, "headers.txt") {
+	for _, row := range harness.Cases(t, "headers.txt") {
 		status, code, lines := row[0], row[1], row[2:]
 		t.Run(fmt.Sprintf("%.60s", strings.Join(lines, ", ")), func(t *testing.T) {
 			t.Parallel()

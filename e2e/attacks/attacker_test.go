@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -28,18 +26,19 @@ import (
 // attacker has taken over the frontend: it sends any bytes to the signer's local API. A proxy in front of storage records what the
 // signer then requests from storage.
 type attacker struct {
-	sys     *stack.System
-	secrets []string // which no response may contain
+	sys      *stack.System
+	secrets  [][]string // one in each row, which no response may contain
+	expected *regexp.Regexp
 
 	mu         sync.Mutex
-	container  string   // of the pictures, "" while the system starts
-	unexpected []string // requests to storage that the contract does not need
+	unexpected []string // requests to storage
 }
 
 func newAttacker(t *testing.T, env map[string]string) *attacker {
 	t.Helper()
+	rows := slices.Concat(harness.Cases(t, "storage.txt")...)
+	a := &attacker{expected: regexp.MustCompile("^(" + strings.Join(rows, "|") + ")$")}
 	storage := harness.NewStorageProxy(t)
-	a := &attacker{}
 	healthy := storage.Healthy
 	storage.Healthy = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.record(r)
@@ -49,78 +48,51 @@ func newAttacker(t *testing.T, env map[string]string) *attacker {
 		StorageURL:  storage.URL,
 		FrontendEnv: map[string]string{"MAX_PICTURE_SIZE": env["MAX_PICTURE_SIZE"]}, SignerEnv: env,
 	})
-	a.mu.Lock()
-	a.container = a.sys.Container
-	a.mu.Unlock()
-	token, err := os.ReadFile(a.sys.Token.Path())
+	path := a.sys.Token.Path()
+	token, err := os.ReadFile(path)
 	if err != nil || !bytes.HasPrefix(token, []byte(harness.JWTPrefix)) {
 		t.Fatalf("the federated token: %d bytes, %v", len(token), err)
 	}
-	a.secrets = []string{
-		harness.JWTPrefix, string(token), a.sys.Token.Path(), filepath.Dir(a.sys.Token.Path()),
-		strings.TrimPrefix(storage.URL, "https://"),
-		"AADSTS", "x-ms-", "X-Ms-", "<?xml", "RequestId", "AuthenticationFailed", "goroutine ", ".go:", "panic",
-	}
-	for _, v := range a.sys.Storage.Process.Environ() {
-		if key, ok := strings.CutPrefix(v, "AZURITE_ACCOUNTS="+stack.Account+":"); ok {
-			a.secrets = append(a.secrets, key)
-		}
-	}
+	const accounts = "AZURITE_ACCOUNTS=" + stack.Account + ":"
+	environ := a.sys.Storage.Process.Environ()
+	key := environ[slices.IndexFunc(environ, func(v string) bool { return strings.HasPrefix(v, accounts) })]
+	a.secrets = harness.Cases(t, "secrets.txt", "{jwt}", harness.JWTPrefix, "{token}", string(token), "{path}", path,
+		"{folder}", filepath.Dir(path), "{storage}", strings.TrimPrefix(storage.URL, "https://"),
+		"{key}", strings.TrimPrefix(key, accounts))
 	return a
 }
 
-var (
-	// storageRequests are the requests of the signer to storage: method, resource and query. "probe" is the signer's check of one of its
-	// own signed URLs.
-	storageRequests = []string{
-		"POST account comp=userdelegationkey&restype=service", "GET container restype=container", "HEAD container restype=container",
-		"GET container comp=list&include=uncommittedblobs&maxresults=500&prefix=cats-api%2Fupload%2F&restype=container",
-		"HEAD picture ", "HEAD picture probe", "DELETE picture ", "PUT picture ", "PUT picture comp=block",
-		"PUT picture comp=blocklist",
-		"HEAD staged ", "GET staged ", "DELETE staged ",
-	}
-	storageHeaders = strings.Fields(`version date client-request-id return-client-request-id blob-type blob-content-type blob-content-md5 content-crc64
-		delete-snapshots range copy-source source-range source-if-match source-content-md5 meta-catsupload meta-catsid`)
-	stagedForm = regexp.MustCompile(`^cats-api/upload/[0-9]{10}-[0-9a-f]{32}$`)
-)
-
-// record keeps requests to storage that are not in storageRequests, or have other headers.
+// record keeps requests to storage that are not expected, or have other headers.
 func (a *attacker) record(r *http.Request) {
+	parts := []string{r.Method + " " + r.URL.Path + "?" + r.URL.Query().Encode()}
+	for name := range r.Header {
+		value := r.Header.Get(name)
+		if name == "X-Ms-Copy-Source" {
+			value = strings.Replace(value, "https://"+r.Host, "HOST", 1) + " if " + r.Header.Get("X-Ms-Source-If-Match")
+		}
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-ms-") {
+			parts = append(parts, name+": "+value)
+		}
+	}
+	for _, part := range parts {
+		if !a.expected.MatchString(part) {
+			a.mu.Lock()
+			a.unexpected = append(a.unexpected, part)
+			a.mu.Unlock()
+		}
+	}
+}
+
+// wantUndisturbed fails the test if the signer has restarted, has panicked, or has sent unexpected requests to storage.
+func (a *attacker) wantUndisturbed(t *testing.T, pid int) {
+	t.Helper()
+	if a.sys.Signer.Pid() != pid || harness.Sum(t, a.sys.SignerOps, "cats_signer_http_panics_total") != 0 {
+		t.Error("the signer has restarted or panicked")
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	query, header := r.URL.Query(), r.Header
-	query.Del("blockid")
-	query.Del("marker")
-	what := query.Encode()
-	if query.Get("sp") == "r" && query.Get("sig") != "" && header.Get("Authorization") == "" {
-		what = "probe"
-	}
-	container, blob, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
-	resource := "other"
-	switch {
-	case r.URL.Path == "/":
-		resource = "account"
-	case a.container != "" && container != a.container:
-	case blob == "":
-		resource = "container"
-	case stagedForm.MatchString(blob):
-		resource = "staged"
-	case strings.Count(blob, "/") == 1 && strings.HasSuffix(blob, "/cat"):
-		resource = "picture"
-	}
-	expected := slices.Contains(storageRequests, r.Method+" "+resource+" "+what)
-	for name := range header {
-		field, ok := strings.CutPrefix(strings.ToLower(name), "x-ms-")
-		expected = expected && (!ok || slices.Contains(storageHeaders, field))
-	}
-	if source := header.Get("X-Ms-Copy-Source"); source != "" {
-		u, err := url.Parse(source)
-		expected = expected && err == nil && u.Host == r.Host &&
-			stagedForm.MatchString(strings.TrimPrefix(u.Path, "/"+a.container+"/")) &&
-			u.Query().Get("sp") == "r" && header.Get("X-Ms-Source-If-Match") != ""
-	}
-	if kind := header.Get("X-Ms-Blob-Content-Type"); !expected || kind != "" && !strings.HasPrefix(kind, "image/") {
-		a.unexpected = append(a.unexpected, fmt.Sprintf("%s %s %v", r.Method, r.URL, header))
+	for _, request := range a.unexpected {
+		t.Errorf("the signer sent to storage: %s", request)
 	}
 }
 
@@ -150,8 +122,8 @@ func (a *attacker) send(t *testing.T, raw string) harness.Response {
 // and fails the test unless they follow the contract. The signer may close the connection before it has read all.
 func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []harness.Response) {
 	t.Helper()
-	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp",
-		strings.TrimPrefix(a.sys.SignerAPI, "http://"))
+	address := strings.TrimPrefix(a.sys.SignerAPI, "http://")
+	conn, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(t.Context(), "tcp", address)
 	if err != nil {
 		t.Error(err)
 		return nil
@@ -181,31 +153,23 @@ func (a *attacker) exchange(t *testing.T, raw string, end bool) (responses []har
 	}
 }
 
-var (
-	codeForm  = regexp.MustCompile(`^"[a-z_]+"$`)
-	plainForm = regexp.MustCompile(`^[A-Za-z0-9 :,;()/.'"-]{0,120}\n?$`) // of net/http
-)
+// responseForm matches the responses of the contract: status, Retry-After if there is one, and body. The last form is net/http's.
+var responseForm = regexp.MustCompile(`(?s)^(100 |2\d\d (\{.*\}\n?)?` +
+	`|(4\d\d( \d+)?|503 \d+) \{"code":"[a-z_]+","detail":"([^"\\]|\\.)+"(,"outcome":"unknown")?\}\n?` +
+	`|(4\d\d|501|505) [A-Za-z0-9 :,;()/.'"-]{0,120}\n?)$`)
 
 // fault says how a response violates the contract, "" if it does not.
 func (a *attacker) fault(resp *http.Response, body []byte) string {
-	var header bytes.Buffer
-	_ = resp.Header.Write(&header)
+	var all bytes.Buffer
+	_ = resp.Header.Write(&all)
+	all.Write(body)
 	for _, secret := range a.secrets {
-		if bytes.Contains(append(header.Bytes(), body...), []byte(secret)) {
+		if bytes.Contains(all.Bytes(), []byte(secret[0])) {
 			return fmt.Sprintf("it contains %.20q", secret)
 		}
 	}
-	var fields map[string]json.RawMessage
-	isJSON, kind := json.Unmarshal(body, &fields) == nil, resp.StatusCode/100
-	if string(fields["outcome"]) == `"unknown"` {
-		delete(fields, "outcome")
-	}
-	problem := isJSON && slices.Equal(slices.Sorted(maps.Keys(fields)), []string{"code", "detail"}) && codeForm.Match(fields["code"])
-	switch {
-	case resp.StatusCode == 100, kind == 2 && (len(body) == 0 || isJSON):
-	case problem && (kind == 4 || resp.StatusCode == 503 && resp.Header.Get("Retry-After") != ""):
-	case !isJSON && plainForm.Match(body) && (kind == 4 || resp.StatusCode == 501 || resp.StatusCode == 505):
-	default:
+	status := strings.TrimSpace(fmt.Sprint(resp.StatusCode, " ", resp.Header.Get("Retry-After")))
+	if !responseForm.MatchString(status + " " + string(body)) {
 		return "not in the contract"
 	}
 	return ""

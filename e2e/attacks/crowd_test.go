@@ -2,6 +2,7 @@ package attacks
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,32 +25,30 @@ const victim = "127.0.0.100" // its address
 // from returns a client with the given source address. A machine with Linux has all of 127.0.0.0/8.
 func from(t *testing.T, address string) *http.Client {
 	t.Helper()
-	transport := &http.Transport{DialContext: dialer(address, false).DialContext}
+	transport := &http.Transport{DialContext: dialer(address).DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
 }
 
-// dialer returns a dialer from a source address. Unread connections must have the segments of an Ethernet and a small
-// receive buffer, since the kernel buffers megabytes of a loopback connection by default.
-func dialer(address string, unread bool) *net.Dialer {
-	d := &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
-	if unread {
-		d.Control = func(_, _ string, conn syscall.RawConn) error {
-			var errs [2]error
-			err := conn.Control(func(fd uintptr) {
-				errs[0] = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
-				errs[1] = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
-			})
-			return errors.Join(err, errs[0], errs[1])
-		}
-	}
-	return d
+func dialer(address string) *net.Dialer {
+	return &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+}
+
+// small makes a connection have the segments of an Ethernet and a small receive buffer, since the kernel buffers megabytes of a
+// loopback connection by default.
+func small(_, _ string, conn syscall.RawConn) error {
+	var segments, buffer error
+	err := conn.Control(func(fd uintptr) {
+		segments = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 1400)
+		buffer = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+	})
+	return errors.Join(err, segments, buffer)
 }
 
 // crowd is the connections of an attack on one listener.
 type crowd struct {
 	target  string
-	stop    chan struct{}
+	attack  context.Context
 	end     func() // closes all connections
 	sending sync.WaitGroup
 
@@ -60,9 +59,10 @@ type crowd struct {
 // newCrowd returns a crowd that ends with the test at the latest.
 func newCrowd(t *testing.T, url string) *crowd {
 	t.Helper()
-	c := &crowd{target: strings.TrimPrefix(url, "http://"), stop: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &crowd{target: strings.TrimPrefix(url, "http://"), attack: ctx}
 	c.end = sync.OnceFunc(func() {
-		close(c.stop)
+		cancel()
 		c.mu.Lock()
 		for _, conn := range c.conns {
 			conn.Close()
@@ -76,9 +76,13 @@ func newCrowd(t *testing.T, url string) *crowd {
 
 // send opens a connection and sends a request or a part of one. The server may close the connection or read no more. unread is for
 // large responses that the test does not read.
-func (c *crowd) send(t *testing.T, address, request string, unread ...bool) net.Conn {
+func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Conn {
 	t.Helper()
-	conn, err := dialer(address, len(unread) > 0 && unread[0]).DialContext(t.Context(), "tcp", c.target)
+	d := dialer(address)
+	if unread {
+		d.Control = small
+	}
+	conn, err := d.DialContext(t.Context(), "tcp", c.target)
 	if err != nil {
 		t.Error(err)
 		conn, _ = net.Pipe()
@@ -86,7 +90,7 @@ func (c *crowd) send(t *testing.T, address, request string, unread ...bool) net.
 	c.mu.Lock()
 	c.conns = append(c.conns, conn)
 	c.mu.Unlock()
-	if c.stopped() {
+	if c.attack.Err() != nil {
 		conn.Close()
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
@@ -95,26 +99,11 @@ func (c *crowd) send(t *testing.T, address, request string, unread ...bool) net.
 	return conn
 }
 
-func (c *crowd) stopped() bool {
-	select {
-	case <-c.stop:
-		return true
-	default:
-		return false
-	}
-}
-
 // trickle sends piece each interval, until the server closes the connection or the crowd ends.
 func (c *crowd) trickle(conn net.Conn, piece string, interval time.Duration) {
 	c.sending.Go(func() {
-		tick := time.NewTicker(interval)
-		defer tick.Stop()
-		for err := error(nil); err == nil; _, err = io.WriteString(conn, piece) {
-			select {
-			case <-c.stop:
-				return
-			case <-tick.C:
-			}
+		for err := error(nil); err == nil && c.attack.Err() == nil; _, err = io.WriteString(conn, piece) {
+			time.Sleep(interval)
 		}
 	})
 }
@@ -129,9 +118,19 @@ func (c *crowd) settle(t *testing.T, sys *stack.System) {
 		if same++; now != last {
 			last, same = now, 0
 		}
-		if same < 5 {
-			time.Sleep(50 * time.Millisecond)
+		if same < 20 { // in a fifth of a second at least
 			return errors.New("the frontend still takes in requests")
+		}
+		return nil
+	})
+}
+
+// waitForMetric waits until the sum over all series of a metric is as expected.
+func waitForMetric(t *testing.T, ops, name string, expected func(float64) bool) {
+	t.Helper()
+	harness.Eventually(t, func() error {
+		if n := harness.Sum(t, ops, name); !expected(n) {
+			return fmt.Errorf("%s is %v", name, n)
 		}
 		return nil
 	})
@@ -157,33 +156,21 @@ func (c *crowd) statuses() map[int]int {
 	return got
 }
 
-// wantServed fails the test unless the victim, at an address of its own, gets a 200 within a second. On a busy machine, one of five
-// tries must succeed.
+// wantServed fails the test unless the victim, at an address of its own, gets a 200. On a busy machine, one of five tries must succeed.
 func wantServed(t *testing.T, method, target, body string) {
 	t.Helper()
 	client := from(t, victim)
-	for try := range 5 {
+	var a harness.Response
+	var err error
+	for range 5 {
 		content := io.Reader(strings.NewReader(body))
 		if method == "chunked PUT" {
 			content = harness.Chunked{Reader: content}
 		}
-		req, err := http.NewRequestWithContext(t.Context(), strings.TrimPrefix(method, "chunked "), target, content)
-		if err != nil {
-			t.Fatal(err)
+		a, err = harness.TryWith(t.Context(), client, strings.TrimPrefix(method, "chunked "), target, "", content)
+		if err == nil && a.StatusCode == http.StatusOK {
+			return
 		}
-		began := time.Now()
-		result := ""
-		if resp, err := client.Do(req); err != nil {
-			result = err.Error()
-		} else {
-			b, _ := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK && time.Since(began) < time.Second {
-				return
-			}
-			result = fmt.Sprintf("%d %.300s", resp.StatusCode, b)
-		}
-		t.Logf("try %d, the victim's %s: after %v: %s", try, method, time.Since(began).Round(time.Millisecond), result)
 	}
-	t.Errorf("the victim's %s has no 200 within a second", method)
+	t.Errorf("the victim's %s: %.300s, %v; want 200", method, a.Body, err)
 }

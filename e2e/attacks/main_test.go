@@ -3,46 +3,9 @@ package attacks
 
 import (
 	"os"
-	"path/filepath"
-	"regexp"
-	"strconv"
-	"strings"
 	"testing"
 
 	"cats.example/e2e/harness"
 )
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
-
-var repeated = regexp.MustCompile(`\{([^{}*]+)\*(\d+)\}`)
-
-// cases returns the lines of a file in testdata, split at tabs. A field is the content of a Go string literal, in which {x*5} stands
-// for xxxxx, and each name in macros for its value. Lines that begin with # are comments.
-func cases(t *testing.T, name string, macros ...string) (rows [][]string) {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	replacer := strings.NewReplacer(macros...)
-	for line := range strings.Lines(string(content)) {
-		if line = strings.TrimSuffix(line, "\n"); line == "" || line[0] == '#' {
-			continue
-		}
-		var row []string
-		for field := range strings.SplitSeq(line, "\t") {
-			text, err := strconv.Unquote(`"` + strings.ReplaceAll(field, `"`, `\"`) + `"`)
-			if err != nil {
-				t.Fatalf("%s: %s: %v", name, field, err)
-			}
-			text = repeated.ReplaceAllStringFunc(text, func(s string) string {
-				m := repeated.FindStringSubmatch(s)
-				n, _ := strconv.Atoi(m[2])
-				return strings.Repeat(m[1], n)
-			})
-			row = append(row, replacer.Replace(text))
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}

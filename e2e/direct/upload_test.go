@@ -4,52 +4,17 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
-	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	"github.com/google/go-cmp/cmp"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
-
-func TestUploadIsVisibleAfterItsCommit(t *testing.T) {
-	t.Parallel()
-	sys, user := harness.Shared(t), harness.User(t)
-	old := another("old")
-	harness.Put(t, sys, user, old)
-	k := harness.NewUploadSession(t, sys, user, int64(len(harness.Cat)))
-	if left := time.Until(k.ExpiresAt); left > time.Hour || left < 59*time.Minute || k.BlockSize != 0 {
-		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
-	}
-	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
-	k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-	harness.WantPicture(t, sys, user, old)
-	first := k.Commit(t, sys, user, "?content_md5="+url.QueryEscape(harness.MD5(harness.Cat))).Want(t, 200)
-	for what, a := range map[string]harness.Response{
-		"commit": first, "GET": harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil), "second commit": k.Commit(t, sys, user, ""),
-	} {
-		got := []any{a.Field(t, "content_type"), a.Field(t, "size"), a.Field(t, "content_md5"), a.Field(t, "etag")}
-		if diff := cmp.Diff([]any{"image/png", float64(len(harness.Cat)), harness.MD5(harness.Cat), first.Field(t, "etag")}, got); diff != "" {
-			t.Errorf("%s: %s", what, diff)
-		}
-	}
-	harness.WantPicture(t, sys, user, harness.Cat)
-	wantNotStaged(t, sys, k)
-}
-
-// wantNotStaged fails the test if the staged blob of k is in storage.
-func wantNotStaged(t *testing.T, sys *stack.System, k harness.UploadSession) {
-	t.Helper()
-	if name := k.BlobName(t, sys); strings.Contains(strings.Join(harness.BlobNames(t, sys), "\n"), name) {
-		t.Errorf("%s was not deleted", name)
-	}
-}
 
 // A picture of more than 64 MiB is uploaded as blocks, whose MD5 storage does not know before it copies them. The upload URL of blocks
 // can be used several times, so the client may upload another version at any time.
@@ -79,7 +44,7 @@ func TestLargeUploadIsCopiedByStorage(t *testing.T) {
 			healthy.ServeHTTP(w, r)
 		})
 	}
-	k.Commit(t, sys, "mia", "?content_md5="+url.QueryEscape(harness.MD5(nil))).WantProblem(t, 400, "digest_mismatch")
+	commit(t, sys, "mia", k, harness.MD5(nil)).WantProblem(t, 400, "digest_mismatch")
 	before("mia", isCopy)
 	k.Commit(t, sys, "mia", "").WantProblem(t, 409, "conflict")
 	storage.Set("mia", nil)
@@ -99,17 +64,7 @@ func TestLargeUploadIsCopiedByStorage(t *testing.T) {
 		t.Errorf("the containers read %.0f bytes and have %.1f MiB of memory, before %.1f", added, memoryAfter/(1<<20), memoryBefore/(1<<20))
 	}
 
-	location := harness.Do(t, "GET", sys.URL+"/cat/mia/picture", "", nil).Want(t, 307).Header.Get("Location")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, location, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := harness.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if diff := harness.SameContent(resp.Body, harness.Large(size)); diff != nil {
+	if diff := harness.SameContent(bytes.NewReader(harness.Served(t, sys, "mia")), harness.Large(size)); diff != nil {
 		t.Error(diff)
 	}
 }
@@ -119,26 +74,17 @@ func TestUploadURLAllowsOneUploadOnly(t *testing.T) {
 	sys, mia, tom := harness.Shared(t), harness.User(t), harness.User(t)
 	harness.Put(t, sys, mia, harness.Cat)
 	size := int64(len(harness.Cat))
-	whole, blocks := stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
+	whole, blocks := harness.Stage(t, sys, mia, harness.Cat), harness.NewUploadSession(t, sys, mia, 65<<20)
 	other := harness.NewUploadSession(t, sys, tom, size)
 	harness.Send(t, "PUT", blocks.URL+"&comp=block&blockid=MDAwMDAwMDA%3D", string(harness.Cat)).Want(t, 201)
-	for what, c := range map[string]struct{ method, target string }{
-		"second upload":         {"PUT", whole.URL},
-		"read":                  {"GET", whole.URL},
-		"read of blocks":        {"GET", blocks.URL},
-		"block list":            {"GET", blocks.URL + "&comp=blocklist&blocklisttype=all"},
-		"delete":                {"DELETE", whole.URL},
-		"delete of blocks":      {"DELETE", blocks.URL},
-		"write to the picture":  {"PUT", strings.Replace(whole.URL, whole.BlobName(t, sys), mia+"/cat", 1)},
-		"write to another blob": {"PUT", strings.Replace(blocks.URL, blocks.BlobName(t, sys), other.BlobName(t, sys), 1)},
-		"container listing":     {"GET", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)},
-	} {
-		body := ""
-		if c.method == "PUT" {
-			body = string(harness.Cat)
-		}
-		if a := harness.Send(t, c.method, c.target, body, "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
-			t.Errorf("%s: %d; want 403", what, a.StatusCode)
+	to := func(k harness.UploadSession, blob string) string {
+		return strings.Replace(k.URL, k.BlobName(t, sys), blob, 1)
+	}
+	for _, row := range harness.Cases(t, "upload-urls.txt", "{whole}", whole.URL, "{blocks}", blocks.URL,
+		"{whole to the picture}", to(whole, mia+"/cat"), "{blocks to another blob}", to(blocks, other.BlobName(t, sys)),
+		"{blocks to the container}", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)) {
+		if a := harness.Send(t, row[0], row[1], "x", "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
+			t.Errorf("%q: %d; want 403", row, a.StatusCode)
 		}
 	}
 	// The name of the staged blob depends on user and size.
@@ -182,21 +128,11 @@ func TestExpiredUploadsAreDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, func() error {
-		options := &azblob.ListBlobsFlatOptions{Include: azblob.ListBlobsInclude{UncommittedBlobs: true}}
-		page, err := sys.Storage.Client.NewListBlobsFlatPager(sys.Container, options).NextPage(ctx)
-		if err != nil {
-			return err
-		}
-		var left []string
-		for _, b := range page.Segment.BlobItems {
-			left = append(left, *b.Name)
-		}
-		if diff := cmp.Diff([]string{"cats-api-upload-1-x/cat", "cats-api/cat", foreign, fresh, "mia/cat"}, left); diff != "" {
-			return fmt.Errorf("left are: %s", diff)
+		want := []string{"cats-api-upload-1-x/cat", "cats-api/cat", foreign, fresh, "mia/cat"}
+		deleted := harness.Sum(t, sys.SignerOps, "cats_signer_staged_blobs_deleted_total")
+		if diff := cmp.Diff(want, harness.BlobNames(t, sys)); diff != "" || deleted != 3 {
+			return fmt.Errorf("%v blobs were deleted; left are: %s", deleted, diff)
 		}
 		return nil
 	})
-	if deleted := harness.Sum(t, sys.SignerOps, "cats_signer_staged_blobs_deleted_total"); deleted != 3 {
-		t.Errorf("%v deleted blobs are counted", deleted)
-	}
 }

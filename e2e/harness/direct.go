@@ -35,6 +35,14 @@ func NewUploadSession(t *testing.T, sys *stack.System, user string, size int64) 
 	return got
 }
 
+// Stage creates an upload session for user and uploads content.
+func Stage(t *testing.T, sys *stack.System, user string, content []byte) UploadSession {
+	t.Helper()
+	k := NewUploadSession(t, sys, user, int64(len(content)))
+	k.Send(t, bytes.NewReader(content), int64(len(content)))
+	return k
+}
+
 // SendToStorage sends a request with a body of size bytes to an upload URL.
 func SendToStorage(t *testing.T, method, target string, header http.Header, body io.Reader, size int64) Response {
 	t.Helper()

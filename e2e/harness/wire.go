@@ -47,18 +47,25 @@ func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
 // ReadStatus returns the status of the response on conn, 0 if there is none.
 func ReadStatus(t *testing.T, conn net.Conn) int {
 	t.Helper()
+	return ReadResponse(t, conn).StatusCode
+}
+
+// ReadResponse returns the response on conn, with status 0 if there is none.
+func ReadResponse(t *testing.T, conn net.Conn) Response {
+	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		return 0
+		return Response{Response: &http.Response{}}
 	}
 	defer resp.Body.Close()
-	if body, err := io.ReadAll(resp.Body); resp.StatusCode >= 400 && err == nil {
+	body, err := io.ReadAll(resp.Body)
+	if resp.StatusCode >= 400 && err == nil {
 		t.Logf("%d %s", resp.StatusCode, body)
 	}
-	return resp.StatusCode
+	return Response{resp, body}
 }
 
 // RawUpload is an upload request as bytes.
