@@ -12,6 +12,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -29,44 +30,41 @@ const (
 	monitoring     = "components/monitoring/monitoring.env"
 )
 
+// Patterns of settings in these files.
+const setting, commented = `(?m)^(?:# )?([A-Z_]+)=`, `(?m)^# ([A-Z_]+)=`
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // tree is a copy of the manifests, for a test to change.
 type tree struct {
 	*testing.T
 	dir string
 }
 
-func newTree(t *testing.T) tree {
+// filled returns a tree with a value for each setting that the aks overlay and its components need.
+func filled(t *testing.T) tree {
 	t.Helper()
 	f := tree{t, t.TempDir()}
 	if err := os.CopyFS(f.dir, os.DirFS(".")); err != nil {
 		t.Fatal(err)
 	}
-	return f
-}
-
-// filled returns a tree with a value for each setting that the aks overlay and its components need.
-func filled(t *testing.T) tree {
-	t.Helper()
-	f := newTree(t)
 	for _, file := range []string{settings, authentication, monitoring} {
 		f.edit(file, commented, "$1=")
 	}
 	return f
 }
 
-func (f tree) read(path string) string {
-	f.Helper()
-	b, err := os.ReadFile(filepath.Join(f.dir, path))
-	if err != nil {
-		f.Fatal(err)
-	}
-	return string(b)
-}
-
 // edit replaces each match of pattern in a file. It fails the test if there is none.
 func (f tree) edit(path, pattern, with string) {
 	f.Helper()
-	re, text := regexp.MustCompile(pattern), f.read(path)
+	re, text := regexp.MustCompile(pattern), read(f.T, filepath.Join(f.dir, path))
 	if !re.MatchString(text) {
 		f.Fatalf("%s has no %s", path, pattern)
 	}
@@ -74,9 +72,6 @@ func (f tree) edit(path, pattern, with string) {
 		f.Fatal(err)
 	}
 }
-
-// Patterns of settings in the files.
-const setting, commented = `(?m)^(?:# )?([A-Z_]+)=`, `(?m)^# ([A-Z_]+)=`
 
 // set sets a setting in a file, commented or not.
 func (f tree) set(path, name, value string) {
@@ -97,9 +92,7 @@ type manifests struct {
 	all     []*resource.Resource // with custom resources
 }
 
-var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
-
-// build builds an overlay. Each object must decode strictly into its Kubernetes type.
+// build builds an overlay.
 func (f tree) build(overlay string) manifests {
 	f.Helper()
 	m, err := build(filepath.Join(f.dir, overlay))
@@ -109,6 +102,9 @@ func (f tree) build(overlay string) manifests {
 	return m
 }
 
+var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+
+// build builds an overlay. Each object must decode strictly into its Kubernetes type.
 func build(path string) (m manifests, err error) {
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path)
 	if err != nil {
@@ -128,14 +124,6 @@ func build(path string) (m manifests, err error) {
 	return m, nil
 }
 
-// wantMissing checks that the build fails because of a missing setting, and names it.
-func (f tree) wantMissing(setting string) {
-	f.Helper()
-	if _, err := build(filepath.Join(f.dir, aks)); err == nil || !strings.Contains(err.Error(), "`data."+setting+"` is missing") {
-		f.Errorf("without %s the build returns %v", setting, err)
-	}
-}
-
 var builtVariants map[string]manifests
 
 // variants returns the two overlays, and the aks overlay with each component and with all. Tests must not change them.
@@ -144,11 +132,7 @@ func variants(t *testing.T) map[string]manifests {
 	if builtVariants != nil {
 		return builtVariants
 	}
-	all := map[string]manifests{
-		"aks":                 filled(t).build(aks),
-		"aks with everything": filled(t).switchOn(".*").build(aks),
-		"emulator":            newTree(t).build(emulator),
-	}
+	all := map[string]manifests{"aks": filled(t).build(aks), "emulator": filled(t).build(emulator)}
 	components, err := filepath.Glob("components/*")
 	if err != nil || len(components) != 6 {
 		t.Fatalf("the components are %q, %v", components, err)
@@ -156,6 +140,7 @@ func variants(t *testing.T) map[string]manifests {
 	for _, c := range components {
 		all["aks with "+filepath.Base(c)] = filled(t).switchOn(filepath.Base(c)).build(aks)
 	}
+	all["aks with everything"] = filled(t).switchOn(".*").build(aks)
 	builtVariants = all
 	return all
 }
@@ -165,12 +150,12 @@ func with(variant, component string) bool {
 	return strings.HasSuffix(variant, " "+component) || strings.HasSuffix(variant, " everything")
 }
 
-// find returns the only object of type T for which ok returns true.
-func find[T runtime.Object](t *testing.T, m manifests, ok func(T) bool) T {
+// find returns the only object of type T whose name begins with prefix.
+func find[T runtime.Object](t *testing.T, m manifests, prefix string) T {
 	t.Helper()
 	var found []T
 	for _, o := range m.objects {
-		if typed, is := o.(T); is && ok(typed) {
+		if typed, is := o.(T); is && strings.HasPrefix(o.(metav1.Object).GetName(), prefix) {
 			found = append(found, typed)
 		}
 	}
@@ -183,20 +168,13 @@ func find[T runtime.Object](t *testing.T, m manifests, ok func(T) bool) T {
 // template returns the pod template of cats-api.
 func (m manifests) template(t *testing.T) corev1.PodTemplateSpec {
 	t.Helper()
-	return find(t, m, func(d *appsv1.Deployment) bool { return d.Name == "cats-api" }).Spec.Template
+	return find[*appsv1.Deployment](t, m, "cats-api").Spec.Template
 }
 
-// sharedSettings returns the data of the ConfigMap that both containers read.
-func (m manifests) sharedSettings(t *testing.T) map[string]string {
-	t.Helper()
-	return find(t, m, func(c *corev1.ConfigMap) bool { return strings.HasPrefix(c.Name, "cats-api-shared-") }).Data
-}
-
-// containers returns the signer and the frontend.
-func (m manifests) containers(t *testing.T) []corev1.Container {
+func (m manifests) containers(t *testing.T) (signer, frontend corev1.Container) {
 	t.Helper()
 	pod := m.template(t).Spec
-	return []corev1.Container{pod.InitContainers[len(pod.InitContainers)-1], pod.Containers[0]}
+	return pod.InitContainers[len(pod.InitContainers)-1], pod.Containers[0]
 }
 
 // environment returns the variables of a container of cats-api.
@@ -204,10 +182,20 @@ func (m manifests) environment(t *testing.T, c corev1.Container) map[string]stri
 	t.Helper()
 	values := map[string]string{}
 	for _, from := range c.EnvFrom {
-		maps.Copy(values, find(t, m, func(c *corev1.ConfigMap) bool { return c.Name == from.ConfigMapRef.Name }).Data)
+		maps.Copy(values, find[*corev1.ConfigMap](t, m, from.ConfigMapRef.Name).Data)
 	}
 	for _, e := range c.Env {
 		values[e.Name] = e.Value
 	}
 	return values
+}
+
+// want reports each rule that a variant does not keep.
+func want(t *testing.T, variant string, rules map[string]bool) {
+	t.Helper()
+	for rule, kept := range rules {
+		if !kept {
+			t.Errorf("%s: want that %s", variant, rule)
+		}
+	}
 }
