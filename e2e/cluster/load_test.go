@@ -5,58 +5,56 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"cats.example/e2e/harness"
 )
 
 // load sends uploads and reads to the public API until finish.
 type load struct {
+	t   *testing.T
 	ctx context.Context // of the requests
 
 	mu       sync.Mutex
 	answered int
 	failures []failure
+	stored   map[string][][]byte // by user; one of these pictures must be stored at the end
 
-	stop   context.CancelFunc
-	users  sync.WaitGroup
-	stored sync.Map // user → [][]byte, one of these pictures must be stored at the end
+	stop  context.CancelFunc
+	users sync.WaitGroup
 }
 
 // failure is a request with an unexpected outcome.
 type failure struct {
-	what       string
-	began      time.Time
-	took       time.Duration
-	status     int // 0 for no response
-	retryAfter string
-	body       string
-	err        error
+	what   string
+	began  time.Time
+	answer harness.Response // without a Response if there is none
+	err    error
 }
 
 func (f failure) String() string {
-	return fmt.Sprintf("%s at %s, after %v: %d, Retry-After %q, %s %v",
-		f.what, f.began.Format("15:04:05.000"), f.took.Round(time.Millisecond), f.status, f.retryAfter, f.body, f.err)
+	status := 0
+	if f.answer.Response != nil {
+		status = f.answer.StatusCode
+	}
+	return fmt.Sprintf("%s at %s: %d %s %v", f.what, f.began.Format("15:04:05.000"), status, f.answer.Body, f.err)
 }
 
 // startLoad starts a load of users and slow users. Half of them reuse their connection, the others open one for each request. Slow
 // users take about eight seconds to send a picture.
 func startLoad(t *testing.T, users, slow int) *load {
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{ctx: context.Background(), stop: cancel} // ends between requests
+	l := &load{t: t, ctx: context.WithoutCancel(ctx), stop: cancel, stored: map[string][][]byte{}} // ends between requests
 	for i := range users + slow {
-		client := &http.Client{
-			Transport: &http.Transport{DisableKeepAlives: i%2 == 1, MaxIdleConnsPerHost: 1},
-			Timeout:   time.Minute,
-		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: i%2 == 1, MaxIdleConnsPerHost: 1}, Timeout: time.Minute}
 		l.users.Go(func() {
 			user := fmt.Sprintf("load-%d", i)
 			for n := 0; ctx.Err() == nil; n++ {
@@ -76,54 +74,46 @@ func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 	if n%20 == 19 {
 		size = 5 << 20 // in blocks
 	}
-	content := picture(size)
+	content := harness.Random(size, rand.Uint64())
 	var body io.Reader = bytes.NewReader(content)
 	if slow {
-		body = &trickle{content: content, piece: len(content)/80 + 1, every: 100 * time.Millisecond}
+		body = &trickle{content: content, piece: size/80 + 1, every: 100 * time.Millisecond}
 	}
-	put, failed := l.ask(client, http.MethodPut, user, body)
-	if failed != nil {
-		unknown := failed.err != nil || strings.Contains(failed.body, `"outcome":"unknown"`)
-		if before, ok := l.stored.Load(user); ok && unknown {
-			l.stored.Store(user, append(before.([][]byte), content))
-		}
-		return !unknown
+	put, ok := l.ask(client, http.MethodPut, user, body)
+	l.mu.Lock()
+	before := l.stored[user]
+	unknown := !ok && (put.Response == nil || bytes.Contains(put.Body, []byte(`"outcome":"unknown"`)))
+	switch {
+	case ok:
+		l.stored[user] = [][]byte{content}
+	case unknown && before != nil:
+		l.stored[user] = append(before, content)
 	}
-	l.stored.Store(user, [][]byte{content})
+	l.mu.Unlock()
 	for range 4 {
-		got, failed := l.ask(client, http.MethodGet, user, nil)
-		if failed == nil && got["etag"] != put["etag"] {
-			l.fail(failure{what: "GET " + user, began: time.Now(), body: fmt.Sprintf("etag %v, but %v was stored", got["etag"], put["etag"])})
+		if !ok {
+			break
+		}
+		got, answered := l.ask(client, http.MethodGet, user, nil)
+		if answered && got.Field(l.t, "etag") != put.Field(l.t, "etag") {
+			l.fail(failure{what: "GET of another picture than " + string(put.Body), began: time.Now(), answer: got})
 		}
 	}
-	return true
+	return !unknown
 }
 
-// ask sends one request for the picture of user. It returns the recorded failure, or nil.
-func (l *load) ask(client *http.Client, method, user string, body io.Reader) (answer map[string]any, failed *failure) {
-	f := failure{what: method + " " + user, began: time.Now()}
-	req, err := http.NewRequestWithContext(l.ctx, method, api+"/cat/"+user, body)
-	if err != nil {
-		panic(err)
-	}
-	resp, err := client.Do(req)
-	f.took, f.err = time.Since(f.began), err
-	if err == nil {
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
-		f.status, f.retryAfter, f.body, f.err = resp.StatusCode, resp.Header.Get("Retry-After"), string(b), err
-		if err == nil && resp.StatusCode == http.StatusOK {
-			f.err = json.Unmarshal(b, &answer)
-		}
-	}
-	if f.err != nil || f.status != http.StatusOK {
-		l.fail(f)
-		return nil, &f
+// ask sends one request for the picture of user. ok is false if it is recorded as a failure.
+func (l *load) ask(client *http.Client, method, user string, body io.Reader) (a harness.Response, ok bool) {
+	began := time.Now()
+	a, err := harness.TryWith(l.ctx, client, method, api+"/cat/"+user, "", body)
+	if err != nil || a.StatusCode != http.StatusOK {
+		l.fail(failure{what: method + " " + user, began: began, answer: a, err: err})
+		return a, false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.answered++
-	return answer, nil
+	return a, true
 }
 
 func (l *load) fail(f failure) {
@@ -134,51 +124,29 @@ func (l *load) fail(f failure) {
 
 // finish ends the load. It checks that the stored picture of each user is the last acknowledged one, or of a later upload with an
 // unknown outcome.
-func (l *load) finish(t *testing.T) (answered int, failures []failure) {
-	t.Helper()
+func (l *load) finish() (answered int, failures []failure) {
+	l.t.Helper()
 	l.stop()
 	l.users.Wait()
-	l.stored.Range(func(user, pictures any) bool {
-		got, err := fetch(user.(string))
-		if err != nil || !slices.ContainsFunc(pictures.([][]byte), func(p []byte) bool { return bytes.Equal(p, got) }) {
-			t.Errorf("the picture of %v, of %d bytes, is neither the last acknowledged one nor one of unknown outcome: %v", user, len(got), err)
+	answered, failures = l.answered, slices.Clone(l.failures)
+	for user, pictures := range l.stored {
+		link, ok := l.ask(http.DefaultClient, http.MethodGet, user, nil)
+		if !ok {
+			l.t.Errorf("%s has no picture: %s", user, link.Body)
+			continue
 		}
-		return true
-	})
-	t.Logf("%d requests answered, %d failed", l.answered, len(l.failures))
-	return l.answered, l.failures
-}
-
-// fetch returns the picture of user from its signed URL. It uses the node's address: the URL's host may be localhost.
-func fetch(user string) ([]byte, error) {
-	a := load{ctx: context.Background()}
-	link, failed := a.ask(http.DefaultClient, http.MethodGet, user, nil)
-	if failed != nil {
-		return nil, fmt.Errorf("no link: %v", failed)
+		u, err := url.Parse(fmt.Sprint(link.Field(l.t, "picture_url")))
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		// By the node's address: the URL's host may be localhost.
+		got := harness.SendWith(l.t, http.DefaultClient, http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, "").Body
+		if !slices.ContainsFunc(pictures, func(p []byte) bool { return bytes.Equal(p, got) }) {
+			l.t.Errorf("the picture of %s, of %d bytes, is neither the last acknowledged one nor one of unknown outcome", user, len(got))
+		}
 	}
-	u, err := url.Parse(fmt.Sprint(link["picture_url"]))
-	if err != nil {
-		return nil, err
-	}
-	req, err := http.NewRequestWithContext(a.ctx, http.MethodGet, account+u.EscapedPath()+"?"+u.RawQuery, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	return io.ReadAll(resp.Body)
-}
-
-// picture returns n bytes: the signature of a PNG, then random bytes.
-func picture(n int) []byte {
-	b := make([]byte, n)
-	random := rand.NewChaCha8([32]byte{byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256)), byte(rand.IntN(256))})
-	_, _ = random.Read(b)
-	copy(b, "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01")
-	return b
+	l.t.Logf("%d requests answered, %d failed", answered, len(failures))
+	return answered, failures
 }
 
 // trickle is a reader that pauses before each piece of content.

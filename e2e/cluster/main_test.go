@@ -6,67 +6,77 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"cats.example/local/stack"
+	"cats.example/e2e/harness"
 )
 
+// The tests create these namespaces with the label, and delete only namespaces that have the label. The overlay in testdata has the
+// same names.
 const (
-	overlay = "e2e/cluster/testdata/overlay"
-	ready   = 3 * time.Minute // timeout until started pods are ready
+	namespace  = "cats-api-test"
+	monitoring = "cats-api-test-monitoring"
+	label      = "cats-api.example/cluster-test"
+	ready      = 3 * time.Minute // timeout until started pods are ready
 )
 
 var (
-	root    string // of the checkout
-	applied string // output of kubectl apply
-	api     string // the public API, through the Service's node port
-	account string // the storage account over HTTP, through the node port of azure-front
+	kubeContext string // a later change of the current context has no effect on the tests
+	applied     string // output of kubectl apply
+	api         string // the public API, through the Service's node port
+	account     string // the storage account over HTTP, through the node port of azure-front
 )
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
-
-func testMain(m *testing.M) int {
+func TestMain(m *testing.M) {
 	check := flag.Bool("check", false, "run no test; only check whether the tests can run on this cluster")
 	flag.Parse()
-	ctx, code := context.Background(), 0
-	unpin, err := pinContext(ctx)
+	ctx := context.Background()
+	err := preflight(ctx)
+	if err == nil && !*check {
+		err = up(ctx)
+	}
 	switch {
 	case err != nil:
-	case *check:
-		defer unpin()
-		_, err = preflight(ctx)
-	default:
-		defer unpin()
-		if err = up(ctx); err != nil {
-			break
-		}
-		if code = m.Run(); os.Getenv("KEEP") != "" {
-			log.Printf("left in place: %s", api)
-		} else {
-			err = down(ctx)
-		}
-	}
-	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
-		return 1
+		os.Exit(1)
+	case *check:
+	case os.Getenv("KEEP") != "":
+		os.Exit(harness.Main(m))
+	default:
+		os.Exit(harness.Main(m, func() error { return down(ctx) }))
 	}
-	return code
+}
+
+// preflight logs the cluster. It returns an error if one of the namespaces exists without the label. It changes nothing.
+func preflight(ctx context.Context) (err error) {
+	if kubeContext, err = kubectl(ctx, nil, "config", "current-context"); err != nil {
+		return fmt.Errorf("no cluster is selected; set KUBECONFIG: %w", err)
+	}
+	log.Printf("cluster: context %s", kubeContext)
+	foreign, err := kubectl(ctx, nil, "get", "namespaces", "--selector", label+"!=true", "-o", `jsonpath={.items[*].metadata.name}`)
+	if err != nil {
+		return fmt.Errorf("nothing was changed: %w", err)
+	}
+	for name := range strings.FieldsSeq(foreign) {
+		if name == namespace || name == monitoring {
+			return fmt.Errorf("nothing was changed: the namespace %s exists in this cluster (context %s) without the label %s=true. "+
+				"The tests delete the namespace of this name. Delete it yourself, or set KUBECONFIG to another cluster", name, kubeContext, label)
+		}
+	}
+	return nil
 }
 
 // up deletes the namespaces of an earlier run, applies the overlay and waits for its pods.
 func up(ctx context.Context) (err error) {
-	if root, err = stack.FindRoot(); err != nil {
-		return err
-	}
 	if err := down(ctx); err != nil {
 		return err
 	}
@@ -74,12 +84,10 @@ func up(ctx context.Context) (err error) {
 	if _, err := kubectl(ctx, nil, "create", "--save-config", "-f", "testdata/namespaces.yaml"); err != nil {
 		return err
 	}
-	log.Printf("kubectl apply -k %s", overlay)
-	if applied, err = kubectl(ctx, nil, "apply", "-k", filepath.Join(root, overlay)); err != nil {
+	if applied, err = kubectl(ctx, nil, "apply", "-k", "testdata/overlay"); err != nil {
 		return err
 	}
 	for _, deployment := range []string{"azure", "cats-api"} {
-		log.Printf("waiting for %s", deployment)
 		if err := rolledOut(ctx, namespace, deployment); err != nil {
 			return err
 		}
@@ -90,21 +98,36 @@ func up(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if api, err = nodePort(ctx, node, "cats-api"); err != nil {
-		return err
+	for service, address := range map[string]*string{"cats-api": &api, "azure-front": &account} {
+		port, err := kubectl(ctx, nil, "get", "service", service, "-o", "jsonpath={.spec.ports[0].nodePort}")
+		if err != nil {
+			return err
+		}
+		*address = "http://" + node + ":" + port
 	}
-	account, err = nodePort(ctx, node, "azure-front")
-	return err
+	return nil
 }
 
-func nodePort(ctx context.Context, node, service string) (string, error) {
-	port, err := kubectl(ctx, nil, "get", "service", service, "-o", "jsonpath={.spec.ports[0].nodePort}")
-	return "http://" + node + ":" + port, err
+// down deletes the namespaces of the tests. It deletes the pods first: otherwise a namespace waits for half of their grace period.
+func down(ctx context.Context) error {
+	var errs []error
+	for _, name := range []string{namespace, monitoring} {
+		for _, args := range [][]string{
+			{"--namespace", name, "delete", "deployments", "--all"},
+			{"--namespace", name, "wait", "--for", "delete", "pods", "--all"},
+			{"delete", "namespace", "--selector", label + "=true", "--field-selector", "metadata.name=" + name},
+		} {
+			if _, err := kubectl(ctx, nil, append(args, "--timeout", "5m")...); err != nil && !strings.Contains(err.Error(), "no matching resources") {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // kubectl runs kubectl in the namespace and returns its output.
 func kubectl(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"--namespace=" + namespace}, args...)...)
+	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"--context=" + kubeContext, "--namespace=" + namespace}, args...)...)
 	cmd.Stdin = stdin
 	out, err := cmd.CombinedOutput()
 	output := strings.TrimSpace(string(out))
@@ -124,12 +147,12 @@ func do(t *testing.T, args ...string) string {
 	return output
 }
 
-// run runs a command in the checkout and logs its output.
-func run(t *testing.T, environ []string, name string, args ...string) error {
+// run runs a command in the checkout and fails the test if that fails.
+func run(t *testing.T, environ []string, name string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
-	cmd.Dir, cmd.Env = root, append(os.Environ(), environ...)
-	out, err := cmd.CombinedOutput()
-	t.Logf("%s %s\n%s", name, strings.Join(args, " "), out)
-	return err
+	cmd.Dir, cmd.Env = harness.Root(), append(os.Environ(), environ...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
 }
