@@ -135,22 +135,31 @@ func (c conditions) header() string {
 	return ""
 }
 
-// check compares the status of w with the pictures that were possible. It reports whether the status is explained.
-func (c conditions) check(s *soak, h *history, w *write, a response, from, to time.Time) bool {
-	succeeded := a.status == 200 || a.status == 204
-	failed := a.status == 412 && c.header() != ""
+// met reports whether a picture meets the preconditions.
+func (c conditions) met(picture int) bool {
+	return c.absent && picture == 0 || c.match != nil && picture == c.match.seq || c.header() == ""
+}
+
+// ended records the result of a write. It reports whether the status is explained.
+func (s *soak) ended(h *history, w *write, c conditions, a response, from time.Time) bool {
+	to, excused := time.Now(), s.excused(from)
 	switch {
-	case s.excused(from):
-	case succeeded && c.absent:
-		s.must(h.observedNothing(from, to, w))
-	case succeeded && c.match != nil:
-		s.must(h.observedWrite(c.match, from, to))
-	case failed && c.absent && h.find(func(v *write) bool { return v.size > 0 && v != w }) == nil:
-		s.fault("%s has no picture, and If-None-Match failed", h.user)
-	case failed && c.match != nil && !h.others(c.match, from, to):
-		s.fault("%s has picture %d, and If-Match failed", h.user, c.match.seq)
+	case a.status == 200 && w.size > 0, a.status == 204 && w.size == 0:
+		e := event{what: "stored", before: c.met, write: w}
+		if excused { // it may have been carried out twice
+			e.before = nil
+		}
+		w.etag = a.ETag
+		h.add(e, from, to)
+		return true
+	case a.status == 0 && !a.unsent, a.status == 503 && a.Outcome == "unknown":
+		h.add(event{what: "unknown", write: w, maybe: true}, from, to.Add(lingers))
+	case a.Outcome == "unknown": // of the signer's first attempt; the second one was rejected
+		h.add(event{what: "unknown", write: w, maybe: true}, from, to)
+	case a.status == 412 && c.header() != "" && !excused:
+		h.add(event{what: "precondition failed", before: func(picture int) bool { return !c.met(picture) }}, from, to)
 	}
-	return succeeded || failed || a.status == 503 || a.status == 0
+	return a.status == 412 && c.header() != "" || a.status == 503 || a.status == 0
 }
 
 // upload uploads a picture in a random way: with a precondition, slowly, or incompletely.
@@ -161,7 +170,7 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 		n, most, pause = leastSize+r.IntN(10_000), 2_000, 250*time.Millisecond
 	}
 	s.budget(n)
-	w, content := h.begin(n)
+	w, content := h.newWrite(n)
 	all := harness.RawUploads(s.t, h.user, content)
 	u := all[r.IntN(len(all))]
 	var c conditions
@@ -169,18 +178,16 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 	case 0:
 		c.absent = true
 	case 1:
-		c.match = h.find(func(v *write) bool { return v.etag != "" && r.IntN(2) == 0 })
+		c.match = h.recent(r)
 	}
 	u.Header = strings.Replace(u.Header, "\r\n", "\r\n"+c.header(), 1)
 	if r.IntN(10) == 0 {
 		s.exchange(r, u, r.IntN(len(u.Body)), most, pause)
-		s.must(h.rejected(w))
 		return
 	}
 	from := time.Now()
 	a := s.exchange(r, u, len(u.Body), most, pause)
-	s.ended(h, w, a)
-	explained := c.check(s, h, w, a, from, time.Now())
+	explained := s.ended(h, w, c, a, from)
 	switch {
 	case a.status == 200:
 		s.stored.Add(int64(n))
@@ -195,34 +202,17 @@ func (s *soak) upload(h *history, alone bool, r *rand.Rand) {
 	}
 }
 
-// ended records the result of a write.
-func (s *soak) ended(h *history, w *write, a response) {
-	switch {
-	case a.status == 200 && w.size > 0, a.status == 204 && w.size == 0:
-		h.acknowledged(w, a.ETag)
-	case a.status == 0 && !a.unsent, a.status == 503 && a.Outcome == "unknown":
-		h.unclear(w, time.Now().Add(lingers))
-	case a.Outcome == "unknown": // of the signer's first attempt; the second one was rejected
-		h.unclear(w, time.Now())
-	default:
-		s.must(h.rejected(w))
-	}
-}
-
 func (s *soak) delete(h *history, r *rand.Rand) {
 	var c conditions
 	if r.IntN(3) == 0 {
-		c.match = h.find(func(v *write) bool { return v.etag != "" })
+		c.match = h.recent(r)
 	}
-	w, _ := h.begin(0)
 	from := time.Now()
 	a := s.ask(r, request("DELETE", "/cat/"+h.user, c.header()))
-	to := time.Now()
-	s.ended(h, w, a)
-	explained := c.check(s, h, w, a, from, to)
+	explained := s.ended(h, &write{}, c, a, from)
 	switch {
 	case a.status == 404:
-		s.must(h.observedNothing(from, to, w))
+		h.observed(0, from, time.Now())
 	case !explained && (a.status != 409 || !s.excused(from)):
 		s.fault("%s: a deletion: %v", h.user, a)
 	}
@@ -236,11 +226,11 @@ func (s *soak) look(h *history, r *rand.Rand) int {
 	switch a.status {
 	case 200:
 		if a.MD5 != nil { // from the existence cache
-			s.must(h.observedMD5(a.MD5, from.Add(-existenceTTL-time.Second), to))
+			s.must(h.observedSum(a.MD5, from.Add(-existenceTTL-time.Second), to))
 		}
 		s.download(h, a.URL)
 	case 404:
-		s.must(h.observedNothing(from, to, nil))
+		h.observed(0, from, to)
 	case 503, 0:
 	default:
 		s.fault("GET /cat/%s: %v", h.user, a)
@@ -258,7 +248,7 @@ func (s *soak) download(h *history, url string) {
 	case err != nil:
 		s.count("incomplete download") // Azurite's, if the picture is replaced meanwhile
 	case a.StatusCode == 404:
-		s.must(h.observedNothing(from, to, nil))
+		h.observed(0, from, to)
 	case a.StatusCode != 200:
 		s.fault("a signed URL: %d %.200s", a.StatusCode, a.Body)
 	default:

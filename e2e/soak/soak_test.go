@@ -1,3 +1,4 @@
+// Package soak tests random load with faults: no picture is lost, and no resource grows. make soak runs it for longer.
 package soak
 
 import (
@@ -47,6 +48,8 @@ type soak struct {
 	stored       atomic.Int64 // bytes
 	streams      atomic.Uint64
 }
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // TestSoak runs clients of all kinds while processes are killed, drained and restarted, and while storage fails. It fails if an
 // acknowledged picture is lost or torn, if a rejected one is stored, or on an unexpected response.
@@ -262,6 +265,7 @@ func (s *soak) check(when string) {
 		if status := s.look(h, r); status != 200 && status != 404 {
 			s.fault("%s: GET /cat/%s: %d", when, h.user, status)
 		}
+		h.check(s.t)
 	}
 	s.t.Logf("%s: %d users compared", when, len(s.users))
 }
