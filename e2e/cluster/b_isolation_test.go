@@ -63,15 +63,6 @@ cut -d. -f2 "$root`+tokenFile+`" | tr '_-' '/+' | base64 -d 2>/dev/null | sed 's
 	}
 }
 
-func TestIssuerExchangesTheClustersToken(t *testing.T) {
-	log := do(t, "logs", "deployment/azure", "-c", "issuer")
-	issued := lines(log, "token exchange", "system:serviceaccount:"+namespace+":cats-api-sa", `"issued"`)
-	if len(issued) == 0 {
-		t.Fatalf("no exchange in the issuer's log:\n%s", log)
-	}
-	t.Logf("issuer: %s\nissuer: %s", lines(log, `"ready"`), issued[0])
-}
-
 // In a pod with another service account, the signer does not become ready, and the frontend does not start.
 func TestAnotherServiceAccountIsRejected(t *testing.T) {
 	other := get[struct {

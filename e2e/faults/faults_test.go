@@ -1,20 +1,16 @@
 package faults
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -42,7 +38,6 @@ func TestFaultsOfTheConnectionToStorage(t *testing.T) {
 	p.Stop()
 	sys := harness.Start(t, stack.SystemOptions{StorageURL: p.url(), NotReady: true})
 	const atStart = "storage: connections are refused when the signer starts"
-	begin(atStart)
 	log := []string{"connection refused", "retry_in"}
 	line := logCell(t, harness.WaitForLog(t, sys.Signer.Log, 0, append(log, `"level":"ERROR"`)...), log)
 	harness.WantNotReady(t, sys)
@@ -116,51 +111,40 @@ func TestFaultsOfStorageResponses(t *testing.T) {
 	issued := sys.Issuer.Issued()
 	var breaker sync.Mutex
 	t.Run("faults", func(t *testing.T) {
+		const unlimited, rejectsRole = 0, "AuthorizationPermissionMismatch"
+		reject := harness.Reject
 		for _, c := range []struct {
 			name  string
 			fault harness.Fault
+			most  int64 // requests to storage
 			log   []string
-			most  int64 // requests to storage; 0 for any number
 		}{
+			{"storage: throttling (503, Retry-After 1)", reject(503, "ServerBusy", "Retry-After", "1"), 20, []string{"throttled", "ServerBusy"}},
+			{"storage: throttling (503, Retry-After 120)", reject(503, "ServerBusy", "Retry-After", "120"), 6, []string{"throttled", "ServerBusy"}},
+			{"storage: throttling (429)", reject(429, "TooManyRequests"), 20, []string{"throttled", "TooManyRequests"}},
 			{
-				"storage: throttling (503, Retry-After 1)", harness.Reject(503, "ServerBusy", "Retry-After", "1"),
-				[]string{"throttled", "ServerBusy"},
-				20,
-			},
-			{
-				"storage: throttling (503, Retry-After 120)", harness.Reject(503, "ServerBusy", "Retry-After", "120"),
-				[]string{"throttled", "ServerBusy"},
-				6,
-			},
-			{"storage: throttling (429)", harness.Reject(429, "TooManyRequests"), []string{"throttled", "TooManyRequests"}, 20},
-			{
-				"storage: internal error (500)", harness.Reject(500, "InternalError"),
+				"storage: internal error (500)", reject(500, "InternalError"), 28,
 				[]string{"storage_unavailable", "500 InternalError", "the-request-id"},
-				28,
 			},
-			{"storage: connections are reset", harness.Reset, []string{"storage_unavailable", "connection reset"}, 0},
+			{"storage: connections are reset", harness.Reset, unlimited, []string{"storage_unavailable", "connection reset"}},
 			{
-				"storage: no container (404)", harness.Reject(404, "ContainerNotFound"),
+				"storage: no container (404)", reject(404, "ContainerNotFound"), 6,
 				[]string{"internal", "ContainerNotFound", "fix: create the container"},
-				6,
 			},
-			{"storage: response of another server (404)", harness.Reject(404, ""), []string{"internal", "404"}, 6},
+			{"storage: response of another server (404)", reject(404, ""), 6, []string{"internal", "404"}},
 			{
-				"identity: no role on the container (403)", harness.Reject(403, "AuthorizationPermissionMismatch"),
-				[]string{"AuthorizationPermissionMismatch", "fix: give the identity the role Storage Blob Data Contributor"},
-				6,
+				"identity: no role on the container (403)", reject(403, rejectsRole), 6,
+				[]string{rejectsRole, "fix: give the identity the role Storage Blob Data Contributor"},
 			},
 			{
-				"identity: storage rejects the access token (401)",
-				harness.Reject(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge),
+				"identity: storage rejects the access token (401)", reject(401, "InvalidAuthenticationInfo", "WWW-Authenticate", challenge), 6,
 				[]string{"InvalidAuthenticationInfo", "fix: storage does not accept the identity's token"},
-				6,
 			},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
 				f := &incident{name: c.name, sys: sys, log: c.log, limit: 15 * time.Second}
-				if c.most == 0 || c.most > 20 { // two such faults at the same time would open the circuit breaker
+				if c.most == unlimited || c.most > 20 { // two such faults at the same time would open the circuit breaker
 					breaker.Lock()
 					defer breaker.Unlock()
 				}
@@ -178,7 +162,7 @@ func TestFaultsOfStorageResponses(t *testing.T) {
 				}
 				f.remove = func() { set(nil) }
 				f.run(t)
-				if n := requests.Load(); c.most > 0 && (n < c.most*3/5 || n > c.most) {
+				if n := requests.Load(); c.most != unlimited && (n < c.most*3/5 || n > c.most) {
 					t.Errorf("the signer sent %d requests to storage; want at most %d", n, c.most)
 				}
 			})
@@ -357,113 +341,4 @@ func TestFaultsOfKeysAndRoles(t *testing.T) {
 		log:   []string{"AuthorizationPermissionMismatch", "Storage Blob Delegator", "retry_in"},
 		check: func() { harness.WantNotReady(t, sys) },
 	}).run(t)
-}
-
-func TestFaultsOfTheClock(t *testing.T) {
-	harness.NeedStack(t)
-	t.Parallel()
-	st, err := stack.New(t.Context(), stack.Options{Root: harness.Root(), Dir: t.TempDir(), Clock: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(context.WithoutCancel(t.Context())); err != nil {
-			t.Error(err)
-		}
-	})
-	sys := harness.StartOn(t, st, stack.SystemOptions{})
-	// set sets the signer's clock ahead of storage's clock.
-	set := func(ahead time.Duration) func() {
-		return func() {
-			if err := errors.Join(sys.Signer.Stop(t.Context()), st.SetClock(-ahead), sys.Token.Reset()); err != nil {
-				t.Fatal(err)
-			}
-			harness.Restart(t, sys.Signer)
-			harness.WantRecovery(t, sys)
-		}
-	}
-	for _, c := range []struct {
-		ahead         time.Duration
-		before, where string
-		short         int // status of a signed URL with a lifetime of 5 minutes
-	}{
-		{10 * time.Minute, "", "ahead of", 200},
-		{-10 * time.Minute, "signed URLs end 10 min early, shorter ones get 403 from storage; else ", "behind", 403},
-	} {
-		(&incident{
-			name: "clock: 10 minutes " + c.where + " storage's", sys: sys, restarts: true, before: c.before,
-			inject: set(c.ahead), remove: set(0),
-			log: []string{"clock differs from storage's", c.where + " storage's", "fix: time synchronization on this node"},
-			check: func() {
-				if skew := harness.Series(t, sys.SignerOps, "cats_signer_clock_skew_seconds") - c.ahead.Seconds(); skew < -30 || skew > 30 {
-					t.Errorf("the measured skew is wrong by %v s", skew)
-				}
-				link, _ := harness.Link(t, sys, "recovered", "?ttl=5m")
-				harness.Do(t, "GET", link, "", nil).Want(t, c.short)
-			},
-		}).run(t)
-	}
-}
-
-// takeDescriptors prevents that a process opens files. It returns a function that ends this.
-func takeDescriptors(t *testing.T, p *stack.Process) (restore func()) {
-	t.Helper()
-	var old unix.Rlimit
-	if err := errors.Join(
-		unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, nil, &old),
-		unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}, nil), // stdin, stdout and stderr
-	); err != nil {
-		t.Fatal(err)
-	}
-	return func() {
-		if err := unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &old, nil); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func TestFaultsOfFileDescriptors(t *testing.T) {
-	harness.NeedStack(t)
-	t.Parallel()
-	p := newTCPProxy(t, harness.Stack(t).Storage.URL)
-	sys := harness.Start(t, stack.SystemOptions{StorageURL: p.url()})
-	var restore func()
-	(&incident{
-		name: "file descriptors: none left in the signer", sys: sys, inTurn: true,
-		inject: func() {
-			p.down() // so that the signer needs new connections
-			p.up()
-			restore = takeDescriptors(t, sys.Signer)
-		},
-		remove: func() { restore() },
-		log:    []string{"storage_unavailable", "too many open files"}, limit: 20 * time.Second,
-	}).run(t)
-	(&incident{
-		name: "file descriptors: none left in the frontend", sys: sys, inTurn: true, logger: sys.Frontend.Log,
-		before: "new connections wait; on open ones ",
-		inject: func() {
-			restore = takeDescriptors(t, sys.Frontend)
-			harness.Dial(t, sys)
-		},
-		remove: func() { restore() },
-		log:    []string{"no file descriptor for a connection", "raise the limit of open files"},
-	}).run(t)
-}
-
-// TestFaultsOfTheFileSystem runs both programs without a working folder, without temporary files and with a file size limit of 0.
-func TestFaultsOfTheFileSystem(t *testing.T) {
-	harness.NeedStack(t)
-	t.Parallel()
-	dir := t.TempDir()
-	for _, name := range []string{"frontend", "signer"} {
-		script := fmt.Sprintf("#!/bin/sh\n{ cd /proc || cd /; } && ulimit -f 0 && exec '%s'\n", filepath.Join(harness.BinDir(t), name))
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	env := map[string]string{"TMPDIR": filepath.Join(dir, "missing"), "HOME": ""}
-	sys := harness.Start(t, stack.SystemOptions{
-		Frontend: filepath.Join(dir, "frontend"), Signer: filepath.Join(dir, "signer"), FrontendEnv: env, SignerEnv: env,
-	})
-	(&incident{name: "file system: nothing can be written", sys: sys, inject: func() {}, remove: func() {}}).run(t)
 }

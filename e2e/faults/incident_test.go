@@ -145,7 +145,8 @@ type request struct {
 // run injects the fault and sends all kinds of requests. It checks the responses, the log, the stored pictures and the recovery.
 func (f *incident) run(t *testing.T) {
 	t.Helper()
-	begin(f.name)
+	var got row
+	defer func() { end(t, f.name, got) }()
 	user := f.slug()
 	requests := []*request{
 		{name: "GET", method: "GET", user: user, success: 200},
@@ -178,7 +179,7 @@ func (f *incident) run(t *testing.T) {
 		}
 	}
 	wg.Wait()
-	got := row{client: f.responses(requests), log: f.line(t, mark)}
+	got = row{client: f.responses(requests), log: f.line(t, mark)}
 	if f.check != nil {
 		f.check()
 	}
@@ -201,7 +202,6 @@ func (f *incident) run(t *testing.T) {
 		t.Errorf("processes were restarted: %v, then %v", pids, now)
 	}
 	harness.WantNoSecrets(t, f.sys)
-	end(t, f.name, got)
 }
 
 func (f *incident) send(t *testing.T, client *http.Client, r *request) {

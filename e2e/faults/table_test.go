@@ -1,3 +1,4 @@
+// Package faults tests faults of storage, the network, the token issuer and the machine; docs/faults.md is their table.
 package faults
 
 import (
@@ -19,78 +20,51 @@ import (
 
 var update = flag.Bool("update", false, "write the table of docs/faults.md from the results of the tests")
 
+func TestMain(m *testing.M) { os.Exit(harness.Main(m, finishTable)) }
+
 // row is a row of the table, without the fault. The tests compare all but recovered, which is measured.
 type row struct{ client, log, recovered string }
 
 var (
 	tableMu sync.Mutex
-	results = map[string]*row{} // by the fault; nil until its test has succeeded
+	results = map[string]row{} // by the fault
+	broken  bool               // a test has failed
 )
 
-// begin announces the test of a fault, and end reports its result. end fails the test if docs/faults.md has another result.
-func begin(fault string) {
-	tableMu.Lock()
-	defer tableMu.Unlock()
-	results[fault] = nil
-}
-
+// end adds the result of the test of a fault to the table.
 func end(t *testing.T, fault string, got row) {
 	t.Helper()
-	if t.Failed() {
-		return
-	}
 	tableMu.Lock()
-	results[fault] = &got
-	tableMu.Unlock()
-	_, rows, err := documented()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := rows[fault]; !*update && (want.client != got.client || want.log != got.log) {
-		diff := cmp.Diff(want, got, cmp.AllowUnexported(row{}))
-		t.Errorf("%s (-docs/faults.md +result; make faults writes the table):\n%s", fault, diff)
-	}
+	defer tableMu.Unlock()
+	results[fault] = got
+	broken = broken || t.Failed()
 }
 
-// documented returns the rows of docs/faults.md by the fault, and the text before the table.
-func documented() (text string, rows map[string]row, err error) {
-	b, err := os.ReadFile(harness.Root("docs", "faults.md"))
-	text, table, _ := strings.Cut(string(b), "\n| ")
-	_, table, _ = strings.Cut(table, "| --- |\n")
-	rows = map[string]row{}
-	for line := range strings.Lines(table) {
-		if cells := strings.Split(strings.Trim(line, "| \n"), " | "); len(cells) == 4 {
-			rows[cells[0]] = row{cells[1], cells[2], cells[3]}
-		}
-	}
-	return text, rows, err
-}
-
-// finishTable writes the table if -update is set. Otherwise it returns an error if docs/faults.md has a row without a test.
+// finishTable compares the table in docs/faults.md with the results, or writes it if -update is set and no test has failed.
 func finishTable() error {
-	text, rows, err := documented()
+	b, err := os.ReadFile(harness.Root("docs", "faults.md"))
 	if err != nil {
 		return err
 	}
-	if *update {
-		var b strings.Builder
-		b.WriteString(text + "\n| fault | responses | log | recovery |\n| --- | --- | --- | --- |\n")
+	text, table, _ := strings.Cut(string(b), "\n| fault | responses | log | recovery |\n| --- | --- | --- | --- |\n")
+	if *update && !broken {
+		text += "\n| fault | responses | log | recovery |\n| --- | --- | --- | --- |\n"
 		for _, fault := range slices.Sorted(maps.Keys(results)) {
 			r := results[fault]
-			if r == nil {
-				return errors.New("docs/faults.md was not written: a test has failed")
-			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", fault, r.client, r.log, r.recovered)
+			text += fmt.Sprintf("| %s | %s | %s | %s |\n", fault, r.client, r.log, r.recovered)
 		}
-		return os.WriteFile(harness.Root("docs", "faults.md"), []byte(b.String()), 0o644)
+		return os.WriteFile(harness.Root("docs", "faults.md"), []byte(text), 0o644)
 	}
-	if len(results) == 0 || flag.Lookup("test.run").Value.String() != "" || flag.Lookup("test.skip").Value.String() != "" {
-		return nil
-	}
-	for fault := range rows {
-		if _, ok := results[fault]; !ok {
-			return fmt.Errorf("docs/faults.md has the row %q, which no test checks; make faults writes the table", fault)
+	all := len(results) > 0 && flag.Lookup("test.run").Value.String() == "" && flag.Lookup("test.skip").Value.String() == ""
+	documented := map[string]row{}
+	for line := range strings.Lines(table) {
+		cells := strings.Split(strings.Trim(line, "| \n"), " | ")
+		if r, ok := results[cells[0]]; ok || all {
+			documented[cells[0]] = row{cells[1], cells[2], r.recovered}
 		}
+	}
+	if diff := cmp.Diff(documented, results, cmp.AllowUnexported(row{})); diff != "" && !broken {
+		return errors.New("the results differ (-docs/faults.md +result; make faults writes the table):\n" + diff)
 	}
 	return nil
 }
