@@ -106,6 +106,9 @@ func (l *load) turn(client *http.Client, user string, slow bool, n int) bool {
 func (l *load) ask(client *http.Client, method, user string, body io.Reader) (a harness.Response, ok bool) {
 	began := time.Now()
 	a, err := harness.TryWith(l.ctx, client, method, api+"/cat/"+user, "", body)
+	if err != nil {
+		a = harness.Response{} // incomplete
+	}
 	if err != nil || a.StatusCode != http.StatusOK {
 		l.fail(failure{what: method + " " + user, began: began, answer: a, err: err})
 		return a, false
