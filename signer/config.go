@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"cats.example/shared/config"
 	"cats.example/shared/httpserver"
@@ -13,6 +14,7 @@ import (
 	"cats.example/signer/internal/auth"
 	"cats.example/signer/internal/blobstore"
 	"cats.example/signer/internal/directupload"
+	"cats.example/signer/internal/doctor"
 	"cats.example/signer/internal/identity"
 	"cats.example/signer/internal/signing"
 	"cats.example/signer/internal/storage"
@@ -53,7 +55,8 @@ func parse(environ []string) (settings, error) {
 	}
 	host, _, err := net.SplitHostPort(c.ListenAddress)
 	ip, _ := netip.ParseAddr(host) // the zero address is no loopback address
-	return c, errors.Join(c.Callers.Validate(), c.Limits.Validate(), c.Settings.Validate(), c.Storage.Validate(), c.validateURLs(),
+	return c, errors.Join(c.Callers.Validate(), c.Limits.Validate(), c.Settings.Validate(), c.Storage.Validate(),
+		c.Signing.Validate(), c.DirectUpload.Validate(), c.Pictures.Validate(),
 		config.Require(c.MaxPictureSize <= blobstore.MaxPicture,
 			"MAX_PICTURE_SIZE is %v: it can be at most %v; clients upload larger pictures directly to storage, see MAX_DIRECT_UPLOAD_SIZE",
 			c.MaxPictureSize, picture.Size(blobstore.MaxPicture)),
@@ -64,6 +67,20 @@ func parse(environ []string) (settings, error) {
 	)
 }
 
-func (c settings) validateURLs() error {
-	return errors.Join(c.Signing.Validate(), c.DirectUpload.Validate(), c.Pictures.Validate())
+// doctorOptions returns the settings that can be used, and the errors with which the signer does not start or gets no token.
+func doctorOptions(environ []string) doctor.Options {
+	c, err := parse(environ)
+	if errors.Join(c.Signing.Validate(), c.DirectUpload.Validate()) != nil { // storage can be checked with other signed URLs
+		c.Signing = signing.Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}
+		c.DirectUpload.MaxDirectUploadSize = 0
+	}
+	return doctor.Options{
+		Faults:        errors.Join(err, c.Identity.Validate()),
+		Identity:      c.Identity,
+		Storage:       c.Storage,
+		Signing:       c.Signing,
+		DirectUploads: c.DirectUpload.MaxDirectUploadSize > 0,
+		Callers:       c.Callers,
+		Transport:     storage.NewTransport(),
+	}
 }

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,55 +18,55 @@ var good = []string{
 
 func with(settings ...string) []string { return append(slices.Clone(good), settings...) }
 
-// invalid calls check with each setting of a file in testdata, its name, and the text that its error must hold.
-func invalid(t *testing.T, file string, check func(setting, name, text string)) {
-	t.Helper()
-	content, err := os.ReadFile(filepath.Join("testdata", file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(content)) {
-		if quoted, err := strconv.QuotedPrefix(line); err == nil {
-			setting, _ := strconv.Unquote(quoted)
-			name, _, _ := strings.Cut(setting, "=")
-			check(setting, name, strings.TrimSpace(line[len(quoted):]))
-		} else if !strings.HasPrefix(line, "#") {
-			t.Errorf("%s: %q: %v", file, line, err)
-		}
-	}
-}
-
 func TestWebhookVariablesAndAccountAreEnough(t *testing.T) {
 	c, err := parse(good)
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || c.Storage.AccountURL != "https://davydscats.blob.core.windows.net" || c.Storage.Container != "cats" ||
+		c.Storage.BlobName != "cat" || c.Signing.LinkTTL != time.Hour || c.ListenAddress != "127.0.0.1:8081" {
+		t.Errorf("%+v, %v", c, err)
 	}
-	if c.Storage.AccountURL != "https://davydscats.blob.core.windows.net" || c.Storage.Container != "cats" || c.Storage.BlobName != "cat" || c.Signing.LinkTTL != time.Hour || c.ListenAddress != "127.0.0.1:8081" {
-		t.Errorf("%+v", c)
+	for _, valid := range []string{
+		"LISTEN_ADDRESS=[::1]:0", "LISTEN_ADDRESS=127.0.0.2:1", "LISTEN_ADDRESS=localhost:8081",
+		"LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB",
+		"AZURE_CLIENT_ID=ABCDEF01-1111-4111-8111-111111111111", "AZURE_TENANT_ID=contoso.onmicrosoft.com",
+	} {
+		if c, err := parse(with(valid)); err != nil || c.Identity.Validate() != nil {
+			t.Errorf("%s: %v, %v", valid, err, c.Identity.Validate())
+		}
+	}
+	if c, err := parse([]string{good[0], good[4], "CREDENTIAL=default"}); err != nil || c.Identity.Validate() != nil {
+		t.Errorf("with az login: %v, %v", err, c.Identity.Validate())
 	}
 }
 
+// The signer starts with an invalid identity, so that the doctor can run in its container.
 func TestInvalidSettingIsRejectedByName(t *testing.T) {
-	invalid(t, "invalid_settings.txt", func(setting, name, text string) {
-		if _, err := parse(with(setting)); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), text) {
-			t.Errorf("%s: %v; want %s and %q in it", setting, err, name, text)
+	for file, fault := range map[string]func(c settings, err error) error{
+		"invalid_settings.txt": func(_ settings, err error) error { return err },
+		"invalid_identity.txt": func(c settings, err error) error {
+			if fault := c.Identity.Validate(); err == nil && fault != nil && strings.Contains(fault.Error(), "; fix: ") {
+				return fault
+			}
+			return nil
+		},
+	} {
+		content, err := os.ReadFile("testdata/" + file)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	for _, valid := range []string{"LISTEN_ADDRESS=[::1]:0", "LISTEN_ADDRESS=127.0.0.2:1", "LISTEN_ADDRESS=localhost:8081", "LINK_BASE_URL=http://127.0.0.1:8082/", "MAX_UPLOADS=1024", "MAX_PICTURE_SIZE=4000MiB"} {
-		if _, err := parse(with(valid)); err != nil {
-			t.Errorf("%s: %v", valid, err)
-		}
-	}
-}
-
-func TestAllValidationErrorsAreReported(t *testing.T) {
-	_, err := parse([]string{"AZURE_STORAGE_ACCOUNT_URL=https://10.0.0.1", "LISTEN_ADDRESS=:1", "LINK_TTL=0s", "STALL_TIMEOUT=-1s"})
-	if err == nil {
-		t.Fatal("no error")
-	}
-	for _, want := range []string{"AZURE_STORAGE_ACCOUNT_URL", "ANONYMOUS_ACCESS", "LISTEN_ADDRESS", "LINK_TTL", "STALL_TIMEOUT"} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%s is not in: %v", want, err)
+		for line := range strings.Lines(string(content)) {
+			if strings.HasPrefix(line, "#") {
+				continue
+			}
+			quoted, err := strconv.QuotedPrefix(line)
+			if err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			setting, _ := strconv.Unquote(quoted)
+			name, _, _ := strings.Cut(setting, "=")
+			got := fmt.Sprint(fault(parse(with(setting))))
+			if want := strings.TrimSpace(line[len(quoted):]); !strings.Contains(got, name) || !strings.Contains(got, want) {
+				t.Errorf("%s: %s; want %s and %q in it", setting, got, name, want)
+			}
 		}
 	}
 }
@@ -81,7 +81,6 @@ func TestAuthenticationMustBeConfigured(t *testing.T) {
 		{[]string{"ANONYMOUS_ACCESS=false"}, "OIDC_ISSUER"},
 		{[]string{"READ_ACCESS=anyone"}, "OIDC_AUDIENCE"},
 		{[]string{"ANONYMOUS_ACCESS=true"}, ""},
-		{[]string{"ANONYMOUS_ACCESS=1"}, ""},
 		{issuer, ""},
 		{append([]string{"ANONYMOUS_ACCESS=false"}, issuer...), ""},
 		{append([]string{"ANONYMOUS_ACCESS=true"}, issuer...), "both set"},
@@ -93,29 +92,6 @@ func TestAuthenticationMustBeConfigured(t *testing.T) {
 	}
 }
 
-// The signer starts with an invalid identity, so that the doctor can run in its container.
-func TestIdentityValidationNamesVariableAndFix(t *testing.T) {
-	invalid(t, "invalid_identity.txt", func(setting, name, text string) {
-		settings, err := parse(with(setting))
-		fault := settings.Identity.Validate()
-		if err != nil || fault == nil || !strings.Contains(fault.Error(), name) || !strings.Contains(fault.Error(), text) || !strings.Contains(fault.Error(), "; fix: ") {
-			t.Errorf("%s: %v, %v; want %q and a fix in it", setting, err, fault, text)
-		}
-	})
-	for _, valid := range []string{"AZURE_CLIENT_ID=ABCDEF01-1111-4111-8111-111111111111", "AZURE_TENANT_ID=contoso.onmicrosoft.com"} {
-		if settings, err := parse(with(valid)); err != nil || settings.Identity.Validate() != nil {
-			t.Errorf("%s: %v, %v", valid, err, settings.Identity.Validate())
-		}
-	}
-	login := []string{good[0], good[4], "CREDENTIAL=default"}
-	if settings, err := parse(login); err != nil || settings.Identity.Validate() != nil {
-		t.Errorf("with az login: %v", err)
-	}
-	if settings, err := parse(append(login, `AZURE_TENANT_ID="x"`)); err != nil || settings.Identity.Validate() == nil {
-		t.Errorf("a tenant in quotes with az login: %v", err)
-	}
-}
-
 func TestDoctorUsesTheValidSettings(t *testing.T) {
 	for _, c := range []struct {
 		environ               []string
@@ -123,15 +99,15 @@ func TestDoctorUsesTheValidSettings(t *testing.T) {
 		noIdentity, noStorage bool
 		linkBase              string
 	}{
-		{good, nil, false, false, ""},
 		{with("LINK_BASE_URL=https://cdn.example.com/"), nil, false, false, "https://cdn.example.com"},
 		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID"}, true, true, ""},
 		{good[:4], []string{"ANONYMOUS_ACCESS"}, false, false, ""},
-		{[]string{good[0], good[4]}, []string{"AZURE_CLIENT_ID"}, true, false, ""},
-		{good[1:], []string{"AZURE_STORAGE_ACCOUNT_URL"}, false, true, ""},
 		{with("LINK_TTL=soon", "LINK_BASE_URL=cdn"), []string{"LINK_TTL"}, false, false, ""},
-		{with("LOG_LEVEL=loud", "LISTEN_ADDRESS=:1", "STORAGE_CONTAINER=A"), []string{"LOG_LEVEL"}, false, true, ""},
-		{with("EXISTENCE_CACHE_TTL=-1s"), []string{"EXISTENCE_CACHE_TTL"}, false, false, ""},
+		{
+			with("LISTEN_ADDRESS=:1", "STALL_TIMEOUT=-1s", "STORAGE_CONTAINER=A"),
+			[]string{"STALL_TIMEOUT", "STORAGE_CONTAINER", "LISTEN_ADDRESS"},
+			false, true, "",
+		},
 	} {
 		got := doctorOptions(c.environ)
 		var lines []string

@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"cats.example/shared/ratelimit"
-	"cats.example/signer/internal/storage"
 )
 
 func TestRequestsWaitForTheFirstKey(t *testing.T) {
@@ -61,7 +60,7 @@ func TestMetricsPassPromlint(t *testing.T) {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	if _, err := newService(cfg, storage.NewTransport(), tracing.Provider{}, ratelimit.NewPools(name, 0, reg), slog.New(slog.DiscardHandler), reg); err != nil {
+	if _, err := newService(cfg, tracing.Provider{}, ratelimit.NewPools(name, 0, reg), slog.New(slog.DiscardHandler), reg); err != nil {
 		t.Fatal(err)
 	}
 	problems, err := testutil.GatherAndLint(reg)

@@ -135,7 +135,7 @@ func TestDifferingSharedSettingsAreNamed(t *testing.T) {
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200) // a restart would not help
 
-	// A signer without an issuer rejects tokens instead of ignoring them. See TestTokensAreRejectedIfAuthenticationIsOff.
+	// A signer without an issuer rejects tokens instead of ignoring them. See TestEveryCallIsAuthorized.
 	harness.Send(t, "PUT", sys.SignerAPI+"/v1/picture?user=mia", string(harness.Cat), "Cats-Contract", "1").Want(t, 200)
 	before, err := sys.Blobs(t.Context())
 	if err != nil {

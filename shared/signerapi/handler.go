@@ -14,11 +14,24 @@ import (
 	"cats.example/shared/apierror"
 )
 
+// Rule says who may make a call if authentication is on.
+type Rule int
+
+const (
+	// Owner permits a call to the user itself. It is the zero value: a call without another rule needs a token of its user.
+	Owner Rule = iota
+	// Readers permits a call as READ_ACCESS says.
+	Readers
+	// Everybody permits a call without a token. The call is not about a user and has no arguments.
+	Everybody
+)
+
 // HandlerOptions are the options of [NewHandler]. The zero value is valid.
 type HandlerOptions struct {
-	// AuthenticationOff says that the signer does not verify tokens. Calls with a token are then ErrMisconfigured: the frontend
-	// sends tokens only if authentication is on there.
-	AuthenticationOff bool
+	// Authorize returns the context of a call about user if the caller of ctx may make it. See [TokenFrom]. Nil means that
+	// authentication is off. Calls with a token are then ErrMisconfigured: the frontend sends tokens only if authentication is
+	// on there.
+	Authorize func(ctx context.Context, user User, rule Rule) (context.Context, error)
 	// SharedSettings is returned in [About].
 	SharedSettings map[string]string
 	// LogError gets the error of each failed call, with the cause that does not cross the wire.
@@ -54,52 +67,46 @@ func NewHandler(s Signer, options HandlerOptions) http.Handler {
 	})
 }
 
-// call makes one call of the contract. Its result is the body of the response, or nil for a 204.
-type call func(*http.Request) (any, error)
-
-// withUser returns a call that parses the arguments of the request first.
-func withUser(c func(*http.Request, User, *arguments) (any, error)) call {
-	return func(r *http.Request) (any, error) {
-		user, args, err := parseArguments(r.URL.RawQuery)
-		if err != nil {
-			return nil, err
-		}
-		return c(r, user, args)
-	}
+// call is one call of the contract. do makes it; its result is the body of the response, or nil for a 204.
+type call struct {
+	rule Rule
+	do   func(ctx context.Context, user User, args *arguments, body io.Reader) (any, error)
 }
 
 // callsOf returns the calls of the contract by path and method.
 func callsOf(s Signer, sharedSettings map[string]string) map[string]map[string]call {
 	return map[string]map[string]call{
 		picturePath: {
-			http.MethodPut: withUser(func(r *http.Request, user User, args *arguments) (any, error) {
-				return s.Put(r.Context(), user, BodyReader{r.Body}, args.PutOptions)
-			}),
-			http.MethodDelete: withUser(func(r *http.Request, user User, args *arguments) (any, error) {
-				return nil, s.Delete(r.Context(), user, args.Preconditions)
-			}),
+			http.MethodPut: {Owner, func(ctx context.Context, user User, args *arguments, body io.Reader) (any, error) {
+				return s.Put(ctx, user, body, args.PutOptions)
+			}},
+			http.MethodDelete: {Owner, func(ctx context.Context, user User, args *arguments, _ io.Reader) (any, error) {
+				return nil, s.Delete(ctx, user, args.Preconditions)
+			}},
 		},
-		linkPath: {http.MethodGet: withUser(func(r *http.Request, user User, args *arguments) (any, error) {
-			return s.Link(r.Context(), user, args.LinkOptions)
-		})},
-		uploadPath: {http.MethodPost: withUser(func(r *http.Request, user User, args *arguments) (any, error) {
+		linkPath: {http.MethodGet: {Readers, func(ctx context.Context, user User, args *arguments, _ io.Reader) (any, error) {
+			return s.Link(ctx, user, args.LinkOptions)
+		}}},
+		uploadPath: {http.MethodPost: {Owner, func(ctx context.Context, user User, args *arguments, _ io.Reader) (any, error) {
 			if args.Size < 0 {
 				return nil, apierror.ErrInvalidArgument.WithDetail("size: want a number of bytes")
 			}
-			return s.StartUpload(r.Context(), user, args.Size)
-		})},
-		commitPath: {http.MethodPost: withUser(func(r *http.Request, user User, args *arguments) (any, error) {
+			return s.StartUpload(ctx, user, args.Size)
+		}}},
+		commitPath: {http.MethodPost: {Owner, func(ctx context.Context, user User, args *arguments, _ io.Reader) (any, error) {
 			if err := ValidateUploadID(args.uploadID); err != nil {
 				return nil, err
 			}
-			return s.CommitUpload(r.Context(), user, args.uploadID, CommitOptions{args.Preconditions, args.MD5})
-		})},
-		aboutPath: {http.MethodGet: func(r *http.Request) (any, error) {
-			about, err := s.About(r.Context())
+			return s.CommitUpload(ctx, user, args.uploadID, CommitOptions{args.Preconditions, args.MD5})
+		}}},
+		aboutPath: {http.MethodGet: {Everybody, func(ctx context.Context, _ User, _ *arguments, _ io.Reader) (any, error) {
+			about, err := s.About(ctx)
 			about.SharedSettings = sharedSettings
 			return about, err
-		}},
-		readyPath: {http.MethodGet: func(r *http.Request) (any, error) { return nil, s.Ready(r.Context()) }},
+		}}},
+		readyPath: {http.MethodGet: {Everybody, func(ctx context.Context, _ User, _ *arguments, _ io.Reader) (any, error) {
+			return nil, s.Ready(ctx)
+		}}},
 	}
 }
 
@@ -120,27 +127,39 @@ func (h route) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
 		return
 	}
-	ctx := WithClient(r.Context(), r.Header.Get(clientHeader))
-	token, err := BearerToken(r.Header)
-	if token != "" {
-		ctx = WithToken(ctx, token)
-		if h.options.AuthenticationOff {
-			err = apierror.ErrMisconfigured
-		}
-	}
-	var result any
-	if err == nil {
-		result, err = c(r.WithContext(ctx))
-	}
+	result, err := h.call(r, c)
 	switch {
 	case err != nil:
-		h.options.LogError(ctx, err)
+		h.options.LogError(r.Context(), err)
 		WriteError(w, err)
 	case result == nil:
 		w.WriteHeader(http.StatusNoContent)
 	default:
 		WriteJSON(w, http.StatusOK, "application/json", result)
 	}
+}
+
+// call makes the call c if its arguments are valid and its caller may make it.
+func (h route) call(r *http.Request, c call) (any, error) {
+	token, err := BearerToken(r.Header)
+	if err != nil {
+		return nil, err
+	}
+	if token != "" && h.options.Authorize == nil {
+		return nil, apierror.ErrMisconfigured
+	}
+	ctx := WithToken(WithClient(r.Context(), r.Header.Get(clientHeader)), token)
+	if c.rule == Everybody {
+		return c.do(ctx, User{}, nil, nil)
+	}
+	user, args, err := parseArguments(r.URL.RawQuery)
+	if err == nil && h.options.Authorize != nil {
+		ctx, err = h.options.Authorize(ctx, user, c.rule)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c.do(ctx, user, args, BodyReader{r.Body})
 }
 
 // WriteError writes a response with the status, code, detail, outcome and Retry-After of err. An error that is not an

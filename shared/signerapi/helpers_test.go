@@ -71,7 +71,7 @@ func newClient(t testing.TB, base string) *Client {
 func serve(t *testing.T, s Signer) (c *Client, connections *atomic.Int64) {
 	t.Helper()
 	connections = new(atomic.Int64)
-	srv := httptest.NewUnstartedServer(NewHandler(s, HandlerOptions{}))
+	srv := httptest.NewUnstartedServer(NewHandler(s, HandlerOptions{Authorize: permit}))
 	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			connections.Add(1)

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -24,6 +23,7 @@ import (
 	"cats.example/shared/access"
 	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/storagetest"
 )
 
 const audience = "api-of-cats"
@@ -32,7 +32,6 @@ const audience = "api-of-cats"
 type provider struct {
 	*httptest.Server
 	keyRequests atomic.Int64
-	down        atomic.Bool
 
 	mu       sync.Mutex
 	public   []jose.JSONWebKey
@@ -40,33 +39,25 @@ type provider struct {
 	keysAt   string // jwks_uri, instead of /keys
 	issuer   string // issuer, instead of the URL
 	configAt string // path of the configuration
-	handle   func(http.ResponseWriter, *http.Request) bool
+	fault    http.HandlerFunc
 }
 
 func newProvider(t *testing.T, keys ...key) *provider {
 	t.Helper()
-	p := &provider{}
+	p := &provider{configAt: "/.well-known/openid-configuration"}
 	p.publish(keys...)
 	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p.down.Load() {
-			w.WriteHeader(http.StatusBadGateway)
-			return
-		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		w.Header().Set("Content-Type", "application/json")
-		if p.handle != nil && p.handle(w, r) {
-			return
-		}
-		switch r.URL.Path {
-		case cmp.Or(p.configAt, "/.well-known/openid-configuration"):
+		switch {
+		case p.fault != nil:
+			p.fault(w, r)
+		case r.URL.Path == p.configAt:
 			_ = json.NewEncoder(w).Encode(map[string]any{"issuer": cmp.Or(p.issuer, p.URL), "jwks_uri": cmp.Or(p.keysAt, p.URL+"/keys")})
-		case "/keys":
+		case r.URL.Path == "/keys" && p.set != "":
+			_, _ = w.Write([]byte(p.set))
+		case r.URL.Path == "/keys":
 			p.keyRequests.Add(1)
-			if p.set != "" {
-				_, _ = w.Write([]byte(p.set))
-				return
-			}
 			_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: p.public})
 		default:
 			w.WriteHeader(http.StatusNotFound)
@@ -81,9 +72,18 @@ func (p *provider) publish(keys ...key) {
 	defer p.mu.Unlock()
 	p.public = nil
 	for _, k := range keys {
-		p.public = append(p.public, jose.JSONWebKey{Key: k.public, KeyID: k.id, Algorithm: string(k.alg), Use: "sig"})
+		p.public = append(p.public, k.jwk())
 	}
 }
+
+// failWith makes the provider answer with fault, or work if that is nil.
+func (p *provider) failWith(fault http.HandlerFunc) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = fault
+}
+
+func badGateway(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
 
 // key is a signing key.
 type key struct {
@@ -109,6 +109,10 @@ func ecKey(t *testing.T, id string) key {
 		t.Fatal(err)
 	}
 	return key{id, jose.ES256, private, private.Public()}
+}
+
+func (k key) jwk() jose.JSONWebKey {
+	return jose.JSONWebKey{Key: k.public, KeyID: k.id, Algorithm: string(k.alg), Use: "sig"}
 }
 
 func (k key) sign(t *testing.T, claims any) string {
@@ -140,52 +144,18 @@ func (p *provider) claims(change ...any) map[string]any {
 	return c
 }
 
-// counting is a Signer that counts its calls.
-type counting struct{ calls atomic.Int64 }
-
-func (s *counting) Put(context.Context, signerapi.User, io.Reader, signerapi.PutOptions) (signerapi.Info, error) {
-	s.calls.Add(1)
-	return signerapi.Info{}, nil
-}
-
-func (s *counting) Link(context.Context, signerapi.User, signerapi.LinkOptions) (signerapi.Link, error) {
-	s.calls.Add(1)
-	return signerapi.Link{}, nil
-}
-
-func (s *counting) Delete(context.Context, signerapi.User, signerapi.Preconditions) error {
-	s.calls.Add(1)
-	return nil
-}
-
-func (s *counting) StartUpload(context.Context, signerapi.User, int64) (signerapi.UploadSession, error) {
-	s.calls.Add(1)
-	return signerapi.UploadSession{}, nil
-}
-
-func (s *counting) CommitUpload(context.Context, signerapi.User, string, signerapi.CommitOptions) (signerapi.Info, error) {
-	s.calls.Add(1)
-	return signerapi.Info{}, nil
-}
-
-func (*counting) About(context.Context) (signerapi.About, error) { return signerapi.About{}, nil }
-
-func (*counting) Ready(context.Context) error { return nil }
-
 // newAuthenticator returns an Authenticator for tokens of p that has fetched nothing yet.
-func newAuthenticator(p *provider, change func(*Options)) *Authenticator {
-	opts := Options{
-		Settings: Settings{Policy: access.Policy{Issuer: p.URL, ReadAccess: access.Own}, Audience: audience, UserClaim: "sub"}, Client: p.Client(),
-		Waiters: ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8),
-	}
+func newAuthenticator(p *provider, change func(*Settings)) *Authenticator {
+	settings := Settings{Policy: access.Policy{Issuer: p.URL, ReadAccess: access.Own}, Audience: audience, UserClaim: "sub"}
 	if change != nil {
-		change(&opts)
+		change(&settings)
 	}
-	return New(opts, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	waiters := ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry()).New("waiters", 8)
+	return New(settings, p.Client(), waiters, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 }
 
 // fetched returns an Authenticator that has the keys of p.
-func fetched(t *testing.T, p *provider, change func(*Options)) *Authenticator {
+func fetched(t *testing.T, p *provider, change func(*Settings)) *Authenticator {
 	t.Helper()
 	a := newAuthenticator(p, change)
 	if err := a.Fetch(t.Context()); err != nil {
@@ -194,22 +164,9 @@ func fetched(t *testing.T, p *provider, change func(*Options)) *Authenticator {
 	return a
 }
 
-func user(t *testing.T, name string) signerapi.User {
+// authorize returns the error of a call for mia's own picture, with a token.
+func (a *Authenticator) authorize(ctx context.Context, t *testing.T, token string) error {
 	t.Helper()
-	u, err := signerapi.ParseUser(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
-}
-
-func with(t *testing.T, token string) context.Context {
-	t.Helper()
-	return signerapi.WithToken(t.Context(), signerapi.Token(token))
-}
-
-// remove deletes the picture of mia with a token, through a Guard of a.
-func remove(t *testing.T, a *Authenticator, token string) error {
-	t.Helper()
-	return a.Guard(&counting{}).Delete(with(t, token), user(t, "mia"), signerapi.Preconditions{})
+	_, err := a.Authorize(signerapi.WithToken(ctx, signerapi.Token(token)), storagetest.User(t, "mia"), signerapi.Owner)
+	return err
 }

@@ -31,17 +31,21 @@ const smallBytes = storage.SmallBody
 // smallBytes, and one of unknown size that fits into a buffer, is buffered first. Others are sent as blocks and committed.
 func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, opts signerapi.PutOptions) (signerapi.Info, error) {
 	// Before the first byte of the body is requested:
-	release, err := s.opts.Uploads.Take(signerapi.CallerFrom(ctx))
+	release, err := s.Uploads.Take(signerapi.CallerFrom(ctx))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
 	defer release()
-	if err := errors.Join(s.opts.Limits.ValidateSize(opts.Size), s.checkBounds(opts), s.available(ctx, user)); err != nil {
+	if err := errors.Join(s.Limits.ValidateSize(opts.Size), s.checkBounds(opts), s.Storage.Available(ctx, s.Storage.PictureBlob(user))); err != nil {
 		return signerapi.Info{}, err
 	}
 	small := opts.Size >= 0 && opts.Size <= smallBytes || opts.MaxSize > 0 && opts.MinSize <= smallBytes
 	if opts.Preconditions != (signerapi.Preconditions{}) && !small {
-		if err := s.checkPreconditions(ctx, user, opts.Preconditions); err != nil { // storage checks them only after the upload
+		stored, _, err := s.Storage.Head(ctx, s.Storage.PictureBlob(user))
+		if err == nil || errors.Is(err, apierror.ErrNotFound) {
+			err = opts.Evaluate(stored.ETag) // storage does so only after the upload
+		}
+		if err != nil {
 			return signerapi.Info{}, err
 		}
 	}
@@ -49,12 +53,12 @@ func (s *Store) Put(ctx context.Context, user signerapi.User, body io.Reader, op
 	if opts.Size > smallBytes {
 		digests.MD5 = nil // storage verifies it
 	}
-	contentType, picture, err := s.opts.Limits.Inspect(digests.Reader(body), opts.Size)
+	contentType, picture, err := s.Limits.Inspect(digests.Reader(body), opts.Size)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	s.cache.forget(user)
-	defer s.cache.forget(user)
+	s.forget(user)
+	defer s.forget(user)
 	up := s.newUpload(user, opts.Preconditions, "")
 	// Storage gets this MD5 only after the picture was compared with it, or compares it itself.
 	up.info = signerapi.Info{ContentType: contentType, Size: opts.Size, MD5: opts.MD5}
@@ -89,7 +93,7 @@ func (s *Store) checkBounds(opts signerapi.PutOptions) error {
 	case opts.Size >= 0 || opts.MinSize < 0 || opts.MaxSize <= opts.MinSize || opts.MaxSize-opts.MinSize > signerapi.MaxSizeRange:
 		return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("min_size, max_size: want bounds of an unknown size that are at most %d bytes apart", signerapi.MaxSizeRange))
 	}
-	return s.opts.Limits.ValidateSize(max(opts.MinSize, 1))
+	return s.Limits.ValidateSize(max(opts.MinSize, 1))
 }
 
 // put is one Put.
@@ -113,8 +117,7 @@ func (p put) small(ctx context.Context) (signerapi.Info, error) {
 
 // streamed stores a picture of a known size.
 func (p put) streamed(ctx context.Context) (signerapi.Info, error) {
-	body := &exactReader{r: p.picture, size: p.opts.Size, holdLast: true}
-	return p.putStream(ctx, storage.NewStream(body, p.opts.Size), p.opts.MD5)
+	return p.putBlob(ctx, storage.NewStream(heldBack(p.picture, p.opts.Size), p.opts.Size), p.opts.MD5)
 }
 
 // bounded stores the file of a form, of which only bounds of the size are known, in two blocks. The first one is streamed.
@@ -125,8 +128,7 @@ func (p put) bounded(ctx context.Context) (signerapi.Info, error) {
 		sum = md5.New()
 		picture = io.TeeReader(picture, sum)
 	}
-	first := &exactReader{r: picture, size: p.opts.MinSize}
-	if err := p.stageStream(ctx, storage.NewStream(first, first.size)); err != nil {
+	if err := p.stage(ctx, storage.NewStream(picture, p.opts.MinSize), nil); err != nil {
 		return signerapi.Info{}, err
 	}
 	tail, err := readAll(picture, p.opts.MaxSize-p.opts.MinSize)
@@ -139,7 +141,7 @@ func (p put) bounded(ctx context.Context) (signerapi.Info, error) {
 	if sum != nil {
 		p.info.MD5 = sum.Sum(nil)
 	}
-	return p.commit(ctx, first.size+int64(len(tail)))
+	return p.commit(ctx, p.opts.MinSize+int64(len(tail)))
 }
 
 // chunked stores a picture of unknown size.
@@ -151,7 +153,7 @@ func (p put) chunked(ctx context.Context) (signerapi.Info, error) {
 	case len(head) <= smallBytes:
 		return p.putBytes(ctx, head)
 	}
-	leave, err := p.Store.opts.Chunked.Take(cmp.Or(signerapi.CallerFrom(ctx), signerapi.ClientFrom(ctx)))
+	leave, err := p.Chunked.Take(cmp.Or(signerapi.CallerFrom(ctx), signerapi.ClientFrom(ctx)))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
@@ -193,12 +195,12 @@ func (p put) buffered(ctx context.Context, buf []byte, n int) (signerapi.Info, e
 
 // Delete implements [signerapi.Signer].
 func (s *Store) Delete(ctx context.Context, user signerapi.User, preconditions signerapi.Preconditions) error {
-	s.cache.forget(user)
-	defer s.cache.forget(user)
+	s.forget(user)
+	defer s.forget(user)
 	op := &storage.Operation{Name: storage.OpDelete}
-	err := s.storage.Delete(ctx, op, s.storage.PictureBlob(user), preconditions)
+	err := s.Storage.Delete(ctx, op, s.Storage.PictureBlob(user), preconditions)
 	switch {
-	case err == nil || !op.Uncertain():
+	case err == nil || !op.Uncertain:
 		return err
 	case errors.Is(err, apierror.ErrNotFound): // an earlier attempt or another client has deleted it
 		return nil
@@ -215,26 +217,19 @@ const (
 	parallelCopies = 4 // of one picture
 )
 
-// Source is the blob that CopyFrom copies.
-type Source struct {
-	// URL reads the blob.
-	URL signerapi.SignedURL
-	// Info describes the blob. CopyFrom copies only the version with this ETag, and stores the picture with this ContentType and
-	// MD5. Storage verifies the MD5 unless it is nil; it must be nil if the blob is larger than MaxVerifiedCopy.
-	signerapi.Info
-	// Mark identifies the version, for [Store.Find].
-	Mark string
-}
-
-// CopyFrom makes a copy of a blob the picture of user. Errors about the source have a storage.ResponseError with a code of its
-// own. Otherwise the errors are those of Put.
+// CopyFrom makes a copy of the blob at url the picture of user. It copies only the version with the ETag of source, and stores it
+// with the ContentType and the MD5 of source. Storage verifies the MD5 unless it is nil; it must be nil if the blob is larger
+// than MaxVerifiedCopy. mark identifies the version, for [Store.Find]. Errors about the blob have a storage.ResponseError with
+// a code of its own. Otherwise the errors are those of Put.
 //
 // Storage copies the blob into blocks of the picture, which one request commits. The Copy Blob operation would not do: with more
 // than 256 MiB it first empties the picture that is stored.
-func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, source Source, preconditions signerapi.Preconditions) (signerapi.Info, error) {
-	s.cache.forget(user)
-	defer s.cache.forget(user)
-	up := s.newUpload(user, preconditions, source.Mark)
+func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, url signerapi.SignedURL, source signerapi.Info, mark string,
+	preconditions signerapi.Preconditions,
+) (signerapi.Info, error) {
+	s.forget(user)
+	defer s.forget(user)
+	up := s.newUpload(user, preconditions, mark)
 	up.info = signerapi.Info{ContentType: source.ContentType, MD5: source.MD5}
 	var validation blob.SourceContentValidationType
 	size := int64(copyBlock)
@@ -246,8 +241,8 @@ func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, source Source
 	for at := int64(0); at < source.Size; at += size {
 		id := up.nextBlock()
 		copies.Go(func() error {
-			return s.storage.Call(copying, &storage.Operation{Name: storage.OpCopy}, func(ctx context.Context) error {
-				_, err := up.client.StageBlockFromURL(ctx, id, string(source.URL), &blockblob.StageBlockFromURLOptions{
+			return s.Storage.Call(copying, &storage.Operation{Name: storage.OpCopy}, func(ctx context.Context) error {
+				_, err := up.client.StageBlockFromURL(ctx, id, string(url), &blockblob.StageBlockFromURLOptions{
 					Range:                          blob.HTTPRange{Offset: at, Count: min(size, source.Size-at)},
 					SourceModifiedAccessConditions: &blob.SourceModifiedAccessConditions{SourceIfMatch: new(azcore.ETag(source.ETag))},
 					SourceContentValidation:        validation,
@@ -265,55 +260,30 @@ func (s *Store) CopyFrom(ctx context.Context, user signerapi.User, source Source
 // Find returns the picture of user, and whether CopyFrom stored it with a mark that begins with mark. A missing picture is no
 // error. Find removes the picture from the existence cache: another replica may have stored it.
 func (s *Store) Find(ctx context.Context, user signerapi.User, mark string) (info signerapi.Info, ok bool, err error) {
-	s.cache.forget(user)
-	defer s.cache.forget(user) // a lookup that began before
+	s.forget(user)
+	defer s.forget(user) // a lookup that began before
 	return s.newUpload(user, signerapi.Preconditions{}, mark).find(ctx)
 }
 
-// exactReader returns the bytes of r, of which there must be exactly size, or at least size without holdLast. It returns io.EOF
-// with the last byte, and errWrongLength if there are fewer bytes, or more.
-type exactReader struct {
-	r    io.Reader
-	size int64
-	// holdLast returns the last byte only after r has ended without an error, which means that length and digests are right. It
-	// is the commit: storage carries out a Put Blob as soon as all announced bytes have arrived.
-	holdLast bool
-
-	n int64 // bytes returned
+// heldBack returns r, a picture of size bytes, whose last byte is returned only after r has ended without an error. This means that
+// length and digests are right. The last byte is the commit: storage carries out a Put Blob as soon as all announced bytes have
+// arrived.
+func heldBack(r io.Reader, size int64) io.Reader {
+	return io.MultiReader(io.LimitReader(r, size-1), lastByte{r})
 }
+
+// lastByte reads the last byte of r, and its end.
+type lastByte struct{ r io.Reader }
 
 // Read implements [io.Reader].
-func (e *exactReader) Read(p []byte) (n int, err error) {
-	left := e.size - e.n
-	switch {
-	case left == 0:
-		return 0, io.EOF
-	case e.holdLast && left == 1:
-		return e.readLast(p)
-	case e.holdLast:
-		left--
-	}
-	n, err = e.r.Read(p[:min(int64(len(p)), left)])
-	e.n += int64(n)
-	switch {
-	case e.n == e.size && (err == nil || err == io.EOF): // not errors.Is: a wrapped io.EOF is a broken body, not its end
-		return n, io.EOF
-	case err == io.EOF:
-		return 0, errWrongLength
-	}
-	return n, err
-}
-
-// readLast reads the last byte into p, and the end of r.
-func (e *exactReader) readLast(p []byte) (int, error) {
-	last, err := readAll(e.r, 1)
+func (l lastByte) Read(p []byte) (int, error) {
+	last, err := readAll(l.r, 1)
 	if err == nil && len(last) == 0 {
 		err = errWrongLength
 	}
 	if err != nil {
 		return 0, err
 	}
-	e.n++
 	return copy(p, last), io.EOF
 }
 

@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -19,61 +17,48 @@ import (
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/storage"
 	"cats.example/signer/internal/storagetest"
 )
 
+// optionsOf returns the options of a Put: "size N", "form MIN MAX", which has bounds of an unknown size, or "unknown"; behind "create" with
+// a precondition.
+func optionsOf(t *testing.T, text string) signerapi.PutOptions {
+	t.Helper()
+	opts := unknown
+	words := strings.Fields(text)
+	for i, word := range words {
+		switch word {
+		case "create":
+			opts.IfNoneMatch = "*"
+		case "size":
+			opts.Size = storagetest.Number(t, words[i+1])
+		case "form":
+			opts.MinSize, opts.MaxSize = storagetest.Number(t, words[i+1]), storagetest.Number(t, words[i+2])
+		}
+	}
+	return opts
+}
+
 func TestPutMakesFewRequests(t *testing.T) {
-	put, blocks := []string{"PUT"}, []string{"PUT block", "PUT block", "PUT blocklist"}
-	create := func(opts signerapi.PutOptions) signerapi.PutOptions { opts.IfNoneMatch = "*"; return opts }
-	for _, c := range []struct {
-		size  int
-		opts  signerapi.PutOptions
-		calls []string
-		noMD5 bool
-	}{
-		{100, sized(100), put, false},
-		{64 << 10, sized(64 << 10), put, false},
-		{64<<10 + 1, sized(64<<10 + 1), put, false},
-		{5*mib + 777, sized(5*mib + 777), put, false},
-		{100, inForm(100, 50), put, false},
-		{70_000, inForm(70_000, 30_000), put, false},
-		{70_001, inForm(70_001, 30_000), put, false},
-		{4 * mib, inForm(4*mib, 64<<10), put, false},
-		{bufferBytes - 1, inForm(bufferBytes-1, 0), put, false},
-		{bufferBytes, inForm(bufferBytes, 0), blocks, true},
-		{5 * mib, inForm(5*mib, 50), blocks, true},
-		{5 * mib, inForm(5*mib, 90_000), blocks[1:], true}, // all of it is in the first block
-		{100, unknown, put, false},
-		{64 << 10, unknown, put, false},
-		{64<<10 + 1, unknown, put, false},
-		{bufferBytes - 1, unknown, put, false},
-		{bufferBytes, unknown, blocks[1:], true},
-		{bufferBytes + 1, unknown, blocks, true},
-		{2*bufferBytes + 1, unknown, slices.Concat(blocks[:1], blocks), true},
-		// The precondition of a large upload is checked before its body is read.
-		{64 << 10, create(sized(64 << 10)), put, false},
-		{64<<10 + 1, create(sized(64<<10 + 1)), []string{"HEAD", "PUT"}, false},
-		{5 * mib, create(inForm(5*mib, 50)), slices.Concat([]string{"HEAD"}, blocks), true},
-		{100, create(unknown), []string{"HEAD", "PUT"}, false},
-	} {
-		t.Run(fmt.Sprintf("%d of %+v", c.size, c.opts), func(t *testing.T) {
+	for _, row := range storagetest.Rows(t, "requests.txt") {
+		t.Run(row[0]+" of "+row[1], func(t *testing.T) {
 			bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
-				content := storagetest.PNG(c.size)
-				info, err := s.Put(t.Context(), storagetest.User(t, "Мурчик"), iotest.HalfReader(strings.NewReader(content)), c.opts)
+				content := storagetest.PNG(int(storagetest.Number(t, row[0])))
+				info, err := s.Put(t.Context(), storagetest.User(t, "Мурчик"), iotest.HalfReader(strings.NewReader(content)), optionsOf(t, row[1]))
 				if err != nil {
 					t.Fatal(err)
 				}
 				stored := server.Blob("Мурчик/cat")
-				sum := md5.Sum([]byte(content))
-				want := signerapi.Info{ETag: stored.ETag, ContentType: "image/png", Size: int64(c.size), MD5: sum[:]}
-				if c.noMD5 {
-					want.MD5 = nil
+				want := signerapi.Info{ETag: stored.ETag, ContentType: "image/png", Size: int64(len(content))}
+				if sum := md5.Sum([]byte(content)); !strings.Contains(row[2], "blocklist") {
+					want.MD5 = sum[:]
 				}
-				if diff := cmp.Diff(want, info) + cmp.Diff(c.calls, server.Calls()); diff != "" {
+				if diff := cmp.Diff(want, info) + cmp.Diff(strings.Split(row[2], ", "), server.Calls()); diff != "" {
 					t.Error(diff)
 				}
-				if stored.Content != content || stored.Type != "image/png" || s.buffers.taken() > 0 {
-					t.Errorf("%d bytes are stored, as %q; %d buffers are taken", len(stored.Content), stored.Type, s.buffers.taken())
+				if stored.Content != content || stored.Type != "image/png" || s.buffers.taken.Load() > 0 {
+					t.Errorf("%d bytes are stored, as %q; %d buffers are taken", len(stored.Content), stored.Type, s.buffers.taken.Load())
 				}
 			})
 		})
@@ -109,61 +94,43 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 				body := io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause))
 				_, err := s.Put(t.Context(), storagetest.User(t, "x"), body, opts)
 				//lint:ignore errorsis the error must be the same
-				if err != cause || apierror.AsError(err).Outcome != "" || len(server.Names()) > 0 || s.buffers.taken() > 0 {
-					t.Errorf("%s, cut at %d by %v: %v; stored %v; %d buffers are taken", name, at, cause, err, server.Names(), s.buffers.taken())
+				if err != cause || apierror.AsError(err).Outcome != "" || len(server.Names()) > 0 || s.buffers.taken.Load() > 0 {
+					t.Errorf("%s, cut at %d by %v: %v; stored %v; %d buffers are taken", name, at, cause, err, server.Names(), s.buffers.taken.Load())
 				}
 			})
 		}
 	}
 }
 
-func TestBrokenBodiesDoNotOpenTheBreaker(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *Store, _ *storagetest.Server) {
-		for range 20 {
-			body := io.MultiReader(strings.NewReader(storagetest.PNG(mib/2)), iotest.ErrReader(apierror.ErrStorageUnavailable))
-			_, _ = s.Put(t.Context(), storagetest.User(t, "x"), body, sized(mib))
+// Errors of clients are neither failures nor successes of storage.
+func TestBrokenBodiesDoNotCountForTheBreaker(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
+		server.SetFault(storagetest.Rejecting(500, "InternalError", nil))
+		for i := range 9 { // a put and the search for its mark are two failures
+			body, opts := io.Reader(strings.NewReader(storagetest.PNG(100))), sized(100)
+			if i%2 > 0 {
+				cause := []error{apierror.ErrStalled, apierror.ErrIncomplete, apierror.ErrDigestMismatch}[i%3]
+				body, opts = io.MultiReader(strings.NewReader(storagetest.PNG(mib/2)), iotest.ErrReader(cause)), sized(mib)
+			}
+			if _, err := s.Put(t.Context(), storagetest.User(t, "x"), body, opts); errors.Is(err, storage.ErrBreakerOpen) {
+				t.Fatalf("the breaker is open before put %d", i)
+			}
 		}
-		if err := putPicture(t, s, storagetest.PNG(100), sized(100)); err != nil {
-			t.Error(err)
+		if err := putPicture(t, s, storagetest.PNG(100), sized(100)); !errors.Is(err, storage.ErrBreakerOpen) {
+			t.Errorf("after ten failures: %v", err)
 		}
 	})
 }
 
 func TestPutRejectsInvalidContent(t *testing.T) {
-	form := func(least, most int64) signerapi.PutOptions {
-		return signerapi.PutOptions{Size: -1, MinSize: least, MaxSize: most}
-	}
-	png := storagetest.PNG(8 * mib)
-	for _, c := range []struct {
-		content string
-		opts    signerapi.PutOptions
-		want    error
-	}{
-		{"hello", unknown, apierror.ErrUnsupportedMediaType},
-		{"", unknown, apierror.ErrEmpty},
-		{png, sized(8 * mib), apierror.ErrTooLarge},
-		{png, unknown, apierror.ErrTooLarge},
-		{png[:mib], sized(mib + 1), apierror.ErrIncomplete},
-		{png[:mib], sized(mib - 1), apierror.ErrIncomplete},
-		{png[:1000], sized(1001), apierror.ErrIncomplete},
-		{png[:1000], sized(999), apierror.ErrIncomplete},
-		{png[:1000], form(0, 999), apierror.ErrIncomplete},
-		{png[:1000], form(1001, 1010), apierror.ErrIncomplete},
-		{png[:mib], form(mib+1, mib+10), apierror.ErrIncomplete},
-		{png[:mib], form(mib-10, mib-1), apierror.ErrIncomplete},
-		{png[:5*mib], form(5*mib+1, 5*mib+10), apierror.ErrIncomplete},
-		{png[:5*mib], form(5*mib-10, 5*mib-1), apierror.ErrIncomplete},
-		{png[:mib], form(0, mib), apierror.ErrInvalidArgument}, // more would have to be buffered than the contract says
-		{png[:mib], form(mib, mib), apierror.ErrInvalidArgument},
-		{png[:mib], form(-1, 10), apierror.ErrInvalidArgument},
-		{png[:mib], form(10, 0), apierror.ErrInvalidArgument},
-		{png[:mib], signerapi.PutOptions{Size: mib, MinSize: 1, MaxSize: 2}, apierror.ErrInvalidArgument},
-		{png[:mib], form(8*mib, 8*mib+10), apierror.ErrTooLarge},
-		{png, form(7*mib-10, 7*mib+10), apierror.ErrTooLarge},
-	} {
+	for _, row := range storagetest.Rows(t, "rejected.txt") {
 		bubble(t, func(o *options) { o.Limits.MaxPictureSize = 7 * mib }, func(t *testing.T, s *Store, server *storagetest.Server) {
-			if err := putPicture(t, s, c.content, c.opts); !errors.Is(err, c.want) || len(server.Names()) > 0 {
-				t.Errorf("%d bytes as %+v: %v, stored %v; want %v", len(c.content), c.opts, err, server.Names(), c.want)
+			content := row[0]
+			if n, err := strconv.Atoi(content); err == nil {
+				content = storagetest.PNG(n)
+			}
+			if err := putPicture(t, s, content, optionsOf(t, row[1])); apierror.AsError(err).Code != row[2] || len(server.Names()) > 0 {
+				t.Errorf("%q: %v, stored %v", row, err, server.Names())
 			}
 		})
 	}
@@ -238,44 +205,11 @@ func TestSpareBufferStoresLargePictures(t *testing.T) {
 	})
 }
 
-// Chunked uploads wait for each other, forms do not. Uploads that fail anywhere return their buffers.
-func TestConcurrentPutsShareTheBuffers(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *Store, server *storagetest.Server) {
-		server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
-			failing := strings.Contains(r.URL.Path, "failing") && rand.IntN(4) == 0
-			if failing {
-				storagetest.Reject(w, 409, "Whatever")
-			}
-			return failing
-		})
-		var puts sync.WaitGroup
-		for i := range 24 {
-			puts.Go(func() {
-				name, content := fmt.Sprint(i), storagetest.PNG(mib+i)
-				body, opts := io.Reader(strings.NewReader(content)), []signerapi.PutOptions{unknown, inForm(len(content), 50), sized(len(content))}[i%3]
-				switch i % 4 {
-				case 0:
-					name = "failing " + name
-				case 1:
-					body = io.MultiReader(strings.NewReader(content[:rand.IntN(len(content))]), iotest.ErrReader(apierror.ErrIncomplete))
-				}
-				_, err := s.Put(t.Context(), storagetest.User(t, name), body, opts)
-				if stored := server.Blob(name + "/cat").Content; (stored == content) != (err == nil) || i%4 > 1 && err != nil {
-					t.Errorf("%s: %v, and %d bytes are stored", name, err, len(stored))
-				}
-			})
-		}
-		puts.Wait()
-		if n := s.buffers.taken(); n > 0 {
-			t.Errorf("%d buffers are taken", n)
-		}
-	})
-}
-
-func TestExactReaderHoldsTheLastByteBack(t *testing.T) {
+func TestLastByteIsHeldBack(t *testing.T) {
 	failing := func(text string, err error) io.Reader {
 		return io.MultiReader(strings.NewReader(text), iotest.ErrReader(err))
 	}
+	wrapped := fmt.Errorf("x: %w", io.EOF)
 	for name, c := range map[string]struct {
 		r    func() io.Reader
 		want string
@@ -285,20 +219,21 @@ func TestExactReaderHoldsTheLastByteBack(t *testing.T) {
 		"single bytes":       {func() io.Reader { return iotest.OneByteReader(strings.NewReader("cat")) }, "cat", nil},
 		"io.EOF with data":   {func() io.Reader { return iotest.DataErrReader(strings.NewReader("cat")) }, "cat", nil},
 		"too short":          {func() io.Reader { return strings.NewReader("ca") }, "ca", apierror.ErrIncomplete},
+		"much too short":     {func() io.Reader { return strings.NewReader("c") }, "c", apierror.ErrIncomplete},
 		"too long":           {func() io.Reader { return strings.NewReader("cats") }, "ca", apierror.ErrIncomplete},
 		"fails at its end":   {func() io.Reader { return failing("cat", apierror.ErrDigestMismatch) }, "ca", apierror.ErrDigestMismatch},
 		"fails with data":    {func() io.Reader { return iotest.DataErrReader(failing("cat", apierror.ErrStalled)) }, "ca", apierror.ErrStalled},
-		"wraps io.EOF":       {func() io.Reader { return failing("cat", fmt.Errorf("x: %w", io.EOF)) }, "ca", io.EOF},
-		"wraps io.EOF early": {func() io.Reader { return failing("c", fmt.Errorf("x: %w", io.EOF)) }, "c", io.EOF},
+		"wraps io.EOF":       {func() io.Reader { return failing("cat", wrapped) }, "ca", io.EOF},
+		"wraps io.EOF early": {func() io.Reader { return failing("c", wrapped) }, "c", io.EOF},
 	} {
 		for size := 1; size < 6; size++ {
-			e := &exactReader{r: c.r(), size: 3, holdLast: true}
+			body := storage.NewStream(heldBack(c.r(), 3), 3)
 			var got []byte
 			var err error
 			for err == nil {
 				buf := make([]byte, size)
 				var n int
-				n, err = e.Read(buf)
+				n, err = body.Read(buf)
 				got = append(got, buf[:n]...)
 			}
 			if bare := err == io.EOF; string(got) != c.want || bare != (c.err == nil) || !bare && !errors.Is(err, c.err) {

@@ -3,12 +3,16 @@ package blobstore
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sync/semaphore"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
@@ -41,76 +45,113 @@ type Options struct {
 
 // Store stores pictures. Its methods are those of [signerapi.Signer]. It is safe for concurrent use.
 type Store struct {
-	opts    Options
-	storage *storage.Client
-	cache   *existenceCache
+	Options
 	buffers *buffers
-	metrics *metrics
+	damaged prometheus.Counter
 	log     *slog.Logger
+
+	// The existence cache remembers the properties of pictures that exist, and nothing about pictures that do not.
+	mu       sync.Mutex
+	pictures *simplelru.LRU[signerapi.User, *cached]
+	lookups  *semaphore.Weighted
 }
+
+const (
+	maxCached  = 8192 // pictures; each takes some 2 KiB with a link
+	maxLookups = 256  // at once: the frontend makes 128 calls, and the lookups of clients that have disconnected go on
+)
 
 // New returns a store. It makes no call.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Store {
-	b := newBuffers()
-	s := &Store{opts: opts, storage: opts.Storage, buffers: b, metrics: newMetrics(reg, b), log: log}
-	s.cache = newExistenceCache(opts.ExistenceCacheTTL, s.look)
+	auto := promauto.With(reg)
+	pictures, _ := simplelru.NewLRU[signerapi.User, *cached](maxCached, nil) // fails only for a size below 1
+	s := &Store{Options: opts, buffers: newBuffers(), log: log, pictures: pictures, lookups: semaphore.NewWeighted(maxLookups), damaged: auto.NewCounter(prometheus.CounterOpts{
+		Name: "cats_signer_uploads_damaged_total", Help: "Uploads that storage stored damaged, by its CRC64.",
+	})}
+	auto.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 5, for uploads of unknown size.",
+	}, func() float64 { return float64(s.buffers.taken.Load()) })
 	return s
-}
-
-// look returns the properties of the picture of user.
-func (s *Store) look(ctx context.Context, user signerapi.User) (signerapi.Info, error) {
-	info, _, err := s.storage.Head(ctx, s.storage.PictureBlob(user))
-	return info, err
-}
-
-// checkPreconditions returns ErrPreconditionFailed if the preconditions fail for the picture of user now.
-func (s *Store) checkPreconditions(ctx context.Context, user signerapi.User, preconditions signerapi.Preconditions) error {
-	info, err := s.look(ctx, user)
-	if err != nil && !errors.Is(err, apierror.ErrNotFound) {
-		return err
-	}
-	return preconditions.Evaluate(info.ETag)
-}
-
-// available returns an error while the circuit breaker is open.
-func (s *Store) available(ctx context.Context, user signerapi.User) error {
-	return s.storage.Available(ctx, func(ctx context.Context) error {
-		_, err := s.look(ctx, user)
-		return err
-	})
 }
 
 // Link implements [signerapi.Signer].
 func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.LinkOptions) (signerapi.Link, error) {
-	ttl, err := s.opts.Keys.TTL(opts.TTL)
+	p, err := s.look(ctx, user)
 	if err != nil {
 		return signerapi.Link{}, err
 	}
-	if err := signerapi.ValidateDownloadName(opts.Download); err != nil {
-		return signerapi.Link{}, err
-	}
-	found, err := s.cache.get(ctx, user)
-	if err != nil {
-		return signerapi.Link{}, err
-	}
-	link, err := s.opts.Keys.Link(s.storage.PictureBlob(user), found.info.ContentType, opts.Download, ttl, found.link.Load())
+	link, err := s.Keys.Link(s.Storage.PictureBlob(user), p.info.ContentType, opts, p.link.Load())
 	if err != nil {
 		return signerapi.Link{}, err
 	}
 	if opts.Download == "" {
-		found.link.Store(link)
+		p.link.Store(link)
 	}
-	return signerapi.Link{Info: found.info, URL: link.URL, ExpiresAt: link.ExpiresAt}, nil
+	return signerapi.Link{Info: p.info, URL: link.URL, ExpiresAt: link.ExpiresAt}, nil
 }
 
-type metrics struct{ damaged prometheus.Counter }
+// cached is a picture, or a lookup in progress. The fields info, err and until are set when found is closed.
+type cached struct {
+	found chan struct{}
+	info  signerapi.Info
+	err   error
+	until time.Time
+	link  atomic.Pointer[signing.Link] // the last one that shows the picture
+}
 
-func newMetrics(reg prometheus.Registerer, b *buffers) *metrics {
-	auto := promauto.With(reg)
-	auto.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 5, for uploads of unknown size.",
-	}, func() float64 { return float64(b.taken()) })
-	return &metrics{damaged: auto.NewCounter(prometheus.CounterOpts{
-		Name: "cats_signer_uploads_damaged_total", Help: "Uploads that storage stored damaged, by its CRC64.",
-	})}
+// expired reports whether the lookup has ended, and its result must not be used for new requests.
+func (p *cached) expired() bool {
+	select {
+	case <-p.found:
+		return p.err != nil || !time.Now().Before(p.until)
+	default:
+		return false
+	}
+}
+
+// look returns the picture of user, which may be cached.
+func (s *Store) look(ctx context.Context, user signerapi.User) (*cached, error) {
+	p, err := s.lookup(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.found:
+		return p, p.err
+	case <-ctx.Done():
+		return nil, apierror.ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+}
+
+// lookup returns the cached picture of user, or a lookup. Concurrent requests share a lookup, so it does not end with ctx.
+func (s *Store) lookup(ctx context.Context, user signerapi.User) (*cached, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last, ok := s.pictures.Get(user)
+	if ok && !last.expired() {
+		return last, nil
+	}
+	if !s.lookups.TryAcquire(1) {
+		return nil, apierror.ErrOverloaded.Wrap(fmt.Errorf("%d lookups are in progress", maxLookups))
+	}
+	p := &cached{found: make(chan struct{})}
+	if ok {
+		p.link.Store(last.link.Load())
+	}
+	s.pictures.Add(user, p)
+	go func() {
+		defer s.lookups.Release(1)
+		p.info, _, p.err = s.Storage.Head(context.WithoutCancel(ctx), s.Storage.PictureBlob(user))
+		p.until = time.Now().Add(s.ExistenceCacheTTL)
+		close(p.found)
+	}()
+	return p, nil
+}
+
+// forget removes the picture of user from the cache. Call it before and after a change of the picture. A lookup in progress is not
+// shared with later requests.
+func (s *Store) forget(user signerapi.User) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pictures.Remove(user)
 }

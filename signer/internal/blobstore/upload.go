@@ -2,6 +2,7 @@ package blobstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/md5"
 	"crypto/rand"
@@ -9,25 +10,27 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"net"
+	"os"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/minio/crc64nvme"
+	"golang.org/x/sync/semaphore"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
 	"cats.example/signer/internal/storage"
 )
 
-// Keys of a picture's metadata. The value is the mark of the write: by it the signer recognizes its own write if the response of
-// storage is lost.
-const (
-	putKey  = "catsid"     // of a Put: a random ID
-	copyKey = "catsupload" // of a CopyFrom: the version of the source
-)
+// markKey is the key of a picture's metadata whose value is the mark of the write: a random ID, or the version that CopyFrom has
+// copied. By it the signer recognizes its own write if the response of storage is lost.
+const markKey = "catsid"
 
 var (
 	errWrongLength = apierror.ErrIncomplete.WithDetail("the picture is not as long as announced; nothing was stored")
@@ -42,34 +45,31 @@ type upload struct {
 	client     *blockblob.Client
 	conditions *blob.AccessConditions
 	id         string // random, the same in all attempts
-	key, mark  string // in the metadata of the picture
+	mark       string // in the metadata of the picture
 	info       signerapi.Info
 	blocks     []string // IDs, in the order of the picture
 }
 
 // newUpload returns an upload of a picture of user. mark is that of a CopyFrom, "" for a Put.
 func (s *Store) newUpload(user signerapi.User, preconditions signerapi.Preconditions, mark string) *upload {
-	name, id, key := s.storage.PictureBlob(user), rand.Text(), copyKey
-	if mark == "" {
-		key, mark = putKey, id
+	name, id := s.Storage.PictureBlob(user), rand.Text()
+	return &upload{
+		Store: s, blob: name, client: s.Storage.BlobClient(name), conditions: storage.AccessConditions(preconditions),
+		id: id, mark: cmp.Or(mark, id),
 	}
-	return &upload{Store: s, blob: name, client: s.storage.BlobClient(name), conditions: storage.AccessConditions(preconditions), id: id, key: key, mark: mark}
 }
 
 // putBytes stores a picture that is in memory. The SDK can repeat the upload.
 func (up *upload) putBytes(ctx context.Context, picture []byte) (signerapi.Info, error) {
 	up.info.Size = int64(len(picture))
 	sum := md5.Sum(picture)
-	return up.putBlob(ctx, &storage.Operation{Name: storage.OpPut}, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
+	return up.putBlob(ctx, streaming.NopCloser(bytes.NewReader(picture)), sum[:])
 }
 
-// putStream stores a picture that is read from the client, whose MD5 is sum if that is not nil.
-func (up *upload) putStream(ctx context.Context, picture *storage.Stream, sum []byte) (signerapi.Info, error) {
-	return up.putBlob(ctx, &storage.Operation{Name: storage.OpPut, Body: picture}, picture, sum)
-}
-
-// putBlob stores body with one Put Blob. Storage verifies its MD5, sum, if that is not nil.
-func (up *upload) putBlob(ctx context.Context, op *storage.Operation, body io.ReadSeekCloser, sum []byte) (signerapi.Info, error) {
+// putBlob stores body, which is in memory or a [*storage.Stream], with one Put Blob. Storage verifies its MD5, sum, if that is not
+// nil.
+func (up *upload) putBlob(ctx context.Context, body io.ReadSeekCloser, sum []byte) (signerapi.Info, error) {
+	op := storage.NewOperation(storage.OpPut, body)
 	info, err := up.write(ctx, op, func(ctx context.Context) error {
 		done, err := up.client.Upload(ctx, body, &blockblob.UploadOptions{
 			HTTPHeaders:             up.headers(),
@@ -84,7 +84,7 @@ func (up *upload) putBlob(ctx context.Context, op *storage.Operation, body io.Re
 		return err
 	})
 	if err == nil && op.Damaged {
-		up.metrics.damaged.Inc()
+		up.damaged.Inc()
 		up.log.Error("storage stored a damaged picture; the client was told to upload it again")
 		return signerapi.Info{}, apierror.ErrDamaged
 	}
@@ -100,18 +100,14 @@ func (up *upload) nextBlock() string {
 
 // stageBytes stores the next block, which is in memory. The SDK can repeat the upload.
 func (up *upload) stageBytes(ctx context.Context, block []byte) error {
-	return up.stage(ctx, &storage.Operation{Name: storage.OpBlock}, streaming.NopCloser(bytes.NewReader(block)),
-		blob.TransferValidationTypeCRC64(crc64nvme.Checksum(block)))
+	return up.stage(ctx, streaming.NopCloser(bytes.NewReader(block)), blob.TransferValidationTypeCRC64(crc64nvme.Checksum(block)))
 }
 
-// stageStream stores the next block, which is read from the client.
-func (up *upload) stageStream(ctx context.Context, block *storage.Stream) error {
-	return up.stage(ctx, &storage.Operation{Name: storage.OpBlock, Body: block}, block, nil)
-}
-
-func (up *upload) stage(ctx context.Context, op *storage.Operation, block io.ReadSeekCloser, validation blob.TransferValidationType) error {
+// stage stores the next block, which is in memory or a [*storage.Stream].
+func (up *upload) stage(ctx context.Context, block io.ReadSeekCloser, validation blob.TransferValidationType) error {
+	op := storage.NewOperation(storage.OpBlock, block)
 	id := up.nextBlock()
-	err := up.storage.Call(ctx, op, func(ctx context.Context) error {
+	err := up.Storage.Call(ctx, op, func(ctx context.Context) error {
 		_, err := up.client.StageBlock(ctx, id, block, &blockblob.StageBlockOptions{TransactionalValidation: validation})
 		return err
 	})
@@ -141,11 +137,11 @@ func (up *upload) commit(ctx context.Context, size int64) (signerapi.Info, error
 // carried out an attempt that failed, write looks for the picture. If it does not find the picture, the outcome is unknown.
 func (up *upload) write(ctx context.Context, op *storage.Operation, do func(context.Context) error) (signerapi.Info, error) {
 	ctx = context.WithoutCancel(ctx)
-	err := up.storage.Call(ctx, op, do)
+	err := up.Storage.Call(ctx, op, do)
 	switch {
 	case err == nil:
 		return up.info, nil
-	case !op.Uncertain():
+	case !op.Uncertain:
 		return signerapi.Info{}, err
 	}
 	if info, ok, _ := up.find(ctx); ok {
@@ -157,9 +153,9 @@ func (up *upload) write(ctx context.Context, op *storage.Operation, do func(cont
 
 // find returns the stored picture, and whether its mark begins with that of up. A missing picture is no error.
 func (up *upload) find(ctx context.Context) (info signerapi.Info, ok bool, err error) {
-	info, metadata, err := up.storage.Head(ctx, up.blob)
+	info, metadata, err := up.Storage.Head(ctx, up.blob)
 	for name, value := range metadata {
-		ok = ok || strings.EqualFold(name, up.key) && strings.HasPrefix(storage.Value(value), up.mark) // HTTP changes the case
+		ok = ok || strings.EqualFold(name, markKey) && strings.HasPrefix(storage.Value(value), up.mark) // HTTP changes the case
 	}
 	if errors.Is(err, apierror.ErrNotFound) {
 		err = nil
@@ -171,7 +167,7 @@ func (up *upload) headers() *blob.HTTPHeaders {
 	return &blob.HTTPHeaders{BlobContentType: &up.info.ContentType, BlobContentMD5: up.info.MD5}
 }
 
-func (up *upload) metadata() map[string]*string { return map[string]*string{up.key: &up.mark} }
+func (up *upload) metadata() map[string]*string { return map[string]*string{markKey: &up.mark} }
 
 // unknownOutcome returns the error of a write that failed with err after an earlier attempt, which storage may have carried out.
 // mayHave is apierror.MayBeStored or apierror.MayBeDeleted.
@@ -184,4 +180,145 @@ func unknownOutcome(err error, mayHave, write string) error {
 		e = e.WithDetail("the client closed the connection")
 	}
 	return e.WithUnknownOutcome(mayHave)
+}
+
+const (
+	// bufferCount buffers of bufferBytes each hold pictures of forms, and pictures or blocks of chunked uploads.
+	bufferCount = 4
+	bufferBytes = 4<<20 + signerapi.MaxSizeRange
+	// spareBytes is the size of one more buffer, for chunked uploads only, so that forms do not keep them out.
+	spareBytes = 512 << 10
+	// heapTotal bounds the memory of all uploads in bytes, except the spare buffer. A stream takes streamBytes: net/http has 64
+	// KiB of buffers for each, and three goroutines have stacks.
+	heapTotal   = 24 << 20
+	streamBytes = 128 << 10
+
+	bufferWait    = 10 * time.Second // for memory, at most
+	retryInterval = 100 * time.Millisecond
+
+	// While more than half of the buffers are taken, each must be filled with minFill bytes per second in every window of
+	// fillWindow, so that slow clients do not keep fast ones out.
+	minFill    = 16 << 10
+	fillWindow = 5 * time.Second
+)
+
+// errTooSlow is returned when a client fills its buffer too slowly while others wait for one.
+var errTooSlow = apierror.ErrStalled.WithDetail("upload too slow while many uploads of unknown size were in progress; " +
+	"nothing was stored; send the picture with PUT and a Content-Length")
+
+// buffers is the memory of uploads: some large buffers, a spare one, and a budget for the large ones and everything else.
+type buffers struct {
+	large, spare *semaphore.Weighted // buffers that are not taken
+	heap         *semaphore.Weighted // bytes of heapTotal
+	taken        atomic.Int64        // buffers in use, including the spare one
+}
+
+func newBuffers() *buffers {
+	return &buffers{large: semaphore.NewWeighted(bufferCount), spare: semaphore.NewWeighted(1), heap: semaphore.NewWeighted(heapTotal)}
+}
+
+// reserve waits for n bytes of the budget, which release returns. The errors are those of take.
+func (b *buffers) reserve(ctx context.Context, n int64) (release func(), err error) {
+	wait, cancel := context.WithTimeout(ctx, bufferWait)
+	defer cancel()
+	if b.heap.Acquire(wait, n) != nil {
+		return nil, noMemory(ctx)
+	}
+	return func() { b.heap.Release(n) }, nil
+}
+
+// noMemory returns the error of an upload that got no memory in time, or whose ctx is done.
+func noMemory(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return apierror.ErrIncomplete.Wrap(context.Cause(ctx))
+	}
+	return apierror.ErrOverloaded.Wrap(errors.New("no memory for uploads became free"))
+}
+
+// try returns a buffer of bufferBytes, or nil if none is free.
+func (b *buffers) try() []byte {
+	if !b.large.TryAcquire(1) {
+		return nil
+	}
+	if !b.heap.TryAcquire(bufferBytes) {
+		b.large.Release(1)
+		return nil
+	}
+	b.taken.Add(1)
+	return make([]byte, bufferBytes)
+}
+
+// take waits for a buffer, which can be the spare one. It returns ErrOverloaded after bufferWait, and ErrIncomplete when ctx is
+// done.
+func (b *buffers) take(ctx context.Context) ([]byte, error) {
+	wait, cancel := context.WithTimeout(ctx, bufferWait)
+	defer cancel()
+	for {
+		if buf := b.try(); buf != nil {
+			return buf, nil
+		}
+		if b.spare.TryAcquire(1) {
+			b.taken.Add(1)
+			return make([]byte, spareBytes), nil
+		}
+		select {
+		case <-time.After(retryInterval):
+		case <-wait.Done():
+			return nil, noMemory(ctx)
+		}
+	}
+}
+
+// give returns a buffer.
+func (b *buffers) give(buf []byte) {
+	b.taken.Add(-1)
+	if len(buf) == spareBytes {
+		b.spare.Release(1)
+		return
+	}
+	b.heap.Release(bufferBytes)
+	b.large.Release(1)
+}
+
+// filler fills buffers from a request body. It gives up on a body that is too slow, even during a Read.
+type filler struct {
+	pool *buffers
+	body net.Conn   // an end of a pipe, because its Read has a deadline
+	end  chan error // of the body; nil is io.EOF
+}
+
+// filler returns a filler from body. Stop it before Put returns: its goroutine is then at most inside one Read of body.
+func (b *buffers) filler(body io.Reader) filler {
+	out, in := net.Pipe()
+	end := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(in, body) // of an error that wraps io.EOF it returns the error
+		end <- err
+		_ = in.Close()
+	}()
+	return filler{b, out, end}
+}
+
+func (f filler) stop() { _ = f.body.Close() }
+
+// fill reads until buf is full, and then returns nil, or until the body ends. Its end is a bare io.EOF. Time between two calls
+// does not count as slow.
+func (f filler) fill(buf []byte) (n int, err error) {
+	window, before := time.Now().Add(fillWindow), 0
+	for n < len(buf) && err == nil {
+		_ = f.body.SetReadDeadline(window)
+		var k int
+		k, err = f.body.Read(buf[n:])
+		n += k
+		switch {
+		case err == io.EOF:
+			err = cmp.Or(<-f.end, io.EOF)
+		case errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(window):
+			if f.pool.taken.Load() > bufferCount/2 && float64(n-before) < minFill*fillWindow.Seconds() {
+				return n, errTooSlow
+			}
+			window, before, err = time.Now().Add(fillWindow), n, nil
+		}
+	}
+	return n, err
 }

@@ -40,16 +40,12 @@ func (u *Uploads) CommitUpload(ctx context.Context, user signerapi.User, id stri
 		return signerapi.Info{}, apierror.ErrOverloaded.Wrap(errors.New("the same upload is being committed"))
 	}
 	defer u.committing.Delete(name)
-	release, err := u.opts.Commits.Take(signerapi.CallerFrom(ctx))
+	release, err := u.Commits.Take(signerapi.CallerFrom(ctx))
 	if err != nil {
 		return signerapi.Info{}, err
 	}
 	defer release()
-	err = u.opts.Storage.Available(ctx, func(ctx context.Context) error {
-		_, _, err := u.opts.Storage.Head(ctx, name)
-		return err
-	})
-	if err != nil {
+	if err := u.Storage.Available(ctx, name); err != nil {
 		return signerapi.Info{}, err
 	}
 	c := commit{Uploads: u, user: user, name: name, wanted: opts}
@@ -66,11 +62,11 @@ type commit struct {
 
 // run stores the staged blob, which must have size bytes, as the picture, and deletes it.
 func (c commit) run(ctx context.Context, size int64) (signerapi.Info, error) {
-	staged, _, err := c.opts.Storage.Head(ctx, c.name)
+	staged, _, err := c.Storage.Head(ctx, c.name)
 	err = stagedError(err)
 	switch {
 	case errors.Is(err, apierror.ErrNotFound):
-		info, ok, err := c.opts.Store.Find(ctx, c.user, c.name) // an earlier commit may have stored any version of the blob
+		info, ok, err := c.Store.Find(ctx, c.user, c.name) // an earlier commit may have stored any version of the blob
 		if err == nil && !ok {
 			err = apierror.ErrNoUpload
 		}
@@ -81,19 +77,19 @@ func (c commit) run(ctx context.Context, size int64) (signerapi.Info, error) {
 		return signerapi.Info{}, apierror.ErrIncomplete.WithDetail(fmt.Sprintf("%d bytes of %d were uploaded; nothing was stored", staged.Size, size))
 	}
 	mark := c.name + " " + staged.ETag // the client may upload and commit several versions
-	info, ok, err := c.opts.Store.Find(ctx, c.user, mark)
+	info, ok, err := c.Store.Find(ctx, c.user, mark)
 	if err == nil && !ok {
 		info, err = c.store(ctx, staged, mark, info.ETag)
 	}
 	if status := apierror.AsError(err).Status; status == http.StatusConflict || status == http.StatusPreconditionFailed {
-		if stored, ok, _ := c.opts.Store.Find(ctx, c.user, mark); ok { // another replica has committed, and so changed the picture
+		if stored, ok, _ := c.Store.Find(ctx, c.user, mark); ok { // another replica has committed, and so changed the picture
 			info, err = stored, nil
 		}
 	}
-	outcome := deletedCommitted
+	outcome := "committed"
 	switch {
 	case errors.Is(err, apierror.ErrUnsupportedMediaType), errors.Is(err, apierror.ErrTooLarge):
-		outcome = deletedRejected // another commit would have the same result
+		outcome = "rejected" // another commit would have the same result
 	case err != nil:
 		return signerapi.Info{}, err
 	}
@@ -129,19 +125,19 @@ func (c commit) store(ctx context.Context, staged signerapi.Info, mark, before s
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	url, err := c.opts.Keys.ReadURL(c.opts.Storage.AccountURL, c.name, sourceTTL)
+	url, err := c.Keys.ReadURL(c.Storage.AccountURL, c.name, sourceTTL)
 	if err != nil {
 		return signerapi.Info{}, err
 	}
-	source := blobstore.Source{URL: url, Mark: mark, Info: signerapi.Info{ETag: staged.ETag, ContentType: mediaType, Size: staged.Size, MD5: sum}}
-	info, err := c.opts.Store.CopyFrom(ctx, c.user, source, c.wanted.Preconditions)
+	staged.ContentType, staged.MD5 = mediaType, sum
+	info, err := c.Store.CopyFrom(ctx, c.user, url, staged, mark, c.wanted.Preconditions)
 	return info, copyError(err)
 }
 
 // inspect reads the beginning of the staged blob and returns its media type.
 func (c commit) inspect(ctx context.Context, etag string) (mediaType string, err error) {
-	err = c.opts.Storage.Call(ctx, &storage.Operation{Name: storage.OpGet}, func(ctx context.Context) error {
-		resp, err := c.opts.Storage.BlobClient(c.name).DownloadStream(ctx, &blob.DownloadStreamOptions{
+	err = c.Storage.Call(ctx, &storage.Operation{Name: storage.OpGet}, func(ctx context.Context) error {
+		resp, err := c.Storage.BlobClient(c.name).DownloadStream(ctx, &blob.DownloadStreamOptions{
 			Range:            blob.HTTPRange{Count: picture.HeadBytes},
 			AccessConditions: storage.AccessConditions(signerapi.Preconditions{IfMatch: etag}),
 		})
@@ -149,7 +145,7 @@ func (c commit) inspect(ctx context.Context, etag string) (mediaType string, err
 			return err
 		}
 		defer resp.Body.Close()
-		mediaType, err = c.opts.Limits.InspectHead(resp.Body)
+		mediaType, err = c.Limits.InspectHead(resp.Body)
 		return err
 	})
 	if errors.Is(err, apierror.ErrPreconditionFailed) || errors.Is(err, apierror.ErrNotFound) {

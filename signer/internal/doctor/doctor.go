@@ -12,11 +12,16 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/version"
 
@@ -33,15 +38,18 @@ import (
 )
 
 const (
-	// checkLimit is the time limit of a check, which makes two attempts.
-	checkLimit = 13 * time.Second
-	// tryTimeout is less than half of it. So an error tells what the network did, and not that the time was up.
-	tryTimeout = 6 * time.Second
-	// totalLimit is the time limit of all checks except the deletion of the test picture.
-	totalLimit = 50 * time.Second
-
+	checkLimit = 13 * time.Second // of a check, which makes two attempts
+	totalLimit = 50 * time.Second // of all checks except the deletion of the test picture
+	// tryTimeout is less than half of the timeout of a check or a call. So an error tells what the network did, and not that the
+	// time was up.
+	tryTimeout = 4500 * time.Millisecond
 	// maxClockDelay is how far the clock may be behind storage's before the check fails: short links would expire at once.
 	maxClockDelay = 5 * time.Minute
+	indent        = "                  " // of the lines below that of a check
+	// testUserPrefix begins the name of the test picture's user. The rest is random, so no user has that name.
+	testUserPrefix = "cats-api-doctor-"
+	// testPicture is what the media type check needs of a PNG of one pixel.
+	testPicture = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
 )
 
 // Options are the signer's settings.
@@ -58,92 +66,87 @@ type Options struct {
 // run is one run of all checks.
 type run struct {
 	Options
-	report
-	failed  map[string]error // why checks are skipped that need a check that failed or was skipped, by its name
+	out     io.Writer
+	count   map[string]int   // of checks, by mark: ok, warn, fail or skip
+	failed  map[string]error // why checks that need a check, or something else, are skipped, by its name
 	notes   []string         // of the current check
 	tokens  *identity.Tokens
 	storage *storage.Client
 	keys    *signing.Keys
 	store   *blobstore.Store
-
-	noToken, noAnswer error          // why checks are skipped that need the federated token, or storage
-	user              signerapi.User // of the test picture
-	picture           signerapi.Info
-	stored            bool // storage may have the test picture
+	user    signerapi.User // of the test picture
+	picture signerapi.Info
+	stored  bool // storage may have the test picture
 }
-
-// testUserPrefix begins the name of the test picture's user. The rest is random, so no user has that name.
-const testUserPrefix = "cats-api-doctor-"
-
-// testPicture is what the media type check needs of a PNG of one pixel.
-const testPicture = "\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01"
 
 // Run makes all checks and writes each result to out when its check ends. It returns true if all checks passed. It takes about
 // a minute at most. It deletes its test picture even if ctx is canceled.
 func Run(ctx context.Context, opts Options, out io.Writer) (healthy bool) {
 	ctx, cancel := context.WithTimeout(ctx, totalLimit)
 	defer cancel()
-	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	r := &run{Options: opts, report: report{out: out, count: map[string]int{}}, failed: map[string]error{}}
-	r.tokens = identity.New(identity.Options{Settings: opts.Identity, Transport: opts.Transport}, log, reg)
-	client, err := storage.New(storage.Options{
-		Settings: opts.Storage, Credential: r.tokens, Transport: opts.Transport,
-		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 2 * time.Second},
-	}, log, reg)
-	if err == nil {
-		slots := ratelimit.NewPools("signer", 0, reg).New("uploads", 1)
-		r.storage, r.keys = client, signing.New(opts.Signing, client, 0, log, reg)
-		r.store = blobstore.New(blobstore.Options{
-			Limits:  picture.Limits{MaxPictureSize: picture.Size(len(testPicture)), AcceptedTypes: []string{"image/png"}, MaxPixels: 1},
-			Storage: client, Keys: r.keys, Uploads: slots, Chunked: slots,
-		}, log, reg)
-	}
-	noAccount := config.Require(err == nil && opts.Storage.Validate() == nil, "the settings of storage are not valid")
+	r := &run{Options: opts, out: out, count: map[string]int{}, failed: map[string]error{
+		"identity": config.Require(opts.Identity.Validate() == nil, "the settings of the identity are not valid"),
+	}}
+	r.failed["account"] = config.Require(errors.Join(r.open(), opts.Storage.Validate()) == nil, "the settings of storage are not valid")
 	r.subject()
 	r.settings()
-	r.checkIdentity(ctx)
-	r.checkStorage(ctx, noAccount)
-	r.check(ctx, "clock", cmp.Or(noAccount, r.noAnswer), r.clock)
+	if r.Identity.Credential != identity.Default {
+		r.check(ctx, "token file", r.tokenFile)
+	}
+	r.check(ctx, "exchange", r.exchange, "identity", "token")
+	r.check(ctx, "key", r.key, "account", "exchange")
+	r.check(ctx, "put", r.put, "account", "exchange", "answer")
+	r.check(ctx, "link", r.link, "put", "key")
+	signs := r.failed["put"] == nil && r.failed["key"] == nil
+	if signs && r.Signing.LinkBaseURL != "" {
+		r.check(ctx, "link base", r.linkBase)
+	}
+	if signs && r.DirectUploads {
+		r.check(ctx, "copy", r.copy)
+	}
+	if r.stored {
+		r.check(context.WithoutCancel(ctx), "delete", r.delete)
+	}
+	r.check(ctx, "clock", r.clock, "account", "answer")
 	if opts.Callers.AuthenticationOn() {
-		r.check(ctx, "callers", nil, r.callers)
+		r.check(ctx, "callers", r.callers)
 	}
 	return r.end()
 }
 
-func (r *run) checkIdentity(ctx context.Context) {
-	noFile := config.Require(r.Identity.TokenFile != "", "AZURE_FEDERATED_TOKEN_FILE is not set")
-	noIdentity := config.Require(r.Identity.Validate() == nil, "the settings of the identity are not valid")
-	if r.Identity.Credential != identity.Default {
-		r.check(ctx, "token file", noFile, r.tokenFile)
+// open makes what the checks work with. It makes no call.
+func (r *run) open() error {
+	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	r.tokens = identity.New(r.Identity, r.Transport, tracing.Provider{}, log, reg)
+	client, err := storage.New(storage.Options{
+		Settings: r.Storage, Credential: r.tokens, Transport: r.Transport,
+		Retry: &policy.RetryOptions{MaxRetries: 1, TryTimeout: tryTimeout, RetryDelay: 200 * time.Millisecond, MaxRetryDelay: 2 * time.Second},
+	}, log, reg)
+	if err != nil {
+		return err
 	}
-	r.check(ctx, "exchange", cmp.Or(noIdentity, r.noToken), r.exchange)
+	slots := ratelimit.NewPools("signer", 0, reg).New("uploads", 1)
+	r.storage, r.keys = client, signing.New(r.Signing, client, 0, log, reg)
+	r.store = blobstore.New(blobstore.Options{
+		Limits:  picture.Limits{MaxPictureSize: picture.Size(len(testPicture)), AcceptedTypes: []string{"image/png"}, MaxPixels: 1},
+		Storage: client, Keys: r.keys, Uploads: slots, Chunked: slots,
+	}, log, reg)
+	return nil
 }
 
-func (r *run) checkStorage(ctx context.Context, noAccount error) {
-	r.check(ctx, "key", cmp.Or(noAccount, r.failed["exchange"]), r.key)
-	r.check(ctx, "put", cmp.Or(noAccount, r.failed["exchange"], r.noAnswer), r.put)
-	noLink := cmp.Or(r.failed["put"], r.failed["key"])
-	r.check(ctx, "link", noLink, r.link)
-	if noLink == nil && r.Signing.LinkBaseURL != "" {
-		r.check(ctx, "link base", nil, r.linkBase)
+// check makes a check, unless something that it needs has failed or ctx is done, and writes its lines. do returns what works, or
+// an error, which may be a [warning].
+func (r *run) check(ctx context.Context, name string, do func(context.Context) (string, error), needs ...string) {
+	var reason error
+	for _, need := range needs {
+		reason = cmp.Or(reason, r.failed[need])
 	}
-	if noLink == nil && r.DirectUploads {
-		r.check(ctx, "copy", nil, r.copy)
-	}
-	if r.stored {
-		r.check(context.WithoutCancel(ctx), "delete", nil, r.delete)
-	}
-}
-
-// check makes a check, unless there is a reason to skip it or ctx is done, and writes its lines. do returns what works, or an
-// error, which may be a [warning].
-func (r *run) check(ctx context.Context, name string, skipReason error, do func(context.Context) (string, error)) {
 	if ctx.Err() != nil {
-		skipReason = errors.New("the doctor was interrupted, or its time was up")
+		reason = errors.New("the doctor was interrupted, or its time was up")
 	}
 	r.failed[name] = errors.New("the check " + name + " did not pass")
-	if skipReason != nil {
-		r.line(skip, name, "skipped: "+skipReason.Error())
+	if reason != nil {
+		r.line("skip", name, "skipped: "+reason.Error())
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkLimit)
@@ -151,13 +154,13 @@ func (r *run) check(ctx context.Context, name string, skipReason error, do func(
 	r.notes = nil
 	works, err := do(ctx)
 	if err == nil {
-		r.line(ok, name, works)
+		r.line("ok", name, works)
 		delete(r.failed, name)
 	} else {
 		r.problem(name, cause(err))
 	}
 	for _, n := range r.notes {
-		r.note(n)
+		r.write(indent + n)
 	}
 }
 
@@ -176,38 +179,61 @@ func (r *run) subject() {
 
 func (r *run) settings() {
 	if r.Faults == nil {
-		r.line(ok, "settings", fmt.Sprintf("container %s of %s", r.Storage.Container, r.Storage.AccountURL))
+		r.line("ok", "settings", fmt.Sprintf("container %s of %s", r.Storage.Container, r.Storage.AccountURL))
 	} else {
 		for fault := range strings.SplitSeq(r.Faults.Error(), "\n") {
 			r.problem("settings", errors.New(fault))
 		}
 	}
 	if r.Callers.AnonymousAccess {
-		r.note("authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
+		r.write(indent + "authentication is off (ANONYMOUS_ACCESS=true): every client can store, read, replace and delete every picture")
 	}
 }
 
+// tokenFile checks the federated token, and notes its claims for comparison with the identity's federated credential. It does not
+// verify the signature: Entra ID does.
 func (r *run) tokenFile(context.Context) (string, error) {
-	works, notes, err := checkTokenFile(r.Identity)
-	r.notes = notes
-	if errors.Is(err, errNoToken) {
-		r.noToken = errNoToken
+	path, audience := r.Identity.TokenFile, r.Identity.Audience()
+	content, err := r.Identity.FederatedToken()
+	if err != nil {
+		r.failed["token"] = errors.New("there is no federated token")
+		return "", err
 	}
-	return works, err
+	var claims jwt.Claims
+	algorithms := []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.ES384, jose.ES512} // of Kubernetes
+	token, err := jwt.ParseSigned(strings.TrimSpace(content), algorithms)
+	if err != nil || token.UnsafeClaimsWithoutVerification(&claims) != nil || claims.Expiry == nil {
+		return "", fmt.Errorf("%s does not hold a signed JSON Web Token with an expiry; fix: AZURE_FEDERATED_TOKEN_FILE must name the projected service-account token", path)
+	}
+	bound, advice := os.Getenv("AZURE_KUBERNETES_TOKEN_PROXY") != "", "a federated credential of the identity must have exactly these three values"
+	if bound {
+		advice = "identity bindings exchange this token; no federated credential has to match it"
+	}
+	r.notes = []string{
+		fmt.Sprintf("issuer    %.300s", claims.Issuer), fmt.Sprintf("subject   %.300s", claims.Subject),
+		fmt.Sprintf("audience  %.300s", strings.Join(claims.Audience, ", ")), advice,
+	}
+	if err := claims.ValidateWithLeeway(jwt.Expected{}, 0); err != nil {
+		return "", fmt.Errorf("%s: %w; fix: does the kubelet renew it, and is the node's clock right", path, err)
+	}
+	if !bound && !slices.Equal(claims.Audience, jwt.Audience{audience}) {
+		return "", warning{fmt.Errorf("%s has another audience than %s, which AZURE_AUTHORITY_HOST implies; "+
+			"fix: set it in the token's volume, or give the federated credential the token's audience", path, audience)}
+	}
+	return fmt.Sprintf("%s, for %v", path, time.Until(claims.Expiry.Time()).Round(time.Second)), nil
 }
 
 func (r *run) exchange(ctx context.Context) (string, error) {
 	token, err := r.tokens.Fetch(ctx)
-	return fmt.Sprintf("got a token for Blob Storage, for %v", left(token.ExpiresOn)), err
+	return fmt.Sprintf("got a token for Blob Storage, for %v", time.Until(token.ExpiresOn).Round(time.Second)), err
 }
 
 func (r *run) key(ctx context.Context) (string, error) {
 	end, err := r.keys.Fetch(ctx)
 	if _, answered := errors.AsType[*storage.ResponseError](err); err != nil && !answered {
-		r.noAnswer = errors.New("storage does not answer")
+		r.failed["answer"] = errors.New("storage does not answer")
 	}
-	r.noteRole(err, "Storage Blob Delegator", "")
-	return fmt.Sprintf("got a user delegation key, for %v", left(end)), err
+	return fmt.Sprintf("got a user delegation key, for %v", time.Until(end).Round(time.Second)), err
 }
 
 // put stores the test picture. The upload does not end with ctx: the deletion could reach storage before it.
@@ -218,7 +244,6 @@ func (r *run) put(ctx context.Context) (works string, err error) {
 	r.picture, err = r.store.Put(ctx, r.user, strings.NewReader(testPicture), signerapi.PutOptions{Size: int64(len(testPicture))})
 	e, answered := errors.AsType[*storage.ResponseError](err)
 	r.stored = !answered || e.Status >= http.StatusInternalServerError
-	r.noteRole(err, "Storage Blob Data Contributor", "/blobServices/default/containers/"+r.Storage.Container)
 	return "stored the test picture " + r.Storage.PictureBlob(r.user), err
 }
 
@@ -234,12 +259,9 @@ func (r *run) linkBase(ctx context.Context) (string, error) {
 	return "a signed URL at " + r.Signing.LinkBaseURL + " returns the same bytes", nil
 }
 
-// testURLTTL is the lifetime of the test picture's signed URLs.
-const testURLTTL = 5 * time.Minute
-
 // read returns an error unless a signed URL at base, the account's URL or LinkBaseURL, returns the test picture without a token.
 func (r *run) read(ctx context.Context, base string) error {
-	url, err := r.keys.ReadURL(base, r.Storage.PictureBlob(r.user), testURLTTL)
+	url, err := r.keys.ReadURL(base, r.Storage.PictureBlob(r.user), maxClockDelay)
 	if err != nil {
 		return err
 	}
@@ -261,9 +283,9 @@ func (r *run) read(ctx context.Context, base string) error {
 
 // copy makes the test picture a copy of itself.
 func (r *run) copy(ctx context.Context) (string, error) {
-	url, err := r.keys.ReadURL(r.Storage.AccountURL, r.Storage.PictureBlob(r.user), testURLTTL)
+	url, err := r.keys.ReadURL(r.Storage.AccountURL, r.Storage.PictureBlob(r.user), maxClockDelay)
 	if err == nil {
-		_, err = r.store.CopyFrom(ctx, r.user, blobstore.Source{URL: url, Info: r.picture, Mark: testUserPrefix}, signerapi.Preconditions{})
+		_, err = r.store.CopyFrom(ctx, r.user, url, r.picture, testUserPrefix, signerapi.Preconditions{})
 	}
 	return "storage copies within the account, as the commit of a direct upload does", err
 }
@@ -277,8 +299,19 @@ func (r *run) delete(ctx context.Context) (string, error) {
 	return "deleted the test picture", nil
 }
 
+// clock compares the clock with storage's. It needs no token: storage may reject the request, and its response has a date
+// nevertheless.
 func (r *run) clock(ctx context.Context) (string, error) {
-	ahead, err := r.keys.ClockAhead(ctx)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, r.Storage.AccountURL, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := r.Transport.Do(req)
+	if err != nil {
+		return "", err
+	}
+	_ = resp.Body.Close()
+	ahead, err := signing.ClockAhead(resp.Header.Get("Date"))
 	if err != nil {
 		return "", err
 	}
@@ -291,21 +324,8 @@ func (r *run) clock(ctx context.Context) (string, error) {
 
 // callers fetches the configuration and the keys of the issuer of callers' tokens.
 func (r *run) callers(ctx context.Context) (string, error) {
-	c := auth.New(auth.Options{Settings: r.Callers, Client: r.Transport}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	works := fmt.Sprintf("tokens of %s for %s can be verified; their claim %s is the user", r.Callers.Issuer, r.Callers.Audience, r.Callers.UserClaim)
-	return works, c.Fetch(ctx)
-}
-
-// noteRole adds the command that assigns role if err says that the identity lacks it. The scope of the role is the storage
-// account's resource ID followed by scope.
-func (r *run) noteRole(err error, role, scope string) {
-	e, answered := errors.AsType[*storage.ResponseError](err)
-	if !answered || e.Code != "AuthorizationPermissionMismatch" || r.Identity.ClientID == "" {
-		return
-	}
-	account, _, _ := strings.Cut(strings.TrimPrefix(r.Storage.AccountURL, "https://"), ".")
-	r.notes = append(r.notes, fmt.Sprintf(`az role assignment create --assignee %s --role "%s" --scope "$(az storage account show --name %s --query id --output tsv)%s"`,
-		r.Identity.ClientID, role, account, scope))
+	c := auth.New(r.Callers, r.Transport, nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	return fmt.Sprintf("tokens of %s for %s can be verified; their claim %s is the user", c.Issuer, c.Audience, c.UserClaim), c.Fetch(ctx)
 }
 
 // cause returns the reason for an error of the API, without the API's error code.
@@ -314,4 +334,67 @@ func cause(err error) error {
 		return e.Unwrap()
 	}
 	return err
+}
+
+// warning is an error with which the signer works.
+type warning struct{ error }
+
+var (
+	// secret matches a token and the signature of a signed URL. No error should hold one; the report redacts them nevertheless.
+	secret = regexp.MustCompile(`eyJ[\w.-]+|(?i)sig(=|%3D)[^&\s"]+`)
+	// control matches a character with which a claim or a response could begin a line of the report.
+	control = regexp.MustCompile(`\p{Cc}`)
+)
+
+func (r *run) write(line string) {
+	fmt.Fprintln(r.out, secret.ReplaceAllString(control.ReplaceAllString(line, " "), "[secret]"))
+}
+
+// line writes the line of a check.
+func (r *run) line(mark, check, text string) {
+	r.count[mark]++
+	r.write(fmt.Sprintf("%-4s  %-10s  %s", mark, check, text))
+}
+
+// problem writes that a check failed, or its warning, and below it what to do.
+func (r *run) problem(check string, err error) {
+	mark := "fail"
+	if _, ok := errors.AsType[warning](err); ok {
+		mark = "warn"
+	}
+	text, fix, _ := strings.Cut(err.Error(), "; fix: ")
+	r.line(mark, check, text)
+	if fix = cmp.Or(fix, networkFix(text)); fix != "" {
+		r.write(indent + "fix: " + fix)
+	}
+}
+
+// end writes the last line. It returns true if no check failed or was skipped.
+func (r *run) end() bool {
+	text := fmt.Sprintf("all works; warnings: %d", r.count["warn"])
+	if r.count["skip"] > 0 {
+		text = "some checks were skipped"
+	}
+	if r.count["fail"] > 0 {
+		text = fmt.Sprintf("failed checks: %d; the first one often causes the others", r.count["fail"])
+	}
+	r.write("")
+	r.write(text)
+	return r.count["fail"]+r.count["skip"] == 0
+}
+
+// networkFix returns what to do about a network error with that text, "" for other errors. It matches the text, because the SDK's
+// error of a failed token exchange wraps no other error.
+func networkFix(text string) string {
+	for _, n := range [][2]string{
+		{"proxyconnect|Proxy Authentication", "the proxy of HTTPS_PROXY rejects this connection; NO_PROXY lists the hosts that need no proxy"},
+		{"no such host|server misbehaving|lookup ", "the name does not resolve: check its spelling, the cluster's DNS, and that a private endpoint's DNS zone is linked to the cluster's network"},
+		{"x509:|tls:", "the certificate is not trusted: a proxy that intercepts TLS needs its CA in SSL_CERT_FILE; a private endpoint must be reached by the account's own name"},
+		{"connection refused|timeout|deadline exceeded|unreachable|no route to host|connection reset|EOF", "nothing answers on this port: look at the NetworkPolicy's egress, the firewall and routes of the cluster's subnet, and HTTPS_PROXY"},
+	} {
+		if regexp.MustCompile(n[0]).MatchString(text) {
+			return n[1]
+		}
+	}
+	return ""
 }

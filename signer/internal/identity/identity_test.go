@@ -4,19 +4,19 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
@@ -24,35 +24,39 @@ import (
 	"cats.example/signer/internal/refresh"
 )
 
-// entra issues tokens with the lifetime life, or fails with err.
+// entra issues tokens that are valid for an hour, or fails.
 type entra struct {
-	life time.Duration
-
-	mu       sync.Mutex
-	err      error
-	requests int
-}
-
-func (e *entra) failWith(err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.err = err
-}
-
-func (e *entra) count() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.requests
+	failure  atomic.Pointer[error]
+	requests atomic.Int64
 }
 
 func (e *entra) fetch(context.Context) (azcore.AccessToken, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.requests++
-	if e.err != nil {
-		return azcore.AccessToken{}, e.err
+	e.requests.Add(1)
+	time.Sleep(time.Second)
+	if err := e.failure.Load(); err != nil {
+		return azcore.AccessToken{}, *err
 	}
-	return azcore.AccessToken{Token: time.Now().String(), ExpiresOn: time.Now().Add(e.life)}, nil
+	return azcore.AccessToken{Token: time.Now().String(), ExpiresOn: time.Now().Add(time.Hour)}, nil
+}
+
+// inBubble runs Tokens with an entra on a fake clock during body.
+func inBubble(t *testing.T, failure error, body func(*testing.T, *entra, *Tokens, *bytes.Buffer)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		e, log := &entra{}, &bytes.Buffer{}
+		if failure != nil {
+			e.failure.Store(&failure)
+		}
+		tokens := New(Settings{}, nil, tracing.Provider{}, slog.New(slog.NewJSONHandler(log, nil)), prometheus.NewRegistry())
+		tokens.fetch = e.fetch
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { tokens.Run(ctx); close(done) }()
+		synctest.Wait()
+		body(t, e, tokens, log)
+		cancel()
+		<-done
+	})
 }
 
 func ready(tokens *Tokens) error {
@@ -60,132 +64,62 @@ func ready(tokens *Tokens) error {
 	return err
 }
 
-// inBubble runs Tokens with e on a fake clock during body.
-func inBubble(t *testing.T, e *entra, body func(*testing.T, *Tokens, *bytes.Buffer)) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		tokens := New(Options{}, slog.New(slog.NewJSONHandler(&log, nil)), prometheus.NewRegistry())
-		tokens.fetch = e.fetch
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() { done <- tokens.Run(ctx) }()
-		synctest.Wait()
-		body(t, tokens, &log)
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run returned %v", err)
+func TestTokenIsRenewedLongBeforeItsEnd(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, e *entra, tokens *Tokens, _ *bytes.Buffer) {
+		for range 200 {
+			time.Sleep(time.Hour / 20)
+			token, err := tokens.GetToken(t.Context(), policy.TokenRequestOptions{})
+			if left := time.Until(token.ExpiresOn); err != nil || left < 24*time.Minute {
+				t.Fatalf("%v, only %v left", err, left)
+			}
+		}
+		if n := e.requests.Load(); n < 15 || n > 26 {
+			t.Errorf("%d exchanges in ten hours", n)
+		}
+		before := e.requests.Load()
+		tokens.Renew()
+		time.Sleep(10 * time.Second)
+		if n := e.requests.Load() - before; n != 1 {
+			t.Errorf("%d exchanges after Renew", n)
 		}
 	})
 }
 
-func TestTokenIsRenewedLongBeforeItsEnd(t *testing.T) {
-	for _, life := range []time.Duration{10 * time.Second, time.Hour, 24 * time.Hour} {
-		e := &entra{life: life}
-		inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
-			for range 200 {
-				time.Sleep(life / 20)
-				token, err := tokens.GetToken(t.Context(), policy.TokenRequestOptions{})
-				if err != nil {
-					t.Fatal(err)
-				}
-				if left := time.Until(token.ExpiresOn); left < life*4/10 {
-					t.Fatalf("only %v of %v left", left, life)
-				}
-			}
-		})
-		if n := e.count(); n < 15 || n > 25 {
-			t.Errorf("%d exchanges in ten lifetimes of %v", n, life)
-		}
-	}
-}
-
 func TestCurrentTokenIsUsedDuringAnOutage(t *testing.T) {
-	e := &entra{life: time.Hour}
-	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
-		e.failWith(errors.New("down"))
+	down := explain(errors.New("AADSTS700213: no matching record"), "")
+	inBubble(t, down, func(t *testing.T, e *entra, tokens *Tokens, log *bytes.Buffer) {
+		if err := ready(tokens); !errors.Is(err, apierror.ErrSignerUnavailable) {
+			t.Errorf("during the first exchange: %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) || tokens.first.Err() != nil {
+			t.Errorf("without a token: %v, or First is closed", err)
+		}
+		n := e.requests.Load()
+		if failed := testutil.ToFloat64(tokens.acquired.WithLabelValues("error")); n < 10 || n > 60 || failed < float64(n)-1 {
+			t.Errorf("%d attempts in ten minutes, of which %v are counted", n, failed)
+		}
+		if s := log.String(); !strings.Contains(s, "AADSTS700213") || !strings.Contains(s, "fix: ") || !strings.Contains(s, `"level":"ERROR"`) {
+			t.Errorf("log: %s", s)
+		}
+		e.failure.Store(nil)
+		<-tokens.First()
+		e.failure.Store(&down)
 		time.Sleep(59 * time.Minute)
 		if err := ready(tokens); err != nil {
-			t.Errorf("before its end: %v", err)
+			t.Errorf("before the end of the token: %v", err)
 		}
 		time.Sleep(2 * time.Minute)
-		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "down") {
+		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) || !strings.Contains(err.Error(), "AADSTS700213") {
 			t.Errorf("after its end: %v", err)
 		}
-		e.failWith(nil)
+		e.failure.Store(nil)
 		time.Sleep(refresh.LastRetry * 2)
 		if err := ready(tokens); err != nil {
 			t.Errorf("after the outage: %v", err)
 		}
 	})
-}
-
-func TestGetTokenBeforeTheFirstToken(t *testing.T) {
-	e := &entra{life: time.Hour, err: errors.New("down")}
-	synctest.Test(t, func(t *testing.T) {
-		tokens, answer := New(Options{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), make(chan struct{})
-		tokens.fetch = func(ctx context.Context) (azcore.AccessToken, error) {
-			<-answer
-			return e.fetch(ctx)
-		}
-		ended := make(chan error)
-		go func() {
-			_, err := tokens.Fetch(t.Context())
-			ended <- err
-		}()
-		synctest.Wait()
-		if err := ready(tokens); !errors.Is(err, apierror.ErrSignerUnavailable) {
-			t.Errorf("during the first exchange: %v", err)
-		}
-		close(answer)
-		if err := <-ended; err == nil {
-			t.Error("the exchange did not fail")
-		}
-		if err := ready(tokens); !errors.Is(err, apierror.ErrIdentityUnavailable) {
-			t.Errorf("after the first exchange has failed: %v", err)
-		}
-	})
-}
-
-func TestFailedExchangesAreRetriedAndLogged(t *testing.T) {
-	e := &entra{life: time.Hour, err: explain(errors.New("AADSTS700213: no matching record"), "")}
-	inBubble(t, e, func(t *testing.T, tokens *Tokens, log *bytes.Buffer) {
-		select {
-		case <-tokens.First():
-			t.Error("First is closed without a token")
-		default:
-		}
-		time.Sleep(10 * time.Minute)
-		if n := e.count(); n < 10 || n > 60 {
-			t.Errorf("%d attempts in ten minutes", n)
-		}
-		if got := testutil.ToFloat64(tokens.acquired.WithLabelValues("error")); got != float64(e.count()) {
-			t.Errorf("%v counted of %d", got, e.count())
-		}
-		synctest.Wait()
-		if s := log.String(); !strings.Contains(s, "AADSTS700213") || !strings.Contains(s, "fix: ") || !strings.Contains(s, `"level":"ERROR"`) {
-			t.Errorf("log: %s", s)
-		}
-		e.failWith(nil)
-		time.Sleep(refresh.LastRetry * 2)
-		<-tokens.First()
-	})
-}
-
-// Requests that storage rejects during an exchange have the previous token.
-func TestRenewDuringAnExchangeCausesNoOther(t *testing.T) {
-	e := &entra{life: time.Hour}
-	inBubble(t, e, func(t *testing.T, tokens *Tokens, _ *bytes.Buffer) {
-		tokens.fetch = func(ctx context.Context) (azcore.AccessToken, error) {
-			tokens.Renew()
-			return e.fetch(ctx)
-		}
-		tokens.Renew()
-		time.Sleep(10 * time.Minute)
-	})
-	if n := e.count(); n != 2 {
-		t.Errorf("%d exchanges; want the first and one more", n)
-	}
 }
 
 func TestExplainIsOneLineWithAdvice(t *testing.T) {
@@ -200,46 +134,35 @@ func TestExplainIsOneLineWithAdvice(t *testing.T) {
 	if got := explain(errors.New("a\nb "+strings.Repeat("x", 1000)), "").Error(); strings.Contains(got, "\n") || len(got) > 410 {
 		t.Errorf("%q", got)
 	}
-	_, err := Settings{TokenFile: "/t"}.FederatedToken()
-	if got := fmt.Sprint(err); !strings.Contains(got, "AZURE_FEDERATED_TOKEN_FILE") || !strings.Contains(got, "/t") || !strings.Contains(got, "; fix: ") {
-		t.Errorf("%q", got)
-	}
 }
 
 func TestAudienceFollowsTheCloud(t *testing.T) {
 	for host, want := range map[string]string{
-		"":                                          "api://AzureADTokenExchange",
-		"https://login.microsoftonline.com/":        "api://AzureADTokenExchange",
-		"https://login.microsoftonline.us/":         "api://AzureADTokenExchangeUSGov",
-		"https://login.microsoftonline.us":          "api://AzureADTokenExchangeUSGov",
-		"https://LOGIN.microsoftonline.us:443/":     "api://AzureADTokenExchangeUSGov",
-		"https://login.partner.microsoftonline.cn/": "api://AzureADTokenExchangeChina",
-		"https://login.chinacloudapi.cn/":           "api://AzureADTokenExchangeChina",
-		"https://login.private.example/":            "api://AzureADTokenExchange",
-		"https://%zz":                               "api://AzureADTokenExchange",
+		"": publicAudience, "https://login.private.example/": publicAudience, "https://%zz": publicAudience,
+		"https://LOGIN.microsoftonline.us:443/": "api://AzureADTokenExchangeUSGov", "https://login.microsoftonline.us": "api://AzureADTokenExchangeUSGov",
+		"https://login.partner.microsoftonline.cn/": "api://AzureADTokenExchangeChina", "https://login.chinacloudapi.cn/": "api://AzureADTokenExchangeChina",
 	} {
 		got := Settings{AuthorityHost: host}.Audience()
-		if got != want {
-			t.Errorf("%q: %s; want %s", host, got, want)
-		}
-		err := explain(errors.New("invalid_client: AADSTS700212: No matching federated identity record found for presented assertion audience 'api://other'"), got)
-		if !strings.Contains(err.Error(), want+",") || !strings.Contains(err.Error(), "'api://other'") {
-			t.Errorf("%q: the advice is %v; want %s in it", host, err, want)
+		advice := explain(errors.New("AADSTS700212: No matching record found for presented assertion audience 'api://other'"), got).Error()
+		if got != want || !strings.Contains(advice, want+",") || !strings.Contains(advice, "'api://other'") {
+			t.Errorf("%q: %s, and the advice is %s; want %s in it", host, got, advice, want)
 		}
 	}
 }
 
 func TestTokenFileIsReadForEachExchange(t *testing.T) {
-	const client = "11111111-1111-4111-8111-111111111111"
-	file := filepath.Join(t.TempDir(), "token")
-	tokens := New(Options{Settings: Settings{Credential: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file, DisableInstanceDiscovery: true}}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if _, err := tokens.fetch(t.Context()); !errors.Is(err, fs.ErrNotExist) {
+	settings := Settings{
+		Credential: WorkloadIdentity, ClientID: "11111111-1111-4111-8111-111111111111", TenantID: "t.example",
+		TokenFile: filepath.Join(t.TempDir(), "token"), DisableInstanceDiscovery: true,
+	}
+	tokens := New(settings, nil, tracing.Provider{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if _, err := tokens.fetch(t.Context()); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "; fix: ") {
 		t.Errorf("without a file: %v", err)
 	}
-	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+	if err := os.WriteFile(settings.TokenFile, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Options{Settings: Settings{Credential: WorkloadIdentity, ClientID: client, TenantID: "t.example", TokenFile: file}}).credential(); err != nil {
+	if _, err := settings.credential(nil, tracing.Provider{}); err != nil {
 		t.Errorf("with a file: %v", err)
 	}
 }

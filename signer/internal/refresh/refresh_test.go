@@ -12,24 +12,10 @@ import (
 	"time"
 )
 
-func TestKeepWaitsForTheReturnedTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Hour+time.Minute)
-		defer cancel()
-		n := 0
-		Keep(ctx, slog.New(slog.DiscardHandler), "failed", nil, func(context.Context) (time.Duration, error) {
-			n++
-			return time.Hour, nil
-		})
-		if n != 11 {
-			t.Errorf("%d fetches in 10 hours; want one at the start and one each hour", n)
-		}
-	})
-}
-
 func TestKeepFetchesEarlyUnlessItFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		early := make(chan struct{}, 1)
 		var n atomic.Int64
 		var down atomic.Bool
@@ -41,37 +27,30 @@ func TestKeepFetchesEarlyUnlessItFails(t *testing.T) {
 			}
 			return time.Hour, nil
 		})
-		wake := func() {
-			select {
-			case early <- struct{}{}:
-			default:
+		fetches := func(what string, least, most int64, wait, wakeEach time.Duration) {
+			t.Helper()
+			n.Store(0)
+			for began := time.Now(); time.Since(began) < wait; time.Sleep(wakeEach) {
+				select {
+				case early <- struct{}{}:
+				default:
+				}
+				synctest.Wait()
 			}
-			synctest.Wait()
+			if got := n.Load(); got < least || got > most {
+				t.Errorf("%s: %d fetches in %v", what, got, wait)
+			}
 		}
-		time.Sleep(time.Minute)
-		if wake(); n.Load() != 2 {
-			t.Errorf("%d fetches; want one more at once", n.Load())
+		time.Sleep(10*time.Hour + time.Minute)
+		if n.Load() != 11 {
+			t.Errorf("%d fetches in 10 hours; want one at the start and one each hour", n.Load())
 		}
-		for range 100 {
-			time.Sleep(100 * time.Millisecond)
-			wake()
-		}
-		synctest.Wait()
-		if n.Load() < 10 || n.Load() > 13 {
-			t.Errorf("%d fetches in ten seconds; want one a second", n.Load()-2)
-		}
+		fetches("woken once", 1, 1, time.Minute, time.Minute)
+		fetches("woken all the time", 8, 11, 10*time.Second, 100*time.Millisecond)
 		down.Store(true)
-		n.Store(0)
-		for range 600 {
-			time.Sleep(time.Second)
-			wake()
-		}
-		if n.Load() < 15 || n.Load() > 60 {
-			t.Errorf("%d fetches that fail in ten minutes", n.Load())
-		}
+		fetches("failing", 15, 60, 10*time.Minute, time.Second)
 		if lines := strings.Count(log.String(), `"level":"ERROR","msg":"token exchange failed","error":"down","retry_in":"`); int64(lines) != n.Load() {
 			t.Errorf("%d lines of %d failures: %s", lines, n.Load(), &log)
 		}
-		cancel()
 	})
 }

@@ -11,10 +11,13 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
+	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,8 +25,8 @@ import (
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
-	"cats.example/shared/signerapi"
 	"cats.example/shared/telemetry"
+	"cats.example/signer/internal/refresh"
 	"cats.example/signer/internal/storage"
 )
 
@@ -116,7 +119,7 @@ func (k *Keys) fetch(ctx context.Context) (*delegationKey, error) {
 		}, nil)
 		return err
 	})
-	k.compareClock(op.Date())
+	k.compareClock(op.Header("Date"))
 	if err != nil {
 		k.metrics.keyRequests.WithLabelValues("error").Inc()
 		return nil, err
@@ -135,101 +138,14 @@ func (k *Keys) Fetch(ctx context.Context) (expiry time.Time, err error) {
 	return key.end, nil
 }
 
-// BaseURL returns the base of links and upload URLs.
-func (k *Keys) BaseURL() string { return k.base }
-
 // Ready returns nil if the key can sign a URL of the default lifetime. It makes no call to Azure.
 func (k *Keys) Ready(ctx context.Context) error {
 	_, err := k.covering(time.Now().Add(k.LinkTTL))
 	if err == nil {
 		return nil
 	}
-	return cmp.Or(k.storage.CheckToken(ctx), err) // without a token there is no key
-}
-
-// Link is a signed URL with which a client reads a picture.
-type Link struct {
-	URL       signerapi.SignedURL
-	ExpiresAt time.Time
-	inputs    linkInputs
-}
-
-// linkInputs determine the URL of a Link that shows the picture.
-type linkInputs struct {
-	key               *delegationKey
-	start, end        time.Time
-	name, contentType string
-}
-
-// Link returns a link to the blob name, a picture of contentType, with lifetime ttl. Browsers save the picture under the name
-// download, or show it if that is empty. Link returns last if the new link would have the same URL; last may be nil.
-func (k *Keys) Link(name, contentType, download string, ttl time.Duration, last *Link) (*Link, error) {
-	start, end := window(time.Now(), ttl)
-	key, err := k.covering(end)
-	if err != nil {
-		return nil, err
-	}
-	link, inputs := last, linkInputs{key, start, end, name, contentType}
-	if download != "" || last == nil || last.inputs != inputs {
-		url, err := key.sign(k.base, k.storage.Container, name, readOnly(start, end, contentType, k.storage.BlobName, download))
-		if err != nil {
-			return nil, err
-		}
-		link = &Link{url, end, inputs}
-	}
-	if download != "" {
-		k.metrics.downloads.Inc()
-	} else {
-		k.metrics.views.Inc()
-	}
-	k.requestProbe(name)
-	return link, nil
-}
-
-// requestProbe asks for a probe with blob soon. It does not block.
-func (k *Keys) requestProbe(blob string) {
-	select {
-	case k.linked <- blob:
-	default: // another probe is due
-	}
-}
-
-// ReadURL returns a signed URL at base that reads the blob name for ttl. base is the account's URL or LinkBaseURL.
-func (k *Keys) ReadURL(base, name string, ttl time.Duration) (signerapi.SignedURL, error) {
-	start, end := window(time.Now(), ttl)
-	key, err := k.covering(end)
-	if err != nil {
-		return "", err
-	}
-	return key.sign(base, k.storage.Container, name, readOnly(start, end, "", k.storage.BlobName, ""))
-}
-
-// UploadURL returns a signed URL that writes the blob name, as permissions allow, until end.
-func (k *Keys) UploadURL(name string, permissions sas.BlobPermissions, end time.Time) (signerapi.SignedURL, error) {
-	key, err := k.covering(end)
-	if err != nil {
-		return "", err
-	}
-	start := time.Now().UTC().Truncate(time.Second).Add(-ToleratedSkew)
-	url, err := key.sign(k.base, k.storage.Container, name, sas.BlobSignatureValues{StartTime: start, ExpiryTime: end, Permissions: permissions.String()})
-	if err == nil {
-		k.metrics.uploads.Inc()
-	}
-	return url, err
-}
-
-// ClockAhead returns how far this machine's clock is ahead of storage's. It needs no token: storage may reject the request, and
-// its response has a date nevertheless.
-func (k *Keys) ClockAhead(ctx context.Context) (time.Duration, error) {
-	url := signerapi.SignedURL(k.storage.AccountURL + "/" + k.storage.Container)
-	date, err := k.storage.Probe(ctx, url, func(ctx context.Context, client *blob.Client) error {
-		_, err := client.GetProperties(ctx, nil)
-		return err
-	})
-	if date == "" {
-		return 0, err
-	}
-	return clockAhead(date)
+	_, noToken := k.storage.Credential.GetToken(ctx, policy.TokenRequestOptions{})
+	return cmp.Or(noToken, err) // without a token there is no key
 }
 
 // errFetching is the reason for no key as long as no request for one and no probe has failed.
@@ -259,6 +175,131 @@ func (k *Keys) covering(end time.Time) (*delegationKey, error) {
 	return nil, e.Wrap(fmt.Errorf("no user delegation key that is valid until %v: %w", end.UTC(), reason))
 }
 
+const (
+	probeInterval = time.Minute // on average, with jitter
+	probeTTL      = time.Hour   // of a signed URL that is probed; no client gets it
+)
+
+// errKeyRejected means that storage rejects signed URLs because of their key: it was revoked, or its identity has lost its role.
+var errKeyRejected = errors.New("storage rejects a signed URL of the user delegation key")
+
+// Run keeps the key fresh and probes signed URLs until ctx is done.
+func (k *Keys) Run(ctx context.Context) {
+	dropped := make(chan struct{}, 1) // the key was dropped
+	var probing sync.WaitGroup
+	defer probing.Wait()
+	probing.Go(func() { k.probeLinks(ctx, dropped) })
+	refresh.Keep(ctx, k.log, "user delegation key not obtained", dropped, func(ctx context.Context) (time.Duration, error) {
+		key, err := k.fetch(ctx)
+		if err == nil { // without a container there is no key, so the signer is not ready
+			err = k.checkContainer(ctx)
+		}
+		if err == nil {
+			err = k.verify(ctx, key)
+		}
+		if err != nil {
+			k.reason.Store(&err)
+			return 0, err
+		}
+		k.reason.Store(&errFetching)
+		k.set(key)
+		wait := refresh.BeforeHalf(time.Until(key.end))
+		k.log.Info("user delegation key obtained", "expires_at", key.end.UTC(), "renew_in", wait.Round(time.Second).String())
+		return wait, nil
+	})
+}
+
+// checkContainer returns an error if the container does not exist. A role can permit access to blobs without the container's
+// properties: that is no error.
+func (k *Keys) checkContainer(ctx context.Context) error {
+	err := k.storage.Call(ctx, &storage.Operation{Name: storage.OpContainer}, func(ctx context.Context) error {
+		_, err := k.storage.ContainerClient().GetProperties(ctx, nil)
+		return err
+	})
+	if errors.Is(err, apierror.ErrIdentityUnavailable) {
+		k.log.Warn("container check not permitted; assuming that the container exists", "error", err.Error())
+		return nil
+	}
+	return err
+}
+
+// probeLinks probes signed URLs until ctx is done: with the first link, and then about once a minute while clients get links. If
+// storage rejects one because of the key, it sends to dropped.
+func (k *Keys) probeLinks(ctx context.Context, dropped chan<- struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case blob := <-k.linked:
+			key := k.key.Load()
+			if key == nil {
+				continue
+			}
+			switch err := k.probe(ctx, key, blob); {
+			case errors.Is(err, errKeyRejected):
+				k.log.Error("storage rejected the user delegation key; fetching a new one", "error", err.Error())
+				select {
+				case dropped <- struct{}{}:
+				default: // an earlier drop is not handled yet
+				}
+			case err != nil && ctx.Err() == nil:
+				k.log.Warn("probe of a signed URL was inconclusive", "error", err.Error())
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(refresh.Jitter(probeInterval)):
+		}
+	}
+}
+
+// verify probes a new key if the previous one was dropped. Any error means that the new key must not be used.
+func (k *Keys) verify(ctx context.Context, key *delegationKey) error {
+	blob := k.rejected.Load()
+	if blob == nil {
+		return nil
+	}
+	if err := k.probe(ctx, key, *blob); err != nil {
+		return err
+	}
+	k.rejected.CompareAndSwap(blob, nil)
+	return nil
+}
+
+// probe makes one request with a signed URL of the blob name. It returns nil if storage accepts the URL, whether the blob exists
+// or not. It returns errKeyRejected, and drops the current key, if storage rejects the URL because of the key. Other errors are
+// inconclusive: no answer, an answer of a proxy, or a rejection of this client's network, which need not be the clients'.
+func (k *Keys) probe(ctx context.Context, key *delegationKey, name string) error {
+	outcome := "inconclusive"
+	defer func() { k.metrics.probes.WithLabelValues(outcome).Inc() }()
+	end := time.Now().UTC().Add(probeTTL).Truncate(time.Second)
+	if end.After(key.end) {
+		end = key.end
+	}
+	url, err := key.sign(k.storage.AccountURL, k.storage.Container, name, readOnly(key.start, end, "", k.storage.BlobName, ""))
+	if err != nil {
+		return err
+	}
+	date, err := k.storage.Probe(ctx, url, func(ctx context.Context, client *blob.Client) error {
+		_, err := client.GetProperties(ctx, nil)
+		return err
+	})
+	k.compareClock(date)
+	r, answered := errors.AsType[*storage.ResponseError](err)
+	switch {
+	case err == nil, errors.Is(err, apierror.ErrNotFound), answered && r.Status == http.StatusNotFound:
+		outcome = "ok"
+		return nil
+	case !answered, r.Status != http.StatusForbidden, r.Code == "", r.HasCode(bloberror.AuthorizationFailure, bloberror.AccountIsDisabled):
+		return err
+	}
+	outcome, err = "rejected", fmt.Errorf("%w: %w", errKeyRejected, r)
+	k.reason.Store(&err)
+	k.rejected.Store(&name)
+	k.set(nil) // even if it is not key any more: no URL of the other one was probed
+	return err
+}
+
 // maxClockSkew is the largest difference between two clocks that count as equal.
 const maxClockSkew = time.Minute
 
@@ -274,8 +315,8 @@ func ClockError(ahead time.Duration) error {
 	return nil
 }
 
-// clockAhead returns how far this machine's clock is ahead of date, the Date header of a response that just arrived.
-func clockAhead(date string) (time.Duration, error) {
+// ClockAhead returns how far this machine's clock is ahead of date, the Date header of a response that just arrived.
+func ClockAhead(date string) (time.Duration, error) {
 	theirs, err := http.ParseTime(date)
 	return time.Since(theirs.Add(time.Second / 2)), err // the header has whole seconds, rounded down
 }
@@ -284,7 +325,7 @@ func clockAhead(date string) (time.Duration, error) {
 // becomes wrong or right, and corrects nothing: the times of a signed URL would depend on a header that arrived minutes ago, and
 // a wrong clock breaks other things, too.
 func (k *Keys) compareClock(date string) {
-	ahead, err := clockAhead(date)
+	ahead, err := ClockAhead(date)
 	if err != nil {
 		return
 	}
@@ -298,34 +339,23 @@ func (k *Keys) compareClock(date string) {
 	}
 }
 
-// Outcomes of a probe, as labels of metrics.
-const (
-	probeOK           = "ok"
-	probeRejected     = "rejected"     // because of the key
-	probeInconclusive = "inconclusive" // no answer, or an answer about something other than the key
-)
-
 type metrics struct {
-	views, downloads, uploads prometheus.Counter
-	keyExpiry                 prometheus.Gauge
-	keyRequests               *prometheus.CounterVec
-	probes                    *prometheus.CounterVec
-	clockSkew                 prometheus.Gauge
+	signed, keyRequests, probes *prometheus.CounterVec
+	keyExpiry, clockSkew        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	const p = "cats_signer_"
 	auto := promauto.With(reg)
-	signed := telemetry.NewCounterVec(reg, p+"signed_urls_total",
-		"Signed URLs by kind: view shows the picture, download saves it under a name, upload is for a direct upload.", "kind", "view", "download", "upload")
 	return &metrics{
-		views: signed.WithLabelValues("view"), downloads: signed.WithLabelValues("download"), uploads: signed.WithLabelValues("upload"),
+		signed: telemetry.NewCounterVec(reg, p+"signed_urls_total",
+			"Signed URLs by kind: view shows the picture, download saves it under a name, upload is for a direct upload.", "kind", "view", "download", "upload"),
 		keyExpiry: auto.NewGauge(prometheus.GaugeOpts{
 			Name: p + "user_delegation_key_expiry_timestamp_seconds", Help: "Expiry of the current user delegation key, in Unix time; 0 if there is none.",
 		}),
 		keyRequests: telemetry.NewCounterVec(reg, p+"user_delegation_key_requests_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
 		probes: telemetry.NewCounterVec(reg, p+"key_probes_total",
-			"Probes of signed URLs by outcome: rejected because of the key, or inconclusive.", "outcome", probeOK, probeRejected, probeInconclusive),
+			"Probes of signed URLs by outcome: rejected because of the key, or inconclusive.", "outcome", "ok", "rejected", "inconclusive"),
 		clockSkew: auto.NewGauge(prometheus.GaugeOpts{
 			Name: p + "clock_skew_seconds", Help: "How far the clock was ahead of storage's at the last comparison; negative if it was behind.",
 		}),

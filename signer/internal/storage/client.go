@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,17 +77,15 @@ type Options struct {
 	Credential Credential
 	Transport  policy.Transporter
 	Tracing    tracing.Provider     // the zero one for no spans
-	Retry      *policy.RetryOptions // in place of the retries and timeouts of each operation; nil for those
+	Retry      *policy.RetryOptions // in place of the retries of each operation; nil for those
 }
 
 // Client makes calls to one container of a storage account. It is safe for concurrent use.
 type Client struct {
-	Settings
-	opts      Options
+	Options
 	account   *service.Client
 	container *container.Client
-	breaker   *gobreaker.TwoStepCircuitBreaker[struct{}]
-	attempts  attempts
+	breaker   *gobreaker.CircuitBreaker[struct{}]
 	metrics   *metrics
 	tracer    tracing.Tracer
 }
@@ -95,12 +94,8 @@ type Client struct {
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Client, error) {
 	m := newMetrics(reg)
 	c := &Client{
-		Settings: opts.Settings,
-		opts:     opts,
-		breaker:  newBreaker(log, m.breakerOpen),
-		attempts: attempts{m},
-		metrics:  m,
-		tracer:   opts.Tracing.NewTracer("cats.example/signer/internal/storage", ""),
+		Options: opts, metrics: m, breaker: newBreaker(log, m.breakerOpen),
+		tracer: opts.Tracing.NewTracer("cats.example/signer/internal/storage", ""),
 	}
 	// azcore's own policy adds the token. The one that azblob adds for a credential follows the challenge of a 401, and shares
 	// the result between requests without a lock (1.8.3).
@@ -109,7 +104,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) (*Client, er
 	c.account, err = service.NewClientWithNoCredential(opts.AccountURL, &service.ClientOptions{
 		ClientOptions: policy.ClientOptions{
 			Transport:        opts.Transport,
-			PerRetryPolicies: []policy.Policy{bearer, c.attempts},
+			PerRetryPolicies: []policy.Policy{bearer, attempts{m}},
 			Telemetry:        policy.TelemetryOptions{ApplicationID: "cats-api"},
 		},
 		// Storage can then reject a stream, or close a stale connection, before the first byte is read.
@@ -131,20 +126,6 @@ func (c *Client) ContainerClient() *container.Client { return c.container }
 // BlobClient returns the SDK's client of the blob name.
 func (c *Client) BlobClient(name string) *blockblob.Client {
 	return c.container.NewBlockBlobClient(name)
-}
-
-// CheckToken returns why there is no token, or nil if there is one.
-func (c *Client) CheckToken(ctx context.Context) error {
-	_, err := c.opts.Credential.GetToken(ctx, policy.TokenRequestOptions{})
-	return err
-}
-
-// CheckContainer returns an error if the container does not exist.
-func (c *Client) CheckContainer(ctx context.Context) error {
-	return c.Call(ctx, &Operation{Name: OpContainer}, func(ctx context.Context) error {
-		_, err := c.container.GetProperties(ctx, nil)
-		return err
-	})
 }
 
 // Head returns the properties and the metadata of the blob name.
@@ -173,14 +154,14 @@ func (c *Client) Delete(ctx context.Context, op *Operation, name string, precond
 // header of the response, "" if there is none, also with an error. The errors are those of Call.
 func (c *Client) Probe(ctx context.Context, url signerapi.SignedURL, f func(context.Context, *blob.Client) error) (date string, err error) {
 	client, err := blob.NewClientWithNoCredential(string(url), &blob.ClientOptions{ClientOptions: policy.ClientOptions{
-		Transport: c.opts.Transport, PerRetryPolicies: []policy.Policy{c.attempts},
+		Transport: c.Transport, PerRetryPolicies: []policy.Policy{attempts{c.metrics}},
 	}})
 	if err != nil {
 		return "", err
 	}
 	op := &Operation{Name: OpProbe}
 	err = c.Call(ctx, op, func(ctx context.Context) error { return f(ctx, client) })
-	return op.Date(), err
+	return op.Header("Date"), err
 }
 
 // AccessConditions returns the SDK's form of preconditions.
@@ -212,16 +193,9 @@ func (c *Client) Call(ctx context.Context, op *Operation, f func(context.Context
 	if op.Name == OpKey || op.Name == OpProbe {
 		return c.call(ctx, op, f)
 	}
-	done, err := c.breaker.Allow()
-	if err != nil {
-		return apierror.ErrStorageUnavailable.Wrap(ErrBreakerOpen)
-	}
-	var counted error
-	defer func() { done(counted) }() // also after a panic, or the half-open breaker would lose a call forever
-	err = c.call(ctx, op, f)
-	counted = err
-	if op.Body != nil && op.Body.err != nil {
-		counted = errBody
+	_, err := c.breaker.Execute(func() (struct{}, error) { return struct{}{}, c.call(ctx, op, f) })
+	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+		err = apierror.ErrStorageUnavailable.Wrap(ErrBreakerOpen)
 	}
 	return err
 }
@@ -229,14 +203,11 @@ func (c *Client) Call(ctx context.Context, op *Operation, f func(context.Context
 // call is Call without the circuit breaker.
 func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context) error) (err error) {
 	timeout, retry := op.limits()
-	if c.opts.Retry != nil {
-		timeout, retry = longTimeout, *c.opts.Retry
-		if retry.TryTimeout > 0 {
-			timeout = time.Duration(retry.MaxRetries+1)*retry.TryTimeout + time.Second
-		}
+	if c.Retry != nil {
+		retry = *c.Retry
 	}
 	if op.Body != nil {
-		retry = op.Body.limitRetries(retry)
+		retry.TryTimeout, retry.ShouldRetry = 0, op.Body.retry
 		var stop func()
 		ctx, stop = op.Body.watch(ctx)
 		defer stop()
@@ -246,9 +217,10 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 		defer cancel()
 	}
 	// azblob starts no span itself (1.8.3), and azcore makes none of the attempts without one.
-	ctx, end := runtime.StartSpan(policy.WithRetryOptions(op.context(ctx), retry), op.Name, c.tracer, nil)
+	ctx = context.WithValue(policy.WithRetryOptions(ctx, retry), operationKey{}, op)
+	ctx, end := runtime.StartSpan(ctx, op.Name, c.tracer, nil)
 	defer func() {
-		if code := op.errorCode(); err != nil && code != "" {
+		if code := op.Header("X-Ms-Error-Code"); err != nil && code != "" {
 			c.tracer.SpanFromContext(ctx).SetAttributes(tracing.Attribute{Key: "error.type", Value: code})
 		}
 		end(err)
@@ -256,7 +228,7 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	err = f(ctx)
 	switch {
 	case err == nil && op.Body != nil && !op.Body.whole:
-		op.uncertain++
+		op.Uncertain = true
 		return apierror.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: storage answered before it had received the body", op.Name))
 	case err == nil:
 		return nil
@@ -265,7 +237,7 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	}
 	err = translate(ctx, op, c.BlobName, err)
 	if r, ok := errors.AsType[*ResponseError](err); ok && r.Status == http.StatusUnauthorized && op.Name != OpProbe {
-		c.opts.Credential.Renew()
+		c.Credential.Renew()
 	}
 	if errors.Is(err, apierror.ErrConflict) {
 		c.metrics.conflicts.Inc()
@@ -273,10 +245,10 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	return err
 }
 
-// Available returns an error while the circuit breaker is open. While it is half open, Available calls probe, a short call to
-// storage, until the breaker closes. The blocks of one large upload would otherwise be all the calls that a half-open breaker
-// allows, and keep other clients out until they are stored.
-func (c *Client) Available(ctx context.Context, probe func(context.Context) error) error {
+// Available returns an error while the circuit breaker is open. While it is half open, Available looks for the blob name until
+// the breaker closes. The blocks of one large upload would otherwise be all the calls that a half-open breaker allows, and keep
+// other clients out until they are stored.
+func (c *Client) Available(ctx context.Context, name string) error {
 	for range halfOpenCalls {
 		switch c.breaker.State() {
 		case gobreaker.StateOpen:
@@ -284,7 +256,7 @@ func (c *Client) Available(ctx context.Context, probe func(context.Context) erro
 		case gobreaker.StateClosed:
 			return nil
 		}
-		if err := probe(ctx); errors.Is(err, apierror.ErrStorageUnavailable) {
+		if _, _, err := c.Head(ctx, name); errors.Is(err, apierror.ErrStorageUnavailable) {
 			return err
 		}
 	}
@@ -297,23 +269,21 @@ const (
 	halfOpenCalls  = 4               // concurrent calls that it then allows, and successes that close it
 )
 
-var (
-	// ErrBreakerOpen is the reason for ErrStorageUnavailable while the circuit breaker is open.
-	ErrBreakerOpen = errors.New("the storage circuit breaker is open")
-	// errBody stands for an error of the client's body, which the circuit breaker does not count.
-	errBody = errors.New("the client's body failed")
-)
+// ErrBreakerOpen is the reason for ErrStorageUnavailable while the circuit breaker is open.
+var ErrBreakerOpen = errors.New("the storage circuit breaker is open")
 
-// newBreaker returns the circuit breaker of storage. A call fails if its error is ErrStorageUnavailable. The breaker ignores
-// clients that disconnect, and throttling: storage then tells clients itself when to retry.
-func newBreaker(log *slog.Logger, open prometheus.Gauge) *gobreaker.TwoStepCircuitBreaker[struct{}] {
-	return gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+// notCounted are errors of clients, and throttling: storage then tells clients itself when to retry.
+var notCounted = []*apierror.Error{apierror.ErrIncomplete, apierror.ErrStalled, apierror.ErrDigestMismatch, apierror.ErrThrottled}
+
+// newBreaker returns the circuit breaker of storage. A call fails if its error is ErrStorageUnavailable.
+func newBreaker(log *slog.Logger, open prometheus.Gauge) *gobreaker.CircuitBreaker[struct{}] {
+	return gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Timeout:      openTime,
 		MaxRequests:  halfOpenCalls,
 		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= failuresToOpen },
 		IsSuccessful: func(err error) bool { return !errors.Is(err, apierror.ErrStorageUnavailable) },
 		IsExcluded: func(err error) bool {
-			return errors.Is(err, errBody) || errors.Is(err, apierror.ErrIncomplete) || errors.Is(err, apierror.ErrThrottled)
+			return slices.ContainsFunc(notCounted, func(e *apierror.Error) bool { return errors.Is(err, e) })
 		},
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			open.Set(0)

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"cats.example/shared/apierror"
 	"cats.example/shared/telemetry"
 	"cats.example/shared/watchdog"
 )
@@ -55,18 +56,21 @@ type Operation struct {
 
 	// Damaged is set if storage received other bytes than were sent, by its CRC64.
 	Damaged bool
+	// Uncertain is set if storage may have carried out an attempt that failed: the outcome is unknown.
+	Uncertain bool
 
-	uncertain int            // attempts that storage may have carried out although they failed
 	response  *http.Response // of the last attempt that had one
 	connected atomic.Bool    // the last attempt got a connection
 }
 
-type operationKey struct{}
-
-// context returns a context whose requests are attempts of op.
-func (op *Operation) context(ctx context.Context) context.Context {
-	return context.WithValue(ctx, operationKey{}, op)
+// NewOperation returns the operation name, whose request has a body.
+func NewOperation(name string, body io.ReadSeekCloser) *Operation {
+	stream, _ := body.(*Stream)
+	return &Operation{Name: name, Body: stream}
 }
+
+// operationKey is the key of the Operation in the context of its requests.
+type operationKey struct{}
 
 // limits returns the timeout of op and its retries. The retries have the SDK's jitter. The SDK waits as long as Retry-After says;
 // if that is longer than MaxRetryDelay, the response goes to the client.
@@ -83,15 +87,8 @@ func (op *Operation) limits() (timeout time.Duration, retry policy.RetryOptions)
 	return timeout, retry
 }
 
-// Uncertain reports whether storage may have carried out an attempt that failed: the outcome is unknown.
-func (op *Operation) Uncertain() bool { return op.uncertain > 0 }
-
-// Date returns the Date header of the last response, "" if there is none.
-func (op *Operation) Date() string { return op.header("Date") }
-
-func (op *Operation) errorCode() string { return op.header("X-Ms-Error-Code") }
-
-func (op *Operation) header(name string) string {
+// Header returns a header field of the last response, "" if there is none.
+func (op *Operation) Header(name string) string {
 	if op.response == nil {
 		return ""
 	}
@@ -113,7 +110,7 @@ func (a attempts) Do(req *policy.Request) (*http.Response, error) {
 	}
 	var body *attemptBody
 	if whole := req.Raw().Body; whole != nil && whole != http.NoBody {
-		body = newAttemptBody(whole, op.Body)
+		body = &attemptBody{body: whole, stream: op.Body, crc: crc64nvme.New()}
 		req.Raw().Body, req.Raw().GetBody = body, nil // the SDK repeats requests, not the transport
 	}
 	op.connected.Store(false)
@@ -129,9 +126,7 @@ func (a attempts) Do(req *policy.Request) (*http.Response, error) {
 		code, op.response = strconv.Itoa(resp.StatusCode), resp
 	}
 	sent := op.connected.Load() && (op.Body == nil || op.Body.whole)
-	if sent && (err != nil || runtime.HasStatusCode(resp, uncertain...)) {
-		op.uncertain++
-	}
+	op.Uncertain = op.Uncertain || sent && (err != nil || runtime.HasStatusCode(resp, uncertain...))
 	telemetry.Observe(req.Raw().Context(), a.duration.WithLabelValues(op.Name), time.Since(start).Seconds())
 	a.requests.WithLabelValues(op.Name, code).Inc()
 	return resp, err
@@ -141,7 +136,8 @@ func (a attempts) Do(req *policy.Request) (*http.Response, error) {
 type Stream struct {
 	r      io.Reader
 	size   int64
-	source io.Reader // r under a watchdog
+	n      int64     // bytes that Read has returned
+	source io.Reader // the stream under a watchdog
 
 	// The attempt writes these until its body is revoked.
 	begun bool  // an attempt has begun to read, so no other may
@@ -149,11 +145,21 @@ type Stream struct {
 	err   error // of r, which ended the stream
 }
 
-// NewStream returns a body of the size bytes of r, which must return io.EOF with the last byte.
+// NewStream returns a body of the first size bytes of r.
 func NewStream(r io.Reader, size int64) *Stream { return &Stream{r: r, size: size} }
 
-// Read implements [io.Reader].
-func (s *Stream) Read(p []byte) (int, error) { return s.r.Read(p) }
+// Read implements [io.Reader]. It returns io.EOF with the last byte, and ErrIncomplete if r ends before that.
+func (s *Stream) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p[:min(int64(len(p)), s.size-s.n)])
+	s.n += int64(n)
+	switch {
+	case s.n == s.size && (err == nil || err == io.EOF): // not errors.Is: a wrapped io.EOF is a broken body, not its end
+		return n, io.EOF
+	case err == io.EOF:
+		return n, apierror.ErrIncomplete
+	}
+	return n, err
+}
 
 // Seek implements [io.Seeker] as far as the SDK needs it: the SDK asks for the length, and rewinds the body before each attempt.
 // Nothing reads the stream after it was rewound: see [attempts.Do].
@@ -172,7 +178,7 @@ func (s *Stream) Close() error { return nil }
 // response is shorter, but begins only after the last byte is written.
 func (s *Stream) watch(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	watch := watchdog.NewReader(s.r, watchdog.Timeout, 2*watchdog.Timeout, cancel)
+	watch := watchdog.NewReader(s, watchdog.Timeout, 2*watchdog.Timeout, cancel)
 	s.source = watch
 	return ctx, func() {
 		watch.Stop()
@@ -180,14 +186,10 @@ func (s *Stream) watch(ctx context.Context) (_ context.Context, stop func()) {
 	}
 }
 
-// limitRetries returns retry for a call that sends s: a stream can be sent again only if no attempt has read it.
-func (s *Stream) limitRetries(retry policy.RetryOptions) policy.RetryOptions {
+// retry reports whether a call that sends s is retried after resp or err: a stream can be sent again only if no attempt has read it.
+func (s *Stream) retry(resp *http.Response, err error) bool {
 	retried := append([]int{http.StatusTooManyRequests, http.StatusServiceUnavailable}, uncertain...) // as the SDK does
-	retry.TryTimeout = 0
-	retry.ShouldRetry = func(resp *http.Response, err error) bool {
-		return !s.begun && (err != nil || runtime.HasStatusCode(resp, retried...))
-	}
-	return retry
+	return !s.begun && (err != nil || runtime.HasStatusCode(resp, retried...))
 }
 
 var errRevoked = errors.New("this attempt has ended")
@@ -201,10 +203,6 @@ type attemptBody struct {
 	mu      sync.Mutex // never held while the stream is read
 	revoked bool
 	crc     hash.Hash64 // of the bytes that were read, as in x-ms-content-crc64
-}
-
-func newAttemptBody(body io.Reader, stream *Stream) *attemptBody {
-	return &attemptBody{body: body, stream: stream, crc: crc64nvme.New()}
 }
 
 // Read implements [io.Reader].
@@ -264,7 +262,7 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	auto := promauto.With(reg)
-	m := &metrics{
+	return &metrics{
 		requests: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "cats_signer_storage_requests_total", Help: "Requests to storage by operation and HTTP status; error means no response.",
 		}, []string{"operation", "code"}),
@@ -279,9 +277,4 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "cats_signer_storage_circuit_open", Help: "1 while the storage circuit breaker is open, 0 otherwise.",
 		}),
 	}
-	for _, op := range []string{OpHead, OpGet, OpPut, OpBlock, OpCopy, OpCommit, OpDelete, OpList, OpContainer, OpKey, OpProbe} {
-		m.duration.WithLabelValues(op)
-		m.requests.WithLabelValues(op, "error")
-	}
-	return m
 }

@@ -56,91 +56,43 @@ func remove(t *testing.T, c *Client, name string, p signerapi.Preconditions) err
 	return c.Delete(t.Context(), &Operation{Name: OpDelete}, name, p)
 }
 
-// errorResponses are storage's error responses, as "STATUS CODE", by the error of the API for a request without a precondition.
-// Those with a ! are ErrPreconditionFailed for a request with one.
-var errorResponses = map[*apierror.Error]string{
-	apierror.ErrNotFound:            "404 BlobNotFound",
-	apierror.ErrDigestMismatch:      "400 Md5Mismatch",
-	apierror.ErrInvalidUser:         "400, 400 InvalidUri, 400 InvalidResourceName, 400 OutOfRangeInput, 400 RequestUrlFailedToParse",
-	apierror.ErrThrottled:           "503 ServerBusy, 429",
-	apierror.ErrStorageUnavailable:  "500 InternalError, 504",
-	apierror.ErrIdentityUnavailable: "403 AuthorizationPermissionMismatch, 403 AuthorizationFailure, 403 AccountIsDisabled, 401 InvalidAuthenticationInfo",
-	apierror.ErrArchived:            "409 BlobArchived, 409 BlobBeingRehydrated, 409 BlobRehydrationInProgress",
-	apierror.ErrImmutable: "409 BlobImmutableDueToPolicy, 409 BlobImmutableDueToLegalHold, 409 ContainerHasLegalHold, 409 ContainerImmutabilityPolicyLocked, " +
-		"409 ImmutabilityPolicyDeleteOnLockedPolicy",
-	apierror.ErrLeased: "412 LeaseIdMissing, 412 LeaseLost, 412 LeaseIdMismatchWithBlobOperation, 412 LeaseNotPresentWithBlobOperation, 409 LeaseAlreadyPresent, 409 LeaseIdMissing",
-	apierror.ErrRejectedByStorage: "409 InvalidBlobType, 409 BlobUsesCustomerSpecifiedEncryption, 409 SnapshotsPresent, 409 BlobNotArchived, 409 PendingCopyOperation, " +
-		"409 BlockCountExceedsLimit, 409 BlobOperationNotSupported, 409 MadeUp, 409, 412!, 412 MadeUp!",
-	apierror.ErrConflict:           "400 InvalidBlockList, 400 InvalidBlobOrBlock, 409 BlobAlreadyExists!",
-	apierror.ErrPreconditionFailed: "412 ConditionNotMet, 412 TargetConditionNotMet",
-	// A 404 without a code is not from storage, and does not mean that there is no picture.
-	apierror.ErrInternal: "404, 404 ContainerNotFound, 400 InvalidHeaderValue, 400 InvalidMd5, 302",
-}
-
 func TestErrorResponsesMapToAPIErrors(t *testing.T) {
-	for want, responses := range errorResponses {
-		for response := range strings.SplitSeq(responses, ", ") {
-			synctest.Test(t, func(t *testing.T) {
-				client, server, credential := newClient(t, withoutRetries)
-				response, changes := strings.CutSuffix(response, "!")
-				number, code, _ := strings.Cut(response, " ")
-				status, _ := strconv.Atoi(number)
-				server.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
-					w.Header().Set("Retry-After", "17")
-					w.Header().Set("Location", "https://elsewhere.example/")
-					storagetest.Reject(w, status, code)
-					return true
-				})
-				for _, p := range []signerapi.Preconditions{{}, {IfMatch: `"0x1"`}, {IfNoneMatch: "*"}} {
-					want := want
-					if p != (signerapi.Preconditions{}) && changes {
-						want = apierror.ErrPreconditionFailed
-					}
-					err := remove(t, client, "mia/cat", p)
-					e := apierror.AsError(err)
-					if !errors.Is(err, want) || e.Detail != want.Detail && want != apierror.ErrInvalidUser || want == apierror.ErrThrottled && e.RetryAfter != 17*time.Second {
-						t.Errorf("%s with %+v: got %v, %q, Retry-After %v; want %v", response, p, err, e.Detail, e.RetryAfter, want)
-					}
-					if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "example") || strings.Contains(err.Error(), "mia") {
-						t.Errorf("%s: the log would show %q", response, err)
-					}
-					if log := fmt.Sprint(e.Unwrap()); !strings.Contains(log, code) && want != apierror.ErrNotFound && want != apierror.ErrPreconditionFailed {
-						t.Errorf("%s: the log would show only %s", response, log)
-					}
-				}
-				if renewed := credential.Renewed() > 0; renewed != (status == 401) {
-					t.Errorf("%s: the token was renewed: %t", response, renewed)
-				}
-				if counted := testutil.ToFloat64(client.metrics.conflicts) > 0; counted != (want == apierror.ErrConflict) {
-					t.Errorf("%s: a conflict was counted: %t", response, counted)
-				}
-				// A client does not choose the names of other blobs.
-				if err := remove(t, client, "cats-api/upload/1", signerapi.Preconditions{}); errors.Is(err, apierror.ErrInvalidUser) {
-					t.Errorf("%s, a staged blob: %v", response, err)
-				}
-			})
-		}
-	}
-}
-
-func TestErrorResponsesHaveAFix(t *testing.T) {
-	for response, want := range map[string]string{
-		"404 ContainerNotFound":               "create the container (az storage container create --auth-mode login --account-name acct --name cats) or set STORAGE_CONTAINER",
-		"403 AuthorizationPermissionMismatch": "give the identity the role Storage Blob Data Contributor on the container",
-		"403 AuthorizationFailure":            "the account's network rules reject this client", // and not a role
-		"403 CannotVerifyCopySource":          "the account's network rules must let storage read the source",
-		"403 AccountIsDisabled":               "the storage account is disabled",
-		"401 InvalidAuthenticationInfo":       "AZURE_TENANT_ID must be the tenant",
-		"500 InternalError":                   "",
-	} {
+	for _, row := range storagetest.Rows(t, "error-responses.txt") {
 		synctest.Test(t, func(t *testing.T) {
-			client, server, _ := newClient(t, withoutRetries)
-			status, _ := strconv.Atoi(response[:3])
-			server.SetFault(storagetest.Rejecting(status, response[4:], nil))
-			err := remove(t, client, "mia/cat", signerapi.Preconditions{})
-			_, fix, _ := strings.Cut(err.Error(), "; fix: ")
-			if !strings.Contains(fix, want) || (fix == "") != (want == "") {
-				t.Errorf("%s: %v; want the fix %q", response, err, want)
+			client, server, credential := newClient(t, withoutRetries)
+			status, code, _ := strings.Cut(row[0], " ")
+			server.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
+				w.Header().Set("Retry-After", "17")
+				w.Header().Set("Location", "https://elsewhere.example/")
+				storagetest.Reject(w, int(storagetest.Number(t, status)), code)
+				return true
+			})
+			for _, p := range []signerapi.Preconditions{{}, {IfMatch: `"0x1"`}, {IfNoneMatch: "*"}} {
+				want := apierror.ByCode(row[1])
+				if p != (signerapi.Preconditions{}) {
+					want = apierror.ByCode(row[2])
+				}
+				err := remove(t, client, "mia/cat", p)
+				e, quiet := apierror.AsError(err), want == apierror.ErrNotFound || want == apierror.ErrPreconditionFailed
+				if !errors.Is(err, want) || e.Detail != want.Detail && want != apierror.ErrInvalidUser || want == apierror.ErrThrottled && e.RetryAfter != 17*time.Second {
+					t.Errorf("%q with %+v: got %v, %q, Retry-After %v; want %v", row, p, err, e.Detail, e.RetryAfter, want)
+				}
+				if strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "example") || strings.Contains(err.Error(), "mia") {
+					t.Errorf("%q: the log would show %q", row, err)
+				}
+				if log := fmt.Sprint(e.Unwrap()); !quiet && !strings.Contains(log, code) || row[3] != "" && !strings.Contains(log, "; fix: "+row[3]) {
+					t.Errorf("%q: the log would show only %s", row, log)
+				}
+			}
+			if renewed := credential.Renewed() > 0; renewed != (status == "401") {
+				t.Errorf("%q: the token was renewed: %t", row, renewed)
+			}
+			if counted := testutil.ToFloat64(client.metrics.conflicts) > 0; counted != (row[1] == "conflict") {
+				t.Errorf("%q: a conflict was counted: %t", row, counted)
+			}
+			// A client does not choose the names of other blobs.
+			if err := remove(t, client, "cats-api/upload/1", signerapi.Preconditions{}); errors.Is(err, apierror.ErrInvalidUser) {
+				t.Errorf("%q, a staged blob: %v", row, err)
 			}
 		})
 	}
@@ -168,11 +120,9 @@ func TestThrottledCallIsRetried(t *testing.T) {
 			storagetest.Reject(w, 503, "ServerBusy")
 			return true
 		})
-		if _, _, err := client.Head(t.Context(), "x/cat"); err != nil || attempts != 3 {
-			t.Errorf("%v after %d attempts", err, attempts)
-		}
-		if got := testutil.ToFloat64(client.metrics.requests.WithLabelValues(OpHead, "503")); got != 2 {
-			t.Errorf("%v rejected requests are counted", got)
+		_, _, err := client.Head(t.Context(), "x/cat")
+		if counted := testutil.ToFloat64(client.metrics.requests.WithLabelValues(OpHead, "503")); err != nil || attempts != 3 || counted != 2 {
+			t.Errorf("%v after %d attempts, of which %v are counted as rejected", err, attempts, counted)
 		}
 	})
 }
@@ -194,7 +144,7 @@ func callAll(t *testing.T, client *Client) map[string]error {
 		return err
 	})
 	return map[string]error{
-		"head": head, "delete": remove(t, client, name, signerapi.Preconditions{}), "container": client.CheckContainer(ctx), "probe": probe,
+		"head": head, "delete": remove(t, client, name, signerapi.Preconditions{}), "probe": probe,
 		"put": upload(&Operation{Name: OpPut}, streaming.NopCloser(strings.NewReader(content))), "put stream": upload(&Operation{Name: OpPut, Body: stream}, stream),
 		"list": client.Call(ctx, &Operation{Name: OpList}, func(ctx context.Context) error {
 			_, err := client.ContainerClient().NewListBlobsFlatPager(nil).NextPage(ctx)
@@ -307,55 +257,61 @@ func TestCircuitBreakerOpensAndCloses(t *testing.T) {
 		if n := len(server.Calls()); n != failuresToOpen {
 			t.Errorf("%d calls; want %d", n, failuresToOpen)
 		}
-		if err := client.Available(t.Context(), head); !errors.Is(err, ErrBreakerOpen) || testutil.ToFloat64(client.metrics.breakerOpen) != 1 {
+		if err := client.Available(t.Context(), "x/cat"); !errors.Is(err, ErrBreakerOpen) || testutil.ToFloat64(client.metrics.breakerOpen) != 1 {
 			t.Errorf("while the breaker is open: %v", err)
 		}
 		server.SetFault(nil)
 		time.Sleep(openTime + time.Second)
-		if err := client.Available(t.Context(), head); err != nil {
+		if err := client.Available(t.Context(), "x/cat"); err != nil {
 			t.Error(err)
 		}
 		if diff := cmp.Diff([]string{"HEAD", "HEAD", "HEAD", "HEAD"}, server.Calls()); diff != "" {
 			t.Errorf("half open: %s", diff)
 		}
-		if err := client.Available(t.Context(), head); err != nil || len(server.Calls()) > 0 || testutil.ToFloat64(client.metrics.breakerOpen) != 0 {
+		if err := client.Available(t.Context(), "x/cat"); err != nil || len(server.Calls()) > 0 || testutil.ToFloat64(client.metrics.breakerOpen) != 0 {
 			t.Errorf("after it closed: %v", err)
 		}
 	})
 }
 
+// While its body is read, a request is answered, and the transport goes on reading, as [http.Transport] can.
 func TestRevokedBodyIsNotRead(t *testing.T) {
-	streamOf := func(r io.Reader, n int64) *Stream {
-		s := NewStream(r, n)
-		s.source = s
-		return s
+	for name, memory := range map[string]bool{"memory": true, "stream": false} {
+		synctest.Test(t, func(t *testing.T) {
+			rest := make(chan []byte, 1)
+			client, _, _ := newClient(t, func(o *Options) {
+				o.Retry = noRetries
+				o.Transport = transporter(func(r *http.Request) (*http.Response, error) {
+					_, _ = io.CopyN(io.Discard, r.Body, 3)
+					go func() {
+						if memory {
+							time.Sleep(time.Second)
+						}
+						b, _ := io.ReadAll(r.Body) // of a stream, it waits for the client
+						rest <- b
+					}()
+					time.Sleep(time.Millisecond)
+					return &http.Response{StatusCode: 503, Header: http.Header{"X-Ms-Error-Code": {"ServerBusy"}}, Body: http.NoBody, Request: r}, nil
+				})
+			})
+			body := io.ReadSeekCloser(streaming.NopCloser(strings.NewReader("cat and secret")))
+			fromClient, toSigner := io.Pipe()
+			if !memory {
+				body = NewStream(io.MultiReader(strings.NewReader("cat"), fromClient), 14)
+			}
+			err := client.Call(t.Context(), NewOperation(OpPut, body), func(ctx context.Context) error {
+				_, err := client.BlobClient("x/cat").Upload(ctx, body, nil)
+				return err
+			})
+			go func() {
+				_, _ = io.WriteString(toSigner, " and secret")
+				_ = toSigner.Close()
+			}()
+			got := <-rest
+			if stream, ok := body.(*Stream); !errors.Is(err, apierror.ErrThrottled) || len(got) > 0 || ok && stream.err != nil {
+				t.Errorf("%s: %v; after that, %q was read", name, err, got)
+			}
+			_ = fromClient.Close()
+		})
 	}
-	for name, b := range map[string]*attemptBody{
-		"memory": newAttemptBody(strings.NewReader("secret"), nil), "stream": newAttemptBody(nil, streamOf(strings.NewReader("secret"), 6)),
-	} {
-		if n, err := b.Read(make([]byte, 3)); n != 3 || err != nil {
-			t.Errorf("%s: %d, %v", name, n, err)
-		}
-		b.revoke()
-		if n, err := b.Read(make([]byte, 3)); n != 0 || !errors.Is(err, errRevoked) {
-			t.Errorf("%s: read %d, %v after revoke", name, n, err)
-		}
-	}
-	// A Read that waits for the client when the attempt ends returns nothing.
-	synctest.Test(t, func(t *testing.T) {
-		blocked, unblock := io.Pipe()
-		stream := streamOf(blocked, 100)
-		b := newAttemptBody(nil, stream)
-		read := make(chan error)
-		go func() {
-			_, err := b.Read(make([]byte, 3))
-			read <- err
-		}()
-		synctest.Wait()
-		b.revoke()
-		_, _ = unblock.Write([]byte("cat"))
-		if err := <-read; !errors.Is(err, errRevoked) || stream.err != nil {
-			t.Errorf("read %v, noted %v", err, stream.err)
-		}
-	})
 }

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,7 +21,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/minio/crc64nvme"
+
+	"cats.example/shared/picture"
+	"cats.example/shared/signerapi"
 )
 
 // AccountURL is the account that every Server has.
@@ -98,9 +104,8 @@ func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // Put stores a blob and returns its ETag.
 func (s *Server) Put(name, content, contentType string) (etag string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.store(name, Blob{Content: content, Type: contentType})
+	s.Change(func(map[string]*Blob) { etag = s.store(name, Blob{Content: content, Type: contentType}) })
+	return etag
 }
 
 func (s *Server) store(name string, b Blob) (etag string) {
@@ -118,39 +123,35 @@ func (s *Server) Change(f func(blobs map[string]*Blob)) {
 }
 
 // Blob returns the blob name, or the zero Blob.
-func (s *Server) Blob(name string) Blob {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if b := s.blobs[name]; b != nil {
-		return *b
-	}
-	return Blob{}
+func (s *Server) Blob(name string) (b Blob) {
+	s.Change(func(blobs map[string]*Blob) {
+		if blobs[name] != nil {
+			b = *blobs[name]
+		}
+	})
+	return b
 }
 
 // Names returns the names of all blobs, sorted.
-func (s *Server) Names() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.blobs))
+func (s *Server) Names() (names []string) {
+	s.Change(func(blobs map[string]*Blob) { names = slices.Sorted(maps.Keys(blobs)) })
+	return names
 }
 
 // Calls returns the requests since the last call as "METHOD comp".
-func (s *Server) Calls() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	calls := s.calls
-	s.calls = nil
+func (s *Server) Calls() (calls []string) {
+	s.Change(func(map[string]*Blob) { calls, s.calls = s.calls, nil })
 	return calls
 }
 
 // SetFault installs a handler of requests whose body is in memory, nil for none.
-func (s *Server) SetFault(h Handler) { s.mu.Lock(); defer s.mu.Unlock(); s.fault = h }
+func (s *Server) SetFault(h Handler) { s.Change(func(map[string]*Blob) { s.fault = h }) }
 
 // SetEarly installs a handler of requests whose body is not read yet, nil for none.
-func (s *Server) SetEarly(h Handler) { s.mu.Lock(); defer s.mu.Unlock(); s.early = h }
+func (s *Server) SetEarly(h Handler) { s.Change(func(map[string]*Blob) { s.early = h }) }
 
 // SetAhead sets how far the clients' clock is ahead of the server's.
-func (s *Server) SetAhead(d time.Duration) { s.mu.Lock(); defer s.mu.Unlock(); s.ahead = d }
+func (s *Server) SetAhead(d time.Duration) { s.Change(func(map[string]*Blob) { s.ahead = d }) }
 
 // Reject answers with an error response.
 func Reject(w http.ResponseWriter, status int, code string) {
@@ -241,20 +242,16 @@ func field(body []byte, name string) string {
 func (s *Server) list(w http.ResponseWriter, marker, size string) {
 	names := slices.Sorted(maps.Keys(s.blobs))
 	names = slices.DeleteFunc(names, func(n string) bool { return n <= marker })
-	more := false
+	next := ""
 	if n, _ := strconv.Atoi(size); n > 0 && n < len(names) {
-		names, more = names[:n], true
+		names, next = names[:n], names[n-1]
 	}
 	w.Header().Set("Content-Type", "application/xml")
 	fmt.Fprint(w, "<EnumerationResults><Blobs>")
 	for _, n := range names {
 		fmt.Fprintf(w, "<Blob><Name>%s</Name><Properties><Etag>%s</Etag></Properties></Blob>", n, strings.Trim(s.blobs[n].ETag, `"`))
 	}
-	fmt.Fprint(w, "</Blobs>")
-	if more {
-		fmt.Fprintf(w, "<NextMarker>%s</NextMarker>", names[len(names)-1])
-	}
-	fmt.Fprint(w, "</EnumerationResults>")
+	fmt.Fprintf(w, "</Blobs><NextMarker>%s</NextMarker></EnumerationResults>", next)
 }
 
 func (s *Server) putBlock(w http.ResponseWriter, r *http.Request, body []byte) {
@@ -360,3 +357,76 @@ func Hijack(t *testing.T, w http.ResponseWriter) net.Conn {
 func WriteRaw(conn net.Conn, status int, code, header string) {
 	_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d X\r\nX-Ms-Error-Code: %s\r\n%sContent-Length: 0\r\n\r\n", status, code, header)
 }
+
+// Credential is a credential with a token, unless Err is set. It counts the calls of Renew.
+type Credential struct {
+	Err     error
+	mu      sync.Mutex
+	renewed int
+}
+
+// GetToken implements [azcore.TokenCredential].
+func (c *Credential) GetToken(context.Context, policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, c.Err
+}
+
+// Renew counts a call.
+func (c *Credential) Renew() { c.mu.Lock(); defer c.mu.Unlock(); c.renewed++ }
+
+// Renewed returns the number of calls of Renew.
+func (c *Credential) Renewed() int { c.mu.Lock(); defer c.mu.Unlock(); return c.renewed }
+
+// Log is a log that a test reads while other goroutines write it.
+type Log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements [io.Writer].
+func (l *Log) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
+
+// String returns what was written.
+func (l *Log) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+
+// Rows returns the lines of a file in testdata that are not comments (#), split at " | ".
+func Rows(t testing.TB, file string) (rows [][]string) {
+	t.Helper()
+	table, err := os.ReadFile("testdata/" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		if !strings.HasPrefix(line, "#") {
+			rows = append(rows, strings.Split(strings.TrimSuffix(line, "\n"), " | "))
+		}
+	}
+	return rows
+}
+
+// Number returns the number in a row.
+func Number(t testing.TB, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// User returns the user name.
+func User(t testing.TB, name string) signerapi.User {
+	t.Helper()
+	u, err := signerapi.ParseUser(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// PNG returns n bytes, at least 24, that begin like a PNG of one pixel.
+func PNG(n int) string {
+	return ("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01" + strings.Repeat("0123456789abcdef!", n/17+2))[:n]
+}
+
+// Limits are limits that PNG fits into.
+var Limits = picture.Limits{MaxPictureSize: 32 << 20, AcceptedTypes: []string{"image/png", "image/gif"}, MaxPixels: 1000}

@@ -18,6 +18,76 @@ import (
 	"cats.example/shared/signerapi"
 )
 
+// Link is a signed URL with which a client reads a picture.
+type Link struct {
+	URL       signerapi.SignedURL
+	ExpiresAt time.Time
+	inputs    linkInputs
+}
+
+// linkInputs determine the URL of a Link that shows the picture.
+type linkInputs struct {
+	key               *delegationKey
+	start, end        time.Time
+	name, contentType string
+}
+
+// Link returns a link to the blob name, a picture of contentType. It returns last if the new link would have the same URL; last may
+// be nil. The error is ErrInvalidArgument for a lifetime outside the limits.
+func (k *Keys) Link(name, contentType string, opts signerapi.LinkOptions, last *Link) (*Link, error) {
+	ttl, err := k.TTL(opts.TTL)
+	if err != nil {
+		return nil, err
+	}
+	start, end := window(time.Now(), ttl)
+	key, err := k.covering(end)
+	if err != nil {
+		return nil, err
+	}
+	link, inputs := last, linkInputs{key, start, end, name, contentType}
+	if opts.Download != "" || last == nil || last.inputs != inputs {
+		url, err := key.sign(k.base, k.storage.Container, name, readOnly(start, end, contentType, k.storage.BlobName, opts.Download))
+		if err != nil {
+			return nil, err
+		}
+		link = &Link{url, end, inputs}
+	}
+	kind := "view"
+	if opts.Download != "" {
+		kind = "download"
+	}
+	k.metrics.signed.WithLabelValues(kind).Inc()
+	select {
+	case k.linked <- name:
+	default: // another probe is due
+	}
+	return link, nil
+}
+
+// ReadURL returns a signed URL at base that reads the blob name for ttl. base is the account's URL or LinkBaseURL.
+func (k *Keys) ReadURL(base, name string, ttl time.Duration) (signerapi.SignedURL, error) {
+	start, end := window(time.Now(), ttl)
+	key, err := k.covering(end)
+	if err != nil {
+		return "", err
+	}
+	return key.sign(base, k.storage.Container, name, readOnly(start, end, "", k.storage.BlobName, ""))
+}
+
+// UploadURL returns a signed URL that writes the blob name, as permissions allow, until end.
+func (k *Keys) UploadURL(name string, permissions sas.BlobPermissions, end time.Time) (signerapi.SignedURL, error) {
+	key, err := k.covering(end)
+	if err != nil {
+		return "", err
+	}
+	start := time.Now().UTC().Truncate(time.Second).Add(-ToleratedSkew)
+	url, err := key.sign(k.base, k.storage.Container, name, sas.BlobSignatureValues{StartTime: start, ExpiryTime: end, Permissions: permissions.String()})
+	if err == nil {
+		k.metrics.signed.WithLabelValues("upload").Inc()
+	}
+	return url, err
+}
+
 // ToleratedSkew is how far our clock may be ahead of storage's: keys and signed URLs are valid from so long ago.
 const ToleratedSkew = 15 * time.Minute
 
@@ -75,20 +145,11 @@ func window(now time.Time, ttl time.Duration) (start, end time.Time) {
 	return began.Add(-ToleratedSkew), began.Add(ttl).Truncate(time.Second)
 }
 
-// readOnly returns the values of a SAS that permits to read a blob of contentType. fileName and download are those of [servedAs].
+// readOnly returns the values of a SAS that permits to read a blob of contentType, and says how storage serves it, whatever the blob
+// itself says. Browsers show a picture, or save it if download has a file name. They always save other content, which the signer
+// has not stored. The file name (fileName unless there is a download, RFC 6266) always has the extension of the type, so nobody
+// saves a picture as a program or a page.
 func readOnly(start, end time.Time, contentType, fileName, download string) sas.BlobSignatureValues {
-	servedType, disposition := servedAs(contentType, fileName, download)
-	return sas.BlobSignatureValues{
-		StartTime: start, ExpiryTime: end, Permissions: (&sas.BlobPermissions{Read: true}).String(),
-		ContentType: servedType, ContentDisposition: disposition,
-	}
-}
-
-// servedAs returns how storage serves a blob of contentType through a signed URL, whatever the blob itself says. Browsers show a
-// picture, or save it if download has a file name. They always save other content, which the signer has not stored. The file name
-// (fileName unless there is a download, RFC 6266) always has the extension of the type, so nobody saves a picture as a program or
-// a page.
-func servedAs(contentType, fileName, download string) (servedType, disposition string) {
 	kind := "inline"
 	if download != "" {
 		kind, fileName = "attachment", download
@@ -97,7 +158,10 @@ func servedAs(contentType, fileName, download string) (servedType, disposition s
 	if !ok {
 		contentType, kind, name = "application/octet-stream", "attachment", name+".bin"
 	}
-	return contentType, contentDisposition(kind, name)
+	return sas.BlobSignatureValues{
+		StartTime: start, ExpiryTime: end, Permissions: (&sas.BlobPermissions{Read: true}).String(),
+		ContentType: contentType, ContentDisposition: contentDisposition(kind, name),
+	}
 }
 
 // contentDisposition returns the field of RFC 6266 for a file name. Browsers decode a "%" in filename, and clients disagree
