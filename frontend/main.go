@@ -70,7 +70,9 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 	}
 	log := telemetry.NewLogger(stderr, cfg.LogLevel, name)
 	cfg.LogWarning(log)
-	cfg.LogAllowedHosts(log)
+	if len(cfg.AllowedHosts) == 0 {
+		log.Info("requests for any host name are accepted", "fix", "set ALLOWED_HOSTS to the public names of this service")
+	}
 	traces, err := telemetry.NewTraces(ctx, name, environ, log)
 	if err != nil {
 		return err

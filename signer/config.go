@@ -75,12 +75,7 @@ func doctorOptions(environ []string) doctor.Options {
 		c.DirectUpload.MaxDirectUploadSize = 0
 	}
 	return doctor.Options{
-		Faults:        errors.Join(err, c.Identity.Validate()),
-		Identity:      c.Identity,
-		Storage:       c.Storage,
-		Signing:       c.Signing,
-		DirectUploads: c.DirectUpload.MaxDirectUploadSize > 0,
-		Callers:       c.Callers,
-		Transport:     storage.NewTransport(),
+		Faults: errors.Join(err, c.Identity.Validate()), Identity: c.Identity, Storage: c.Storage, Signing: c.Signing,
+		DirectUploads: c.DirectUpload.MaxDirectUploadSize > 0, Callers: c.Callers, Transport: storage.NewTransport(),
 	}
 }

@@ -36,8 +36,7 @@ import (
 
 func main() {
 	os.Exit(httpserver.Main(httpserver.Program{
-		Name: name, About: about, Settings: &settings{}, Run: run,
-		Command: doctorCommand,
+		Name: name, About: about, Settings: &settings{}, Run: run, Command: doctorCommand,
 	}))
 }
 
@@ -108,21 +107,11 @@ func run(ctx context.Context, environ []string, stderr io.Writer) error {
 		WriteError: func(w http.ResponseWriter, _ *http.Request, err error) { signerapi.WriteError(w, err) },
 	})
 	return httpserver.Server{
-		Settings:       cfg.Settings,
-		Log:            log,
-		Registry:       reg,
-		Traces:         traces,
-		Name:           "api",
-		Address:        cfg.ListenAddress,
+		Settings: cfg.Settings, Log: log, Registry: reg, Traces: traces,
+		Name: "api", Address: cfg.ListenAddress, OpsAddress: cfg.OpsAddress, Handler: newHandler(cfg, svc, requests), Ready: svc.Ready,
 		Connections:    pools.New("connections", 4*cfg.MaxUploads), // as many as the frontend has requests in progress
 		TrustedProxies: loopback,                                   // the frontend has many clients
-		Handler:        newHandler(cfg, svc, requests),
-		OpsAddress:     cfg.OpsAddress,
-		Ready:          svc.Ready,
-		Background: func(ctx context.Context) error {
-			svc.Run(ctx)
-			return nil
-		},
+		Background:     svc.Run,
 	}.Run(ctx)
 }
 
@@ -178,13 +167,10 @@ func newService(cfg settings, spans tracing.Provider, pools *ratelimit.Pools, lo
 	if err != nil {
 		return service{}, err
 	}
-	base, err := url.Parse(cmp.Or(cfg.Signing.LinkBaseURL, cfg.Storage.AccountURL))
-	if err != nil {
-		return service{}, err
-	}
+	base, _ := url.Parse(cmp.Or(cfg.Signing.LinkBaseURL, cfg.Storage.AccountURL)) // the settings are valid
 	s := service{
 		tokens: tokens,
-		keys:   signing.New(cfg.Signing, client, cfg.DirectUpload.URLTTL(), log, reg),
+		keys:   signing.New(cfg.Signing, client, directupload.SessionTTL, log, reg),
 		slots:  pools.New("uploads", cfg.MaxUploads*3/2), // an upload that has ended at the frontend can still be in progress here
 		about: signerapi.About{
 			MaxDirectUploadSize: int64(cfg.DirectUpload.MaxDirectUploadSize),

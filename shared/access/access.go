@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"cats.example/shared/config"
 )
 
 // ReadAccess says which clients get a signed URL of a picture if authentication is on.
@@ -52,17 +54,13 @@ func (p Policy) LogWarning(log *slog.Logger) {
 
 // Validate returns all validation errors, joined.
 func (p Policy) Validate() error {
-	faults := []error{
+	return errors.Join(
 		checkURL("OIDC_ISSUER", p.Issuer, false, "an https URL, the issuer in iss of its tokens, such as https://login.microsoftonline.com/TENANT/v2.0"),
 		checkURL("OIDC_DISCOVERY_URL", p.DiscoveryURL, true, "the URL of the issuer's configuration, such as https://TENANT.b2clogin.com/TENANT.onmicrosoft.com/POLICY/v2.0/.well-known/openid-configuration"),
-	}
-	if p.DiscoveryURL != "" && p.Issuer == "" {
-		faults = append(faults, errors.New("OIDC_DISCOVERY_URL is set without OIDC_ISSUER: set both, or neither"))
-	}
-	if !slices.Contains([]ReadAccess{Own, SignedIn, Anyone}, p.ReadAccess) {
-		faults = append(faults, fmt.Errorf("READ_ACCESS is %q: want %s, %s or %s", p.ReadAccess, Own, SignedIn, Anyone))
-	}
-	return errors.Join(faults...)
+		config.Require(p.DiscoveryURL == "" || p.Issuer != "", "OIDC_DISCOVERY_URL is set without OIDC_ISSUER: set both, or neither"),
+		config.Require(slices.Contains([]ReadAccess{Own, SignedIn, Anyone}, p.ReadAccess),
+			"READ_ACCESS is %q: want %s, %s or %s", p.ReadAccess, Own, SignedIn, Anyone),
+	)
 }
 
 // Issuers of Entra ID for several tenants. Each of their tokens has the issuer of its own tenant.

@@ -22,6 +22,9 @@ import (
 const (
 	receiveBuffer = 256 << 10 // a smaller one slows uploads down
 	sendBuffer    = 32 << 10  // Linux doubles it (socket(7))
+	// maxSegment is less than half of sendBuffer. On the loopback interface, segments have 64 KiB: the buffer would hold one at a
+	// time, and the kernel would wait 40 ms for the acknowledgment of each.
+	maxSegment = 8 << 10
 )
 
 // tcpUserTimeout is TCP_USER_TIMEOUT in linux/tcp.h: how long the kernel keeps data that the client does not acknowledge. Without
@@ -70,7 +73,9 @@ func socketOptions(_, _ string, socket syscall.RawConn) error {
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, receiveBuffer),
 			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer))
 		if runtime.GOOS == "linux" {
-			failed = errors.Join(failed, syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(responseTimeout.Milliseconds())))
+			failed = errors.Join(failed,
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(responseTimeout.Milliseconds())),
+				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, maxSegment))
 		}
 	})
 	return errors.Join(err, failed)

@@ -62,9 +62,6 @@ type Middleware struct {
 // NewMiddleware returns a Middleware and registers its metrics.
 func NewMiddleware(options MiddlewareOptions) *Middleware {
 	prefix, auto := "cats_"+options.Name+"_http_", promauto.With(options.Registry)
-	counter := func(name, help string) prometheus.Counter {
-		return auto.NewCounter(prometheus.CounterOpts{Name: prefix + name, Help: help})
-	}
 	return &Middleware{
 		options: options,
 		total: auto.NewCounterVec(
@@ -74,10 +71,10 @@ func NewMiddleware(options MiddlewareOptions) *Middleware {
 			Name: prefix + "request_duration_seconds", Help: "Time from the end of the request header to the end of the response.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}, []string{"route", "method"}),
-		inFlight: auto.NewGauge(prometheus.GaugeOpts{Name: prefix + "requests_in_flight", Help: "Requests in progress."}),
-		received: counter("request_body_bytes_total", "Bytes of request bodies that were read."),
-		sent:     counter("response_body_bytes_total", "Bytes of response bodies that were written."),
-		panics:   counter("panics_total", "Requests whose handler panicked."),
+		inFlight: telemetry.NewGauge(options.Registry, prefix+"requests_in_flight", "Requests in progress."),
+		received: telemetry.NewCounter(options.Registry, prefix+"request_body_bytes_total", "Bytes of request bodies that were read."),
+		sent:     telemetry.NewCounter(options.Registry, prefix+"response_body_bytes_total", "Bytes of response bodies that were written."),
+		panics:   telemetry.NewCounter(options.Registry, prefix+"panics_total", "Requests whose handler panicked."),
 	}
 }
 

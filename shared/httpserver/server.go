@@ -65,16 +65,16 @@ type Server struct {
 
 	// Ready returns nil if the process can serve requests, or the reason why it cannot. Each call of /readyz calls it.
 	Ready func(context.Context) error
-	// Background runs until its context is done, which happens after the last request. An error stops the server. It may be nil.
-	Background func(context.Context) error
+	// Background runs until its context is done, which happens after the last request. It may be nil.
+	Background func(context.Context)
 }
 
 // Run opens both listeners and serves requests until ctx is done. Then it stops in this order: /readyz fails, DRAIN_DELAY
 // passes, the work listener is closed, requests in progress end within DRAIN_TIMEOUT, the background work and the ops listener
 // are stopped, and the last spans are exported.
 //
-// Run returns nil after a clean stop. It returns an error if a listener cannot be opened, if a listener or the background work
-// fails, or if requests were cut off. The export of spans may take five seconds more.
+// Run returns nil after a clean stop. It returns an error if a listener cannot be opened, if a listener fails, or
+// if requests were cut off. The export of spans may take five seconds more.
 func (s Server) Run(ctx context.Context) error {
 	work, err := s.listen(ctx, s.Name, s.Address)
 	if err != nil {
@@ -113,7 +113,10 @@ func (s Server) serve(ctx context.Context, work, ops net.Listener) error {
 	g.Go(func() error { return serve(workServer, limited) })
 	g.Go(func() error { return serve(opsServer, ops) })
 	if s.Background != nil {
-		g.Go(func() error { return s.Background(background) })
+		g.Go(func() error {
+			s.Background(background)
+			return nil
+		})
 	}
 
 	var cut error

@@ -76,13 +76,6 @@ func (s Settings) HostAllowed(field string) bool {
 	return len(s.AllowedHosts) == 0 || LocalHost(field) || slices.Contains(s.AllowedHosts, HostName(hostOf(field)))
 }
 
-// LogAllowedHosts logs that requests for any host are accepted, if ALLOWED_HOSTS is not set.
-func (s Settings) LogAllowedHosts(log *slog.Logger) {
-	if len(s.AllowedHosts) == 0 {
-		log.Info("requests for any host name are accepted", "fix", "set ALLOWED_HOSTS to the public names of this service")
-	}
-}
-
 // RequireHost returns a handler that answers 421 (Misdirected Request, RFC 9110 section 15.5.20) if the Host header field is not
 // allowed, and passes all other requests to h.
 func RequireHost(allowed func(field string) bool, h http.Handler) http.Handler {

@@ -24,6 +24,7 @@ import (
 	_ "golang.org/x/image/webp" // registers its format
 
 	"cats.example/shared/apierror"
+	"cats.example/shared/config"
 )
 
 // extensions maps the media types that can be accepted to the extensions of their files. The first is the usual one.
@@ -75,10 +76,7 @@ func (s Size) String() string { return units.BytesSize(float64(s)) }
 
 // Validate returns all validation errors, joined.
 func (l Limits) Validate() error {
-	var faults []error
-	if l.MaxPictureSize <= 0 || l.MaxPixels == 0 {
-		faults = append(faults, errors.New("MAX_PICTURE_SIZE and MAX_PIXELS must be above zero"))
-	}
+	faults := []error{config.Require(l.MaxPictureSize > 0 && l.MaxPixels > 0, "MAX_PICTURE_SIZE and MAX_PIXELS must be above zero")}
 	for _, t := range l.AcceptedTypes {
 		if _, ok := extensions[t]; !ok {
 			faults = append(faults, fmt.Errorf("ACCEPTED_TYPES: %q is not possible, only %s are", t, strings.Join(slices.Sorted(maps.Keys(extensions)), ", ")))

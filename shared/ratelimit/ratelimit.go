@@ -19,6 +19,7 @@ import (
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
+	"cats.example/shared/telemetry"
 )
 
 // Pools makes the pools of a process. All have the same share and the same metrics.
@@ -149,9 +150,8 @@ func NewRequestLimiter(name, client string, settings RequestLimits, reg promethe
 		settings: settings, buckets: buckets,
 		rejected: apierror.ErrRateLimited.WithDetail(fmt.Sprintf("too many requests from this %s: %s per second are allowed on average; try again later",
 			client, strconv.FormatFloat(settings.RateLimit, 'f', -1, 64))),
-		total: promauto.With(reg).NewCounter(prometheus.CounterOpts{
-			Name: "cats_" + name + "_requests_rate_limited_total", Help: "Requests that were rejected because their client exceeds RATE_LIMIT.",
-		}),
+		total: telemetry.NewCounter(reg, "cats_"+name+"_requests_rate_limited_total",
+			"Requests that were rejected because their client exceeds RATE_LIMIT."),
 	}
 }
 

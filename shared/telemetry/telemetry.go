@@ -62,6 +62,16 @@ func NewRegistry(name string) *prometheus.Registry {
 	return reg
 }
 
+// NewCounter registers a counter.
+func NewCounter(reg prometheus.Registerer, name, help string) prometheus.Counter {
+	return promauto.With(reg).NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+// NewGauge registers a gauge.
+func NewGauge(reg prometheus.Registerer, name, help string) prometheus.Gauge {
+	return promauto.With(reg).NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
+}
+
 // NewCounterVec registers a counter with one label. The series of values begin at 0, so that a rate includes their first
 // increment.
 func NewCounterVec(reg prometheus.Registerer, name, help, label string, values ...string) *prometheus.CounterVec {

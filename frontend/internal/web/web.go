@@ -19,6 +19,7 @@ import (
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
 )
 
 // New returns the handler of the public API. The options must be valid.
@@ -30,9 +31,6 @@ func New(options Options, deps Dependencies) http.Handler {
 	routes := routes(newHandlers(options, deps), m)
 	for _, path := range slices.Sorted(maps.Keys(routes)) {
 		r.Handle(path, deps.Requests.Route(path, m.enforceLimits(routes[path].serve)))
-		if path != "/" {
-			r.Handle(path+"/", deps.Requests.Route(path, m.enforceLimits(redirectWithoutSlash)))
-		}
 	}
 	r.NotFoundHandler = deps.Requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	return m.securityHeaders(r)
@@ -124,14 +122,6 @@ func (res resource) serve(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// redirectWithoutSlash redirects "/service/" to "/service". The path begins with a route, so it cannot lead to another host.
-func redirectWithoutSlash(w http.ResponseWriter, r *http.Request) error {
-	u := url.URL{Path: strings.TrimSuffix(r.URL.Path, "/"), RawPath: strings.TrimSuffix(r.URL.RawPath, "/"), RawQuery: r.URL.RawQuery}
-	w.Header().Set("Location", u.String())
-	w.WriteHeader(http.StatusTemporaryRedirect)
-	return nil
-}
-
 func writeJSON(w http.ResponseWriter, status int, v any) error {
 	signerapi.WriteJSON(w, status, "application/json", v)
 	return nil
@@ -147,15 +137,12 @@ type api struct {
 
 // newHandlers returns the handlers and registers their metrics.
 func newHandlers(options Options, deps Dependencies) api {
-	auto := promauto.With(deps.Registry)
 	return api{
 		signer: deps.Signer, options: options,
-		signerRequests: auto.NewCounterVec(prometheus.CounterOpts{
+		signerRequests: promauto.With(deps.Registry).NewCounterVec(prometheus.CounterOpts{
 			Name: "cats_frontend_signer_requests_total", Help: "Requests to the signer by operation and outcome: ok, or the error code.",
 		}, []string{"operation", "outcome"}),
-		uploadBytes: auto.NewCounter(prometheus.CounterOpts{
-			Name: "cats_frontend_upload_bytes_total", Help: "Bytes of pictures stored, including direct uploads.",
-		}),
+		uploadBytes: telemetry.NewCounter(deps.Registry, "cats_frontend_upload_bytes_total", "Bytes of pictures stored, including direct uploads."),
 	}
 }
 

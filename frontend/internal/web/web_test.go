@@ -227,13 +227,6 @@ func TestRouting(t *testing.T) {
 			t.Errorf("%s: Allow is %q; want %q", path, rec.Header().Get("Allow"), allow)
 		}
 	}
-	for path, want := range map[string]string{
-		"/service/": "/service", "/cat/Davyd/": "/cat/Davyd", "/cat/a%2Fb/?ttl=1m": "/cat/a%2Fb?ttl=1m", "/cat/a%20b/picture/": "/cat/a%20b/picture",
-	} {
-		if rec := a.send("POST", path, nil); rec.Code != 307 || rec.Header().Get("Location") != want {
-			t.Errorf("%s: %d to %q; want %q", path, rec.Code, rec.Header().Get("Location"), want)
-		}
-	}
 }
 
 // declared returns the errors of the public API by code.

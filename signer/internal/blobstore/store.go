@@ -19,6 +19,7 @@ import (
 	"cats.example/shared/picture"
 	"cats.example/shared/ratelimit"
 	"cats.example/shared/signerapi"
+	"cats.example/shared/telemetry"
 	"cats.example/signer/internal/signing"
 	"cats.example/signer/internal/storage"
 )
@@ -63,12 +64,12 @@ const (
 
 // New returns a store. It makes no call.
 func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Store {
-	auto := promauto.With(reg)
 	pictures, _ := simplelru.NewLRU[signerapi.User, *cached](maxCached, nil) // fails only for a size below 1
-	s := &Store{Options: opts, buffers: newBuffers(), log: log, pictures: pictures, lookups: semaphore.NewWeighted(maxLookups), damaged: auto.NewCounter(prometheus.CounterOpts{
-		Name: "cats_signer_uploads_damaged_total", Help: "Uploads that storage stored damaged, by its CRC64.",
-	})}
-	auto.NewGaugeFunc(prometheus.GaugeOpts{
+	s := &Store{
+		Options: opts, buffers: newBuffers(), log: log, pictures: pictures, lookups: semaphore.NewWeighted(maxLookups),
+		damaged: telemetry.NewCounter(reg, "cats_signer_uploads_damaged_total", "Uploads that storage stored damaged, by its CRC64."),
+	}
+	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "cats_signer_upload_buffers_in_use", Help: "Buffers in use, of 5, for uploads of unknown size.",
 	}, func() float64 { return float64(s.buffers.taken.Load()) })
 	return s
@@ -90,23 +91,13 @@ func (s *Store) Link(ctx context.Context, user signerapi.User, opts signerapi.Li
 	return signerapi.Link{Info: p.info, URL: link.URL, ExpiresAt: link.ExpiresAt}, nil
 }
 
-// cached is a picture, or a lookup in progress. The fields info, err and until are set when found is closed.
+// cached is a picture, or a lookup in progress. The fields info, err and until are set before found is closed.
 type cached struct {
 	found chan struct{}
 	info  signerapi.Info
 	err   error
-	until time.Time
+	until time.Time                    // the end of its use for new requests; zero during the lookup
 	link  atomic.Pointer[signing.Link] // the last one that shows the picture
-}
-
-// expired reports whether the lookup has ended, and its result must not be used for new requests.
-func (p *cached) expired() bool {
-	select {
-	case <-p.found:
-		return p.err != nil || !time.Now().Before(p.until)
-	default:
-		return false
-	}
 }
 
 // look returns the picture of user, which may be cached.
@@ -128,7 +119,7 @@ func (s *Store) lookup(ctx context.Context, user signerapi.User) (*cached, error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last, ok := s.pictures.Get(user)
-	if ok && !last.expired() {
+	if ok && (last.until.IsZero() || last.err == nil && time.Now().Before(last.until)) {
 		return last, nil
 	}
 	if !s.lookups.TryAcquire(1) {
@@ -141,8 +132,10 @@ func (s *Store) lookup(ctx context.Context, user signerapi.User) (*cached, error
 	s.pictures.Add(user, p)
 	go func() {
 		defer s.lookups.Release(1)
-		p.info, _, p.err = s.Storage.Head(context.WithoutCancel(ctx), s.Storage.PictureBlob(user))
-		p.until = time.Now().Add(s.ExistenceCacheTTL)
+		info, _, err := s.Storage.Head(context.WithoutCancel(ctx), s.Storage.PictureBlob(user))
+		s.mu.Lock()
+		p.info, p.err, p.until = info, err, time.Now().Add(s.ExistenceCacheTTL)
+		s.mu.Unlock()
 		close(p.found)
 	}()
 	return p, nil

@@ -29,10 +29,7 @@ const (
 // blob have its ETag as a precondition.
 func (u *Uploads) CommitUpload(ctx context.Context, user signerapi.User, id string, opts signerapi.CommitOptions) (signerapi.Info, error) {
 	s, err := parseSession(id)
-	if err != nil {
-		return signerapi.Info{}, err
-	}
-	if time.Now().After(s.end.Add(commitGrace)) {
+	if err != nil || time.Now().After(s.end.Add(commitGrace)) {
 		return signerapi.Info{}, apierror.ErrNoUpload
 	}
 	name := s.blobName(user)

@@ -49,7 +49,7 @@ func newFixture(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := signing.New(signing.Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}, client, sessionTTL, log, reg)
+	keys := signing.New(signing.Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}, client, SessionTTL, log, reg)
 	if _, err := keys.Fetch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func (f *fixture) commit(ctx context.Context) (signerapi.Info, error) {
 
 func TestUploadURLWritesOneBlobForAnHour(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
-		end := time.Now().Add(sessionTTL).UTC().Format(time.RFC3339)
+		end := time.Now().Add(SessionTTL).UTC().Format(time.RFC3339)
 		for _, c := range []struct {
 			size       int64
 			permission string
@@ -125,7 +125,7 @@ func TestStagedNameDependsOnWholeSession(t *testing.T) {
 		t.Fatalf("%+v became %+v", one, again)
 	}
 	name := one.blobName(mia)
-	if end, ok := sessionEnd(name); !ok || !end.Equal(now.Add(sessionTTL)) {
+	if end, ok := sessionEnd(name); !ok || !end.Equal(now.Add(SessionTTL)) {
 		t.Errorf("%s ends at %v, %v", name, end, ok)
 	}
 	seen := map[string]string{name: "itself"}
@@ -211,7 +211,7 @@ func TestCommitCopiesAndDeletesTheStagedBlob(t *testing.T) {
 func TestCommitIsPossibleShortlyAfterTheSession(t *testing.T) {
 	bubble(t, func(t *testing.T, f *fixture) {
 		f.server.Change(func(blobs map[string]*storagetest.Blob) { clear(blobs) })
-		time.Sleep(sessionTTL + commitGrace - time.Second)
+		time.Sleep(SessionTTL + commitGrace - time.Second)
 		for _, asked := range []bool{true, false} { // nothing is staged, so both commits have the same error
 			if _, err := f.commit(t.Context()); !errors.Is(err, apierror.ErrNoUpload) || len(f.server.Calls()) > 0 != asked {
 				t.Errorf("%v; storage was asked: %t", err, !asked)
@@ -259,7 +259,7 @@ func TestHalfOpenBreakerIsProbedBeforeCopies(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		f.server.Calls()
 		_, err := f.commit(t.Context())
-		if got := fmt.Sprint(f.server.Calls()); err != nil || got != "[HEAD HEAD HEAD HEAD HEAD HEAD GET PUT block PUT blocklist DELETE]" {
+		if got := fmt.Sprint(f.server.Calls()); err != nil || got != "[HEAD HEAD HEAD GET PUT block PUT blocklist DELETE]" {
 			t.Errorf("%v; calls %s", err, got)
 		}
 	})

@@ -53,7 +53,7 @@ func TestSweepDeletesExpiredUploadsInParallel(t *testing.T) {
 		if got := testutil.ToFloat64(f.deleted.WithLabelValues("expired")); got != n {
 			t.Errorf("%v are counted", got)
 		}
-		time.Sleep(sessionTTL + sweepGrace + time.Second)
+		time.Sleep(SessionTTL + sweepGrace + time.Second)
 		if err := f.sweep(t.Context()); err != nil || f.server.Blob(kept).Content != "" {
 			t.Errorf("after the session: %v", err)
 		}

@@ -56,14 +56,6 @@ func (s Settings) Validate() error {
 		"MAX_DIRECT_UPLOAD_SIZE is %v: want 0 to %v", s.MaxDirectUploadSize, picture.Size(MaxSize))
 }
 
-// URLTTL returns the lifetime of upload URLs, 0 if direct uploads are off.
-func (s Settings) URLTTL() time.Duration {
-	if s.MaxDirectUploadSize == 0 {
-		return 0
-	}
-	return sessionTTL
-}
-
 // Options are the settings, which the caller has validated, and what the uploads work with.
 type Options struct {
 	Settings
@@ -120,7 +112,8 @@ func (u *Uploads) StartUpload(_ context.Context, user signerapi.User, size int64
 // URL never writes a picture, and no picture is taken for a staged blob.
 const stagedPrefix = "cats-api/upload/"
 
-const sessionTTL = time.Hour
+// SessionTTL is the lifetime of an upload session and its upload URL.
+const SessionTTL = time.Hour
 
 // session is an upload session. Its ID holds all its properties, so that no replica has to remember it. A changed ID belongs to
 // another staged blob, which does not exist.
@@ -131,7 +124,7 @@ type session struct {
 }
 
 func newSession(now time.Time, size int64) session {
-	end := now.Add(sessionTTL).UTC().Truncate(time.Second)
+	end := now.Add(SessionTTL).UTC().Truncate(time.Second)
 	return session{fmt.Sprintf("%d-%d-%s", end.Unix(), size, rand.Text()), end, size}
 }
 

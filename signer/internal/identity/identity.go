@@ -23,7 +23,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
@@ -160,9 +159,8 @@ func New(settings Settings, transport policy.Transporter, spans tracing.Provider
 		log:      log,
 		renew:    make(chan struct{}, 1),
 		acquired: telemetry.NewCounterVec(reg, "cats_signer_token_requests_total", "Token exchanges by outcome.", "outcome", "ok", "error"),
-		worked: promauto.With(reg).NewGauge(prometheus.GaugeOpts{
-			Name: "cats_signer_token_last_success_timestamp_seconds", Help: "Unix time of the last successful token exchange; 0 if there was none.",
-		}),
+		worked: telemetry.NewGauge(reg, "cats_signer_token_last_success_timestamp_seconds",
+			"Unix time of the last successful token exchange; 0 if there was none."),
 		err: apierror.ErrSignerUnavailable.Wrap(errors.New("the first token is being fetched")),
 	}
 	t.first, t.received = context.WithCancel(context.Background())

@@ -21,7 +21,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/service"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/apierror"
 	"cats.example/shared/config"
@@ -87,8 +86,8 @@ type Keys struct {
 	clockWrong atomic.Bool // at the last comparison
 }
 
-// New returns Keys without a key. It makes no call. The caller has validated settings. uploadTTL is the lifetime of upload URLs,
-// 0 if there are none.
+// New returns Keys without a key. It makes no call. The caller has validated settings. uploadTTL is the lifetime of upload
+// URLs.
 func New(settings Settings, client *storage.Client, uploadTTL time.Duration, log *slog.Logger, reg prometheus.Registerer) *Keys {
 	k := &Keys{
 		Settings: settings, storage: client, base: cmp.Or(settings.LinkBaseURL, client.AccountURL), lifetime: keyLifetime(max(settings.LinkMaxTTL, uploadTTL)),
@@ -346,18 +345,14 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	const p = "cats_signer_"
-	auto := promauto.With(reg)
 	return &metrics{
 		signed: telemetry.NewCounterVec(reg, p+"signed_urls_total",
 			"Signed URLs by kind: view shows the picture, download saves it under a name, upload is for a direct upload.", "kind", "view", "download", "upload"),
-		keyExpiry: auto.NewGauge(prometheus.GaugeOpts{
-			Name: p + "user_delegation_key_expiry_timestamp_seconds", Help: "Expiry of the current user delegation key, in Unix time; 0 if there is none.",
-		}),
+		keyExpiry: telemetry.NewGauge(reg, p+"user_delegation_key_expiry_timestamp_seconds",
+			"Expiry of the current user delegation key, in Unix time; 0 if there is none."),
 		keyRequests: telemetry.NewCounterVec(reg, p+"user_delegation_key_requests_total", "Requests for a user delegation key by outcome.", "outcome", "ok", "error"),
 		probes: telemetry.NewCounterVec(reg, p+"key_probes_total",
 			"Probes of signed URLs by outcome: rejected because of the key, or inconclusive.", "outcome", "ok", "rejected", "inconclusive"),
-		clockSkew: auto.NewGauge(prometheus.GaugeOpts{
-			Name: p + "clock_skew_seconds", Help: "How far the clock was ahead of storage's at the last comparison; negative if it was behind.",
-		}),
+		clockSkew: telemetry.NewGauge(reg, p+"clock_skew_seconds", "How far the clock was ahead of storage's at the last comparison; negative if it was behind."),
 	}
 }

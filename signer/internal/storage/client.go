@@ -4,7 +4,6 @@ package storage
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -166,14 +165,13 @@ func (c *Client) Probe(ctx context.Context, url signerapi.SignedURL, f func(cont
 
 // AccessConditions returns the SDK's form of preconditions.
 func AccessConditions(p signerapi.Preconditions) *blob.AccessConditions {
-	modified := &blob.ModifiedAccessConditions{}
-	if p.IfMatch != "" {
-		modified.IfMatch = new(azcore.ETag(p.IfMatch))
+	etag := func(condition string) *azcore.ETag {
+		if condition == "" {
+			return nil
+		}
+		return new(azcore.ETag(condition))
 	}
-	if p.IfNoneMatch != "" {
-		modified.IfNoneMatch = new(azcore.ETag(p.IfNoneMatch))
-	}
-	return &blob.AccessConditions{ModifiedAccessConditions: modified}
+	return &blob.AccessConditions{ModifiedAccessConditions: &blob.ModifiedAccessConditions{IfMatch: etag(p.IfMatch), IfNoneMatch: etag(p.IfNoneMatch)}}
 }
 
 // Value returns what p points to, or the zero value if p is nil.
@@ -245,28 +243,23 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	return err
 }
 
-// Available returns an error while the circuit breaker is open. While it is half open, Available looks for the blob name until
-// the breaker closes. The blocks of one large upload would otherwise be all the calls that a half-open breaker allows, and keep
-// other clients out until they are stored.
+// Available returns an error while the circuit breaker is open. While it is half open, Available looks for the blob name, which
+// closes the breaker if storage responds. Otherwise a large upload could be the one call that a half-open breaker allows, and
+// keep other clients out until it is stored.
 func (c *Client) Available(ctx context.Context, name string) error {
-	for range halfOpenCalls {
-		switch c.breaker.State() {
-		case gobreaker.StateOpen:
-			return apierror.ErrStorageUnavailable.Wrap(ErrBreakerOpen)
-		case gobreaker.StateClosed:
-			return nil
-		}
-		if _, _, err := c.Head(ctx, name); errors.Is(err, apierror.ErrStorageUnavailable) {
-			return err
-		}
+	if c.breaker.State() == gobreaker.StateClosed {
+		return nil
 	}
-	return nil
+	_, _, err := c.Head(ctx, name)
+	if !errors.Is(err, apierror.ErrStorageUnavailable) {
+		return nil
+	}
+	return err
 }
 
 const (
 	failuresToOpen = 10              // consecutive failed calls that open the circuit breaker
-	openTime       = 5 * time.Second // how long it stays open
-	halfOpenCalls  = 4               // concurrent calls that it then allows, and successes that close it
+	openTime       = 5 * time.Second // how long it stays open; then it allows one call, whose success closes it
 )
 
 // ErrBreakerOpen is the reason for ErrStorageUnavailable while the circuit breaker is open.
@@ -279,7 +272,6 @@ var notCounted = []*apierror.Error{apierror.ErrIncomplete, apierror.ErrStalled, 
 func newBreaker(log *slog.Logger, open prometheus.Gauge) *gobreaker.CircuitBreaker[struct{}] {
 	return gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Timeout:      openTime,
-		MaxRequests:  halfOpenCalls,
 		ReadyToTrip:  func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= failuresToOpen },
 		IsSuccessful: func(err error) bool { return !errors.Is(err, apierror.ErrStorageUnavailable) },
 		IsExcluded: func(err error) bool {
@@ -300,12 +292,11 @@ func newBreaker(log *slog.Logger, open prometheus.Gauge) *gobreaker.CircuitBreak
 
 // NewTransport returns the HTTP client for Azure. It has a timeout for each phase of a request. Three settings are deliberate:
 //
-//   - HTTP/1.1 only: over HTTP/2, a connection can read the buffer of a canceled upload (azure-sdk-for-go issue 21555).
+//   - HTTP/1.1 only, which net/http chooses because of DialContext: over HTTP/2, a connection can read the buffer of a canceled
+//     upload (azure-sdk-for-go issue 21555).
 //   - No redirects: they would send the token to another host.
 //   - Names under .localhost are loopback (RFC 6761 section 6.3); Go's resolver asks DNS for them.
 func NewTransport() *http.Client {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
 	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Client{
 		Transport: &http.Transport{
@@ -316,8 +307,6 @@ func NewTransport() *http.Client {
 				}
 				return dialer.DialContext(ctx, network, address)
 			},
-			Protocols:             protocols,
-			TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:   5 * time.Second,
 			ResponseHeaderTimeout: 30 * time.Second,
 			ExpectContinueTimeout: time.Second,

@@ -150,6 +150,9 @@ func NewStream(r io.Reader, size int64) *Stream { return &Stream{r: r, size: siz
 
 // Read implements [io.Reader]. It returns io.EOF with the last byte, and ErrIncomplete if r ends before that.
 func (s *Stream) Read(p []byte) (int, error) {
+	if s.n == s.size { // net/http reads once more
+		return 0, io.EOF
+	}
 	n, err := s.r.Read(p[:min(int64(len(p)), s.size-s.n)])
 	s.n += int64(n)
 	switch {
@@ -270,11 +273,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "cats_signer_storage_request_duration_seconds", Help: "Duration of requests to storage, up to the header of the response.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"operation"}),
-		conflicts: auto.NewCounter(prometheus.CounterOpts{
-			Name: "cats_signer_uploads_conflicted_total", Help: "Uploads that failed because of a concurrent upload to the same name.",
-		}),
-		breakerOpen: auto.NewGauge(prometheus.GaugeOpts{
-			Name: "cats_signer_storage_circuit_open", Help: "1 while the storage circuit breaker is open, 0 otherwise.",
-		}),
+		conflicts:   telemetry.NewCounter(reg, "cats_signer_uploads_conflicted_total", "Uploads that failed because of a concurrent upload to the same name."),
+		breakerOpen: telemetry.NewGauge(reg, "cats_signer_storage_circuit_open", "1 while the storage circuit breaker is open, 0 otherwise."),
 	}
 }

@@ -181,7 +181,7 @@ func TestNetworkErrorsHoldNoURL(t *testing.T) {
 				}
 			}()
 			transport := NewTransport()
-			transport.Transport.(*http.Transport).TLSClientConfig.InsecureSkipVerify = true
+			transport.Transport.(*http.Transport).TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
 			o.AccountURL, o.Transport = "https://acct.blob.localhost:"+port(l), transport
 		}
 	}
@@ -265,7 +265,7 @@ func TestCircuitBreakerOpensAndCloses(t *testing.T) {
 		if err := client.Available(t.Context(), "x/cat"); err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff([]string{"HEAD", "HEAD", "HEAD", "HEAD"}, server.Calls()); diff != "" {
+		if diff := cmp.Diff([]string{"HEAD"}, server.Calls()); diff != "" {
 			t.Errorf("half open: %s", diff)
 		}
 		if err := client.Available(t.Context(), "x/cat"); err != nil || len(server.Calls()) > 0 || testutil.ToFloat64(client.metrics.breakerOpen) != 0 {
