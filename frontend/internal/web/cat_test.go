@@ -16,18 +16,6 @@ import (
 	"cats.example/shared/signerapi"
 )
 
-func TestInvalidUserNamesDoNotReachTheSigner(t *testing.T) {
-	a := newAPI(t)
-	a.signer.err = errCalled
-	for _, name := range []string{"..%2Fx", "a%2Fb", "a%5Cb", "%00", "a%0Ab", "%2e%2e", "%2E", "..", ".", "a.", "%ff", "%c3", strings.Repeat("x", 200)} {
-		for _, method := range []string{"GET", "PUT", "DELETE", "HEAD"} {
-			wantProblem(t, a.send(method, "/cat/"+name, strings.NewReader(png)), 422, "invalid_user")
-		}
-		wantProblem(t, a.send("GET", "/cat/"+name+"/picture", nil), 422, "invalid_user")
-		wantProblem(t, a.send("POST", "/cat/"+name, strings.NewReader(formOf("file", png, "")), "Content-Type", formType), 422, "invalid_user")
-	}
-}
-
 func TestLinkOptionsAreValidated(t *testing.T) {
 	a := newAPI(t)
 	a.signer.pictures["x"] = png
@@ -85,26 +73,12 @@ func TestInvalidUploadsChangeNothing(t *testing.T) {
 
 func TestTooLargeFormsAreRejectedEarly(t *testing.T) {
 	a := newAPI(t)
-	for name, c := range map[string]struct {
-		field       string
-		file, after int // bytes
-		status      int
-		code        string
-	}{
-		"picture over the limit":     {"file", maxSize + form.MaxAfter + 20<<10, 0, 413, "too_large"},
-		"picture far over the limit": {"file", 8 << 20, 0, 413, "too_large"},
-		"wrong field":                {"cat", 8 << 20, 0, 422, "missing_file"},
-		"large field after":          {"file", 5000, 8 << 20, 413, "too_large"},
-	} {
-		form := formOf(c.field, png[:40]+strings.Repeat("x", c.file), strings.Repeat("x", c.after))
+	for _, size := range []int{maxSize + form.MaxAfter + 20<<10, 8 << 20} {
+		form := formOf("file", png[:40]+strings.Repeat("x", size), "")
 		body := strings.NewReader(form)
-		p := wantProblem(t, a.send("POST", "/cat/x", body, "Content-Type", formType), c.status, c.code)
-		read, limit := len(form)-body.Len(), 100<<10
-		if c.status == 422 {
-			limit += 1 << 20
-		}
-		if read > limit || c.status == 413 && !strings.Contains(p.Detail, "64 KiB") || len(a.signer.pictures) > 0 {
-			t.Errorf("%s: %s, after %d bytes", name, p.Detail, read)
+		p := wantProblem(t, a.send("POST", "/cat/x", body, "Content-Type", formType), 413, "too_large")
+		if read := len(form) - body.Len(); read > 100<<10 || len(a.signer.pictures) > 0 {
+			t.Errorf("a picture of %d bytes: %s, after %d bytes", size, p.Detail, read)
 		}
 	}
 }
