@@ -103,7 +103,8 @@ func TestFindEndpointsIgnoresOtherProtocols(t *testing.T) {
 		return l
 	}
 	addresses := []string{secure.Listener.Addr().String(), closed.Listener.Addr().String(), "nonsense"}
-	for _, response := range []string{"220 mail.example ESMTP\r\n", strings.Repeat("HTTP/1.1 ", 1<<20), "", "HTTP/1.1 400 access_token\r\n"} {
+	endless := strings.Repeat("HTTP/1.1 ", 1<<20)
+	for _, response := range []string{"220 mail.example ESMTP\r\n", endless, "", "HTTP/1.1 400 access_token\r\n"} {
 		l := listen()
 		go func() {
 			for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {

@@ -25,25 +25,27 @@ func shortLines(n int) string {
 
 // net/http needs 100 bytes of memory for each header line.
 func TestHeadersWithManyLinesAreRejected(t *testing.T) {
-	const quickLine, put, chunked = "GET /quick HTTP/1.1\r\nHost: x\r\n", "PUT /quick HTTP/1.1\r\nHost: x\r\n", "Transfer-Encoding: chunked\r\n\r\n"
-	newlines, many, hundred := strings.Repeat("\n", 3000), shortLines(15<<10), quickLine+strings.Repeat("X: y\r\n", 100)+"\r\n"
-	few, some := quickLine+"\r\n", quickLine+shortLines(3500) // which fits into one read of net/http
+	const get, put, chunked = "GET /quick HTTP/1.1\r\nHost: x\r\n", "PUT /quick HTTP/1.1\r\nHost: x\r\n", "Transfer-Encoding: chunked\r\n\r\n"
+	post := strings.Replace(put, "PUT", "POST", 1) + "Content-Length: 1\r\n\r\nx"
+	newlines, many, hundred := strings.Repeat("\n", 3000), shortLines(15<<10), get+strings.Repeat("X: y\r\n", 100)+"\r\n"
+	few, some := get+"\r\n", get+shortLines(3500) // which fits into one read of net/http
+	trailers := "1\r\nx\r\n0\r\n" + shortLines(3000) + "end:\r\n\r\n"
 	for name, c := range map[string]struct {
 		sent, then string // then is sent after the first response
 		statuses   []int
 	}{
 		"a hundred, twice":              {hundred + hundred, "", []int{200, 200}},
-		"thousands":                     {quickLine + many, "", []int{400, 0}},
+		"thousands":                     {get + many, "", []int{400, 0}},
 		"hundreds right behind another": {few + some, "", []int{200, 400, 0}},
-		"empty lines before them":       {"\r\n\n" + quickLine + many, "", []int{400, 0}},
-		"lines that are almost empty":   {quickLine + "\r\r\n" + many, "", []int{400, 0}},
+		"empty lines before them":       {"\r\n\n" + get + many, "", []int{400, 0}},
+		"lines that are almost empty":   {get + "\r\r\n" + many, "", []int{400, 0}},
 		"behind a body of nothing else": {put + "Content-Length: 3000\r\n\r\n" + newlines + few, "", []int{200, 200}},
 		"behind chunks of nothing else": {put + chunked + "bb8\r\n" + newlines + "\r\n0\r\n\r\n" + few, "", []int{200, 200}},
-		"hundreds behind trailers":      {put + chunked + "1\r\nx\r\n0\r\n" + shortLines(3000) + "end:\r\n\r\n" + some, "", []int{200, 400, 0}},
-		"hundreds behind a body":        {put + "Content-Length: 1100\r\n\r\n" + strings.Repeat("x", 1100) + some, "", []int{200, 400, 0}},
+		"hundreds behind trailers":      {put + chunked + trailers + some, "", []int{200, 400, 0}},
+		"hundreds behind a body":        {put + "Content-Length: 1100\r\n\r\n" + newlines[:1100] + some, "", []int{200, 400, 0}},
 		// After a POST, net/http skips blank lines before the next header.
-		"few behind blank lines":       {"POST /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx", "\r\n\r\n" + few, []int{200, 200}},
-		"thousands behind blank lines": {"POST /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx", "\r\n\r\n" + quickLine + many, []int{200, 400}},
+		"few behind blank lines":       {post, "\r\n\r\n" + few, []int{200, 200}},
+		"thousands behind blank lines": {post, "\r\n\r\n" + get + many, []int{200, 400}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

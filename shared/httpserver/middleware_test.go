@@ -124,7 +124,8 @@ func TestBodiesMayBeSlowButNotStalled(t *testing.T) {
 // While more than half of the slots for uploads are taken, a body must bring 16 KiB/s.
 func TestBusyPoolRaisesTheMinimumRate(t *testing.T) {
 	uploads := ratelimit.NewPools("busy", 0, prometheus.NewRegistry()).New("uploads", 2)
-	m := &Middleware{options: MiddlewareOptions{Settings: Settings{StallTimeout: 30 * time.Second, MinUploadRate: 2 << 10}, Uploads: uploads}}
+	settings := Settings{StallTimeout: 30 * time.Second, MinUploadRate: 2 << 10}
+	m := &Middleware{options: MiddlewareOptions{Settings: settings, Uploads: uploads}}
 	for taken, want := range []int64{2 << 10, 2 << 10, 16 << 10} {
 		if got := m.windowBytes(); got != 30*want {
 			t.Errorf("with %d of 2 slots taken: %d bytes in 30 s; want %d", taken, got, 30*want)

@@ -44,8 +44,9 @@ func TestTakeLimitsClientsAndTotal(t *testing.T) {
 					t.Errorf("take %d, by %c: %v; want %v", i, client, err, c.want[i])
 				}
 			}
-			counted := map[error]prometheus.Collector{nil: p.gauge, apierror.ErrRateLimited: p.overShare, apierror.ErrOverloaded: p.overTotal}
-			for result, metric := range counted {
+			for result, metric := range map[error]prometheus.Collector{
+				nil: p.gauge, apierror.ErrRateLimited: p.overShare, apierror.ErrOverloaded: p.overTotal,
+			} {
 				if got := testutil.ToFloat64(metric); got != results[result] {
 					t.Errorf("%v is counted %v times; want %v", result, got, results[result])
 				}
@@ -87,8 +88,9 @@ func TestAllowGrantsTheBurstAndThenTheRate(t *testing.T) {
 		}
 		for range 3 { // a rejection takes no token
 			state, err := c.Allow("mia")
-			if !errors.Is(err, apierror.ErrRateLimited) || apierror.AsError(err).RetryAfter != 2*time.Second || state != (Quota{0, 20 * time.Second}) {
-				t.Fatalf("one too many: %+v, %v", state, err)
+			wait := apierror.AsError(err).RetryAfter
+			if !errors.Is(err, apierror.ErrRateLimited) || wait != 2*time.Second || state != (Quota{0, 20 * time.Second}) {
+				t.Fatalf("one too many: %+v, %v after %v", state, err, wait)
 			}
 		}
 		if _, err := c.Allow("leo"); err != nil {

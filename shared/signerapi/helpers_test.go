@@ -111,7 +111,9 @@ var everyCall = map[string]struct {
 	suffix string // of the detail if the outcome is unknown
 	do     func(ctx context.Context, c *Client, size int64) error
 }{
-	"Link":        {read, "", func(ctx context.Context, c *Client, _ int64) error { return second(c.Link(ctx, davyd, LinkOptions{})) }},
+	"Link": {read, "", func(ctx context.Context, c *Client, _ int64) error {
+		return second(c.Link(ctx, davyd, LinkOptions{}))
+	}},
 	"About":       {read, "", func(ctx context.Context, c *Client, _ int64) error { return second(c.About(ctx)) }},
 	"Ready":       {read, "", func(ctx context.Context, c *Client, _ int64) error { return c.Ready(ctx) }},
 	"StartUpload": {read, "", func(ctx context.Context, c *Client, _ int64) error { return second(c.StartUpload(ctx, davyd, 7)) }},

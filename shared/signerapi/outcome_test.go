@@ -18,15 +18,16 @@ import (
 	"cats.example/shared/apierror"
 )
 
-// TestOutcomesOfLostResponses plays a fault in each call of the contract, on a new connection and on one that the client has kept.
+// TestOutcomesOfLostResponses plays faults in each call of the contract, on a new connection and on one that the client has kept.
 //
 // The outcome of a Delete and of a CommitUpload is unknown as soon as the signer may have received it. The outcome of a Put is
 // unknown only if the signer may have received the whole body. On a kept connection, net/http repeats what it can repeat.
 func TestOutcomesOfLostResponses(t *testing.T) {
 	const unavailable, internal, all = "signer_unavailable", "internal", 1 << 40
-	receiveAndWait := func(n int64) player {
-		return func(conn net.Conn, in *bufio.Reader) { _, _ = receive(conn, in, n); time.Sleep(time.Hour) }
+	receives := func(n int64, then time.Duration) player {
+		return func(conn net.Conn, in *bufio.Reader) { _, _ = receive(conn, in, n); time.Sleep(then) }
 	}
+	readHeader := func(_ net.Conn, in *bufio.Reader) { _, _ = http.ReadRequest(in) }
 	for name, c := range map[string]struct {
 		play    player
 		code    string
@@ -34,16 +35,16 @@ func TestOutcomesOfLostResponses(t *testing.T) {
 		repeats []kind
 	}{
 		"closed at once":            {func(net.Conn, *bufio.Reader) {}, unavailable, "", []kind{read, put}},
-		"closed after a header":     {func(_ net.Conn, in *bufio.Reader) { _, _ = http.ReadRequest(in) }, unavailable, "", []kind{read, put}},
-		"closed within a body":      {func(conn net.Conn, in *bufio.Reader) { _, _ = receive(conn, in, 50_000) }, unavailable, "", []kind{read}},
-		"reads no byte of the body": {receiveAndWait(0), unavailable, "", nil},
+		"closed after a header":     {readHeader, unavailable, "", []kind{read, put}},
+		"closed within a body":      {receives(50_000, 0), unavailable, "", []kind{read}},
+		"reads no byte of the body": {receives(0, time.Hour), unavailable, "", nil},
 		"reads a body uninvited": {func(_ net.Conn, in *bufio.Reader) {
 			if req, err := http.ReadRequest(in); err == nil {
 				_, _ = io.Copy(io.Discard, req.Body)
 			}
 		}, unavailable, "unknown", []kind{read}},
 		"no response":          {respond(""), unavailable, "unknown", []kind{read}},
-		"no response in time":  {receiveAndWait(all), unavailable, "unknown", nil},
+		"no response in time":  {receives(all, time.Hour), unavailable, "unknown", nil},
 		"half a header":        {respond("HTTP/1.1 200 OK\r\nContent-Le"), unavailable, "unknown", nil},
 		"endless header":       {respond("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), unavailable, "unknown", nil},
 		"half a body":          {respond("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{"), unavailable, "unknown", nil},
@@ -97,7 +98,7 @@ func TestOutcomesOfLostResponses(t *testing.T) {
 
 func TestRejectedWritesKeepTheSignersOutcome(t *testing.T) {
 	for member, want := range map[string]apierror.Outcome{
-		``: "", `,"outcome":"unknown"`: apierror.OutcomeUnknown, `,"outcome":"stored"`: apierror.OutcomeStored, `,"outcome":"deleted"`: "",
+		``: "", `,"outcome":"deleted"`: "", `,"outcome":"unknown"`: apierror.OutcomeUnknown, `,"outcome":"stored"`: apierror.OutcomeStored,
 	} {
 		for called, call := range everyCall {
 			err := call.do(t.Context(), peer(t, respond(response(503, `{"code":"throttled","detail":"why"`+member+`}`))), 7)

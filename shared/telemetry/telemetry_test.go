@@ -31,8 +31,9 @@ func TestNewTracesFollowsTheStandardVariables(t *testing.T) {
 
 func TestTracesLogFaultsWithoutValues(t *testing.T) {
 	for name, value := range map[string]string{
-		"OTEL_TRACES_SAMPLER": "nonsense", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://%secret", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/secret",
-		"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer secret", "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=%zzsecret", "OTEL_EXPORTER_OTLP_TIMEOUT": "secret",
+		"OTEL_TRACES_SAMPLER": "nonsense", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://%secret",
+		"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1/secret",
+		"OTEL_EXPORTER_OTLP_HEADERS":         "Authorization: Bearer secret", "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=%zzsecret", "OTEL_EXPORTER_OTLP_TIMEOUT": "secret",
 	} {
 		t.Setenv(name, value)
 	}

@@ -268,13 +268,16 @@ func TestErrorsBecomeProblemDocuments(t *testing.T) {
 func TestMetricsCountEachSignerCall(t *testing.T) {
 	a := newAPI(t)
 	a.signer.err = apierror.ErrThrottled
-	for request := range strings.SplitSeq("PUT /cat/x|GET /cat/x|GET /cat/x/picture|DELETE /cat/x|GET /about|POST /cat/x/upload?size=3|POST /cat/x/upload/1-3-A/commit", "|") {
+	for _, request := range []string{
+		"PUT /cat/x", "GET /cat/x", "GET /cat/x/picture", "DELETE /cat/x", "GET /about", "POST /cat/x/upload?size=3",
+		"POST /cat/x/upload/1-3-A/commit",
+	} {
 		method, target, _ := strings.Cut(request, " ")
 		a.send(method, target, strings.NewReader(png))
 	}
-	want := map[string]string{}
-	for op, n := range map[string]string{"put": "1", "link": "2", "delete": "1", "about": "1", "start_upload": "1", "commit_upload": "1"} {
-		want[fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", op, "throttled")] = n
+	want := map[string]string{`signer_requests_total{operation="link",outcome="throttled"}`: "2"}
+	for _, op := range []string{"put", "delete", "about", "start_upload", "commit_upload"} {
+		want[fmt.Sprintf("signer_requests_total{operation=%q,outcome=%q}", op, "throttled")] = "1"
 	}
 	if diff := cmp.Diff(want, counters(t, a.registry, "upload_bytes_total", "signer_requests_total")); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
