@@ -21,26 +21,18 @@ func TestFrontendRefusesToStartWithCredentials(t *testing.T) {
 	dir := t.TempDir()
 	files := []string{filepath.Join(dir, "azure-identity-token"), filepath.Join(dir, "token")}
 	for _, name := range files {
-		if err := os.WriteFile(name, []byte("secret-token"), 0o600); err != nil {
+		if err := os.WriteFile(name, []byte("secret"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for environ, want := range map[string]string{
-		"AZURE_CLIENT_ID=":                                                         "variable AZURE_CLIENT_ID",
-		"PATH=/bin AZURE_CLIENT_SECRET=secret":                                     "variable AZURE_CLIENT_SECRET",
-		"IDENTITY_HEADER=secret IDENTITY_ENDPOINT":                                 "variable IDENTITY_ENDPOINT, variable IDENTITY_HEADER",
-		"IDENTITY_SERVER_THUMBPRINT=secret":                                        "variable IDENTITY_SERVER_THUMBPRINT",
-		"MSI_SECRET=secret IMDS_ENDPOINT= MSI_ENDPOINT=secret AZURE_A=1 AZURE_A=2": "variable AZURE_A, variable IMDS_ENDPOINT, variable MSI_ENDPOINT, variable MSI_SECRET",
-	} {
-		err := checkNoCredentials(strings.Fields(environ), nil, nil)
-		if err == nil || !strings.Contains(err.Error(), "does not start: "+want+"; "+credentialsFix) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: %v; want %q and no values", environ, err, want)
-		}
-	}
-	want := "token endpoint 127.0.0.1:9, token endpoint [::1]:9, token file " + files[0] + ", token file " + files[1] + ", variable AZURE_A; "
-	err := checkNoCredentials([]string{"AZURE_A=1"}, append(files, dir+"/absent"), []string{"127.0.0.1:9", "[::1]:9"})
-	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
-		t.Errorf("%v; want one line with %q", err, want)
+	environ := strings.Fields("PATH=/bin AZURE_B= AZURE_A=secret AZURE_A=2 IDENTITY_HEADER=secret IDENTITY_ENDPOINT IMDS_ENDPOINT= " +
+		"IDENTITY_SERVER_THUMBPRINT=secret MSI_ENDPOINT=secret MSI_SECRET=secret")
+	want := "does not start: token endpoint 127.0.0.1:9, token endpoint [::1]:9, token file " + files[0] + ", token file " + files[1] +
+		", variable AZURE_A, variable AZURE_B, variable IDENTITY_ENDPOINT, variable IDENTITY_HEADER, variable IDENTITY_SERVER_THUMBPRINT" +
+		", variable IMDS_ENDPOINT, variable MSI_ENDPOINT, variable MSI_SECRET; " + credentialsFix
+	err := checkNoCredentials(environ, append(files, dir+"/absent"), []string{"127.0.0.1:9", "[::1]:9"})
+	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v; want one line with %q, and no values", err, want)
 	}
 	others := strings.Fields("PATH=/bin MY_AZURE_=1 azure_client_id=1 IDENTITY_ENDPOINTS=1 MSI=1")
 	if err := checkNoCredentials(others, []string{dir + "/absent"}, nil); err != nil {
