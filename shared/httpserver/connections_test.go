@@ -16,9 +16,9 @@ func TestManyConnectionsCloseAfterTheirResponse(t *testing.T) {
 		settings.MaxUploads = 2
 		r := start(t, settings, quick)
 		for n := 1; n <= keptConnections*settings.MaxUploads+1; n++ {
-			resp, _ := r.dial(t).send(get("/quick", "")).response()
-			if resp.StatusCode != 200 || resp.Close != (n > keptConnections*settings.MaxUploads) {
-				t.Errorf("connection %d: %d, closes: %t", n, resp.StatusCode, resp.Close)
+			resp := r.dial(t).send(get("/quick", "")).response()
+			if resp.status != 200 || resp.closes != (n > keptConnections*settings.MaxUploads) {
+				t.Errorf("connection %d: %d, closes: %t", n, resp.status, resp.closes)
 			}
 		}
 	})
@@ -60,8 +60,8 @@ func TestSlowHeadersEndTheirConnection(t *testing.T) {
 				time.Sleep(100 * time.Millisecond)
 			}
 		}()
-		if resp, _ := c.response(); !resp.Close || time.Since(began) != headerTimeout {
-			t.Errorf("closed: %t after %v; want %v", resp.Close, time.Since(began), headerTimeout)
+		if resp := c.response(); !resp.closes || time.Since(began) != headerTimeout {
+			t.Errorf("closed: %t after %v; want %v", resp.closes, time.Since(began), headerTimeout)
 		}
 		time.Sleep(time.Second) // until the client has noticed
 	})

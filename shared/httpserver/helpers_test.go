@@ -150,8 +150,15 @@ func (c *client) send(s string) *client {
 	return c
 }
 
-// response returns the next response and its body. The status is 0 if the connection was closed before the end of the body.
-func (c *client) response() (*http.Response, string) {
+type response struct {
+	status int // 0 if the connection was closed before the end of the body
+	header http.Header
+	body   string
+	closes bool // whether the connection is closed after it
+}
+
+// response returns the next response.
+func (c *client) response() response {
 	c.t.Helper()
 	_ = c.conn.SetReadDeadline(time.Now().Add(2 * headerTimeout))
 	defer func() { _ = c.conn.SetReadDeadline(time.Time{}) }()
@@ -162,16 +169,12 @@ func (c *client) response() (*http.Response, string) {
 		resp.Body.Close()
 	}
 	if err == nil {
-		return resp, string(body)
+		return response{resp.StatusCode, resp.Header, string(body), resp.Close}
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		c.t.Error("neither a response nor the end of the connection")
 	}
-	return &http.Response{Close: true}, ""
+	return response{closes: true}
 }
 
-func (c *client) status() int {
-	c.t.Helper()
-	resp, _ := c.response()
-	return resp.StatusCode
-}
+func (c *client) status() int { c.t.Helper(); return c.response().status }

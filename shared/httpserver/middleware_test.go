@@ -32,8 +32,8 @@ func TestPanicsAre500(t *testing.T) {
 			path   string
 			status int // 0 for a response that is cut off
 		}{{"/panic", 500}, {"/half", 0}, {"/fine", 200}} {
-			if resp, body := r.dial(t).send(get(c.path, "")).response(); resp.StatusCode != c.status || strings.Contains(body, "oops") {
-				t.Errorf("%s: %d %q; want %d", c.path, resp.StatusCode, body, c.status)
+			if resp := r.dial(t).send(get(c.path, "")).response(); resp.status != c.status || strings.Contains(resp.body, "oops") {
+				t.Errorf("%s: %d %q; want %d", c.path, resp.status, resp.body, c.status)
 			}
 		}
 		if lines := r.lines(t, "panic"); len(lines) != 2 || lines[0]["panic"] != "oops" {
@@ -57,8 +57,8 @@ func TestRequestsAreLoggedWithTheirID(t *testing.T) {
 			time.Sleep(time.Second)
 		}})
 		for i, sent := range []string{"abc-1", "bad id", strings.Repeat("x", 129), ""} {
-			resp, _ := r.dial(t).send(get("/p?sig=secret", "X-Request-Id: "+sent+"\r\nTraceparent: "+trace+"\r\n")).response()
-			id := resp.Header.Get("X-Request-Id")
+			resp := r.dial(t).send(get("/p?sig=secret", "X-Request-Id: "+sent+"\r\nTraceparent: "+trace+"\r\n")).response()
+			id := resp.header.Get("X-Request-Id")
 			if id == "" || id != seen || (id == sent) != (i == 0) {
 				t.Errorf("sent %q: the response has %q, the handler saw %q", sent, id, seen)
 			}
@@ -182,8 +182,8 @@ func TestRejectionsReachClientsThatStopSending(t *testing.T) {
 			w.WriteHeader(http.StatusTeapot)
 		}})
 		d, began := r.dial(t).send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx"), time.Now()
-		if resp, _ := d.response(); resp.StatusCode != http.StatusTeapot || !resp.Close || time.Since(began) > 0 {
-			t.Errorf("the response is %d after %v and closes the connection: %t", resp.StatusCode, time.Since(began), resp.Close)
+		if resp := d.response(); resp.status != http.StatusTeapot || !resp.closes || time.Since(began) > 0 {
+			t.Errorf("the response is %d after %v and closes the connection: %t", resp.status, time.Since(began), resp.closes)
 		}
 	})
 }

@@ -18,8 +18,8 @@ func TestDrainServesIdleConnectionsOnceMore(t *testing.T) {
 		r := start(t, settings, quick)
 		c := r.dial(t)
 		for _, want := range []bool{false, true} {
-			if resp, _ := c.send(get("/quick", "")).response(); resp.StatusCode != 200 || resp.Close != want {
-				t.Errorf("the response is %d and closes the connection: %t; want %t", resp.StatusCode, resp.Close, want)
+			if resp := c.send(get("/quick", "")).response(); resp.status != 200 || resp.closes != want {
+				t.Errorf("the response is %d and closes the connection: %t; want %t", resp.status, resp.closes, want)
 			}
 			r.stop()
 			synctest.Wait()
