@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -152,6 +153,20 @@ func TestInspectBuffersLittle(t *testing.T) {
 		all := body.Len()
 		if _, _, err := defaults(t).Inspect(body, -1); err != nil || all-body.Len() > most {
 			t.Errorf("%s: %v, after %d bytes", name, err, all-body.Len())
+		}
+	}
+}
+
+func TestDecodersAllocateNothingByDimensions(t *testing.T) {
+	for name, s := range samples(t) {
+		l := defaults(t)
+		l.MaxPixels = 1<<64 - 1
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := l.Inspect(strings.NewReader(s.content), -1)
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; err != nil || got > 1<<20 {
+			t.Errorf("%s: %d bytes, %v", name, got, err)
 		}
 	}
 }
