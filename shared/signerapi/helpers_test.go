@@ -105,12 +105,14 @@ const (
 	fresh kind = "fresh" // is never sent twice
 )
 
-// everyCall has the calls of the contract. size is the length of the body of a Put.
-var everyCall = map[string]struct {
+// contractCall is a call of the contract.
+type contractCall struct {
 	kind   kind
-	suffix string // of the detail if the outcome is unknown
-	do     func(ctx context.Context, c *Client, size int64) error
-}{
+	suffix string                                                 // of the detail if the outcome is unknown
+	do     func(ctx context.Context, c *Client, size int64) error // size is the length of the body of a Put
+}
+
+var everyCall = map[string]contractCall{
 	"Link": {read, "", func(ctx context.Context, c *Client, _ int64) error {
 		return second(c.Link(ctx, davyd, LinkOptions{}))
 	}},
