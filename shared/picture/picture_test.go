@@ -57,56 +57,41 @@ func TestInspectAcceptsEveryDefaultType(t *testing.T) {
 func TestInspectNamesRejectedTypes(t *testing.T) {
 	for content, name := range map[string]string{
 		"hello": "text/plain", "<!DOCTYPE html><script>": "text/html", `<svg xmlns="http://www.w3.org/2000/svg"></svg>`: "image/svg+xml",
-		"%PDF-1.7": "application/pdf", "PK\x03\x04": "application/zip", "II*\x00": "image/tiff", "MM\x00*": "image/tiff",
-		"\x00\x00\x00": "application/octet-stream", "\x89PNG\r\n\x1a": "application/octet-stream", "8BPS\x00\x01": "image/vnd.adobe.photoshop",
-		box("ftyp", "mp42\x00\x00\x00\x00isommp42"): "video/mp4",
+		"II*\x00": "image/tiff", "\x89PNG\r\n\x1a": "application/octet-stream", "the ftypheicheic is text": "text/plain",
 		box("ftyp", "qt  \x00\x00\x02\x00qt  "):     "video/quicktime",
 		box("ftyp", "crx \x00\x00\x00\x01crx isom"): "video/mp4", // a raw image of Canon
-		box("ftyp", "avcs\x00\x00\x00\x00avcs"):     "video/mp4",
 		box("ftyp", "heix")[:11]:                    "application/octet-stream",
-		"the ftypheicheic is text":                  "text/plain",
 	} {
 		_, _, err := defaults(t).Inspect(strings.NewReader(content), -1)
-		want := "the file is " + name
-		if e := apierror.AsError(err); !errors.Is(err, apierror.ErrUnsupportedMediaType) || !strings.HasPrefix(e.Detail, want) ||
-			!strings.HasSuffix(e.Detail, ", which is not accepted; accepted types: image/jpeg, image/png, image/gif, image/webp, image/avif, image/heic, image/heif, image/heic-sequence, image/heif-sequence") {
+		want := "the file is " + name + ", which is not accepted; accepted types: image/jpeg, image/png, "
+		if !errors.Is(err, apierror.ErrUnsupportedMediaType) || !strings.HasPrefix(apierror.AsError(err).Detail, want) {
 			t.Errorf("%.20q: %v; want %q", content, err, want)
 		}
 	}
 	l := defaults(t, "ACCEPTED_TYPES=image/heif,image/png")
-	if got, _, err := l.Inspect(strings.NewReader(pixel(t, "image/heic")), -1); err != nil || got != "image/heif" {
-		t.Errorf("HEIC if HEIF is accepted: %q, %v", got, err)
-	}
-	for _, mediaType := range []string{"image/heic-sequence", "image/heif-sequence", "image/avif", "image/jpeg"} {
-		_, _, err := l.Inspect(strings.NewReader(pixel(t, mediaType)), -1)
-		if want := "the file is " + mediaType + ", which is not accepted; accepted types: image/heif, image/png"; apierror.AsError(err).Detail != want {
-			t.Errorf("%v; want %q", err, want)
+	for mediaType, want := range map[string]string{
+		"image/heic": "image/heif", "image/heic-sequence": "", "image/heif-sequence": "", "image/avif": "", "image/jpeg": "",
+	} {
+		got, _, err := l.Inspect(strings.NewReader(pixel(t, mediaType)), -1)
+		if got != want || (want == "") != errors.Is(err, apierror.ErrUnsupportedMediaType) {
+			t.Errorf("%s if HEIF and PNG are accepted: %q, %v; want %q", mediaType, got, err, want)
 		}
 	}
 }
 
 func TestWithExtensionKeepsKnownExtensions(t *testing.T) {
 	for _, c := range []struct{ name, mediaType, want string }{
-		{"cat", "image/jpeg", "cat.jpg"},
 		{"cat.JPEG", "image/jpeg", "cat.JPEG"},
 		{"cat.png", "image/jpeg", "cat.png.jpg"},
 		{"DSC01.HIF", "image/heic", "DSC01.HIF"},
-		{"DSC01.hif", "image/heif", "DSC01.hif"},
-		{"cat.heif", "image/heic", "cat.heif"},
-		{"cat", "image/heic-sequence", "cat.heics"},
-		{"cat.heics", "image/heic-sequence", "cat.heics"},
-		{"cat", "image/heif-sequence", "cat.heifs"},
-		{"cat.HEIFS", "image/heif-sequence", "cat.HEIFS"},
 		{"burst.heic", "image/heic-sequence", "burst.heic"},
 		{"cat.heics", "image/heic", "cat.heics.heic"},
 		{".jpg", "image/jpeg", ".jpg.jpg"},
+		{"cat", "image/tiff", "cat"},
 	} {
-		if got, ok := WithExtension(c.name, c.mediaType); got != c.want || !ok {
+		if got, ok := WithExtension(c.name, c.mediaType); got != c.want || ok != (c.mediaType != "image/tiff") {
 			t.Errorf("%s of %s: %q, %v; want %q", c.name, c.mediaType, got, ok, c.want)
 		}
-	}
-	if got, ok := WithExtension("cat", "image/tiff"); got != "cat" || ok {
-		t.Errorf("image/tiff: %q, %v", got, ok)
 	}
 }
 
@@ -117,17 +102,13 @@ func TestInspectEnforcesSizes(t *testing.T) {
 		length, announced int
 		want              error
 	}{
-		{10_000, 10_000, nil},
 		{10_000, -1, nil},
 		{10_001, -1, apierror.ErrTooLarge},
-		{10_001, 10_001, apierror.ErrTooLarge},
 		{50_000, 100, apierror.ErrIncomplete},
 		{5_000, 4_999, apierror.ErrIncomplete},
 		{5_000, 5_001, apierror.ErrIncomplete},
-		{100, 99, apierror.ErrIncomplete},
 		{100, 101, apierror.ErrIncomplete},
 		{0, -1, apierror.ErrEmpty},
-		{0, 0, apierror.ErrEmpty},
 		{0, 5, apierror.ErrIncomplete},
 	} {
 		content := (png + strings.Repeat("\x00", 60_000))[:c.length]
@@ -136,11 +117,8 @@ func TestInspectEnforcesSizes(t *testing.T) {
 		if err == nil {
 			n, err = io.Copy(io.Discard, whole)
 		}
-		if !errors.Is(err, c.want) || (c.want == nil && n != int64(c.length)) {
+		if !errors.Is(err, c.want) || c.want == nil && n != int64(c.length) || n > 10_000 {
 			t.Errorf("%d bytes announced as %d: %d read, %v; want %v", c.length, c.announced, n, err, c.want)
-		}
-		if c.want != nil && n > 10_000 {
-			t.Errorf("%d bytes announced as %d: %d passed the limit", c.length, c.announced, n)
 		}
 	}
 }
@@ -149,7 +127,7 @@ func TestInspectEnforcesSizes(t *testing.T) {
 func TestInspectReturnsErrorsOfTheBody(t *testing.T) {
 	l := defaults(t)
 	for _, cause := range []error{fmt.Errorf("x: %w", io.EOF), io.ErrUnexpectedEOF, apierror.ErrStalled} {
-		for _, at := range []int{0, 1, 100, typeBytes - 1, typeBytes, typeBytes + 1, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
+		for _, at := range []int{0, 1, typeBytes - 1, typeBytes, HeadBytes - 1, HeadBytes, HeadBytes + 1, 100_000} {
 			for _, content := range []string{pixel(t, "image/png") + strings.Repeat("\x00", 200_000), samples(t)["JPEG with long segments"].content} {
 				body := func() io.Reader { return io.MultiReader(strings.NewReader(content[:at]), iotest.ErrReader(cause)) }
 				_, whole, err := l.Inspect(body(), -1)
@@ -185,14 +163,14 @@ func TestValidateNamesTheFaultySetting(t *testing.T) {
 // sizes of the reads.
 func FuzzInspectHead(f *testing.F) {
 	for mediaType := range extensions {
-		f.Add([]byte(pixel(f, mediaType)), 1)
+		f.Add([]byte(pixel(f, mediaType)))
 	}
 	for _, s := range samples(f) {
-		f.Add([]byte(s.content), 5000)
-		f.Add([]byte(s.content+strings.Repeat("\x00", 100_000)), 70_000)
+		f.Add([]byte(s.content))
+		f.Add([]byte(s.content + strings.Repeat("\x00", 100_000)))
 	}
-	f.Add([]byte("<svg"), 4)
-	f.Fuzz(func(t *testing.T, content []byte, piece int) {
+	f.Add([]byte("<svg"))
+	f.Fuzz(func(t *testing.T, content []byte) {
 		l := defaults(t)
 		wantType, whole, want := l.Inspect(bytes.NewReader(content), -1)
 		if want == nil {
@@ -201,17 +179,9 @@ func FuzzInspectHead(f *testing.F) {
 				t.Fatalf("%d bytes were returned as %d of type %q", len(content), len(got), wantType)
 			}
 		}
-		got, err := l.InspectHead(&chunked{bytes.NewReader(content[:min(len(content), HeadBytes)]), max(piece, 1)})
+		got, err := l.InspectHead(iotest.OneByteReader(bytes.NewReader(content[:min(len(content), HeadBytes)])))
 		if fmt.Sprint(err) != fmt.Sprint(want) || got != wantType {
 			t.Fatalf("InspectHead returns %q, %v; Inspect %q, %v", got, err, wantType, want)
 		}
 	})
 }
-
-// chunked returns at most n bytes from each Read.
-type chunked struct {
-	io.Reader
-	n int
-}
-
-func (c *chunked) Read(b []byte) (int, error) { return c.Reader.Read(b[:min(c.n, len(b))]) }

@@ -7,55 +7,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"cats.example/shared/apierror"
 )
 
-// stub is a Signer of functions. It panics in a call whose function is not set.
-type stub struct {
-	put    func(context.Context, User, io.Reader, PutOptions) (Info, error)
-	link   func(context.Context, User, LinkOptions) (Link, error)
-	delete func(context.Context, User, Preconditions) error
-	start  func(context.Context, User, int64) (UploadSession, error)
-	commit func(context.Context, User, string, CommitOptions) (Info, error)
-	about  About
-}
-
-func (s stub) Put(ctx context.Context, u User, r io.Reader, o PutOptions) (Info, error) {
-	return s.put(ctx, u, r, o)
-}
-
-func (s stub) Link(ctx context.Context, u User, o LinkOptions) (Link, error) {
-	return s.link(ctx, u, o)
-}
-
-func (s stub) Delete(ctx context.Context, u User, c Preconditions) error { return s.delete(ctx, u, c) }
-
-func (s stub) StartUpload(ctx context.Context, u User, size int64) (UploadSession, error) {
-	return s.start(ctx, u, size)
-}
-
-func (s stub) About(context.Context) (About, error) { return s.about, nil }
-
-func (stub) Ready(context.Context) error { return nil }
-
-func (s stub) CommitUpload(ctx context.Context, u User, id string, o CommitOptions) (Info, error) {
-	return s.commit(ctx, u, id, o)
-}
-
-// storing returns a stub whose Put is put.
-func storing(put func(body io.Reader) error) stub {
-	return stub{put: func(_ context.Context, _ User, body io.Reader, _ PutOptions) (Info, error) { return Info{}, put(body) }}
-}
-
-// failing returns a stub whose Delete returns err.
-func failing(err error) stub {
-	return stub{delete: func(context.Context, User, Preconditions) error { return err }}
-}
+var davyd, _ = ParseUser("Davyd")
 
 func newClient(t testing.TB, base string) *Client {
 	t.Helper()
@@ -67,32 +25,22 @@ func newClient(t testing.TB, base string) *Client {
 	return c
 }
 
-// serve returns a client of s over HTTP, and the number of connections so far.
-func serve(t *testing.T, s Signer) (c *Client, connections *atomic.Int64) {
-	t.Helper()
-	connections = new(atomic.Int64)
-	srv := httptest.NewUnstartedServer(NewHandler(s, HandlerOptions{Authorize: permit}))
-	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			connections.Add(1)
-		}
-	}
-	srv.Start()
-	t.Cleanup(srv.Close)
-	return newClient(t, srv.URL), connections
-}
-
-// dialWith makes c open connections with dial.
-func dialWith(c *Client, dial func(context.Context, string, string) (net.Conn, error)) {
-	t := c.transport.(*transport)
-	t.kept.DialContext, t.fresh.DialContext = dial, dial
-}
-
-// peer returns a client whose signer is play: it gets the signer's side of each connection, which is a pipe.
-func peer(t *testing.T, play func(net.Conn, *bufio.Reader)) *Client {
+// dialWith returns a client that opens connections with dial.
+func dialWith(t *testing.T, dial dialer) *Client {
 	t.Helper()
 	c := newClient(t, "http://signer.test:1")
-	dialWith(c, dialer(func(context.Context, string, string) (net.Conn, error) {
+	transport := c.transport.(*transport)
+	transport.kept.DialContext, transport.fresh.DialContext = dial, dial
+	return c
+}
+
+// player is the signer's side of a connection.
+type player func(net.Conn, *bufio.Reader)
+
+// peer returns a client whose connections are pipes to play.
+func peer(t *testing.T, play player) *Client {
+	t.Helper()
+	return dialWith(t, dialer(func(context.Context, string, string) (net.Conn, error) {
 		client, signer := net.Pipe()
 		go func() {
 			defer signer.Close()
@@ -100,84 +48,88 @@ func peer(t *testing.T, play func(net.Conn, *bufio.Reader)) *Client {
 		}()
 		return client, nil
 	}).dial)
-	return c
-}
-
-// readRequest reads a request and its whole body, which it requests with 100 Continue.
-func readRequest(conn net.Conn, in *bufio.Reader) (*http.Request, error) {
-	req, err := http.ReadRequest(in)
-	if err == nil {
-		err = readBody(conn, req)
-	}
-	return req, err
-}
-
-func readBody(conn net.Conn, req *http.Request) error {
-	if req.Header.Get("Expect") != "" {
-		_, _ = io.WriteString(conn, goOn)
-	}
-	_, err := io.Copy(io.Discard, req.Body)
-	return err
 }
 
 const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
 
+// receive reads a request with at most n bytes of its body, which it requests with 100 Continue.
+func receive(conn net.Conn, in *bufio.Reader, n int64) (*http.Request, error) {
+	req, err := http.ReadRequest(in)
+	if err != nil {
+		return nil, err
+	}
+	if req.Header.Get("Expect") != "" {
+		_, _ = io.WriteString(conn, goOn)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(req.Body, n))
+	return req, err
+}
+
 // respond returns a signer that reads one request and writes response.
-func respond(response string) func(net.Conn, *bufio.Reader) {
+func respond(response string) player {
 	return func(conn net.Conn, in *bufio.Reader) {
-		if _, err := readRequest(conn, in); err == nil {
+		if _, err := receive(conn, in, 1<<40); err == nil {
 			_, _ = io.WriteString(conn, response)
 		}
 	}
+}
+
+// healthy is a signer that answers all requests with a success.
+func healthy(conn net.Conn, in *bufio.Reader) {
+	for answerOne(conn, in) == nil {
+	}
+}
+
+func answerOne(conn net.Conn, in *bufio.Reader) error {
+	req, err := receive(conn, in, 1<<40)
+	if err != nil {
+		return err
+	}
+	success := response(http.StatusOK, "{}")
+	if req.Method == http.MethodDelete || req.URL.Path == readyPath {
+		success = response(http.StatusNoContent, "")
+	}
+	_, err = io.WriteString(conn, success)
+	return err
 }
 
 func response(status int, body string) string {
 	return fmt.Sprintf("HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
 }
 
-func mustUser(t testing.TB, name string) User {
-	t.Helper()
-	u, err := ParseUser(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return u
-}
-
-// unknownSize are the options of an upload without a Content-Length.
-var unknownSize = PutOptions{Size: -1}
-
-type kind int
+type kind string
 
 const (
-	read  kind = iota // changes nothing
-	put               // has a body
-	fresh             // is never sent twice
+	read  kind = "read"  // changes nothing
+	put   kind = "put"   // has a body
+	fresh kind = "fresh" // is never sent twice
 )
 
-// everyCall has the calls of the contract. size is the length of the body of a Put.
-var everyCall = map[string]struct {
+// contractCall is a call of the contract.
+type contractCall struct {
 	kind   kind
-	suffix string // of the detail if the outcome is unknown
-	do     func(ctx context.Context, c *Client, u User, size int64) error
-}{
-	"Link": {read, "", func(ctx context.Context, c *Client, u User, _ int64) error {
-		return second(c.Link(ctx, u, LinkOptions{}))
+	suffix string                                                 // of the detail if the outcome is unknown
+	do     func(ctx context.Context, c *Client, size int64) error // size is the length of the body of a Put
+}
+
+var everyCall = map[string]contractCall{
+	"Link": {read, "", func(ctx context.Context, c *Client, _ int64) error {
+		return second(c.Link(ctx, davyd, LinkOptions{}))
 	}},
-	"About":       {read, "", func(ctx context.Context, c *Client, _ User, _ int64) error { return second(c.About(ctx)) }},
-	"Ready":       {read, "", func(ctx context.Context, c *Client, _ User, _ int64) error { return c.Ready(ctx) }},
-	"StartUpload": {read, "", func(ctx context.Context, c *Client, u User, _ int64) error { return second(c.StartUpload(ctx, u, 7)) }},
-	"Put": {put, apierror.MayBeStored, func(ctx context.Context, c *Client, u User, size int64) error {
-		return second(c.Put(ctx, u, io.LimitReader(zeros{}, size), PutOptions{Size: size}))
+	"About":       {read, "", func(ctx context.Context, c *Client, _ int64) error { return second(c.About(ctx)) }},
+	"Ready":       {read, "", func(ctx context.Context, c *Client, _ int64) error { return c.Ready(ctx) }},
+	"StartUpload": {read, "", func(ctx context.Context, c *Client, _ int64) error { return second(c.StartUpload(ctx, davyd, 7)) }},
+	"Put": {put, apierror.MayBeStored, func(ctx context.Context, c *Client, size int64) error {
+		return second(c.Put(ctx, davyd, io.LimitReader(zeros{}, size), PutOptions{Size: size}))
 	}},
-	"Put of unknown size": {put, apierror.MayBeStored, func(ctx context.Context, c *Client, u User, size int64) error {
-		return second(c.Put(ctx, u, io.LimitReader(zeros{}, size), unknownSize))
+	"Put of unknown size": {put, apierror.MayBeStored, func(ctx context.Context, c *Client, size int64) error {
+		return second(c.Put(ctx, davyd, io.LimitReader(zeros{}, size), PutOptions{Size: -1}))
 	}},
-	"Delete": {fresh, apierror.MayBeDeleted, func(ctx context.Context, c *Client, u User, _ int64) error {
-		return c.Delete(ctx, u, Preconditions{})
+	"Delete": {fresh, apierror.MayBeDeleted, func(ctx context.Context, c *Client, _ int64) error {
+		return c.Delete(ctx, davyd, Preconditions{})
 	}},
-	"CommitUpload": {fresh, apierror.MayBeStored, func(ctx context.Context, c *Client, u User, _ int64) error {
-		return second(c.CommitUpload(ctx, u, "1-1-A", CommitOptions{}))
+	"CommitUpload": {fresh, apierror.MayBeStored, func(ctx context.Context, c *Client, _ int64) error {
+		return second(c.CommitUpload(ctx, davyd, "1-1-A", CommitOptions{}))
 	}},
 }
 
@@ -187,11 +139,6 @@ func second[T any](_ T, err error) error { return err }
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-// broken is a body that fails.
-type broken struct{ err error }
-
-func (b broken) Read([]byte) (int, error) { return 0, b.err }
 
 // checkError compares the code and the outcome of err, and whether its detail ends with suffix.
 func checkError(t *testing.T, err error, code string, outcome apierror.Outcome, suffix string) {

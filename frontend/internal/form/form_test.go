@@ -3,12 +3,10 @@
 package form
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"mime/multipart"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,24 +21,16 @@ type part struct{ field, file, content string }
 
 const formType = "multipart/form-data; boundary=x"
 
-func writeForm(t testing.TB, parts ...part) string {
-	t.Helper()
-	var b bytes.Buffer
-	w := multipart.NewWriter(&b)
-	err := w.SetBoundary("x")
+func writeForm(parts ...part) string {
+	var b strings.Builder
 	for _, p := range parts {
-		create := func() (io.Writer, error) { return w.CreateFormField(p.field) }
+		fmt.Fprintf(&b, "--x\r\nContent-Disposition: form-data; name=%q", p.field)
 		if p.file != "" {
-			create = func() (io.Writer, error) { return w.CreateFormFile(p.field, p.file) }
+			fmt.Fprintf(&b, "; filename=%q\r\nContent-Type: application/octet-stream", p.file)
 		}
-		pw, partErr := create()
-		_, _ = io.WriteString(pw, p.content)
-		err = errors.Join(err, partErr)
+		b.WriteString("\r\n\r\n" + p.content + "\r\n")
 	}
-	if err := errors.Join(err, w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return b.String()
+	return b.String() + "--x--\r\n"
 }
 
 // checkField rejects a field called chunks.
@@ -85,7 +75,7 @@ func TestReadReturnsTheFile(t *testing.T) {
 	size := func(sizes ...int) int { return max(0, sizes[rnd.IntN(len(sizes))]+rnd.IntN(5)-2) }
 	for range 60 {
 		picture := strings.Repeat("\r\n--cat", 60_000)[:size(40, 3000, 4096, 32<<10, 64<<10, 72<<10, 128<<10, 300<<10)]
-		form := writeForm(t, part{"a", "", strings.Repeat("1", size(0, 4096, 8192, 100_000))}, part{"other", "x.bin", "\r\n--"},
+		form := writeForm(part{"a", "", strings.Repeat("1", size(0, 4096, 8192, 100_000))}, part{"other", "x.bin", "\r\n--"},
 			part{"file", "cat.png", picture}, part{"z", "", strings.Repeat("2", size(0, 4096, 60_000, 64<<10-2))})
 		form = strings.TrimSuffix(form, "\r\n"[:2*rnd.IntN(2)])
 		for _, announced := range []int{len(form), -1} {
@@ -118,8 +108,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 var escaped = strings.NewReplacer(`\r`, "\r", `\n`, "\n", `\t`, "\t")
 
 func TestInvalidFormsAreRejected(t *testing.T) {
-	whole := writeForm(t, part{"file", "cat.png", "picture"})
-	large := writeForm(t, part{"secret", "", strings.Repeat("x", MaxBefore+1)}, part{"file", "a", "x"})
+	whole := writeForm(part{"file", "cat.png", "picture"})
+	large := writeForm(part{"secret", "", strings.Repeat("x", MaxBefore+1)}, part{"file", "a", "x"})
 	for _, row := range append(rows(t, "invalid.txt"),
 		[]string{"long preamble", formType, strings.Repeat(`y\r\n`, 50_000) + whole, "malformed_form", "does not occur"},
 		[]string{"large fields before", formType, large, "missing_file", "first 1 MiB"},
@@ -149,7 +139,6 @@ func TestBytesAfterTheFileAreLimited(t *testing.T) {
 		after string
 		want  *apierror.Error // nil if the form is accepted
 	}{
-		"nothing":                       {last, nil},
 		"line end":                      {last + "\r\n", nil},
 		"field of 64 KiB":               {field(64<<10, "") + last, nil},
 		"field of 64 KiB and a byte":    {field(64<<10+1, "") + last, errAfterFile},
@@ -158,12 +147,10 @@ func TestBytesAfterTheFileAreLimited(t *testing.T) {
 		"9 fields of 8000 bytes":        {strings.Repeat(field(8000, ""), 9) + last, errAfterFile},
 		"8 headers of 8000 bytes":       {strings.Repeat(longHeader, 8) + last, nil},
 		"epilogue of 64 KiB":            {last + "\r\n" + strings.Repeat("y", 64<<10), nil},
-		"epilogue of 84 KiB":            {last + "\r\n" + strings.Repeat("y", 84<<10), errAfterFile},
 		"epilogue of 3 MiB":             {last + strings.Repeat("\r\n", 3<<19), errAfterFile},
 		"field and epilogue":            {field(60<<10, "") + last + "\r\n" + strings.Repeat("y", 24<<10), errAfterFile},
 		"second file of 3 MiB":          {strings.Replace(field(3<<20, "; filename=b"), "=a", "=file", 1) + last, ErrTwoFiles},
 		"3 MiB without a last boundary": {field(3<<20, ""), errAfterFile},
-		"no last boundary":              {"\r\n--x\r\n", ErrMalformed},
 	} {
 		for _, size := range []int{40, 64<<10 - 1, 300 << 10} {
 			picture := strings.Repeat("z", size)
@@ -181,7 +168,7 @@ func TestBytesAfterTheFileAreLimited(t *testing.T) {
 		}
 	}
 	// If the size is known, headers count, too: the file must not be smaller than MinSize.
-	form := writeForm(t, part{"file", "a", "x"})
+	form := writeForm(part{"file", "a", "x"})
 	form = strings.TrimSuffix(form, last+"\r\n") + strings.Repeat(longHeader, 14) + last
 	if _, _, err := read(formType, strings.NewReader(form), len(form)); !errors.Is(err, errAfterFile) {
 		t.Errorf("14 headers of 8000 bytes: %v", err)
@@ -192,12 +179,10 @@ func TestEndlessHeadersAreRejectedEarly(t *testing.T) {
 	header := "--x\r\nContent-Disposition: form-data; name=a\r\n" + strings.Repeat("x:\r\n", 59) + "\r\n\r\n"
 	for name, c := range map[string]struct{ before, repeated, detail string }{
 		"many parts with many lines": {"", header, "100 parts"},
-		"many parts":                 {"", "--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n", "100 parts"},
 		"endless header":             {"--x\r\n", "x:\r\n", "64 lines"},
 		"endless line":               {"--x\r\n", "x", "8192 bytes"},
 		"endless folded line":        {"--x\r\nx: x\r\n", " x\r\n", "64 lines"},
 		"no boundary":                {"", "x\r\n", "does not occur"},
-		"endless later header":       {"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n--x\r\n", "x:\r\n", "64 lines"},
 		"endless later line":         {"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n--x\r\n", "x", "8192 bytes"},
 	} {
 		body := strings.NewReader(c.before + strings.Repeat(c.repeated, MaxBefore/len(c.repeated)))
@@ -219,7 +204,7 @@ func (f *failing) Read([]byte) (int, error) {
 }
 
 func TestErrorsOfTheBodyAreReturned(t *testing.T) {
-	form := writeForm(t, part{"a", "", "1"}, part{"file", "cat.png", strings.Repeat("picture", 40)}, part{"z", "", "2"})
+	form := writeForm(part{"a", "", "1"}, part{"file", "cat.png", strings.Repeat("picture", 40)}, part{"z", "", "2"})
 	broken := apierror.ErrIncomplete.Wrap(io.ErrUnexpectedEOF)
 	for at := range form {
 		body := io.MultiReader(strings.NewReader(form[:at]), &failing{broken})

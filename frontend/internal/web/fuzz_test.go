@@ -83,12 +83,9 @@ func TestDigestsAreParsed(t *testing.T) {
 		{md5, "md5=:" + md5 + ":, x=?1, crc=(1 2)", []int{16, 0, 0}},
 		{"", "sha-512=:" + strings.Repeat("QUJD", 21) + "QQ==:;a=1", []int{0, 0, 64}},
 		{md5, "md5=:" + other + ":", nil},
-		{md5[:20], "", nil},
 		{"x", "", nil},
 		{"", "sha-256=:AAAA:", nil},
 		{"", "sha-256=47DEQpj8HBSa", nil},
-		{"", "sha-512=(1 2);a", nil},
-		{"", "sha-256", nil},
 		{"", "=", nil},
 	} {
 		header := http.Header{"Content-Digest": {c.contentDigest}}
