@@ -10,8 +10,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"slices"
+	"maps"
 	"sync/atomic"
+	"time"
 
 	"cats.example/shared/apierror"
 )
@@ -19,22 +20,18 @@ import (
 // Digests are digests of a picture that its sender knows. nil means unknown.
 type Digests struct{ MD5, SHA256, SHA512 []byte }
 
-type digest struct {
-	algorithm crypto.Hash
-	sum       []byte
-}
-
 // known returns the digests that are set.
-func (d Digests) known() []digest {
-	all := []digest{{crypto.MD5, d.MD5}, {crypto.SHA256, d.SHA256}, {crypto.SHA512, d.SHA512}}
-	return slices.DeleteFunc(all, func(one digest) bool { return one.sum == nil })
+func (d Digests) known() map[crypto.Hash][]byte {
+	all := map[crypto.Hash][]byte{crypto.MD5: d.MD5, crypto.SHA256: d.SHA256, crypto.SHA512: d.SHA512}
+	maps.DeleteFunc(all, func(_ crypto.Hash, sum []byte) bool { return sum == nil })
+	return all
 }
 
 // Validate returns ErrInvalidArgument if a digest has the wrong length.
 func (d Digests) Validate() error {
-	for _, one := range d.known() {
-		if size := one.algorithm.Size(); len(one.sum) != size {
-			return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("digest: a digest with %v has %d bytes", one.algorithm, size))
+	for algorithm, sum := range d.known() {
+		if size := algorithm.Size(); len(sum) != size {
+			return apierror.ErrInvalidArgument.WithDetail(fmt.Sprintf("digest: a digest with %v has %d bytes", algorithm, size))
 		}
 	}
 	return nil
@@ -43,8 +40,8 @@ func (d Digests) Validate() error {
 // Reader returns a reader of body that verifies the digests: if one does not match, it returns ErrDigestMismatch instead of
 // io.EOF.
 func (d Digests) Reader(body io.Reader) io.Reader {
-	for _, one := range d.known() {
-		body = &digestReader{body, one.algorithm.New(), one.sum}
+	for algorithm, sum := range d.known() {
+		body = &digestReader{body, algorithm.New(), sum}
 	}
 	return body
 }
@@ -106,3 +103,44 @@ func (b *trackedBody) outcome(err error) error {
 	}
 	return err
 }
+
+// WatchdogTimeout is the longest time in which storage may accept no byte of a picture. The signer has twice as much, so that its
+// error response arrives before the frontend ends the call.
+const WatchdogTimeout = 30 * time.Second
+
+// ErrWatchdogExpired is the cause with which an upload is canceled.
+var ErrWatchdogExpired = errors.New("the receiver accepted no byte in time")
+
+// Watchdog is the body of an upload whose receiver may stop reading. Both hops of an upload have one: from the frontend to the
+// signer, and from the signer to storage.
+type Watchdog struct {
+	r            io.Reader
+	next, answer time.Duration
+	timer        *time.Timer
+}
+
+// NewWatchdog returns a Watchdog of r. It calls expire with ErrWatchdogExpired if the receiver stops reading: no Read begins
+// within next after a Read has returned. It also calls expire if Stop is not called within answer after the end of r.
+//
+// The time of a Read of r does not count, nor does the time before the first Read, nor the time after an error of r.
+func NewWatchdog(r io.Reader, next, answer time.Duration, expire func(error)) *Watchdog {
+	timer := time.AfterFunc(answer, func() { expire(ErrWatchdogExpired) })
+	timer.Stop()
+	return &Watchdog{r, next, answer, timer}
+}
+
+// Read implements [io.Reader].
+func (w *Watchdog) Read(p []byte) (int, error) {
+	w.timer.Stop()
+	n, err := w.r.Read(p)
+	switch {
+	case err == nil:
+		w.timer.Reset(w.next)
+	case err == io.EOF: // a wrapped io.EOF is not the end of the body
+		w.timer.Reset(w.answer)
+	}
+	return n, err
+}
+
+// Stop ends the watch. A Read that returns later starts it again, so expire must have no effect then.
+func (w *Watchdog) Stop() { w.timer.Stop() }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"cats.example/shared/apierror"
-	"cats.example/shared/watchdog"
 )
 
 const (
@@ -33,7 +32,7 @@ const (
 
 	// acceptTimeout is the longest time in which the signer may accept no byte of a picture. The signer has half of it for
 	// storage, so its error response arrives before this timeout.
-	acceptTimeout = 2 * watchdog.Timeout
+	acceptTimeout = 2 * WatchdogTimeout
 
 	maxResponse = 64 << 10 // largest response that the client reads, in bytes
 )
@@ -78,7 +77,7 @@ func (c *Client) Put(ctx context.Context, user User, body io.Reader, opts PutOpt
 	defer cancel(nil)
 	tracked := &trackedBody{r: body, left: opts.Size}
 	defer tracked.ended.Store(true)
-	watch := watchdog.NewReader(tracked, acceptTimeout, writeTimeout, cancel)
+	watch := NewWatchdog(tracked, acceptTimeout, writeTimeout, cancel)
 	defer watch.Stop()
 	args := argumentsOf(user)
 	args.PutOptions = opts
@@ -217,7 +216,7 @@ func unknownIfLost(err error, suffix string) error {
 
 // transportError returns ErrIncomplete if the caller canceled ctx, and ErrSignerUnavailable otherwise.
 func transportError(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), watchdog.ErrExpired) {
+	if errors.Is(ctx.Err(), context.Canceled) && !errors.Is(context.Cause(ctx), ErrWatchdogExpired) {
 		return apierror.ErrIncomplete.Wrap(context.Cause(ctx))
 	}
 	if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" { // without a connection nothing was sent

@@ -217,12 +217,7 @@ func (u *Uploads) sweep(ctx context.Context) error {
 				break // the names are in the order of their sessions' ends
 			}
 			if ok {
-				deletes.Go(func() error {
-					if ctx.Err() != nil {
-						return nil
-					}
-					return u.removeStaged(ctx, name, etag, "expired")
-				})
+				deletes.Go(func() error { return u.removeStaged(ctx, name, etag, "expired") })
 			}
 		}
 	}

@@ -204,16 +204,14 @@ func (c *Client) call(ctx context.Context, op *Operation, f func(context.Context
 	if c.Retry != nil {
 		retry = *c.Retry
 	}
+	var stop context.CancelFunc
 	if op.Body != nil {
 		retry.TryTimeout, retry.ShouldRetry = 0, op.Body.retry
-		var stop func()
 		ctx, stop = op.Body.watch(ctx)
-		defer stop()
 	} else {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
+		ctx, stop = context.WithTimeout(ctx, timeout)
 	}
+	defer stop()
 	// azblob starts no span itself (1.8.3), and azcore makes none of the attempts without one.
 	ctx = context.WithValue(policy.WithRetryOptions(ctx, retry), operationKey{}, op)
 	ctx, end := runtime.StartSpan(ctx, op.Name, c.tracer, nil)

@@ -17,7 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"cats.example/shared/apierror"
-	"cats.example/shared/watchdog"
+	"cats.example/shared/signerapi"
 )
 
 // translate returns the error of the API for err, which op returned. ctx is the context of the call, and blobName the last
@@ -34,7 +34,7 @@ func translate(ctx context.Context, op *Operation, blobName string, err error) e
 	}
 	err = fmt.Errorf("%s: %w", op.Name, withoutURL(err))
 	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, watchdog.ErrExpired):
+	case errors.Is(cause, signerapi.ErrWatchdogExpired):
 		return apierror.ErrStorageUnavailable.Wrap(fmt.Errorf("%s: %w", op.Name, cause))
 	case errors.Is(ctx.Err(), context.Canceled):
 		return apierror.ErrIncomplete.Wrap(err)

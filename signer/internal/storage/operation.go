@@ -21,8 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"cats.example/shared/apierror"
+	"cats.example/shared/signerapi"
 	"cats.example/shared/telemetry"
-	"cats.example/shared/watchdog"
 )
 
 // Names of operations. They label metrics and name spans.
@@ -177,11 +177,11 @@ func (s *Stream) Seek(_ int64, whence int) (int64, error) {
 func (s *Stream) Close() error { return nil }
 
 // watch returns the context of a call that sends s. It has no timeout and does not end with ctx, but with the stream. It is also
-// canceled if storage accepts no byte for [watchdog.Timeout], or does not answer within twice that. The transport's timeout for a
+// canceled if storage accepts no byte for [signerapi.WatchdogTimeout], or does not answer within twice that. The transport's timeout for a
 // response is shorter, but begins only after the last byte is written.
 func (s *Stream) watch(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	watch := watchdog.NewReader(s, watchdog.Timeout, 2*watchdog.Timeout, cancel)
+	watch := signerapi.NewWatchdog(s, signerapi.WatchdogTimeout, 2*signerapi.WatchdogTimeout, cancel)
 	s.source = watch
 	return ctx, func() {
 		watch.Stop()

@@ -1,4 +1,4 @@
-package watchdog
+package signerapi
 
 import (
 	"errors"
@@ -21,7 +21,7 @@ func (s slow) Read(p []byte) (int, error) {
 	return s.Reader.Read(p)
 }
 
-func TestReaderExpires(t *testing.T) {
+func TestWatchdogExpires(t *testing.T) {
 	const next, answer = 30 * time.Second, time.Minute
 	for name, c := range map[string]struct {
 		r       io.Reader
@@ -41,13 +41,13 @@ func TestReaderExpires(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var got error
-				w := NewReader(c.r, next, answer, func(err error) { got = err })
+				w := NewWatchdog(c.r, next, answer, func(err error) { got = err })
 				for range c.reads {
 					_, _ = w.Read(make([]byte, 1)) // the error is what some rows are about
 				}
 				time.Sleep(c.wait)
 				synctest.Wait()
-				if errors.Is(got, ErrExpired) != c.expires {
+				if errors.Is(got, ErrWatchdogExpired) != c.expires {
 					t.Errorf("expired with %v; want %v", got, c.expires)
 				}
 				got = nil
