@@ -2,7 +2,6 @@ package httpserver
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -41,18 +40,6 @@ func TestBackgroundWorkOutlivesRequests(t *testing.T) {
 		r.stop()
 		if err := <-r.done; err == nil || !strings.Contains(err.Error(), "cut off") || background != relaxed.DrainTimeout {
 			t.Errorf("Run returned %v; the background work ended after %v; want %v", err, background, relaxed.DrainTimeout)
-		}
-	})
-}
-
-func TestBackgroundErrorStopsTheServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		failed := errors.New("no container")
-		r := start(t, relaxed, nil, func(s *Server, _ *MiddlewareOptions) {
-			s.Background = func(context.Context) error { return failed }
-		})
-		if err := <-r.done; !errors.Is(err, failed) {
-			t.Errorf("Run returned %v; want %v", err, failed)
 		}
 	})
 }
