@@ -14,22 +14,14 @@ import (
 )
 
 func TestOverlayIsAppliedWithoutWarnings(t *testing.T) {
-	t.Logf("kubectl apply\n%s", applied)
 	if strings.Contains(strings.ToLower(applied), "warn") {
-		t.Error("the API server warns")
+		t.Errorf("the API server warns:\n%s", applied)
 	}
-	ns := get[struct {
-		Metadata struct{ Labels map[string]string }
-	}](t, "namespace", namespace)
-	if level := ns.Metadata.Labels["pod-security.kubernetes.io/enforce"]; level != "restricted" {
+	const enforced = `jsonpath={.metadata.labels.pod-security\.kubernetes\.io/enforce}`
+	if level := do(t, "get", "namespace", namespace, "-o", enforced); level != "restricted" {
 		t.Errorf("the namespace enforces %q", level)
 	}
 	settled(t)
-	shown := do(t, "get", "pods", "--show-labels")
-	t.Logf("kubectl get pods --show-labels\n%s", shown)
-	if running := lines(shown, "component=api", "2/2", "Running"); len(running) != 2 {
-		t.Errorf("%d pods are 2/2 Running", len(running))
-	}
 }
 
 func TestPublicAPIPassesItsTests(t *testing.T) {

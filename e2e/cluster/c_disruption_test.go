@@ -58,29 +58,24 @@ func TestReplacedPodsFailNoRequest(t *testing.T) {
 // The first process of a container ignores SIGKILL from inside. SIGQUIT ends a Go program at once.
 func TestSignerCrashFailsOnlyRequestsInProgress(t *testing.T) {
 	victim := onePod(t)
-	_, frontendBefore := containerOf(t, victim, "frontend")
-	_, signerBefore := containerOf(t, victim, "signer")
+	before := status(t, victim, "signer")
 	l := startLoad(t, 8, 8)
 	time.Sleep(5 * time.Second)
-	output := inside(t, victim, "signer", "date +%s%N; kill -QUIT 1; date +%s%N")
-	times := strings.Fields(output)
-	nanoseconds, err := strconv.ParseInt(times[len(times)-1], 10, 64)
+	nanoseconds, err := strconv.ParseInt(strings.TrimSpace(inside(t, victim, "signer", "kill -QUIT 1; date +%s%N")), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	crash := time.Unix(0, nanoseconds)
 	eventually(t, func() error {
-		if _, s := containerOf(t, get[pod](t, "pod", victim.Metadata.Name), "signer"); s.RestartCount == signerBefore.RestartCount {
+		if status(t, get[pod](t, "pod", victim.Metadata.Name), "signer").RestartCount == before.RestartCount {
 			return fmt.Errorf("the signer of %s was not restarted", victim.Metadata.Name)
 		}
 		return nil
 	})
-	t.Logf("after the crash\n%s", do(t, "get", "pods"))
 	after, ok := settled(t)[victim.Metadata.Name]
-	if !ok {
-		t.Fatalf("pod %s was replaced", victim.Metadata.Name)
+	if !ok || status(t, after, "frontend").RestartCount != status(t, victim, "frontend").RestartCount {
+		t.Errorf("pod %s was replaced, or its frontend restarted", victim.Metadata.Name)
 	}
-	t.Logf("%.1f s after the crash\n%s", time.Since(crash).Seconds(), do(t, "get", "pods"))
 	time.Sleep(5 * time.Second)
 	answered, failures := l.finish()
 
@@ -97,13 +92,5 @@ func TestSignerCrashFailsOnlyRequestsInProgress(t *testing.T) {
 	}
 	if len(failures) == 0 || answered < 200 { // few on a slow machine
 		t.Errorf("%d failed, %d were answered: the crash was not under load", len(failures), answered)
-	}
-	_, frontend := containerOf(t, after, "frontend")
-	_, signer := containerOf(t, after, "signer")
-	if frontend.RestartCount != frontendBefore.RestartCount {
-		t.Error("the frontend was restarted")
-	}
-	if ended := signer.LastState.Terminated; ended == nil || ended.ExitCode != 2 {
-		t.Errorf("the signer ended with %+v; want the exit code 2 of a crash", ended)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
@@ -33,13 +35,13 @@ type soak struct {
 	t       *testing.T
 	sys     *stack.System
 	storage *harness.StorageProxy
-	client  *http.Client
+	api     *http.Client  // opens a connection for each request
+	client  *http.Client  // for signed URLs
+	budget  *rate.Limiter // of uploaded bytes; Azurite keeps replaced pictures for 20 minutes
 	seed    uint64
 	users   []*history
-	rate    float64 // uploaded bytes per second; Azurite keeps replaced pictures for 20 minutes
 
 	mu     sync.Mutex
-	next   time.Time // start of the next upload
 	counts map[string]int
 	faults int
 
@@ -68,20 +70,22 @@ func TestSoak(t *testing.T) {
 		seed = uint64(time.Now().UnixNano()) % 1e6
 	}
 	t.Logf("SOAK_SEED=%d", seed)
-	s := &soak{t: t, storage: harness.NewStorageProxy(t), client: harness.Client(), seed: seed, rate: 5 << 20}
-	s.counts = map[string]int{}
+	s := &soak{t: t, storage: harness.NewStorageProxy(t), client: harness.Client(), seed: seed, counts: map[string]int{}}
+	s.budget = rate.NewLimiter(5<<20, soakSize)
+	s.api = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 	users, contested, readers := 24, 4, 8
 	frontend := map[string]string{"STALL_TIMEOUT": "5s", "MAX_PICTURE_SIZE": "20MiB"}
 	signer := harness.Merge(frontend, map[string]string{"EXISTENCE_CACHE_TTL": existenceTTL.String()})
 	if duration == 0 {
-		users, contested, readers, s.rate = 10, 2, 3, 12<<20
+		users, contested, readers = 10, 2, 3
+		s.budget.SetLimit(12 << 20)
 	} else { // the memory limits of a pod
 		frontend = harness.Merge(frontend, map[string]string{"GOMEMLIMIT": "28MiB", "PPROF_ENABLED": "true"})
 		signer = harness.Merge(signer, map[string]string{"GOMEMLIMIT": "42MiB", "PPROF_ENABLED": "true"})
 	}
 	s.sys = harness.Start(t, stack.SystemOptions{StorageURL: s.storage.URL, FrontendEnv: frontend, SignerEnv: signer})
 	for i := range users + contested {
-		s.users = append(s.users, newHistory(fmt.Sprintf("soak-%d", i)))
+		s.users = append(s.users, &history{user: fmt.Sprintf("soak-%d", i), sums: map[string]int{}})
 	}
 	load := func(ctx context.Context) *sync.WaitGroup {
 		var wg sync.WaitGroup
@@ -103,7 +107,7 @@ func TestSoak(t *testing.T) {
 			}
 			run(writers, 0, func(r *rand.Rand) { s.write(h, writers == 1, r) })
 		}
-		run(readers, 200*time.Millisecond, func(r *rand.Rand) { _ = s.look(s.users[r.IntN(len(s.users))], r) })
+		run(readers, 200*time.Millisecond, func(r *rand.Rand) { _ = s.look(s.users[r.IntN(len(s.users))]) })
 		return &wg
 	}
 
@@ -133,39 +137,15 @@ func (s *soak) fault(format string, args ...any) {
 	}
 }
 
-func (s *soak) must(err error) {
-	if err != nil {
-		s.fault("%v", err)
-	}
-}
-
 // excused reports whether a request that began at this time may have met a disturbance.
 func (s *soak) excused(began time.Time) bool {
 	return s.disturbances.Load() > 0 || time.Unix(0, s.undisturbed.Load()).Add(aftermath).After(began)
-}
-
-func (s *soak) faultUnlessExcused(began time.Time, format string, args ...any) {
-	if !s.excused(began) {
-		s.fault(format, args...)
-	}
 }
 
 func (s *soak) count(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts[what]++
-}
-
-// budget waits until n bytes may be uploaded.
-func (s *soak) budget(n int) {
-	s.mu.Lock()
-	if earliest := time.Now().Add(-time.Second); s.next.Before(earliest) {
-		s.next = earliest
-	}
-	wait := time.Until(s.next)
-	s.next = s.next.Add(time.Duration(float64(n) / s.rate * float64(time.Second)))
-	s.mu.Unlock()
-	time.Sleep(wait)
 }
 
 // disturb kills, drains and restarts the processes and breaks storage for a duration, or until each happened once.
@@ -260,9 +240,8 @@ func (s *soak) check(when string) {
 	}
 	harness.WantRecovery(s.t, s.sys)
 	s.undisturbed.Store(0)
-	r := rand.New(rand.NewPCG(s.seed, 2))
 	for _, h := range s.users {
-		if status := s.look(h, r); status != 200 && status != 404 {
+		if status := s.look(h); status != 200 && status != 404 {
 			s.fault("%s: GET /cat/%s: %d", when, h.user, status)
 		}
 		h.check(s.t)
