@@ -29,12 +29,6 @@ type pod struct {
 		Name              string
 		DeletionTimestamp *time.Time
 	}
-	Spec struct {
-		InitContainers, Containers []struct {
-			Name            string
-			SecurityContext struct{ RunAsUser int }
-		}
-	}
 	Status struct {
 		Conditions                               []struct{ Type, Status string }
 		InitContainerStatuses, ContainerStatuses []containerStatus
@@ -123,15 +117,12 @@ func eventually(t *testing.T, f func() error) {
 // container's file system. The images have no shell, so the script runs in Azurite's image.
 func inside(t *testing.T, p pod, name, script string) string {
 	t.Helper()
-	user := 0
-	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
-		if c.Name == name {
-			user = c.SecurityContext.RunAsUser
-		}
-	}
+	const user = `{.spec.containers[?(@.name=="NAME")].securityContext.runAsUser}`
+	path := strings.ReplaceAll("jsonpath="+user+strings.Replace(user, "containers", "initContainers", 1), "NAME", name)
+	id := do(t, "get", "pod", p.Metadata.Name, "-o", path)
 	file := filepath.Join(t.TempDir(), "security.json")
-	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%d,"runAsGroup":%[1]d,"runAsNonRoot":true,"allowPrivilegeEscalation":false,`+
-		`"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`, user)
+	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%s,"runAsGroup":%[1]s,"runAsNonRoot":true,"allowPrivilegeEscalation":false,`+
+		`"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`, id)
 	if err := os.WriteFile(file, []byte(security), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -87,100 +87,76 @@ func receiveShare(share float64) harness.Fault {
 	}
 }
 
-func carryOut(w http.ResponseWriter, r *http.Request, healthy http.Handler) { healthy.ServeHTTP(w, r) }
-
 func atBlockList(r *http.Request) bool { return r.URL.Query().Get("comp") == "blocklist" }
 
 func atData(r *http.Request) bool {
 	return r.Method == http.MethodDelete || r.Method == http.MethodPut && !atBlockList(r)
 }
 
-// cutoff is a fault during a change, and the expected result.
+// cutoff is a fault during a change, and the expected result, as testdata/cutoffs.txt describes them.
 type cutoff struct {
-	name   string
-	only   string // kinds of the changes that it applies to
-	header string // of the request
-	// The client sends this share of the body (0: all). Then it leaves, or a process is killed. Without leave and kill, the client
-	// waits until the fault has happened, and sends the rest.
-	share float64
-	leave func(*net.TCPConn)
-	kill  func(*stack.System) *stack.Process
-	// Storage responds with fault to the requests that at selects, by default those with data; with lookups, also to later lookups.
-	// It does not respond if it hangs.
-	fault          harness.Fault
-	at             func(*http.Request) bool
-	lookups, hangs bool
-	// want is the expected status, code and outcome, and "stored" if the picture changes. 200 stands for the status of a successful
-	// change, 0 for no response.
-	want string
+	only, name, header string
+	share              float64
+	leave              func(*stack.System, *net.TCPConn) // nil if the client stays
+	at                 func(*http.Request) bool
+	lookups, hangs     bool
+	fault              harness.Fault
+	want               string
 }
 
-func halfClose(conn *net.TCPConn) { _ = conn.CloseWrite() }
-
-func resetConn(conn *net.TCPConn) { _ = conn.SetLinger(0); _ = conn.Close() }
-
-func signer(sys *stack.System) *stack.Process { return sys.Signer }
-
-func frontend(sys *stack.System) *stack.Process { return sys.Frontend }
-
-// almost is the share of a body without its last bytes.
-const almost = 0.9999999
-
-const otherDigest = "Content-Digest: sha-256=:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=:"
-
+// The words of testdata/cutoffs.txt.
 var (
-	throttles   = harness.Reject(503, "ServerBusy", "Retry-After", "1")
-	timesOut    = harness.Reject(408, "OperationTimedOut")
-	storesOther = harness.CRC64(base64.StdEncoding.EncodeToString(make([]byte, 8)))
+	leaves = map[string]func(*stack.System, *net.TCPConn){
+		"closes":   func(_ *stack.System, conn *net.TCPConn) { _ = conn.CloseWrite() },
+		"resets":   func(_ *stack.System, conn *net.TCPConn) { _ = errors.Join(conn.SetLinger(0), conn.Close()) },
+		"signer":   func(sys *stack.System, _ *net.TCPConn) { sys.Signer.Kill() },
+		"frontend": func(sys *stack.System, _ *net.TCPConn) { sys.Frontend.Kill() },
+	}
+	selects = map[string]func(*http.Request) bool{"data": atData, "list": atBlockList, "changes": harness.Changes}
+	faults  = map[string]harness.Fault{
+		"immutable":               harness.Reject(409, "BlobImmutableDueToPolicy"),
+		"condition not met":       harness.Reject(412, "ConditionNotMet"),
+		"throttles early":         respond(503, "ServerBusy", "Retry-After", "120"),
+		"throttles once":          harness.Once(harness.Reject(503, "ServerBusy", "Retry-After", "1")),
+		"times out once":          harness.Once(harness.Reject(408, "OperationTimedOut")),
+		"fails once":              harness.Once(respond(500, "InternalError")),
+		"resets once":             harness.Once(harness.Reset),
+		"resets at 0":             reset(0),
+		"resets at 0.5":           reset(0.5),
+		"resets at 1":             reset(1),
+		"loses the response":      harness.LoseResponse,
+		"loses the response once": harness.Once(harness.LoseResponse),
+		"another CRC64":           harness.CRC64("AAAAAAAAAAA="),
+		"receives":                receiveShare(1),
+		"receives a tenth":        receiveShare(0.1),
+		"carries out":             func(w http.ResponseWriter, r *http.Request, healthy http.Handler) { healthy.ServeHTTP(w, r) },
+		"responds after 25 s": harness.Done(func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			select {
+			case <-time.After(25 * time.Second):
+				w.WriteHeader(http.StatusCreated)
+			case <-r.Context().Done():
+			}
+		}),
+	}
 )
 
-var cutoffs = []cutoff{
-	{name: "client closes its side in the body", only: "body", share: 0.5, leave: halfClose, want: "400 incomplete"},
-	{name: "client closes its side before the end", only: "body", share: almost, leave: halfClose, want: "400 incomplete"},
-	{name: "client resets in the body", only: "body", share: 0.5, leave: resetConn, want: "0"},
-	{name: "client resets before the end", only: "body", share: almost, leave: resetConn, want: "0"},
-	{name: "wrong digest", only: "body", header: otherDigest, want: "400 digest_mismatch"},
-
-	{name: "precondition failed", header: `If-Match: "0x0"`, want: "412 precondition_failed"},
-	{name: "storage rejects", fault: harness.Reject(409, "BlobImmutableDueToPolicy"), want: "409 immutable"},
-	{name: "storage throttles early", fault: respond(503, "ServerBusy", "Retry-After", "120"), want: "503 throttled"},
-	{
-		name: "storage rejects a list", only: "blocks", header: "If-Match: *",
-		at: atBlockList, fault: harness.Reject(412, "ConditionNotMet"), want: "412 precondition_failed",
-	},
-	{name: "storage resets early", only: "streamed", fault: reset(0), want: "503 storage_unavailable"},
-	{name: "storage resets early", only: "body buffered", fault: reset(0), want: "503 storage_unavailable unknown"},
-	{name: "storage resets in the body", only: "streamed", share: 0.9, fault: reset(0.5), want: "503 storage_unavailable"},
-	{name: "storage resets in the body", only: "body buffered", fault: reset(0.5), want: "503 storage_unavailable unknown"},
-	{name: "storage resets the list", only: "blocks", at: atBlockList, fault: reset(0.5), want: "503 storage_unavailable unknown"},
-
-	{name: "storage fails once", fault: harness.Once(respond(500, "InternalError")), want: "200 stored"},
-	{name: "storage throttles once", only: "buffered", fault: harness.Once(throttles), want: "200 stored"},
-	{name: "storage times out once", only: "buffered", fault: harness.Once(timesOut), want: "200 stored"},
-	{name: "storage resets once", only: "buffered", fault: harness.Once(harness.Reset), want: "200 stored"},
-	{name: "response lost once", at: harness.Changes, fault: harness.Once(harness.LoseResponse), want: "200 stored"},
-	{name: "responses lost", only: "body", at: harness.Changes, fault: harness.LoseResponse, want: "200 stored"},
-
-	{
-		name: "responses lost, also of lookups", at: harness.Changes, lookups: true, fault: harness.LoseResponse,
-		want: "503 storage_unavailable unknown stored",
-	},
-	{name: "requests and lookups lost", at: harness.Changes, lookups: true, fault: reset(1), want: "503 storage_unavailable unknown"},
-	{name: "requests lost", only: "body", at: harness.Changes, fault: reset(1), want: "503 storage_unavailable unknown"},
-	{name: "other bytes stored", only: "put sized", at: harness.Changes, fault: storesOther, want: "502 damaged stored stored"},
-
-	{name: "signer killed in the body", only: "streamed", kill: signer, share: 0.9, want: "503 signer_unavailable"},
-	{
-		name: "signer killed, discarded", kill: signer, at: harness.Changes, fault: receiveShare(1), hangs: true,
-		want: "503 signer_unavailable unknown",
-	},
-	{
-		name: "signer killed, carried out", kill: signer, at: harness.Changes, fault: carryOut, hangs: true,
-		want: "503 signer_unavailable unknown stored",
-	},
-	{name: "frontend killed in the body", only: "single", kill: frontend, share: 0.9, want: "0"},
-	{name: "frontend killed, carried out", only: "single", kill: frontend, fault: carryOut, hangs: true, want: "0 stored"},
-	{name: "no fault", want: "200 stored"},
+// parseCutoff parses a row of testdata/cutoffs.txt.
+func parseCutoff(t *testing.T, fields []string) cutoff {
+	t.Helper()
+	row := cutoff{name: fields[1], share: 1, at: atData, fault: faults["carries out"], want: fields[5]}
+	row.only, row.header = strings.Trim(fields[0], "-"), strings.Trim(fields[2], "-")
+	if share, who, ok := strings.Cut(fields[3], " "); ok {
+		row.share, _ = strconv.ParseFloat(share, 64)
+		row.leave = leaves[who]
+	}
+	if when, fault, ok := strings.Cut(fields[4], ": "); ok {
+		at, how, _ := strings.Cut(when, " ")
+		row.at, row.fault, row.lookups, row.hangs = selects[at], faults[fault], how == "lookups", how == "hangs"
+		if row.at == nil || row.fault == nil {
+			t.Fatalf("unknown fault %q", fields[4])
+		}
+	}
+	return row
 }
 
 // TestBrokenChangesKeepOldPicture breaks changes of every kind at every stage.
@@ -191,7 +167,8 @@ func TestBrokenChangesKeepOldPicture(t *testing.T) {
 			t.Parallel()
 			storage := harness.NewStorageProxy(t)
 			sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
-			for i, row := range cutoffs {
+			for i, fields := range harness.Table(t, "cutoffs.txt") {
+				row := parseCutoff(t, fields)
 				kinds := strings.Fields(c.kinds)
 				if slices.ContainsFunc(strings.Fields(row.only), func(kind string) bool { return !slices.Contains(kinds, kind) }) {
 					continue
@@ -217,26 +194,18 @@ func TestSilentStorageKeepsOldPicture(t *testing.T) {
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
 	small, put, form := changes()[0], changes()[1], changes()[3]
 	put.content, form.content = harness.Random(24<<20, 8), harness.Random(24<<20, 8) // more than the kernel buffers of a connection
-	late := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		healthy.ServeHTTP(httptest.NewRecorder(), r)
-		select {
-		case <-time.After(25 * time.Second):
-			w.WriteHeader(http.StatusCreated)
-		case <-r.Context().Done():
-		}
-	}
 	for user, row := range map[string]struct {
 		change
-		cutoff
+		storage, want string
 	}{
-		"silent-in-a-put":             {put, cutoff{fault: receiveShare(0.1), hangs: true, want: "503 storage_unavailable"}},
-		"silent-in-a-form":            {form, cutoff{fault: receiveShare(0.1), hangs: true, want: "503 storage_unavailable"}},
-		"silent-after-the-last-byte":  {small, cutoff{fault: receiveShare(1), hangs: true, want: "503 storage_unavailable unknown"}},
-		"responds-to-a-put-after-25s": {small, cutoff{fault: late, want: "200 stored"}},
+		"silent-in-a-put":             {put, "data hangs: receives a tenth", "503 storage_unavailable"},
+		"silent-in-a-form":            {form, "data hangs: receives a tenth", "503 storage_unavailable"},
+		"silent-after-the-last-byte":  {small, "data hangs: receives", "503 storage_unavailable unknown"},
+		"responds-to-a-put-after-25s": {small, "data: responds after 25 s", "200 stored"},
 	} {
 		t.Run(user, func(t *testing.T) {
 			t.Parallel()
-			row.run(t, row.change, sys, storage, user)
+			parseCutoff(t, []string{"-", user, "-", "-", row.storage, row.want}).run(t, row.change, sys, storage, user)
 		})
 	}
 }
@@ -250,41 +219,35 @@ func (row cutoff) run(t *testing.T, c change, sys *stack.System, storage *harnes
 	if row.header != "" {
 		u.Header = strings.Replace(u.Header, "\r\n", "\r\n"+row.header+"\r\n", 1)
 	}
-	if row.at == nil {
-		row.at = atData
-	}
 	happened := make(chan struct{}) // the fault; without one, storage has received a request
 	over := make(chan struct{})
 	done := sync.OnceFunc(func() { close(happened) })
 	var changing atomic.Bool
 	storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		at := row.at(r) || row.lookups && r.Method == http.MethodHead && changing.Load()
-		if at {
-			changing.Store(true)
-		}
-		switch {
-		case row.fault == nil || !at:
-			if at {
-				done()
-			}
+		if !row.at(r) && !(row.lookups && r.Method == http.MethodHead && changing.Load()) {
 			healthy.ServeHTTP(w, r)
-		case row.hangs:
-			row.fault(httptest.NewRecorder(), r, healthy)
-			done()
-			<-over
-			panic(http.ErrAbortHandler)
-		default:
-			defer done()
-			row.fault(w, r, healthy)
+			return
 		}
+		changing.Store(true)
+		defer done()
+		if !row.hangs {
+			row.fault(w, r, healthy)
+			return
+		}
+		row.fault(httptest.NewRecorder(), r, healthy)
+		done()
+		<-over
+		panic(http.ErrAbortHandler)
 	})
 	a := row.send(t, c, sys, u, happened)
 	storage.Set(user, nil)
 	close(over)
-	if row.kill != nil {
-		harness.Restart(t, row.kill(sys))
-		if err := sys.WaitReady(t.Context()); err != nil {
-			t.Fatal(err)
+	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
+		if p.Ended() != nil {
+			harness.Restart(t, p)
+			if err := sys.WaitReady(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	var status int
@@ -336,11 +299,8 @@ func (row cutoff) send(
 	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
-	if row.share == 0 {
-		row.share = 1
-	}
 	n := int(row.share * float64(len(u.Body)))
-	if row.leave == nil && row.kill == nil {
+	if row.leave == nil {
 		go func() {
 			_, _ = io.WriteString(conn, u.Header+u.Body[:n]) // fails if the response comes earlier
 			if n < len(u.Body) {
@@ -353,7 +313,7 @@ func (row cutoff) send(
 	if _, err := io.WriteString(conn, u.Header+u.Body[:n]); err != nil {
 		t.Fatal(err)
 	}
-	if row.share >= c.begins && (row.share < 1 || row.fault != nil) {
+	if row.share >= c.begins {
 		harness.Eventually(t, func() error {
 			select {
 			case <-happened:
@@ -363,11 +323,7 @@ func (row cutoff) send(
 			}
 		})
 	}
-	if row.kill != nil {
-		row.kill(sys).Kill()
-	} else {
-		row.leave(conn)
-	}
+	row.leave(sys, conn)
 	return receive(conn, u)
 }
 

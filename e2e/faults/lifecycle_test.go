@@ -31,11 +31,8 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 		t.Error("the frontend is ready without a signer")
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200)
-	harness.Do(t, "GET", sys.URL+"/cat/user", "", nil).WantProblem(t, 503, "signer_unavailable")
 	for _, u := range requests {
-		conn := harness.Dial(t, sys)
-		go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
-		a := receive(conn, u)
+		a := cutoff{share: 1}.send(t, change{}, sys, u, nil)
 		a.WantProblem(t, 503, "signer_unavailable")
 		a.Outcome(t, "")
 	}
@@ -44,20 +41,20 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	harness.WantPicture(t, sys, "user", harness.Cat)
 }
 
-// partialUpload is an upload of which the first half has been sent.
-type partialUpload struct {
+// upload is an upload of which the first half has been sent.
+type upload struct {
+	change
 	user    string
-	content []byte
 	request harness.RawUpload
 	conn    net.Conn
 }
 
 // beginUploads begins an upload of each kind.
-func beginUploads(t *testing.T, sys *stack.System) (uploads []partialUpload) {
+func beginUploads(t *testing.T, sys *stack.System) (uploads []upload) {
 	t.Helper()
 	for _, c := range changes()[:4] {
 		user := strings.ReplaceAll(c.name, " ", "-")
-		u := partialUpload{user, c.content, c.request(t, sys, user, c.content), harness.Dial(t, sys)}
+		u := upload{c, user, c.request(t, sys, user, c.content), harness.Dial(t, sys)}
 		if _, err := io.WriteString(u.conn, u.request.Header+u.request.Body[:len(u.request.Body)/2]); err != nil {
 			t.Fatal(err)
 		}

@@ -76,7 +76,7 @@ func (s *soak) send(h *history, method string, header http.Header, body *pieces)
 		return a
 	}
 	if err != nil {
-		s.count("no response")
+		s.count("no response", 1)
 		if !s.excused(began) {
 			s.fault("no response to %s %s: %v", method, h.user, err)
 		}
@@ -87,7 +87,7 @@ func (s *soak) send(h *history, method string, header http.Header, body *pieces)
 	if err := json.Unmarshal(a.body, &a); len(a.body) > 0 && err != nil {
 		s.fault("%v is not JSON: %v", a, err)
 	}
-	s.count(strings.TrimSpace(strconv.Itoa(a.status) + " " + a.Code))
+	s.count(strings.TrimSpace(strconv.Itoa(a.status)+" "+a.Code), 1)
 	if a.status >= 500 && a.status != 503 || resp.Header.Get("ETag") != a.ETag && a.status == 200 {
 		s.fault("%v, ETag %s", a, resp.Header.Get("ETag"))
 	}
@@ -116,11 +116,11 @@ func (s *soak) write(h *history, alone bool, r *rand.Rand) {
 	switch {
 	case body != nil && body.broken, a.unsent:
 	case a.status == 200 || a.status == 204:
-		// A blob of blocks, above 4 MiB, has no MD5.
-		if a.status == 200 && (a.ETag == "" || (a.MD5 != nil || w.size <= 4<<20) && !bytes.Equal(a.MD5, w.md5)) {
+		// A blob of blocks has no MD5; chunks of more than 512 KiB are stored as blocks if they get the spare buffer.
+		if a.status == 200 && (a.ETag == "" || (a.MD5 != nil || w.size <= 512<<10) && !bytes.Equal(a.MD5, w.md5)) {
 			s.fault("%s: picture %d is answered with %v", h.user, w.seq, a)
 		}
-		s.stored.Add(int64(w.size))
+		s.count("bytes stored", w.size)
 		if w.etag = a.ETag; excused { // it may have been carried out twice
 			met = nil
 		}
@@ -198,13 +198,13 @@ func (s *soak) download(h *history, url string) {
 	to := time.Now()
 	switch {
 	case err != nil:
-		s.count("incomplete download") // Azurite's, if the picture is replaced meanwhile
+		s.count("incomplete download", 1) // Azurite's, if the picture is replaced meanwhile
 	case a.StatusCode == 404:
 		h.observed(0, from, to)
 	case a.StatusCode != 200:
 		s.fault("a signed URL: %d %.200s", a.StatusCode, a.Body)
 	default:
-		s.count("downloads")
+		s.count("downloads", 1)
 		sum := md5.Sum(a.Body)
 		s.saw(h, sum[:], from, to)
 	}

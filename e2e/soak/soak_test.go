@@ -5,12 +5,12 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,9 +45,7 @@ type soak struct {
 	counts map[string]int
 	faults int
 
-	disturbances atomic.Int64 // in progress
-	undisturbed  atomic.Int64 // end of the last disturbance, Unix time in nanoseconds
-	stored       atomic.Int64 // bytes
+	excusedUntil atomic.Int64 // Unix time in nanoseconds
 	streams      atomic.Uint64
 }
 
@@ -114,7 +112,7 @@ func TestSoak(t *testing.T) {
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()
 	wg := load(ctx)
-	s.disturb(duration * 3 / 5)
+	s.disturb(duration*3/5, true)
 	stop()
 	wg.Wait()
 	s.check("after the kills")
@@ -139,24 +137,43 @@ func (s *soak) fault(format string, args ...any) {
 
 // excused reports whether a request that began at this time may have met a disturbance.
 func (s *soak) excused(began time.Time) bool {
-	return s.disturbances.Load() > 0 || time.Unix(0, s.undisturbed.Load()).Add(aftermath).After(began)
+	return began.UnixNano() < s.excusedUntil.Load()
 }
 
-func (s *soak) count(what string) {
+func (s *soak) count(what string, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts[what]++
+	s.counts[what] += n
 }
 
-// disturb kills, drains and restarts the processes and breaks storage for a duration, or until each happened once.
-func (s *soak) disturb(duration time.Duration) {
+// disturb breaks storage for a duration, and with kills, kills and drains the processes. Each of that happens at least once, in random
+// order and with pauses.
+func (s *soak) disturb(duration time.Duration, kills bool) {
 	s.t.Helper()
-	r := rand.New(rand.NewPCG(s.seed, 0))
-	disturbances := map[string]func(){"storage down": s.stopStorage(r), "responses of storage lost": s.loseResponses(r)}
+	r := rand.New(rand.NewPCG(s.seed, s.streams.Add(1)))
+	sleep := func(least, more time.Duration) { time.Sleep(least + time.Duration(r.Int64N(int64(more)))) }
+	disturbances := map[string]func(){
+		"storage down": func() {
+			s.storage.Down()
+			sleep(300*time.Millisecond, 1700*time.Millisecond)
+			s.storage.Up(s.t, s.storage.Address)
+		},
+		"responses of storage lost": func() {
+			for range len(s.users) / 3 {
+				user := s.users[r.IntN(len(s.users))].user
+				s.storage.Set(user, harness.Once(harness.LoseResponse))
+				defer s.storage.Set(user, nil)
+			}
+			sleep(500*time.Millisecond, 1500*time.Millisecond)
+		},
+	}
 	for name, p := range map[string]*stack.Process{"frontend": s.sys.Frontend, "signer": s.sys.Signer} {
+		if !kills {
+			break
+		}
 		disturbances[name+" killed"] = func() {
 			p.Kill()
-			time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond)
+			sleep(0, 1500*time.Millisecond)
 			harness.Restart(s.t, p)
 		}
 		disturbances[name+" drained"] = func() {
@@ -168,59 +185,28 @@ func (s *soak) disturb(duration time.Duration) {
 			harness.Restart(s.t, p)
 		}
 	}
-	s.cycle(r, duration, disturbances)
-}
-
-func (s *soak) stopStorage(r *rand.Rand) func() {
-	return func() {
-		s.storage.Down()
-		time.Sleep(time.Duration(300+r.IntN(1700)) * time.Millisecond)
-		s.storage.Up(s.t, s.storage.Address)
-	}
-}
-
-func (s *soak) loseResponses(r *rand.Rand) func() {
-	return func() {
-		for range len(s.users) / 3 {
-			user := s.users[r.IntN(len(s.users))].user
-			s.storage.Set(user, harness.Once(harness.LoseResponse))
-			defer s.storage.Set(user, nil)
+	began, names := time.Now(), slices.Sorted(maps.Keys(disturbances))
+	for i := 0; i < len(names) || time.Since(began) < duration; i++ {
+		if i%len(names) == 0 {
+			r.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
 		}
-		time.Sleep(time.Duration(500+r.IntN(1500)) * time.Millisecond)
-	}
-}
-
-// cycle causes one disturbance after the other in random order, with pauses.
-func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[string]func()) {
-	s.t.Helper()
-	began := time.Now()
-	names := slices.Sorted(maps.Keys(disturbances))
-	for round := 0; round == 0 || time.Since(began) < duration; round++ {
-		r.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
-		for i, name := range names {
-			if round > 0 && time.Since(began) >= duration {
-				break
-			}
-			pause := time.Duration(300+r.IntN(500)) * time.Millisecond
-			if duration > 0 {
-				pause = time.Duration(1+r.IntN(8)) * time.Second
-				if i == 0 {
-					pause += aftermath // so that some requests are not excused
-				}
-			}
-			time.Sleep(pause)
-			s.disturbances.Add(1)
-			disturbances[name]()
-			ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
-			if err := s.sys.WaitReady(ctx); err != nil {
-				s.t.Errorf("after %s: %v", name, err)
-			}
-			cancel()
-			s.count(name)
-			s.undisturbed.Store(time.Now().UnixNano())
-			s.disturbances.Add(-1)
-			s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
+		if sleep(300*time.Millisecond, 500*time.Millisecond); duration > 0 {
+			sleep(time.Second, 8*time.Second)
 		}
+		if duration > 0 && i%len(names) == 0 {
+			time.Sleep(aftermath) // so that some requests are not excused
+		}
+		s.excusedUntil.Store(math.MaxInt64)
+		name := names[i%len(names)]
+		disturbances[name]()
+		ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+		if err := s.sys.WaitReady(ctx); err != nil {
+			s.t.Errorf("after %s: %v", name, err)
+		}
+		cancel()
+		s.excusedUntil.Store(time.Now().Add(aftermath).UnixNano())
+		s.count(name, 1)
+		s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
 	}
 }
 
@@ -239,7 +225,7 @@ func (s *soak) check(when string) {
 		harness.Restart(s.t, p)
 	}
 	harness.WantRecovery(s.t, s.sys)
-	s.undisturbed.Store(0)
+	s.excusedUntil.Store(0)
 	for _, h := range s.users {
 		if status := s.look(h); status != 200 && status != 404 {
 			s.fault("%s: GET /cat/%s: %d", when, h.user, status)
@@ -252,11 +238,5 @@ func (s *soak) check(when string) {
 func (s *soak) progress() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d MiB stored", s.stored.Load()>>20)
-	for _, what := range slices.Sorted(maps.Keys(s.counts)) {
-		fmt.Fprintf(&b, ", %s %d", what, s.counts[what])
-	}
-	fmt.Fprintf(&b, ", faults %d", s.faults)
-	return b.String()
+	return fmt.Sprint(s.counts, ", faults ", s.faults)
 }
