@@ -99,12 +99,12 @@ func (s *soak) write(h *history, alone bool, r *rand.Rand) {
 	w, method, header, body := &write{}, "DELETE", http.Header{}, (*pieces)(nil)
 	var met func(picture int) bool // whether a picture meets the preconditions; nil if there are none
 	kind := r.IntN(8)
-	if recent := h.recent(r); recent != nil && kind < 2 {
+	if recent := h.recent(r); recent != nil && kind == 0 {
 		header.Set("If-Match", recent.etag)
 		met = func(picture int) bool { return picture == recent.seq }
 	}
 	if r.IntN(8) > 0 {
-		if kind == 2 {
+		if kind == 1 {
 			header.Set("If-None-Match", "*")
 			met = func(picture int) bool { return picture == 0 }
 		}

@@ -112,7 +112,7 @@ func (h *history) settle() {
 // check fails the test if no order of the events explains them. It writes a picture of the history.
 func (h *history) check(t *testing.T) {
 	t.Helper()
-	result, info := porcupine.CheckOperationsVerbose(model, slices.Clone(h.events), time.Minute)
+	result, info := porcupine.CheckOperationsVerbose(model, slices.Clone(h.events), 5*time.Minute)
 	if result == porcupine.Ok {
 		return
 	}
