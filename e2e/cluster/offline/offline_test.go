@@ -47,7 +47,7 @@ func runMake(t *testing.T, files map[string]string, target string) (output, chan
 	}
 	cmd := exec.CommandContext(t.Context(), "make", target)
 	cmd.Dir = root(t)
-	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "KEEP=", "MAKEFLAGS=", "LOAD_IMAGE=load")
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "FAKES="+dir, "MAKEFLAGS=", "LOAD_IMAGE=load")
 	out, err := cmd.CombinedOutput()
 	recorded, readErr := os.ReadFile(filepath.Join(dir, "changes"))
 	if readErr != nil {
