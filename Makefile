@@ -53,7 +53,7 @@ docs: ## write docs/reference: settings from --help, metrics from a running syst
 	go test -count=1 ./e2e/repo -run ReferenceIsCurrent -update
 
 .PHONY: faults
-faults: ## write the table of docs/faults.md from the results of the tests
+faults: ## write the measured times of recovery into the table of docs/faults.md
 	go test -race -count=1 -timeout 5m ./e2e/faults -run TestFaults -update
 
 # Hours are welcome. SOAK_SEED makes an earlier load again.

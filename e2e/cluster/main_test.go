@@ -44,14 +44,11 @@ func TestMain(m *testing.M) {
 	if err == nil && !*check {
 		err = up(ctx)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "cluster:", err)
 		os.Exit(1)
-	case *check:
-	case os.Getenv("KEEP") != "":
-		os.Exit(harness.Main(m))
-	default:
+	}
+	if !*check {
 		os.Exit(harness.Main(m, func() error { return down(ctx) }))
 	}
 }

@@ -29,29 +29,17 @@ type pod struct {
 		Name              string
 		DeletionTimestamp *time.Time
 	}
-	Spec   struct{ InitContainers, Containers []container }
 	Status struct {
 		Conditions                               []struct{ Type, Status string }
-		InitContainerStatuses, ContainerStatuses []status
+		InitContainerStatuses, ContainerStatuses []containerStatus
 	}
 }
 
-type container struct {
-	Name            string
-	Env             []struct{ Name string }
-	VolumeMounts    []struct{ Name, MountPath string }
-	Resources       struct{ Limits struct{ Memory string } }
-	SecurityContext struct{ RunAsUser int }
-}
-
-type status struct {
+type containerStatus struct {
 	Name         string
 	RestartCount int
 	LastState    struct {
-		Terminated *struct {
-			Reason, Message string
-			ExitCode        int
-		}
+		Terminated *struct{ Reason, Message string }
 	}
 }
 
@@ -61,17 +49,16 @@ func ourPods(t *testing.T) []pod {
 	return get[struct{ Items []pod }](t, "pods", "-l", "app.kubernetes.io/name=cats-api").Items
 }
 
-// containerOf returns the container or sidecar with the name, and its status.
-func containerOf(t *testing.T, p pod, name string) (container, status) {
+// status returns the status of the container or sidecar with the name.
+func status(t *testing.T, p pod, name string) containerStatus {
 	t.Helper()
-	containers := slices.Concat(p.Spec.InitContainers, p.Spec.Containers)
-	statuses := slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses)
-	c := slices.IndexFunc(containers, func(c container) bool { return c.Name == name })
-	s := slices.IndexFunc(statuses, func(s status) bool { return s.Name == name })
-	if c < 0 || s < 0 {
-		t.Fatalf("pod %s has no container %s", p.Metadata.Name, name)
+	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
+		if s.Name == name {
+			return s
+		}
 	}
-	return containers[c], statuses[s]
+	t.Fatalf("pod %s has no container %s", p.Metadata.Name, name)
+	panic("unreachable")
 }
 
 // rolledOut waits until all pods of a deployment are new and ready. The error describes the pods.
@@ -130,10 +117,12 @@ func eventually(t *testing.T, f func() error) {
 // container's file system. The images have no shell, so the script runs in Azurite's image.
 func inside(t *testing.T, p pod, name, script string) string {
 	t.Helper()
-	c, _ := containerOf(t, p, name)
+	const user = `{.spec.containers[?(@.name=="NAME")].securityContext.runAsUser}`
+	path := strings.ReplaceAll("jsonpath="+user+strings.Replace(user, "containers", "initContainers", 1), "NAME", name)
+	id := do(t, "get", "pod", p.Metadata.Name, "-o", path)
 	file := filepath.Join(t.TempDir(), "security.json")
-	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%d,"runAsGroup":%[1]d,"runAsNonRoot":true,"allowPrivilegeEscalation":false,`+
-		`"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`, c.SecurityContext.RunAsUser)
+	security := fmt.Sprintf(`{"securityContext":{"runAsUser":%s,"runAsGroup":%[1]s,"runAsNonRoot":true,"allowPrivilegeEscalation":false,`+
+		`"capabilities":{"drop":["ALL"]},"seccompProfile":{"type":"RuntimeDefault"}}}`, id)
 	if err := os.WriteFile(file, []byte(security), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -4,14 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -108,29 +108,21 @@ func untrustedServer(t *testing.T) string {
 	return server.Listener.Addr().String()
 }
 
-// incident is a fault that a test injects into a running system for a while, and a row of the table.
+// incident is a fault that a test injects into a running system for a while. Its row in docs/faults.md has the expected responses
+// and the expected line of the log.
 type incident struct {
-	name           string // of the fault
-	sys            *stack.System
-	inject, remove func()
-	check          func()        // more checks before the removal, unless nil
-	before         string        // start of the cell with the responses
-	log            []string      // parts of one line of the log; nil if all lines have the level INFO
-	logger         *stack.Log    // the signer's by default
-	limit          time.Duration // of the time to a response, 10 s by default
-	since          time.Time     // start of the recovery, by default the removal
-	inTurn         bool          // send one request after the other
-	restarts       bool          // the incident restarts a process
+	name   string // of the fault
+	sys    *stack.System
+	inject func()
+	remove func()     // nil if the system recovers while the fault is there
+	check  func()     // more checks before the removal, unless nil
+	logger *stack.Log // the signer's by default
+	inTurn bool       // send one request after the other
 }
 
 // slug returns the fault as a user name.
 func (f *incident) slug() string {
-	return strings.Map(func(r rune) rune {
-		if strings.ContainsRune(" ':,/()", r) {
-			return '-'
-		}
-		return r
-	}, f.name)
+	return strings.Trim(regexp.MustCompile(`[ ':,/()]`).ReplaceAllString(f.name, "-"), "-")
 }
 
 // request is a request during an incident, and its response.
@@ -145,8 +137,7 @@ type request struct {
 // run injects the fault and sends all kinds of requests. It checks the responses, the log, the stored pictures and the recovery.
 func (f *incident) run(t *testing.T) {
 	t.Helper()
-	var got row
-	defer func() { end(t, f.name, got) }()
+	want := expected(t, f.name)
 	user := f.slug()
 	requests := []*request{
 		{name: "GET", method: "GET", user: user, success: 200},
@@ -166,20 +157,21 @@ func (f *incident) run(t *testing.T) {
 	if f.logger == nil {
 		f.logger = f.sys.Signer.Log
 	}
-	if f.limit == 0 {
-		f.limit = 10 * time.Second
-	}
-	pids, mark := [2]int{f.sys.Frontend.Pid(), f.sys.Signer.Pid()}, f.logger.Mark()
+	mark, began := f.logger.Mark(), time.Now()
 	f.inject()
 	var wg sync.WaitGroup
 	for _, r := range requests {
-		wg.Go(func() { f.send(t, client, r) })
+		wg.Go(func() { f.send(t, client, r, want.limit) })
 		if f.inTurn {
 			wg.Wait()
 		}
 	}
 	wg.Wait()
-	got = row{client: f.responses(requests), log: f.line(t, mark)}
+	got := responses(requests)
+	if before, ok := strings.CutSuffix(want.responses, got); !ok || strings.Contains(before, ": ") {
+		t.Errorf("the responses are\n%s\ndocs/faults.md has\n%s", got, want.responses)
+	}
+	want.findLog(t, f.logger, mark)
 	if f.check != nil {
 		f.check()
 	}
@@ -192,31 +184,38 @@ func (f *incident) run(t *testing.T) {
 			t.Errorf("%s was answered with %d, and storage has %d bytes, not %d", r.name, r.status, len(content), len(want))
 		}
 	}
-	f.remove()
-	if f.since.IsZero() {
-		f.since = time.Now()
+	if f.remove != nil {
+		began = time.Now()
+		f.remove()
 	}
-	harness.Eventually(t, func() error { return f.works(t) })
-	got.recovered = rounded(time.Since(f.since))
-	if now := [2]int{f.sys.Frontend.Pid(), f.sys.Signer.Pid()}; now != pids && !f.restarts {
-		t.Errorf("processes were restarted: %v, then %v", pids, now)
+	upload := request{name: "PUT", method: "PUT", user: user + "-new", body: harness.Cat, success: 200}
+	for _, r := range []*request{requests[0], &upload} {
+		harness.Eventually(t, func() error {
+			if f.send(t, client, r, time.Minute); r.response != "success" {
+				return fmt.Errorf("%s: %s", r.name, r.response)
+			}
+			return nil
+		})
+	}
+	measure(f.name, time.Since(began))
+	if err := errors.Join(f.sys.Frontend.Ended(), f.sys.Signer.Ended()); err != nil {
+		t.Error(err)
 	}
 	harness.WantNoSecrets(t, f.sys)
 }
 
-func (f *incident) send(t *testing.T, client *http.Client, r *request) {
+// send sends r within a limit and records the response.
+func (f *incident) send(t *testing.T, client *http.Client, r *request, limit time.Duration) {
 	t.Helper()
 	began := time.Now()
 	a, err := harness.TryWith(t.Context(), client, r.method, f.sys.URL+"/cat/"+r.user, "", bytes.NewReader(r.body))
-	if err != nil {
-		t.Errorf("%s: %v", r.name, err)
-		return
-	}
-	if took := time.Since(began); took > f.limit {
-		t.Errorf("%s was answered after %v; want within %v", r.name, took, f.limit)
+	if took := time.Since(began); took > limit {
+		t.Errorf("%s was answered after %v; want within %v", r.name, took, limit)
 	}
 	r.status, r.response = a.StatusCode, "success"
 	switch {
+	case err != nil:
+		r.response = err.Error()
 	case a.StatusCode != r.success:
 		code, _ := a.Field(t, "code").(string)
 		a.WantProblem(t, a.StatusCode, code)
@@ -235,80 +234,4 @@ func (f *incident) send(t *testing.T, client *http.Client, r *request) {
 			t.Errorf("the signed URL of %s has another picture", r.user)
 		}
 	}
-}
-
-// responses returns the cell with the responses. Requests with the same response are one group.
-func (f *incident) responses(requests []*request) string {
-	var order, cells []string
-	names, failed := map[string][]string{}, false
-	for _, r := range requests {
-		if names[r.response] == nil {
-			order = append(order, r.response)
-		}
-		names[r.response] = append(names[r.response], r.name)
-		failed = failed || r.status >= 500
-	}
-	for _, response := range order {
-		cells = append(cells, strings.Join(names[response], ", ")+": "+response)
-	}
-	switch {
-	case len(order) == 1 && order[0] == "success":
-		cells = []string{"every request succeeds"}
-	case len(order) == 1:
-		cells = order
-	}
-	if failed {
-		cells = append(cells, fmt.Sprintf("within %.0f s", f.limit.Seconds()))
-	}
-	return f.before + strings.Join(cells, "; ")
-}
-
-// line returns the cell with the line of the log.
-func (f *incident) line(t *testing.T, mark int64) string {
-	t.Helper()
-	if f.log != nil {
-		return logCell(t, harness.WaitForLog(t, f.logger, mark, f.log...), f.log)
-	}
-	lines, err := f.logger.Since(mark)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range lines {
-		if !strings.Contains(line, `"level":"INFO"`) {
-			t.Errorf("unexpected line in the log: %s", line)
-		}
-	}
-	return "–"
-}
-
-// logCell returns the level and the message of a line, and those of parts that are elsewhere in the line.
-func logCell(t *testing.T, line string, parts []string) string {
-	t.Helper()
-	var event struct{ Level, Msg string }
-	if err := json.Unmarshal([]byte(line), &event); err != nil {
-		t.Fatal(err)
-	}
-	if event.Level == "INFO" {
-		t.Errorf("a fault is logged as INFO: %s", line)
-	}
-	parts = slices.DeleteFunc(slices.Clone(parts), func(part string) bool { return strings.Contains(event.Msg, part) })
-	return strings.TrimSuffix(event.Level+" `"+event.Msg+"`: "+strings.Join(parts, " … "), ": ")
-}
-
-// works returns an error unless the old picture can be downloaded and another one be stored.
-func (f *incident) works(t *testing.T) error {
-	t.Helper()
-	a, err := harness.Try(t.Context(), "GET", f.sys.URL+"/cat/"+f.slug(), "", nil)
-	if err != nil || a.StatusCode != 200 {
-		return fmt.Errorf("GET: %w %s", err, a.Body)
-	}
-	link, _ := a.Field(t, "picture_url").(string)
-	if at := harness.Do(t, "GET", link, "", nil); !bytes.Equal(at.Body, harness.Cat) {
-		return fmt.Errorf("storage answers the signed URL with %d", at.StatusCode)
-	}
-	a, err = harness.Try(t.Context(), "PUT", f.sys.URL+"/cat/"+f.slug()+"-new", "", bytes.NewReader(harness.Cat))
-	if err != nil || a.StatusCode != 200 {
-		return fmt.Errorf("PUT: %w %s", err, a.Body)
-	}
-	return nil
 }

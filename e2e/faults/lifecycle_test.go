@@ -24,36 +24,15 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	for _, c := range changes() {
 		requests = append(requests, c.request(t, sys, "user", c.content))
 	}
-	var ids []string
-	for range 10 {
-		ids = append(ids, harness.Send(t, "GET", sys.URL+"/cat/user", "").Want(t, 200).Header.Get("X-Request-Id"))
-	}
 	sys.Signer.Kill()
 	sys.Frontend.Kill()
-	for _, p := range []*stack.Process{sys.Frontend, sys.Signer} {
-		lines, err := p.Log.Since(0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, id := range ids {
-			if !strings.Contains(strings.Join(lines, "\n"), `"request_id":"`+id+`"`) {
-				t.Errorf("%s has no line of request %s", p.Log.Path(), id)
-			}
-		}
-	}
 	harness.Restart(t, sys.Frontend)
 	if ready, _ := harness.Readyz(t, sys.FrontendOps); ready {
 		t.Error("the frontend is ready without a signer")
 	}
 	harness.Do(t, "GET", sys.FrontendOps+"/livez", "", nil).Want(t, 200)
-	harness.Do(t, "GET", sys.URL+"/cat/user", "", nil).WantProblem(t, 503, "signer_unavailable")
 	for _, u := range requests {
-		conn := harness.Dial(t, sys)
-		go func() { _, _ = io.WriteString(conn, u.Header+u.Body) }()
-		a, ok := receive(conn, u)
-		if !ok {
-			t.Fatalf("no response to %.40q", u.Header)
-		}
+		a := cutoff{share: 1}.send(t, change{}, sys, u, nil)
 		a.WantProblem(t, 503, "signer_unavailable")
 		a.Outcome(t, "")
 	}
@@ -62,20 +41,20 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	harness.WantPicture(t, sys, "user", harness.Cat)
 }
 
-// partialUpload is an upload of which the first half has been sent.
-type partialUpload struct {
+// upload is an upload of which the first half has been sent.
+type upload struct {
+	change
 	user    string
-	content []byte
 	request harness.RawUpload
 	conn    net.Conn
 }
 
 // beginUploads begins an upload of each kind.
-func beginUploads(t *testing.T, sys *stack.System) (uploads []partialUpload) {
+func beginUploads(t *testing.T, sys *stack.System) (uploads []upload) {
 	t.Helper()
 	for _, c := range changes()[:4] {
 		user := strings.ReplaceAll(c.name, " ", "-")
-		u := partialUpload{user, c.content, c.request(t, sys, user, c.content), harness.Dial(t, sys)}
+		u := upload{c, user, c.request(t, sys, user, c.content), harness.Dial(t, sys)}
 		if _, err := io.WriteString(u.conn, u.request.Header+u.request.Body[:len(u.request.Body)/2]); err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +80,7 @@ func TestTerminationLetsUploadsFinish(t *testing.T) {
 			if name == "signer" {
 				p, address, ops, signal = sys.Signer, sys.SignerAPI, sys.SignerOps, syscall.SIGINT
 			}
-			uploads, began := beginUploads(t, sys), time.Now()
+			uploads := beginUploads(t, sys)
 			p.Signal(signal)
 			harness.Eventually(t, func() error {
 				if ready, _ := harness.Readyz(t, ops); ready {
@@ -112,25 +91,16 @@ func TestTerminationLetsUploadsFinish(t *testing.T) {
 			harness.Do(t, "GET", ops+"/livez", "", nil).Want(t, 200)
 			harness.Put(t, sys, "other", harness.Cat) // during DRAIN_DELAY
 			harness.Eventually(t, func() error {
-				conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(address, "http://"))
-				if err == nil {
-					_ = conn.Close()
-					return errors.New("new connections are accepted after DRAIN_DELAY")
+				if _, err := harness.Try(t.Context(), "GET", address, "", nil); !errors.Is(err, syscall.ECONNREFUSED) {
+					return fmt.Errorf("a new connection after DRAIN_DELAY: %w", err)
 				}
 				return nil
 			})
-			if took := time.Since(began); took < 5*time.Second {
-				t.Errorf("new connections are rejected after %v", took)
-			}
 			for _, u := range uploads {
 				if _, err := io.WriteString(u.conn, u.request.Body[len(u.request.Body)/2:]); err != nil {
 					t.Fatal(err)
 				}
-				if a, ok := receive(u.conn, u.request); !ok {
-					t.Errorf("no response to %s", u.user)
-				} else {
-					a.Want(t, 200)
-				}
+				receive(u.conn, u.request).Want(t, 200)
 			}
 			harness.WantCleanExit(t, p)
 			p.SetEnv("DRAIN_DELAY", "0s")
@@ -154,7 +124,7 @@ func TestTerminationLetsUploadsFinish(t *testing.T) {
 			harness.Restart(t, p)
 			harness.WantRecovery(t, sys)
 			for _, u := range uploads {
-				if a, ok := receive(u.conn, u.request); ok {
+				if a := receive(u.conn, u.request); a.StatusCode != 0 {
 					a.WantProblem(t, 503, "signer_unavailable")
 				}
 				harness.WantPicture(t, sys, u.user, harness.Cat)

@@ -3,7 +3,6 @@ package soak
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -26,30 +25,23 @@ func (s *soak) leaks(duration time.Duration, load func(context.Context) *sync.Wa
 			harness.Readyz(s.t, s.sys.FrontendOps) // as a kubelet does
 		}
 	}
+	resources := func() (values []float64) {
+		for _, ops := range []string{s.sys.FrontendOps, s.sys.SignerOps} {
+			values = append(values, harness.ResourcesOf(s.t, ops, true)...)
+		}
+		return values
+	}
 	under(func() { time.Sleep(max(duration/5, 10*time.Second)) })
-	processes, before := map[string]string{"frontend": s.sys.FrontendOps, "signer": s.sys.SignerOps}, map[string][]float64{}
-	for name, ops := range processes {
-		before[name] = harness.ResourcesOf(s.t, ops, true)
-	}
-	under(func() {
-		r := rand.New(rand.NewPCG(s.seed, 1))
-		s.cycle(r, duration, map[string]func(){"storage down": s.stopStorage(r), "responses of storage lost": s.loseResponses(r)})
-	})
-	for name, ops := range processes {
-		var table string
-		harness.Eventually(s.t, func() error { // some resources are released slowly
-			table = ""
-			var grown error
-			for i, after := range harness.ResourcesOf(s.t, ops, true) {
-				what := harness.Resources[i]
-				table += fmt.Sprintf("%s: %s %.1f, then %.1f\n", name, what.Name, before[name][i], after)
-				if after > before[name][i]*(1+what.Share)+what.More {
-					stacks := harness.Do(s.t, "GET", ops+"/debug/pprof/goroutine?debug=1", "", nil)
-					grown = fmt.Errorf("%s: %s grew from %.1f to %.1f\n%s", name, what.Name, before[name][i], after, stacks.Body)
-				}
+	before := resources()
+	under(func() { s.disturb(duration, false) })
+	harness.Eventually(s.t, func() (err error) { // some resources are released slowly
+		for i, after := range resources() {
+			what := harness.Resources[i%len(harness.Resources)]
+			s.t.Logf("%s %.1f, then %.1f", what.Name, before[i], after)
+			if after > before[i]*(1+what.Share)+what.More {
+				err = fmt.Errorf("resource %d of frontend and signer: %s grew from %.1f to %.1f", i, what.Name, before[i], after)
 			}
-			return grown
-		})
-		s.t.Log(table)
-	}
+		}
+		return err
+	})
 }

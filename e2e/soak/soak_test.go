@@ -5,17 +5,19 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -33,19 +35,17 @@ type soak struct {
 	t       *testing.T
 	sys     *stack.System
 	storage *harness.StorageProxy
-	client  *http.Client
+	api     *http.Client  // opens a connection for each request
+	client  *http.Client  // for signed URLs
+	budget  *rate.Limiter // of uploaded bytes; Azurite keeps replaced pictures for 20 minutes
 	seed    uint64
 	users   []*history
-	rate    float64 // uploaded bytes per second; Azurite keeps replaced pictures for 20 minutes
 
 	mu     sync.Mutex
-	next   time.Time // start of the next upload
 	counts map[string]int
 	faults int
 
-	disturbances atomic.Int64 // in progress
-	undisturbed  atomic.Int64 // end of the last disturbance, Unix time in nanoseconds
-	stored       atomic.Int64 // bytes
+	excusedUntil atomic.Int64 // Unix time in nanoseconds
 	streams      atomic.Uint64
 }
 
@@ -68,20 +68,22 @@ func TestSoak(t *testing.T) {
 		seed = uint64(time.Now().UnixNano()) % 1e6
 	}
 	t.Logf("SOAK_SEED=%d", seed)
-	s := &soak{t: t, storage: harness.NewStorageProxy(t), client: harness.Client(), seed: seed, rate: 5 << 20}
-	s.counts = map[string]int{}
+	s := &soak{t: t, storage: harness.NewStorageProxy(t), client: harness.Client(), seed: seed, counts: map[string]int{}}
+	s.budget = rate.NewLimiter(5<<20, soakSize)
+	s.api = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 	users, contested, readers := 24, 4, 8
 	frontend := map[string]string{"STALL_TIMEOUT": "5s", "MAX_PICTURE_SIZE": "20MiB"}
 	signer := harness.Merge(frontend, map[string]string{"EXISTENCE_CACHE_TTL": existenceTTL.String()})
 	if duration == 0 {
-		users, contested, readers, s.rate = 10, 2, 3, 12<<20
+		users, contested, readers = 10, 2, 3
+		s.budget.SetLimit(12 << 20)
 	} else { // the memory limits of a pod
 		frontend = harness.Merge(frontend, map[string]string{"GOMEMLIMIT": "28MiB", "PPROF_ENABLED": "true"})
 		signer = harness.Merge(signer, map[string]string{"GOMEMLIMIT": "42MiB", "PPROF_ENABLED": "true"})
 	}
 	s.sys = harness.Start(t, stack.SystemOptions{StorageURL: s.storage.URL, FrontendEnv: frontend, SignerEnv: signer})
 	for i := range users + contested {
-		s.users = append(s.users, newHistory(fmt.Sprintf("soak-%d", i)))
+		s.users = append(s.users, &history{user: fmt.Sprintf("soak-%d", i), sums: map[string]int{}})
 	}
 	load := func(ctx context.Context) *sync.WaitGroup {
 		var wg sync.WaitGroup
@@ -103,14 +105,14 @@ func TestSoak(t *testing.T) {
 			}
 			run(writers, 0, func(r *rand.Rand) { s.write(h, writers == 1, r) })
 		}
-		run(readers, 200*time.Millisecond, func(r *rand.Rand) { _ = s.look(s.users[r.IntN(len(s.users))], r) })
+		run(readers, 200*time.Millisecond, func(r *rand.Rand) { _ = s.look(s.users[r.IntN(len(s.users))]) })
 		return &wg
 	}
 
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	defer stop()
 	wg := load(ctx)
-	s.disturb(duration * 3 / 5)
+	s.disturb(duration*3/5, true)
 	stop()
 	wg.Wait()
 	s.check("after the kills")
@@ -133,50 +135,45 @@ func (s *soak) fault(format string, args ...any) {
 	}
 }
 
-func (s *soak) must(err error) {
-	if err != nil {
-		s.fault("%v", err)
-	}
-}
-
 // excused reports whether a request that began at this time may have met a disturbance.
 func (s *soak) excused(began time.Time) bool {
-	return s.disturbances.Load() > 0 || time.Unix(0, s.undisturbed.Load()).Add(aftermath).After(began)
+	return began.UnixNano() < s.excusedUntil.Load()
 }
 
-func (s *soak) faultUnlessExcused(began time.Time, format string, args ...any) {
-	if !s.excused(began) {
-		s.fault(format, args...)
-	}
-}
-
-func (s *soak) count(what string) {
+func (s *soak) count(what string, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts[what]++
+	s.counts[what] += n
 }
 
-// budget waits until n bytes may be uploaded.
-func (s *soak) budget(n int) {
-	s.mu.Lock()
-	if earliest := time.Now().Add(-time.Second); s.next.Before(earliest) {
-		s.next = earliest
-	}
-	wait := time.Until(s.next)
-	s.next = s.next.Add(time.Duration(float64(n) / s.rate * float64(time.Second)))
-	s.mu.Unlock()
-	time.Sleep(wait)
-}
-
-// disturb kills, drains and restarts the processes and breaks storage for a duration, or until each happened once.
-func (s *soak) disturb(duration time.Duration) {
+// disturb breaks storage for a duration, and with kills, kills and drains the processes. Each of that happens at least once, in random
+// order and with pauses.
+func (s *soak) disturb(duration time.Duration, kills bool) {
 	s.t.Helper()
-	r := rand.New(rand.NewPCG(s.seed, 0))
-	disturbances := map[string]func(){"storage down": s.stopStorage(r), "responses of storage lost": s.loseResponses(r)}
+	r := rand.New(rand.NewPCG(s.seed, s.streams.Add(1)))
+	sleep := func(least, more time.Duration) { time.Sleep(least + time.Duration(r.Int64N(int64(more)))) }
+	disturbances := map[string]func(){
+		"storage down": func() {
+			s.storage.Down()
+			sleep(300*time.Millisecond, 1700*time.Millisecond)
+			s.storage.Up(s.t, s.storage.Address)
+		},
+		"responses of storage lost": func() {
+			for range len(s.users) / 3 {
+				user := s.users[r.IntN(len(s.users))].user
+				s.storage.Set(user, harness.Once(harness.LoseResponse))
+				defer s.storage.Set(user, nil)
+			}
+			sleep(500*time.Millisecond, 1500*time.Millisecond)
+		},
+	}
 	for name, p := range map[string]*stack.Process{"frontend": s.sys.Frontend, "signer": s.sys.Signer} {
+		if !kills {
+			break
+		}
 		disturbances[name+" killed"] = func() {
 			p.Kill()
-			time.Sleep(time.Duration(r.IntN(1500)) * time.Millisecond)
+			sleep(0, 1500*time.Millisecond)
 			harness.Restart(s.t, p)
 		}
 		disturbances[name+" drained"] = func() {
@@ -188,59 +185,28 @@ func (s *soak) disturb(duration time.Duration) {
 			harness.Restart(s.t, p)
 		}
 	}
-	s.cycle(r, duration, disturbances)
-}
-
-func (s *soak) stopStorage(r *rand.Rand) func() {
-	return func() {
-		s.storage.Down()
-		time.Sleep(time.Duration(300+r.IntN(1700)) * time.Millisecond)
-		s.storage.Up(s.t, s.storage.Address)
-	}
-}
-
-func (s *soak) loseResponses(r *rand.Rand) func() {
-	return func() {
-		for range len(s.users) / 3 {
-			user := s.users[r.IntN(len(s.users))].user
-			s.storage.Set(user, harness.Once(harness.LoseResponse))
-			defer s.storage.Set(user, nil)
+	began, names := time.Now(), slices.Sorted(maps.Keys(disturbances))
+	for i := 0; i < len(names) || time.Since(began) < duration; i++ {
+		if i%len(names) == 0 {
+			r.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
 		}
-		time.Sleep(time.Duration(500+r.IntN(1500)) * time.Millisecond)
-	}
-}
-
-// cycle causes one disturbance after the other in random order, with pauses.
-func (s *soak) cycle(r *rand.Rand, duration time.Duration, disturbances map[string]func()) {
-	s.t.Helper()
-	began := time.Now()
-	names := slices.Sorted(maps.Keys(disturbances))
-	for round := 0; round == 0 || time.Since(began) < duration; round++ {
-		r.Shuffle(len(names), func(i, k int) { names[i], names[k] = names[k], names[i] })
-		for i, name := range names {
-			if round > 0 && time.Since(began) >= duration {
-				break
-			}
-			pause := time.Duration(300+r.IntN(500)) * time.Millisecond
-			if duration > 0 {
-				pause = time.Duration(1+r.IntN(8)) * time.Second
-				if i == 0 {
-					pause += aftermath // so that some requests are not excused
-				}
-			}
-			time.Sleep(pause)
-			s.disturbances.Add(1)
-			disturbances[name]()
-			ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
-			if err := s.sys.WaitReady(ctx); err != nil {
-				s.t.Errorf("after %s: %v", name, err)
-			}
-			cancel()
-			s.count(name)
-			s.undisturbed.Store(time.Now().UnixNano())
-			s.disturbances.Add(-1)
-			s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
+		if sleep(300*time.Millisecond, 500*time.Millisecond); duration > 0 {
+			sleep(time.Second, 8*time.Second)
 		}
+		if duration > 0 && i%len(names) == 0 {
+			time.Sleep(aftermath) // so that some requests are not excused
+		}
+		s.excusedUntil.Store(math.MaxInt64)
+		name := names[i%len(names)]
+		disturbances[name]()
+		ctx, cancel := context.WithTimeout(s.t.Context(), 30*time.Second)
+		if err := s.sys.WaitReady(ctx); err != nil {
+			s.t.Errorf("after %s: %v", name, err)
+		}
+		cancel()
+		s.excusedUntil.Store(time.Now().Add(aftermath).UnixNano())
+		s.count(name, 1)
+		s.t.Logf("%v %s", time.Since(began).Round(time.Second), s.progress())
 	}
 }
 
@@ -259,10 +225,9 @@ func (s *soak) check(when string) {
 		harness.Restart(s.t, p)
 	}
 	harness.WantRecovery(s.t, s.sys)
-	s.undisturbed.Store(0)
-	r := rand.New(rand.NewPCG(s.seed, 2))
+	s.excusedUntil.Store(0)
 	for _, h := range s.users {
-		if status := s.look(h, r); status != 200 && status != 404 {
+		if status := s.look(h); status != 200 && status != 404 {
 			s.fault("%s: GET /cat/%s: %d", when, h.user, status)
 		}
 		h.check(s.t)
@@ -273,11 +238,5 @@ func (s *soak) check(when string) {
 func (s *soak) progress() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d MiB stored", s.stored.Load()>>20)
-	for _, what := range slices.Sorted(maps.Keys(s.counts)) {
-		fmt.Fprintf(&b, ", %s %d", what, s.counts[what])
-	}
-	fmt.Fprintf(&b, ", faults %d", s.faults)
-	return b.String()
+	return fmt.Sprint(s.counts, ", faults ", s.faults)
 }
