@@ -106,7 +106,7 @@ func conformHealthy(t *testing.T, c *contract) {
 	etag, md5 := c.send(t, sys, 200, o["put"]...).Header.Get("ETag"), harness.MD5(harness.Cat)
 	const file = "--" + harness.Boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cat.png\"\r\n" +
 		"Content-Type: image/png\r\n\r\n"
-	for _, row := range harness.Cases(t, "calls.txt", "{etag}", etag, "{md5}", md5, "{query md5}", url.QueryEscape(md5),
+	for _, row := range harness.Table(t, "calls.txt", "{etag}", etag, "{md5}", md5, "{query md5}", url.QueryEscape(md5),
 		"{full}", string(harness.Random(1<<20, 1)), "{cat}", string(harness.Cat),
 		"{form}", harness.FormType, "{file}", file, "{end}", "\r\n"+harness.LastBoundary) {
 		for len(row) < 5 {

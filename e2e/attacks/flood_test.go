@@ -54,7 +54,7 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	}
 	c := newCrowd(t, sys.SignerAPI)
 	flood := func(n int, request func(i int) (first string, trickles bool)) {
-		each(n, func(i int) {
+		harness.Each(n, func(i int) {
 			first, trickles := request(i)
 			if conn := c.send(t, "127.0.0.1", first, false); trickles {
 				c.trickle(conn, "x", time.Second)

@@ -36,7 +36,7 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 		t.Errorf("a request over the limit: %v %s", a.Header, a.Body)
 	}
 	upload := "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
-	if s := harness.ReadStatus(t, c.send(t, direct, upload, false)); s != 429 {
+	if s := harness.ReadResponse(t, c.send(t, direct, upload, false)).StatusCode; s != 429 {
 		t.Errorf("an upload before its body: %d; want 429", s)
 	}
 	service("127.0.0.3", "", "direct").Want(t, 200)

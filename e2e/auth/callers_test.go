@@ -63,7 +63,7 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 		{"mew.mew.mew", 401, "unauthenticated", invalid},
 		{mia[:len(mia)-8] + "AAAAAAAA", 401, "unauthenticated", invalid},
 	} {
-		for _, row := range harness.Cases(t, "calls.txt", "{frontend}", at, "{signer}", sys.SignerAPI+"/v1", "{id}", k.ID,
+		for _, row := range harness.Table(t, "calls.txt", "{frontend}", at, "{signer}", sys.SignerAPI+"/v1", "{id}", k.ID,
 			"{form type}", formType) {
 			body := harness.OtherPicture
 			if row[0] == "POST" {

@@ -39,7 +39,12 @@ func TestWrongFederatedTokenIsExplainedAndRecovers(t *testing.T) {
 		}
 	}
 	type token = issuer.Federated
-	claims := harness.WrongToken
+	claims := func(change func(*token)) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			t.Helper()
+			harness.WriteToken(t, path, harness.FederatedToken(t, change))
+		}
+	}
 	for _, group := range [][]wrongToken{{
 		{"missing", func(*testing.T, string) {}, []string{file, "no such file"}},
 		{"other subject", claims(func(f *token) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", "cats:other"}},

@@ -63,9 +63,8 @@ func TestLargeUploadIsCopiedByStorage(t *testing.T) {
 	if added := bytesAfter - bytesBefore; added > float64(len(harness.Cat)) || memoryAfter > memoryBefore+20<<20 {
 		t.Errorf("the containers read %.0f bytes and have %.1f MiB of memory, before %.1f", added, memoryAfter/(1<<20), memoryBefore/(1<<20))
 	}
-
-	if diff := harness.SameContent(bytes.NewReader(harness.Served(t, sys, "mia")), harness.Large(size)); diff != nil {
-		t.Error(diff)
+	if err := harness.SameContent(bytes.NewReader(harness.Served(t, sys, "mia")), harness.Large(size)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -80,7 +79,7 @@ func TestUploadURLAllowsOneUploadOnly(t *testing.T) {
 	to := func(k harness.UploadSession, blob string) string {
 		return strings.Replace(k.URL, k.BlobName(t, sys), blob, 1)
 	}
-	for _, row := range harness.Cases(t, "upload-urls.txt", "{whole}", whole.URL, "{blocks}", blocks.URL,
+	for _, row := range harness.Table(t, "upload-urls.txt", "{whole}", whole.URL, "{blocks}", blocks.URL,
 		"{whole to the picture}", to(whole, mia+"/cat"), "{blocks to another blob}", to(blocks, other.BlobName(t, sys)),
 		"{blocks to the container}", strings.Replace(blocks.URL, "/"+blocks.BlobName(t, sys)+"?", "?restype=container&comp=list&", 1)) {
 		if a := harness.Send(t, row[0], row[1], "x", "X-Ms-Blob-Type", "BlockBlob"); a.StatusCode != 403 {
@@ -120,13 +119,8 @@ func TestExpiredUploadsAreDeleted(t *testing.T) {
 	if _, err := uncommitted.StageBlock(ctx, "MDAwMDAwMDA=", streaming.NopCloser(bytes.NewReader(harness.Cat)), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := sys.Signer.Stop(ctx); err != nil {
-		t.Fatal(err)
-	}
+	sys.Signer.Kill()
 	harness.Restart(t, sys.Signer)
-	if err := sys.WaitReady(ctx); err != nil {
-		t.Fatal(err)
-	}
 	harness.Eventually(t, func() error {
 		want := []string{"cats-api-upload-1-x/cat", "cats-api/cat", foreign, fresh, "mia/cat"}
 		deleted := harness.Sum(t, sys.SignerOps, "cats_signer_staged_blobs_deleted_total")

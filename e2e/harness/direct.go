@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/xml"
 	"fmt"
 	"io"
-	"maps"
-	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -43,20 +40,11 @@ func Stage(t *testing.T, sys *stack.System, user string, content []byte) UploadS
 	return k
 }
 
-// SendToStorage sends a request with a body of size bytes to an upload URL.
-func SendToStorage(t *testing.T, method, target string, header http.Header, body io.Reader, size int64) Response {
-	t.Helper()
-	req := request(t, method, target, body, nil)
-	maps.Copy(req.Header, header)
-	req.ContentLength = size
-	return RoundTrip(t, Client(), req)
-}
-
 // Send uploads content with one request, or as blocks if the session has a block size.
 func (k UploadSession) Send(t *testing.T, content io.Reader, size int64) {
 	t.Helper()
 	if k.BlockSize == 0 {
-		SendToStorage(t, "PUT", k.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, content, size).Want(t, 201)
+		SendStream(t, "PUT", k.URL, content, size, "X-Ms-Blob-Type", "BlockBlob").Want(t, 201)
 		return
 	}
 	k.SendBlocks(t, content, size, size)
@@ -66,22 +54,15 @@ func (k UploadSession) Send(t *testing.T, content io.Reader, size int64) {
 // must be in storage.
 func (k UploadSession) SendBlocks(t *testing.T, content io.Reader, first, size int64) {
 	t.Helper()
-	list := struct {
-		XMLName xml.Name `xml:"BlockList"`
-		Latest  []string
-	}{}
+	list := ""
 	for sent := int64(0); sent < size; sent += k.BlockSize {
-		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", len(list.Latest)))
+		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", sent/k.BlockSize))
 		if n := min(k.BlockSize, size-sent); sent < first {
-			SendToStorage(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), nil, io.LimitReader(content, n), n).Want(t, 201)
+			SendStream(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), io.LimitReader(content, n), n).Want(t, 201)
 		}
-		list.Latest = append(list.Latest, id)
+		list += "<Latest>" + id + "</Latest>"
 	}
-	body, err := xml.Marshal(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	SendToStorage(t, "PUT", k.URL+"&comp=blocklist", nil, bytes.NewReader(body), int64(len(body))).Want(t, 201)
+	Send(t, "PUT", k.URL+"&comp=blocklist", "<BlockList>"+list+"</BlockList>").Want(t, 201)
 }
 
 // BlobName returns the name of the staged blob.

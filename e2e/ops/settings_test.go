@@ -3,7 +3,6 @@ package ops
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -22,16 +21,23 @@ import (
 // run runs a program to its end, with this environment only.
 func run(t *testing.T, name string, env []string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(harness.BinDir(t), name), args...)
+	cmd := program(t, name, env, args...)
 	var out, errs strings.Builder
-	cmd.Stdout, cmd.Stderr, cmd.Env = &out, &errs, append([]string{"TMPDIR=/", "GORACE=atexit_sleep_ms=0"}, env...)
-	err := cmd.Run()
-	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && (!ok || ctx.Err() != nil) {
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); cmd.ProcessState.ExitCode() < 0 { // not started, or killed
 		t.Fatalf("%s: %v, %s%s", name, err, &out, &errs)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// program returns a program with this environment only. It is killed after 20 s.
+func program(t *testing.T, name string, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, filepath.Join(harness.BinDir(t), name), args...)
+	cmd.Env = append([]string{"TMPDIR=/", "GORACE=atexit_sleep_ms=0"}, env...)
+	return cmd
 }
 
 // The first line has the version, whatever the settings are; an ERROR line for each fault follows.
