@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -98,7 +97,7 @@ func conformHealthy(t *testing.T, c *contract) {
 	})
 	stage := func(announced int, content []byte) (id string) {
 		k := harness.NewUploadSession(t, sys, "mia", int64(announced))
-		k.Send(t, bytes.NewReader(content), int64(len(content)))
+		k.Send(t, content)
 		return k.ID
 	}
 	id := stage(len(harness.Cat), harness.Cat)

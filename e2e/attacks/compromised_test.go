@@ -191,7 +191,7 @@ func (a *attacker) uploads(t *testing.T, small string) {
 		session(65<<20, row[0])
 	}
 	own := session(len(small), "user=mallory")
-	own.Send(t, strings.NewReader(small), int64(len(small)))
+	own.Send(t, []byte(small))
 	a.play(t, harness.Table(t, "commits.txt", "{id}", own.ID, "{lower id}", strings.ToLower(own.ID), "{secret}", secretContainer)...)
 }
 

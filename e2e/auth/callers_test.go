@@ -47,7 +47,7 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	if err := json.Unmarshal(created.Body, &k); err != nil {
 		t.Fatal(err)
 	}
-	k.Send(t, bytes.NewReader(harness.OtherPicture), size)
+	k.Send(t, harness.OtherPicture)
 
 	formType, form := harness.Form(t, harness.Cat)
 	const challenge, invalid = `Bearer realm="cats-api"`, `Bearer realm="cats-api", error="invalid_token"`

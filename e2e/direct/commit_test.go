@@ -1,7 +1,6 @@
 package direct
 
 import (
-	"bytes"
 	"net/http"
 	"strings"
 	"testing"
@@ -22,7 +21,7 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
 	}
 	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
-	k.Send(t, bytes.NewReader(harness.Cat), size)
+	k.Send(t, harness.Cat)
 	harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).WantProblem(t, 404, "not_found")
 	commit(t, sys, user, k, "", "If-Match", "*").WantProblem(t, 412, "precondition_failed")
 	etag := commit(t, sys, user, k, "", "If-None-Match", "*").Want(t, 200).Header.Get("ETag")
@@ -44,7 +43,7 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 		wantNotStaged(t, sys, k)
 	}
 	k = harness.NewUploadSession(t, sys, user, size-1)
-	k.Send(t, bytes.NewReader(harness.Cat), size)
+	k.Send(t, harness.Cat)
 	k.Commit(t, sys, user, "").WantProblem(t, 400, "incomplete")
 	if got := harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag"); got != etag {
 		t.Error("an upload of another size changed the picture")
@@ -126,7 +125,7 @@ func TestCommitCanBeRepeated(t *testing.T) {
 	storage.Set("mia", nil)
 
 	// The same session may upload another picture once the staged blob is deleted.
-	k.Send(t, bytes.NewReader(another("2")), int64(len(another("2"))))
+	k.Send(t, another("2"))
 	k.Commit(t, sys, "mia", "").Want(t, 200)
 	harness.WantPicture(t, sys, "mia", another("2"))
 }

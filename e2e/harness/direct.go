@@ -1,12 +1,11 @@
 package harness
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,29 +35,28 @@ func NewUploadSession(t *testing.T, sys *stack.System, user string, size int64) 
 func Stage(t *testing.T, sys *stack.System, user string, content []byte) UploadSession {
 	t.Helper()
 	k := NewUploadSession(t, sys, user, int64(len(content)))
-	k.Send(t, bytes.NewReader(content), int64(len(content)))
+	k.Send(t, content)
 	return k
 }
 
 // Send uploads content with one request, or as blocks if the session has a block size.
-func (k UploadSession) Send(t *testing.T, content io.Reader, size int64) {
+func (k UploadSession) Send(t *testing.T, content []byte) {
 	t.Helper()
-	if k.BlockSize == 0 {
-		SendStream(t, "PUT", k.URL, content, size, "X-Ms-Blob-Type", "BlockBlob").Want(t, 201)
+	if k.BlockSize != 0 {
+		k.SendBlocks(t, content, len(content))
 		return
 	}
-	k.SendBlocks(t, content, size, size)
+	Send(t, "PUT", k.URL, string(content), "X-Ms-Blob-Type", "BlockBlob").Want(t, 201)
 }
 
-// SendBlocks uploads the first bytes of content as blocks, and commits a list of all blocks of size, the rest of which
-// must be in storage.
-func (k UploadSession) SendBlocks(t *testing.T, content io.Reader, first, size int64) {
+// SendBlocks uploads the first n blocks of content, and commits a list of all blocks, the rest of which must be in storage.
+func (k UploadSession) SendBlocks(t *testing.T, content []byte, n int) {
 	t.Helper()
-	list := ""
-	for sent := int64(0); sent < size; sent += k.BlockSize {
-		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", sent/k.BlockSize))
-		if n := min(k.BlockSize, size-sent); sent < first {
-			SendStream(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), io.LimitReader(content, n), n).Want(t, 201)
+	list, count := "", 0
+	for block := range slices.Chunk(content, int(k.BlockSize)) {
+		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", count))
+		if count++; count <= n {
+			Send(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), string(block)).Want(t, 201)
 		}
 		list += "<Latest>" + id + "</Latest>"
 	}
