@@ -1,3 +1,4 @@
+// Package attacks tests hostile clients, a compromised frontend, and the limits that protect against both.
 package attacks
 
 import (
@@ -21,6 +22,8 @@ import (
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // attacker has taken over the frontend: it sends any bytes to the signer's local API. A proxy in front of storage records what the
 // signer then requests from storage.

@@ -36,7 +36,7 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 		t.Errorf("a request over the limit: %v %s", a.Header, a.Body)
 	}
 	upload := "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
-	if s := harness.ReadResponse(t, c.send(t, direct, upload, false)).StatusCode; s != 429 {
+	if s := harness.ReadResponse(t, c.send(t, direct, upload)).StatusCode; s != 429 {
 		t.Errorf("an upload before its body: %d; want 429", s)
 	}
 	service("127.0.0.3", "", "direct").Want(t, 200)
@@ -60,10 +60,10 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 
 	// A trusted proxy has no share of the connections; a client behind it has its share of the uploads.
 	for i := range 2 * connectionsShare {
-		c.send(t, proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 198.51.100.%d\r\n", i)), false)
+		c.send(t, proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 198.51.100.%d\r\n", i)))
 	}
 	for range uploadsShare + 1 {
-		c.send(t, proxy, putRequest("endless", len(harness.Cat), "X-Forwarded-For: 203.0.113.9\r\n"), false)
+		c.send(t, proxy, putRequest("endless", len(harness.Cat), "X-Forwarded-For: 203.0.113.9\r\n"))
 	}
 	c.settle(t, sys)
 	if n := c.statuses(); n[200] != 2*connectionsShare || n[-1] != uploadsShare || n[429] != 1 {
@@ -83,7 +83,7 @@ func TestSlowUploadsReleaseSlots(t *testing.T) {
 	c := newCrowd(t, sys.URL)
 	for i := range slots {
 		u := harness.RawUploads(t, fmt.Sprint("slow", i), harness.Random(1<<20, 1))[i%3]
-		c.trickle(c.send(t, "127.0.0.1", u.Header+u.Body[:5000], false), strings.Repeat("x", 100), 100*time.Millisecond)
+		c.trickle(c.send(t, "127.0.0.1", u.Header+u.Body[:5000]), strings.Repeat("x", 100), 100*time.Millisecond)
 	}
 	waitForMetric(t, sys.SignerOps, "cats_signer_http_requests_in_flight", func(n float64) bool { return n >= slots })
 	harness.Do(t, "PUT", sys.URL+"/cat/fast", "", harness.Cat).Want(t, 503)

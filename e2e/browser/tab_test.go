@@ -36,7 +36,7 @@ var (
 
 // startBrowser starts the browser of all tests.
 var startBrowser = sync.OnceValues(func() (context.Context, error) {
-	var path string
+	path := ""
 	for _, name := range []string{"google-chrome", "chromium-browser", "chromium"} {
 		if found, err := exec.LookPath(name); err == nil {
 			path = found
@@ -85,8 +85,8 @@ func browse(t *testing.T, url string) *tab {
 	}
 	var cancel func()
 	b.ctx, cancel = context.WithTimeout(ctx, 90*time.Second)
-	t.Cleanup(cancel)
 	t.Cleanup(func() {
+		cancel()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, err := range b.errors {
