@@ -1,12 +1,9 @@
 package attacks
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -59,12 +56,6 @@ func TestCompromisedFrontendGetsOnlyTheContract(t *testing.T) {
 		t.Errorf("the other container has %v: %v; want %v", after, err, before)
 	}
 	a.wantUndisturbed(t, pid)
-	log, err := os.ReadFile(sys.Signer.Log.Path())
-	for _, bad := range []string{`"panic"`, "http: panic", "DATA RACE"} {
-		if err != nil || bytes.Contains(log, []byte(bad)) {
-			t.Errorf("the log contains %s: %v", bad, err)
-		}
-	}
 	harness.WantNoSecrets(t, sys)
 }
 
@@ -198,11 +189,8 @@ func (a *attacker) uploads(t *testing.T, small string) {
 // garbage sends bytes that are no request.
 func (a *attacker) garbage(t *testing.T, _ string) {
 	rows := harness.Table(t, "garbage.txt", "{h}", " HTTP/1.1\r\nHost: localhost\r\nCats-Contract: 1\r\n")
-	random := rand.NewChaCha8([32]byte{5})
 	for i := range 30 {
-		b := make([]byte, 1+i*100)
-		_, _ = random.Read(b) // never fails
-		rows = append(rows, []string{string(b)})
+		rows = append(rows, []string{string(harness.Random(100+i*100, uint64(i))[64:])})
 	}
 	harness.Each(len(rows), func(i int) { a.exchange(t, rows[i][0], true) })
 }
