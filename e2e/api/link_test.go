@@ -76,8 +76,10 @@ func TestSignedURLIsStable(t *testing.T) {
 	harness.Put(t, sys, user, harness.Cat)
 	urls := map[string]bool{}
 	for range 5 { // at most two twelfths of the lifetime
-		signed, _ := harness.Link(t, sys, user, "?ttl=600s")
-		urls[signed] = true
+		signed, expires := harness.Link(t, sys, user, "?ttl=600s")
+		if urls[signed] = true; !expires.Equal(expires.Truncate(50 * time.Second)) {
+			t.Errorf("the URL expires at %v", expires)
+		}
 		urls[harness.Do(t, "GET", sys.URL+"/cat/"+user+"/picture?ttl=10m", "", nil).Header.Get("Location")] = true
 	}
 	if len(urls) > 2 {

@@ -27,7 +27,7 @@ func from(t *testing.T, address string) *http.Client {
 	t.Helper()
 	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
 // small makes a connection have the segments of an Ethernet and a small receive buffer, since the kernel buffers megabytes of a
@@ -152,6 +152,7 @@ func (c *crowd) statuses() map[int]int {
 func wantServed(t *testing.T, method, target, body string) {
 	t.Helper()
 	client := from(t, victim)
+	client.Timeout = 4 * time.Second // an attack lasts for five tries of its victim
 	var a harness.Response
 	var err error
 	for range 5 {
