@@ -146,8 +146,7 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 	if err := frontend.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for lines.Scan() {
-	}
+	_, _ = io.Copy(&text, log)
 	if n := strings.Count(text.String(), "token endpoint found on the loopback interface"); n != 1 || frontend.Wait() != nil {
 		t.Errorf("%d lines name the token endpoint: %v\n%s", n, frontend.ProcessState, &text)
 	}
