@@ -43,7 +43,7 @@ func program(t *testing.T, name string, env []string, args ...string) *exec.Cmd 
 	return cmd
 }
 
-// The first line has the version, whatever the settings are; an ERROR line for each fault follows. --version needs no settings.
+// The first line has the version, whatever the settings are; an ERROR line for each fault follows.
 func TestInvalidSettingsEndThePrograms(t *testing.T) {
 	harness.NeedOwnSystem(t)
 	t.Parallel()
@@ -83,6 +83,18 @@ func TestInvalidSettingsEndThePrograms(t *testing.T) {
 		}
 		for i, phrases := range errors {
 			wantParts(t, faults[i], strings.Split(phrases, " & ")...)
+		}
+	}
+	// Arguments come before settings.
+	for _, name := range []string{"frontend", "signer"} {
+		for arg, want := range map[string]string{
+			"--help": "0 LISTEN_ADDRESS=", "--version": "0 cats-api " + name, "--verbose": "2 --help", "serve": "2 --help",
+		} {
+			code, stdout, stderr := run(t, name, []string{"AZURE_CLIENT_SECRET=x", "STALL_TIMEOUT=never"}, arg)
+			wanted, part, _ := strings.Cut(want, " ")
+			if fmt.Sprint(code) != wanted || !strings.Contains(map[int]string{0: stdout, 2: stderr}[code], part) {
+				t.Errorf("%s %s: %d, %q, %q; want %s", name, arg, code, stdout, stderr, want)
+			}
 		}
 	}
 }
