@@ -126,7 +126,7 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 		address = regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`).FindStringSubmatch(lines.Text())
 	}
 	if address == nil {
-		t.Fatal(&text)
+		t.Fatal(lines.Err(), &text)
 	}
 	wantReadyz := func(part string, want bool) {
 		t.Helper()
