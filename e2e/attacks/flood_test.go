@@ -26,13 +26,12 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 
 	// As the kubelet and Prometheus do.
 	var most, connections float64
+	probe := &http.Client{Timeout: 20 * time.Second}
 	watching, end := context.WithCancel(t.Context())
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		for watching.Err() == nil {
-			probe, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			r, err := harness.Try(probe, http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody)
-			cancel()
+			r, err := harness.TryWith(t.Context(), probe, http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody)
 			if err != nil || r.StatusCode != 200 {
 				t.Errorf("/livez: %v", err)
 				return

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"net/http"
 	"os"
@@ -87,9 +86,8 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 	} {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				a, err := harness.Try(t.Context(), k.Method, sys.URL+k.Target, "", bytes.NewReader(k.Body))
-				if (err != nil || a.StatusCode != http.StatusOK) && failed.Add(1) < 10 {
-					t.Errorf("%s %s: %v %s", k.Method, k.Target, err, a.Body)
+				if a := k.Do(t, sys); a.StatusCode != http.StatusOK && failed.Add(1) < 10 {
+					t.Errorf("%s %s: %d %s", k.Method, k.Target, a.StatusCode, a.Body)
 				}
 				answered.Add(1)
 				time.Sleep(time.Duration(20+len(k.Body)>>13) * time.Millisecond) // leaves the processors to other tests
