@@ -2,7 +2,6 @@ package api
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,12 +34,9 @@ func testForms(t *testing.T, file string) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			user := harness.User(t)
-			for _, reader := range []io.Reader{strings.NewReader(body), harness.Chunked{Reader: strings.NewReader(body)}} {
+			for _, length := range []int64{int64(len(body)), -1} {
 				harness.Put(t, sys, user, harness.OtherPicture)
-				a, err := harness.Try(t.Context(), "POST", sys.URL+"/cat/"+user, contentType, reader)
-				if err != nil {
-					t.Fatal(err)
-				}
+				a := harness.SendStream(t, "POST", sys.URL+"/cat/"+user, strings.NewReader(body), length, "Content-Type", contentType)
 				got, want := "200", content
 				if a.StatusCode != 200 {
 					got = fmt.Sprint(a.StatusCode, " ", a.Field(t, "code"), " ", a.Field(t, "detail"))
@@ -63,7 +59,7 @@ func TestUploadRejectsPartsAndEncodings(t *testing.T) {
 	form := func(body string, header ...string) harness.Call {
 		return harness.Call{Method: "POST", Body: []byte(body + harness.LastBoundary), Header: append(header, "Content-Type", harness.FormType)}
 	}
-	for _, row := range harness.Cases(t, "headers.txt") {
+	for _, row := range harness.Table(t, "headers.txt") {
 		status, code, lines := row[0], row[1], row[2:]
 		t.Run(fmt.Sprintf("%.60s", strings.Join(lines, ", ")), func(t *testing.T) {
 			t.Parallel()

@@ -2,14 +2,9 @@ package api
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"mime"
-	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -42,7 +37,11 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 		t.Errorf("the range is %q", a.Body)
 	}
 
-	for _, row := range harness.Cases(t, "signed-urls.txt", "{user}", user, "{other}", other) {
+	// A proxy in front of Azurite may reject requests as well, which proves nothing about the signature.
+	rejected := func(a harness.Response, code string) bool {
+		return a.StatusCode == 403 && a.Header.Get("X-Ms-Error-Code") == code && strings.HasPrefix(a.Header.Get("Server"), "Azurite-Blob/")
+	}
+	for _, row := range harness.Table(t, "signed-urls.txt", "{user}", user, "{other}", other) {
 		row = append(row, "", "", "")[:max(len(row), 5)]
 		target := strings.Replace(signed, row[2], row[3], 1)
 		if row[2] == "" {
@@ -50,22 +49,23 @@ func TestStorageRejectsModifiedSignedURLs(t *testing.T) {
 		} else if target == signed {
 			t.Errorf("the signed URL has no %s", row[2])
 		}
-		harness.Send(t, row[1], target, row[4], row[5:]...).WantRefused(t, strings.Join(row[1:], " "), row[0])
+		if a := harness.Send(t, row[1], target, row[4], row[5:]...); !rejected(a, row[0]) {
+			t.Errorf("%q: %d %v; want 403 %s by Azurite", row[1:], a.StatusCode, a.Header, row[0])
+		}
 	}
 	if a := harness.Do(t, "GET", strings.Split(signed, "?")[0], "", nil); a.StatusCode/100 == 2 {
 		t.Errorf("without a signature: %d", a.StatusCode)
 	}
 
 	harness.Eventually(t, func() error {
-		if a := harness.Send(t, "GET", short, ""); a.StatusCode == http.StatusOK {
-			return errors.New("the URL has not expired")
+		if a := harness.Send(t, "GET", short, ""); !rejected(a, "AuthorizationFailure") {
+			return fmt.Errorf("the URL has not expired: %d", a.StatusCode)
 		}
 		return nil
 	})
 	if time.Now().Before(soon.Add(-time.Second)) {
 		t.Error("the URL expired too early")
 	}
-	harness.Send(t, "GET", short, "").WantRefused(t, "expired URL", "AuthorizationFailure")
 	harness.WantPicture(t, sys, user, harness.Cat)
 }
 
@@ -74,19 +74,16 @@ func TestSignedURLIsStable(t *testing.T) {
 	harness.NeedOwnSystem(t) // several replicas have several keys
 	sys, user := harness.Shared(t), harness.User(t)
 	harness.Put(t, sys, user, harness.Cat)
-	seen := map[time.Time]string{} // by expiry
-	for range 10 {
-		signed, expires := harness.Link(t, sys, user, "?ttl=60s")
-		location := harness.Do(t, "GET", sys.URL+"/cat/"+user+"/picture?ttl=1m", "", nil).Header.Get("Location")
-		for _, u := range []string{signed, location} {
-			if other, ok := seen[expires]; ok && other != u && strings.Contains(u, url.QueryEscape(expires.Format(time.RFC3339))) {
-				t.Errorf("two URLs with the same expiry differ:\n%s\n%s", other, u)
-			}
-			seen[expires] = u
+	urls := map[string]bool{}
+	for range 5 { // at most two twelfths of the lifetime
+		signed, expires := harness.Link(t, sys, user, "?ttl=600s")
+		if urls[signed] = true; !expires.Equal(expires.Truncate(50 * time.Second)) {
+			t.Errorf("the URL expires at %v", expires)
 		}
-		if !expires.Equal(expires.Truncate(5 * time.Second)) {
-			t.Errorf("the URL expires at %v, which is no twelfth of a minute", expires)
-		}
+		urls[harness.Do(t, "GET", sys.URL+"/cat/"+user+"/picture?ttl=10m", "", nil).Header.Get("Location")] = true
+	}
+	if len(urls) > 2 {
+		t.Errorf("%d URLs", len(urls))
 	}
 }
 
@@ -129,11 +126,7 @@ func TestClientsSaveUnderTheDownloadName(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
 	harness.Put(t, sys, user, harness.Cat)
-	curl, err := exec.LookPath("curl")
-	if err != nil && os.Getenv("CI") != "" {
-		t.Fatal("curl is missing: it is Debian's package of that name")
-	}
-	for _, row := range harness.Cases(t, "download-names.txt") {
+	for _, row := range harness.Table(t, "download-names.txt") {
 		name, plain := row[1], row[2]
 		signed := harness.Do(t, "GET", sys.URL+"/cat/"+user+"/picture?download="+row[0], "", nil).Want(t, 307).Header.Get("Location")
 		if !bytes.Equal(wantServed(t, row[0], signed, "image/png", "attachment", name), harness.Cat) {
@@ -144,15 +137,6 @@ func TestClientsSaveUnderTheDownloadName(t *testing.T) {
 		isASCII := !strings.ContainsFunc(field, func(r rune) bool { return r < ' ' || r > '~' })
 		if _, params, err := mime.ParseMediaType(first); err != nil || params["filename"] != plain || !isASCII {
 			t.Errorf("%q: %q has the plain file name %q, %v; want %q", name, field, params["filename"], err, plain)
-		}
-		if curl == "" {
-			continue
-		}
-		cmd := exec.CommandContext(t.Context(), curl, "-q", "--insecure", "--silent", "--show-error", "--noproxy", "*", "-OJ", signed)
-		cmd.Dir = t.TempDir()
-		out, err := cmd.CombinedOutput()
-		if saved, readErr := os.ReadFile(filepath.Join(cmd.Dir, plain)); err != nil || readErr != nil || !bytes.Equal(saved, harness.Cat) {
-			t.Errorf("%q: curl did not save %q: %v %s", name, plain, errors.Join(err, readErr), out)
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -96,22 +95,16 @@ func conformHealthy(t *testing.T, c *contract) {
 	sys := harness.StartDirect(t, stack.SystemOptions{
 		FrontendEnv: harness.Merge(env, map[string]string{"CORS_ORIGINS": "https://friend.example"}), SignerEnv: env,
 	})
-	stage := func(announced int, content []byte) (id string) {
-		k := harness.NewUploadSession(t, sys, "mia", int64(announced))
-		k.Send(t, bytes.NewReader(content), int64(len(content)))
-		return k.ID
-	}
-	id := stage(len(harness.Cat), harness.Cat)
+	stage := func(content []byte) (id string) { return harness.Stage(t, sys, "mia", content).ID }
+	id := stage(harness.Cat)
 	o := operationsOf(t, "mia", id)
 	etag, md5 := c.send(t, sys, 200, o["put"]...).Header.Get("ETag"), harness.MD5(harness.Cat)
 	const file = "--" + harness.Boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"cat.png\"\r\n" +
 		"Content-Type: image/png\r\n\r\n"
-	for _, row := range harness.Cases(t, "calls.txt", "{etag}", etag, "{md5}", md5, "{query md5}", url.QueryEscape(md5),
+	for _, row := range harness.Table(t, "calls.txt", "{etag}", etag, "{md5}", md5, "{query md5}", url.QueryEscape(md5),
 		"{full}", string(harness.Random(1<<20, 1)), "{cat}", string(harness.Cat),
 		"{form}", harness.FormType, "{file}", file, "{end}", "\r\n"+harness.LastBoundary) {
-		for len(row) < 5 {
-			row = append(row, "")
-		}
+		row = append(row, "", "", "")[:max(len(row), 5)]
 		status, err := strconv.Atoi(row[0])
 		if err != nil {
 			t.Fatal(err)
@@ -139,16 +132,15 @@ func conformHealthy(t *testing.T, c *contract) {
 		}
 	}
 	c.sendHalf(t, sys, 400, true, o["uploads"]...)
-	for id, w := range map[string]struct {
-		query  string
-		status int
-	}{
-		stage(len(page), []byte(page)):                                        {"", 415},
-		stage(len(harness.Cat)+1, harness.Cat):                                {"", 400},
-		stage(1033, append(harness.PNG(1<<16, 1<<16), make([]byte, 1000)...)): {"", 413},
-		stage(len(harness.Cat), harness.Cat):                                  {"?content_md5=" + url.QueryEscape(harness.MD5(nil)), 400},
+	incomplete := harness.NewUploadSession(t, sys, "mia", int64(len(harness.Cat)+1))
+	incomplete.Send(t, harness.Cat)
+	for commit, status := range map[string]int{
+		stage([]byte(page)) + "/commit":                                                 415,
+		stage(append(harness.PNG(1<<16, 1<<16), make([]byte, 1000)...)) + "/commit":     413,
+		incomplete.ID + "/commit":                                                       400,
+		stage(harness.Cat) + "/commit?content_md5=" + url.QueryEscape(harness.MD5(nil)): 400,
 	} {
-		c.send(t, sys, w.status, call("POST", "/cat/mia/upload/"+id+"/commit"+w.query))
+		c.send(t, sys, status, call("POST", "/cat/mia/upload/"+commit))
 	}
 	c.send(t, sys, 204, o["remove"]...)
 }
@@ -171,31 +163,21 @@ func conformWithoutStorage(t *testing.T, c *contract) {
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	reject := harness.Reject
-	for user, f := range map[string]struct {
-		status int
-		fault  harness.Fault
-	}{
-		"refused":   {502, reject(403, "AuthorizationPermissionMismatch")},
-		"throttled": {503, reject(503, "ServerBusy", "Retry-After", "60")},
-		"strange":   {500, reject(404, "")},
-		"invalid":   {422, reject(400, "InvalidUri")},
-		"conflict":  {409, reject(400, "InvalidBlockList")},
-		"archived":  {409, reject(409, "BlobArchived")},
-		"immutable": {409, reject(409, "BlobImmutableDueToPolicy")},
-		"leased":    {409, reject(412, "LeaseIdMissing")},
-		"rejected":  {409, reject(409, "InvalidBlobType")},
-		"broken":    {503, reject(500, "InternalError")},
+	for code, statuses := range map[string][2]int{ // of storage and of the API
+		"AuthorizationPermissionMismatch": {403, 502}, "ServerBusy": {503, 503}, "": {404, 500}, "InvalidUri": {400, 422},
+		"InvalidBlockList": {400, 409}, "BlobArchived": {409, 409}, "BlobImmutableDueToPolicy": {409, 409},
+		"LeaseIdMissing": {412, 409}, "InvalidBlobType": {409, 409}, "InternalError": {500, 503},
 	} {
+		user := "x" + code
 		o := operationsOf(t, user, harness.Stage(t, sys, user, harness.Cat).ID)
 		c.send(t, sys, 200, o["put"]...)
-		storage.Set(user, f.fault)
+		storage.Set(user, harness.Reject(statuses[0], code, "Retry-After", map[string]string{"ServerBusy": "60"}[code]))
 		calls := o["conditional"]
-		if f.status != 409 {
+		if statuses[1] != 409 {
 			calls = o.all("conditional reads")
 		}
 		for _, k := range calls {
-			wg.Go(func() { c.send(t, sys, f.status, k) })
+			wg.Go(func() { c.send(t, sys, statuses[1], k) })
 		}
 	}
 	storage.Set("damaged", harness.CRC64("AAAAAAAAAAA="))
@@ -231,11 +213,8 @@ func conformWithAuthentication(t *testing.T, c *contract) {
 	opts = harness.WithAuthentication(p.Issuer, nil)
 	opts.NotReady = true
 	withoutKeys := harness.StartDirect(t, opts)
-	var wg sync.WaitGroup
-	for _, k := range o.all("own", "Authorization", mia) {
-		wg.Go(func() { c.send(t, withoutKeys, 503, k) })
-	}
-	wg.Wait()
+	calls := o.all("own", "Authorization", mia)
+	harness.Each(len(calls), func(i int) { c.send(t, withoutKeys, 503, calls[i]) })
 }
 
 func conformOverRateLimit(t *testing.T, c *contract) {

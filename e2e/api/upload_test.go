@@ -5,12 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -31,18 +28,14 @@ func TestPicturesOfEverySizeAreUnchanged(t *testing.T) {
 			method = "POST"
 			contentType, body = harness.Form(t, content)
 		}
-		reader := io.Reader(bytes.NewReader(body))
+		length := int64(len(body))
 		if i%3 == 1 {
-			reader = harness.Chunked{Reader: reader}
-		}
-		req, err := http.NewRequestWithContext(t.Context(), method, sys.URL+"/cat/"+user, reader)
-		if err != nil {
-			t.Fatal(err)
+			length = -1
 		}
 		sha := sha256.Sum256(body)
 		digests := fmt.Sprintf("md5=:%s:, sha-256=:%s:, unknown=:AA==:", harness.MD5(body), base64.StdEncoding.EncodeToString(sha[:]))
-		req.Header = http.Header{"Content-Type": {contentType}, "Content-Digest": {digests}}
-		a := harness.RoundTrip(t, harness.Client(), req).Want(t, 200)
+		a := harness.SendStream(t, method, sys.URL+"/cat/"+user, bytes.NewReader(body), length, "Content-Type", contentType,
+			"Content-Digest", digests).Want(t, 200)
 		if a.Field(t, "size") != float64(size) || (method == "PUT" || size <= one) && a.Field(t, "content_md5") != harness.MD5(content) {
 			t.Errorf("%d bytes: %s", size, a.Body)
 		}
@@ -85,72 +78,55 @@ func TestPreconditionsAreChecked(t *testing.T) {
 	}
 }
 
-func TestOneOfManyCreatesThePicture(t *testing.T) {
-	t.Parallel()
-	sys := harness.Shared(t)
-	for range 3 { // the requests of one round may happen to overlap little
-		user := harness.User(t)
-		var statuses [8]int
-		content := func(i int) []byte { return harness.Random(harness.OneBlob/2+i%2*harness.OneBlob, uint64(i)) }
-		var wg sync.WaitGroup
-		for i := range statuses {
-			wg.Go(func() {
-				statuses[i] = harness.Send(t, "PUT", sys.URL+"/cat/"+user, string(content(i)), "If-None-Match", "*").StatusCode
-			})
-		}
-		wg.Wait()
-		winner := slices.Index(statuses[:], 200)
-		for i, status := range statuses {
-			if winner < 0 || i != winner && status != 409 && status != 412 {
-				t.Fatalf("the statuses are %v", statuses)
-			}
-		}
-		harness.WantPicture(t, sys, user, content(winner))
-	}
-}
-
-// Each writer gets 200 or 409. Readers get one whole picture at any time, and in the end one of a writer that got 200.
+// One of the first writers creates the picture. Readers get one whole picture at any time, and in the end one of a writer that got 200.
 func TestReadersSeeWholePicturesWhileManyWrite(t *testing.T) {
 	t.Parallel()
 	sys, user := harness.Shared(t), harness.User(t)
-	var stored [12]atomic.Bool
-	sent := map[string]*atomic.Bool{} // by content: whether a writer got 200
-	for i := range stored {
-		size := []int{3000, harness.OneBlob + 300_000, harness.OneBlob + 600_000}[i%3]
-		sent[string(harness.Random(size+i, uint64(i)))] = &stored[i]
+	var contents [12][]byte
+	var statuses [len(contents)]int // of the last writes
+	for i := range contents {
+		contents[i] = harness.Random([]int{3000, harness.OneBlob + 300_000, harness.OneBlob + 600_000}[i%3]+i, uint64(i))
 	}
-	harness.Put(t, sys, user, harness.Cat)
-	sent[string(harness.Cat)] = new(atomic.Bool)
-	var writing sync.WaitGroup
-	var writers atomic.Int64
-	for content, ok := range sent {
-		writers.Add(1)
-		writing.Go(func() {
-			defer writers.Add(-1)
-			method, contentType, body := "PUT", "", []byte(content)
-			if len(content)%2 == 1 {
-				method = "POST"
-				contentType, body = harness.Form(t, body)
+	write := func(header ...string) {
+		harness.Each(len(contents), func(i int) {
+			call := harness.Call{Method: "PUT", Target: "/cat/" + user, Body: contents[i], Header: header}
+			if i%2 == 1 {
+				contentType, form := harness.Form(t, contents[i])
+				call = harness.Call{Method: "POST", Target: call.Target, Body: form}.With(append(header, "Content-Type", contentType)...)
 			}
-			a, err := harness.Try(t.Context(), method, sys.URL+"/cat/"+user, contentType, bytes.NewReader(body))
-			if err != nil || a.StatusCode != http.StatusOK && a.StatusCode != http.StatusConflict {
-				t.Errorf("a writer of %d bytes: %v %s", len(content), err, a.Body)
-			} else if a.StatusCode == http.StatusConflict {
-				a.WantProblem(t, 409, "conflict")
-			}
-			ok.Store(err == nil && a.StatusCode == http.StatusOK)
+			statuses[i] = call.Do(t, sys).StatusCode
 		})
 	}
-	reads := 0
-	for ; writers.Load() > 0; reads++ {
-		if content := harness.Served(t, sys, user); sent[string(content)] == nil {
-			t.Errorf("a reader got %d bytes that nobody sent", len(content))
+	write("If-None-Match", "*")
+	winner := slices.Index(statuses[:], 200)
+	for i, status := range statuses {
+		if winner < 0 || i != winner && status != 409 && status != 412 {
+			t.Fatalf("the statuses are %v", statuses)
 		}
 	}
-	writing.Wait()
-	t.Logf("%d reads", reads)
-	if ok := sent[string(harness.Served(t, sys, user))]; reads == 0 || ok == nil || !ok.Load() {
-		t.Error("nothing was read, or the picture is not one of those that got 200")
+	read := func() (writer int) {
+		got := harness.Served(t, sys, user)
+		return slices.IndexFunc(contents[:], func(content []byte) bool { return bytes.Equal(got, content) })
+	}
+	if got := read(); got != winner {
+		t.Errorf("the picture is of writer %d; want %d", got, winner)
+	}
+	var writing atomic.Bool
+	writing.Store(true)
+	go func() {
+		write()
+		writing.Store(false)
+	}()
+	for writing.Load() {
+		if read() < 0 {
+			t.Error("a reader got a picture that nobody sent")
+		}
+	}
+	last := read()
+	for i, status := range statuses {
+		if status != 200 && status != 409 || i == last && status != 200 {
+			t.Errorf("writer %d got %d; the picture is of %d", i, status, last)
+		}
 	}
 }
 

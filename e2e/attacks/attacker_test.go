@@ -1,3 +1,4 @@
+// Package attacks tests hostile clients, a compromised frontend, and the limits that protect against both.
 package attacks
 
 import (
@@ -15,13 +16,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // attacker has taken over the frontend: it sends any bytes to the signer's local API. A proxy in front of storage records what the
 // signer then requests from storage.
@@ -36,7 +38,7 @@ type attacker struct {
 
 func newAttacker(t *testing.T, env map[string]string) *attacker {
 	t.Helper()
-	rows := slices.Concat(harness.Cases(t, "storage.txt")...)
+	rows := slices.Concat(harness.Table(t, "storage.txt")...)
 	a := &attacker{expected: regexp.MustCompile("^(" + strings.Join(rows, "|") + ")$")}
 	storage := harness.NewStorageProxy(t)
 	healthy := storage.Healthy
@@ -56,7 +58,7 @@ func newAttacker(t *testing.T, env map[string]string) *attacker {
 	const accounts = "AZURITE_ACCOUNTS=" + stack.Account + ":"
 	environ := a.sys.Storage.Process.Environ()
 	key := environ[slices.IndexFunc(environ, func(v string) bool { return strings.HasPrefix(v, accounts) })]
-	a.secrets = harness.Cases(t, "secrets.txt", "{jwt}", harness.JWTPrefix, "{token}", string(token), "{path}", path,
+	a.secrets = harness.Table(t, "secrets.txt", "{jwt}", harness.JWTPrefix, "{token}", string(token), "{path}", path,
 		"{folder}", filepath.Dir(path), "{storage}", strings.TrimPrefix(storage.URL, "https://"),
 		"{key}", strings.TrimPrefix(key, accounts))
 	return a
@@ -173,20 +175,6 @@ func (a *attacker) fault(resp *http.Response, body []byte) string {
 		return "not in the contract"
 	}
 	return ""
-}
-
-// each calls f with 0 to n-1, sixteen calls at a time.
-func each(n int, f func(i int)) {
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	for range 16 {
-		wg.Go(func() {
-			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
-				f(int(i - 1))
-			}
-		})
-	}
-	wg.Wait()
 }
 
 // field returns a field of a JSON response, "" if there is none.

@@ -25,13 +25,9 @@ const victim = "127.0.0.100" // its address
 // from returns a client with the given source address. A machine with Linux has all of 127.0.0.0/8.
 func from(t *testing.T, address string) *http.Client {
 	t.Helper()
-	transport := &http.Transport{DialContext: dialer(address).DialContext}
+	transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 4 * time.Second} // an attack lasts for five tries of its victim
-}
-
-func dialer(address string) *net.Dialer {
-	return &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
 // small makes a connection have the segments of an Ethernet and a small receive buffer, since the kernel buffers megabytes of a
@@ -74,14 +70,10 @@ func newCrowd(t *testing.T, url string) *crowd {
 	return c
 }
 
-// send opens a connection and sends a request or a part of one. The server may close the connection or read no more. unread is for
-// large responses that the test does not read.
-func (c *crowd) send(t *testing.T, address, request string, unread bool) net.Conn {
+// send opens a connection and sends a request or a part of one. The server may close the connection or read no more.
+func (c *crowd) send(t *testing.T, address, request string) net.Conn {
 	t.Helper()
-	d := dialer(address)
-	if unread {
-		d.Control = small
-	}
+	d := &net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}, Control: small}
 	conn, err := d.DialContext(t.Context(), "tcp", c.target)
 	if err != nil {
 		t.Error(err)
@@ -160,12 +152,13 @@ func (c *crowd) statuses() map[int]int {
 func wantServed(t *testing.T, method, target, body string) {
 	t.Helper()
 	client := from(t, victim)
+	client.Timeout = 4 * time.Second // an attack lasts for five tries of its victim
 	var a harness.Response
 	var err error
 	for range 5 {
 		content := io.Reader(strings.NewReader(body))
 		if method == "chunked PUT" {
-			content = harness.Chunked{Reader: content}
+			content = struct{ io.Reader }{content} // of unknown length
 		}
 		a, err = harness.TryWith(t.Context(), client, strings.TrimPrefix(method, "chunked "), target, "", content)
 		if err == nil && a.StatusCode == http.StatusOK {

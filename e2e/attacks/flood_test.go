@@ -26,13 +26,12 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 
 	// As the kubelet and Prometheus do.
 	var most, connections float64
+	probe := &http.Client{Timeout: 20 * time.Second}
 	watching, end := context.WithCancel(t.Context())
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		for watching.Err() == nil {
-			probe, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			r, err := harness.Try(probe, http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody)
-			cancel()
+			r, err := harness.TryWith(t.Context(), probe, http.MethodGet, sys.SignerOps+"/livez", "", http.NoBody)
 			if err != nil || r.StatusCode != 200 {
 				t.Errorf("/livez: %v", err)
 				return
@@ -54,9 +53,9 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	}
 	c := newCrowd(t, sys.SignerAPI)
 	flood := func(n int, request func(i int) (first string, trickles bool)) {
-		each(n, func(i int) {
+		harness.Each(n, func(i int) {
 			first, trickles := request(i)
-			if conn := c.send(t, "127.0.0.1", first, false); trickles {
+			if conn := c.send(t, "127.0.0.1", first); trickles {
 				c.trickle(conn, "x", time.Second)
 			}
 		})
@@ -78,17 +77,12 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	}
 	flood(400, func(int) (string, bool) { return "GET / HTTP/1.1\r\nHost: localhost\r\n" + fields.String(), false })
 	flood(slots*5/4, func(i int) (string, bool) {
-		switch {
-		case i%50 == 0:
-			return "GET /v1/link?user=good HTTP/1.1\r\n", true
-		case i%200 == 1: // reads no response
-			return strings.Repeat(getRequest("/v1/link?user=good", ""), 300), false
-		case i%50 == 2:
-			return "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 19_000), false
-		case i%50 == 3: // a lookup whose client does not wait
-			return call(fmt.Sprintf("GET /v1/link?user=nobody%d", i), "", ""), false
-		}
-		return "", false
+		return map[int]string{
+			0: "GET /v1/link?user=good HTTP/1.1\r\n",
+			1: strings.Repeat(getRequest("/v1/link?user=good", ""), 300), // reads no response
+			2: "GET / HTTP/1.1\r\nHost: localhost\r\nX: " + strings.Repeat("x", 19_000),
+			3: call(fmt.Sprintf("GET /v1/link?user=nobody%d", i), "", ""), // a lookup whose client does not wait
+		}[i%50], i%50 == 0
 	})
 	wantClients(200, 503)
 	end()

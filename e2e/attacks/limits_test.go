@@ -17,9 +17,9 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 	const burst, direct, proxy = 20, "127.0.0.2", "127.0.1.1"
 	env := map[string]string{"RATE_LIMIT": "0.5", "RATE_BURST": fmt.Sprint(burst), "TRUSTED_PROXIES": "127.0.1.0/24"}
 	sys := startShared(t, stack.SystemOptions{FrontendEnv: env})
-	clients := map[string]*http.Client{direct: from(t, direct), "127.0.0.3": from(t, "127.0.0.3"), proxy: from(t, proxy)}
 	service := func(address, forwarded, id string) harness.Response {
-		return harness.SendWith(t, clients[address], "GET", sys.URL+"/service", "", "X-Forwarded-For", forwarded, "X-Request-Id", id)
+		t.Helper()
+		return harness.SendWith(t, from(t, address), "GET", sys.URL+"/service", "", "X-Forwarded-For", forwarded, "X-Request-Id", id)
 	}
 	served := 0
 	for served < 2*burst && service(direct, fmt.Sprint("203.0.113.", served), "").StatusCode == 200 {
@@ -36,7 +36,7 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 		t.Errorf("a request over the limit: %v %s", a.Header, a.Body)
 	}
 	upload := "PUT /cat/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
-	if s := harness.ReadStatus(t, c.send(t, direct, upload, false)); s != 429 {
+	if s := harness.ReadResponse(t, c.send(t, direct, upload)).StatusCode; s != 429 {
 		t.Errorf("an upload before its body: %d; want 429", s)
 	}
 	service("127.0.0.3", "", "direct").Want(t, 200)
@@ -60,17 +60,16 @@ func TestLimitsApplyToOneClient(t *testing.T) {
 
 	// A trusted proxy has no share of the connections; a client behind it has its share of the uploads.
 	for i := range 2 * connectionsShare {
-		c.send(t, proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 198.51.100.%d\r\n", i)), false)
+		c.send(t, proxy, getRequest("/service", fmt.Sprintf("X-Forwarded-For: 198.51.100.%d\r\n", i)))
 	}
 	for range uploadsShare + 1 {
-		c.send(t, proxy, putRequest("endless", len(harness.Cat), "X-Forwarded-For: 203.0.113.9\r\n"), false)
+		c.send(t, proxy, putRequest("endless", len(harness.Cat), "X-Forwarded-For: 203.0.113.9\r\n"))
 	}
 	c.settle(t, sys)
 	if n := c.statuses(); n[200] != 2*connectionsShare || n[-1] != uploadsShare || n[429] != 1 {
 		t.Errorf("the responses by status are %v (-1: none yet)", n)
 	}
-	other := []string{"X-Forwarded-For", "203.0.113.10"}
-	harness.SendWith(t, clients[proxy], "PUT", sys.URL+"/cat/other", string(harness.Cat), other...).Want(t, 200)
+	harness.SendWith(t, from(t, proxy), "PUT", sys.URL+"/cat/x", string(harness.Cat), "X-Forwarded-For", "203.0.113.10").Want(t, 200)
 }
 
 // While more than half of the slots are taken, uploads must bring 16 KiB/s.
@@ -83,7 +82,7 @@ func TestSlowUploadsReleaseSlots(t *testing.T) {
 	c := newCrowd(t, sys.URL)
 	for i := range slots {
 		u := harness.RawUploads(t, fmt.Sprint("slow", i), harness.Random(1<<20, 1))[i%3]
-		c.trickle(c.send(t, "127.0.0.1", u.Header+u.Body[:5000], false), strings.Repeat("x", 100), 100*time.Millisecond)
+		c.trickle(c.send(t, "127.0.0.1", u.Header+u.Body[:5000]), strings.Repeat("x", 100), 100*time.Millisecond)
 	}
 	waitForMetric(t, sys.SignerOps, "cats_signer_http_requests_in_flight", func(n float64) bool { return n >= slots })
 	harness.Do(t, "PUT", sys.URL+"/cat/fast", "", harness.Cat).Want(t, 503)

@@ -1,7 +1,6 @@
 package attacks
 
 import (
-	"bytes"
 	"net/http"
 	"testing"
 
@@ -12,19 +11,9 @@ import (
 // reached sends a request with this Host header, as a page of the same origin does.
 func reached(t *testing.T, method, url, host string) harness.Response {
 	t.Helper()
-	var body []byte
-	if method == http.MethodPut {
-		body = harness.OtherPicture
-	}
-	req, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Host = host
-	req.Header = http.Header{
-		"Origin": {"http://" + host}, "Sec-Fetch-Site": {"same-origin"}, "Cats-Contract": {"1"}, "X-Ms-Blob-Type": {"BlockBlob"},
-	}
-	return harness.RoundTrip(t, harness.Client(), req)
+	body := map[string]string{http.MethodPut: string(harness.OtherPicture)}[method]
+	return harness.Send(t, method, url, body, "Host", host, "Origin", "http://"+host, "Sec-Fetch-Site", "same-origin",
+		"Cats-Contract", "1", "X-Ms-Blob-Type", "BlockBlob")
 }
 
 // After DNS rebinding, a page sends requests with the DNS name of its own origin to any listener of the machine.
@@ -35,7 +24,7 @@ func TestRebindingPagesReachNoListener(t *testing.T) {
 	harness.Put(t, sys, "x", harness.Cat)
 	picture, _ := harness.Link(t, sys, "x", "")
 	upload := harness.NewUploadSession(t, sys, "x", int64(len(harness.Cat)))
-	for _, row := range harness.Cases(t, "listeners.txt", "{frontend}", sys.URL, "{frontend ops}", sys.FrontendOps,
+	for _, row := range harness.Table(t, "listeners.txt", "{frontend}", sys.URL, "{frontend ops}", sys.FrontendOps,
 		"{signer}", sys.SignerAPI, "{signer ops}", sys.SignerOps, "{picture}", picture, "{upload}", upload.URL, "{id}", upload.ID,
 		"{storage}", harness.Stack(t).FrontURL, "{cluster}", harness.Stack(t).Cluster.URL(), "{prometheus}", prometheus) {
 		for _, host := range []string{

@@ -24,10 +24,10 @@ func TestNoRequestHidesBehindAnother(t *testing.T) {
 	chunks := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(picture), picture)
 	whole, all := fmt.Sprintf("Content-Length: %d\r\n", len(chunks)),
 		fmt.Sprintf("Content-Length: %d\r\n", len(chunks)+len(behind)-1)
-	rows := harness.Cases(t, "framing.txt", "{put}", put, "{get}", get, "{picture}", picture, "{chunks}", chunks, "{chunked}",
+	rows := harness.Table(t, "framing.txt", "{put}", put, "{get}", get, "{picture}", picture, "{chunks}", chunks, "{chunked}",
 		"Transfer-Encoding: chunked\r\n", "Content-Length: {all}\r\n", all,
 		"{deletes}", strings.Repeat("DELETE /cat/kept HTTP/1.1\r\nHost: localhost\r\n\r\n", 200))
-	for _, row := range harness.Cases(t, "encodings.txt") {
+	for _, row := range harness.Table(t, "encodings.txt") {
 		field := row[1] + "\r\n"
 		rows = append(rows, []string{"1", put + field + "\r\n" + chunks})
 		if row[0] == "ambiguous" {
@@ -37,7 +37,7 @@ func TestNoRequestHidesBehindAnother(t *testing.T) {
 				[]string{"2", put + whole + field + "\r\n" + chunks})
 		}
 	}
-	each(len(rows), func(i int) {
+	harness.Each(len(rows), func(i int) {
 		row := append(slices.Clone(rows[i]), "")
 		raw := strings.ReplaceAll(row[1]+"{behind}", "{behind}", fmt.Sprintf(behind, i))
 		got := harness.ReadStatuses(t, sys, fmt.Sprintf("%.300q", row[1]), raw)

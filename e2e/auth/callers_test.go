@@ -1,3 +1,4 @@
+// Package auth tests the authentication of callers, and the identity of the signer.
 package auth
 
 import (
@@ -15,6 +16,8 @@ import (
 	"cats.example/local/stack"
 )
 
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
+
 // badKeys are keys that no verifier can use. The provider publishes them before its own.
 const badKeys = `[null, "key", 7, {}, {"kty": "PQC", "kid": "pqc"}, {"kty": "oct", "kid": "oct", "k": "c2VjcmV0"},
 	{"kty": "RSA", "kid": "half", "e": "AQAB"}, {"kty": "RSA", "kid": "broken", "n": "!!!", "e": "AQAB"},
@@ -22,7 +25,7 @@ const badKeys = `[null, "key", 7, {}, {"kty": "PQC", "kid": "pqc"}, {"kty": "oct
 
 func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	t.Parallel()
-	p := harness.StartProvider(t, "0", "BAD_KEYS="+badKeys)
+	p := harness.StartProvider(t, harness.FreePort(t), "BAD_KEYS="+badKeys)
 	sys := harness.StartDirect(t, harness.WithAuthentication(p.Issuer, map[string]string{"LOG_LEVEL": "debug"}))
 	for _, kid := range []string{"pqc", "oct", "half", "broken", "off"} {
 		harness.WaitForLog(t, sys.Signer.Log, 0, `"level":"WARN"`, "issuer keys ignored", "kid "+kid+": ")
@@ -47,7 +50,7 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 	if err := json.Unmarshal(created.Body, &k); err != nil {
 		t.Fatal(err)
 	}
-	k.Send(t, bytes.NewReader(harness.OtherPicture), size)
+	k.Send(t, harness.OtherPicture)
 
 	formType, form := harness.Form(t, harness.Cat)
 	const challenge, invalid = `Bearer realm="cats-api"`, `Bearer realm="cats-api", error="invalid_token"`
@@ -63,7 +66,7 @@ func TestCallersReachTheirOwnPictureAlone(t *testing.T) {
 		{"mew.mew.mew", 401, "unauthenticated", invalid},
 		{mia[:len(mia)-8] + "AAAAAAAA", 401, "unauthenticated", invalid},
 	} {
-		for _, row := range harness.Cases(t, "calls.txt", "{frontend}", at, "{signer}", sys.SignerAPI+"/v1", "{id}", k.ID,
+		for _, row := range harness.Table(t, "calls.txt", "{frontend}", at, "{signer}", sys.SignerAPI+"/v1", "{id}", k.ID,
 			"{form type}", formType) {
 			body := harness.OtherPicture
 			if row[0] == "POST" {
@@ -115,7 +118,7 @@ func eventually(t *testing.T, status int, part string, request func() harness.Re
 
 func TestReadersNeedNoTokenAndNoIssuer(t *testing.T) {
 	t.Parallel()
-	p := harness.StartProvider(t, "0")
+	p := harness.StartProvider(t, harness.FreePort(t))
 	sys := harness.Start(t, harness.WithAuthentication(p.Issuer, map[string]string{"READ_ACCESS": "anyone"}))
 	at, mia := sys.URL+"/cat/mia", p.Token(t, "mia", harness.Audience)
 	harness.SendAs(t, mia, "PUT", at, harness.Cat).Want(t, 200)

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"context"
 	"net/http"
 	"os"
@@ -17,110 +16,56 @@ import (
 	"cats.example/local/stack"
 )
 
-// wrongToken makes the federated token wrong. log are parts of the log line that explains it.
-type wrongToken struct {
-	name  string
-	write func(t *testing.T, path string)
-	log   []string
-}
-
+// Outages of the issuer are in TestFaultsOfTheTokenIssuer of e2e/faults, and wrong settings in e2e/ops.
 func TestWrongFederatedTokenIsExplainedAndRecovers(t *testing.T) {
 	t.Parallel()
 	harness.NeedStack(t)
 	const file = "AZURE_FEDERATED_TOKEN_FILE"
-	text := func(s string) func(*testing.T, string) {
-		return func(t *testing.T, path string) { t.Helper(); harness.WriteToken(t, path, s) }
-	}
-	folder := func(t *testing.T, path string) {
-		t.Helper()
-		_ = os.Remove(path)
-		if err := os.Mkdir(path, 0o700); err != nil {
-			t.Fatal(err)
+	path := filepath.Join(t.TempDir(), "token")
+	sys := harness.Start(t, stack.SystemOptions{SignerEnv: map[string]string{file: path}, NotReady: true})
+	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
+	for _, c := range []struct {
+		token string
+		log   []string // parts of the log line that explains it
+	}{
+		{"", []string{file, "no such file"}},
+		{
+			harness.FederatedToken(t, func(f *issuer.Federated) { f.Subject = "system:serviceaccount:cats:other" }),
+			[]string{"AADSTS700213:", "cats:other"},
+		},
+		{
+			harness.FederatedToken(t, func(f *issuer.Federated) { f.IssuedAt = time.Now().Add(time.Hour) }),
+			[]string{"AADSTS700024:", "clocks"},
+		},
+		{harness.FederatedToken(t, func(f *issuer.Federated) { f.Forged = true }), []string{"AADSTS700027:"}},
+		{"a cat walked over the keyboard", []string{"AADSTS50027:", file}},
+		{" ", []string{file, "empty"}},
+	} {
+		if c.token != "" {
+			harness.WriteToken(t, path, c.token)
+		}
+		harness.WaitForLog(t, sys.Signer.Log, 0, append(c.log, `"level":"ERROR"`, "token exchange failed", "fix: ")...)
+		if _, says := harness.Readyz(t, sys.SignerOps); !strings.Contains(says, c.log[0]) {
+			t.Errorf("the signer's /readyz is %q; want %q", says, c.log[0])
 		}
 	}
-	type token = issuer.Federated
-	claims := harness.WrongToken
-	for _, group := range [][]wrongToken{{
-		{"missing", func(*testing.T, string) {}, []string{file, "no such file"}},
-		{"other subject", claims(func(f *token) { f.Subject = "system:serviceaccount:cats:other" }), []string{"AADSTS700213:", "cats:other"}},
-		{"capitals", claims(func(f *token) { f.Subject = strings.ToUpper(stack.Subject) }), []string{"AADSTS7002138:", "case-sensitive"}},
-		{"other audience", claims(func(f *token) { f.Audience = "api://other" }), []string{"AADSTS700212:", issuer.Audience}},
-	}, {
-		{"expired", claims(func(f *token) { f.IssuedAt = time.Now().Add(-time.Hour) }), []string{"AADSTS700024:", "kubelet"}},
-		{"not valid yet", claims(func(f *token) { f.IssuedAt = time.Now().Add(time.Hour) }), []string{"AADSTS700024:", "clocks"}},
-		{"other issuer", claims(func(f *token) { f.Issuer = "https://elsewhere.example.com" }), []string{"AADSTS700211:", "oidcIssuerProfile"}},
-		{"forged", claims(func(f *token) { f.Forged = true }), []string{"AADSTS700027:"}},
-	}, {
-		{"empty", text(""), []string{file, "empty"}},
-		{"garbage", text("a cat walked over the keyboard"), []string{"AADSTS50027:", file}},
-		{"folder", folder, []string{file, "is a directory"}},
-	}} {
-		t.Run(group[0].name, func(t *testing.T) {
-			t.Parallel()
-			path := filepath.Join(t.TempDir(), "token")
-			group[0].write(t, path)
-			sys := harness.Start(t, stack.SystemOptions{SignerEnv: map[string]string{file: path}, NotReady: true})
-			pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
-			for i, c := range group {
-				if i > 0 {
-					c.write(t, path)
-				}
-				harness.WaitForLog(t, sys.Signer.Log, 0, append(c.log, `"level":"ERROR"`, "token exchange failed", "fix: ")...)
-				if _, says := harness.Readyz(t, sys.SignerOps); !strings.Contains(says, c.log[0]) {
-					t.Errorf("%s: the signer's /readyz is %q; want %q", c.name, says, c.log[0])
-				}
-			}
-			wantIdentityUnavailable(t, sys)
-			if got := sys.Issuer.Issued(); got != 0 {
-				t.Errorf("%d tokens were issued", got)
-			}
-			_ = os.Remove(path) // a folder cannot be replaced in one step
-			harness.WriteToken(t, path, harness.FederatedToken(t, nil))
-			harness.WantRecovery(t, sys)
-			if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
-				t.Errorf("processes were restarted: %v, then %v", pids, now)
-			}
-			harness.WantNoSecrets(t, sys)
-		})
-	}
-}
-
-// wantIdentityUnavailable fails the test unless neither process is ready, and requests get a 502 without details. The signer rejects
-// the large uploads while the frontend still sends.
-func wantIdentityUnavailable(t *testing.T, sys *stack.System) {
-	t.Helper()
 	harness.WantNotReady(t, sys)
-	if _, says := harness.Readyz(t, sys.FrontendOps); strings.Contains(says, "AADSTS") {
+	if _, says := harness.Readyz(t, sys.FrontendOps); strings.Contains(says, file) {
 		t.Errorf("the frontend's /readyz has details of the signer: %s", says)
 	}
-	for range 5 {
+	for range 5 { // the signer rejects the large uploads while the frontend still sends
 		for _, a := range harness.SendAll(t, sys, "x", harness.Cat, harness.Picture(harness.OneBlob+1, 'l')) {
 			a.WantProblem(t, http.StatusBadGateway, "identity_unavailable")
 		}
 	}
-}
-
-// Each restart of the signer corrects one setting. Outages of the issuer are in TestFaultsOfTheTokenIssuer of e2e/faults.
-func TestWrongIdentityIsExplained(t *testing.T) {
-	t.Parallel()
-	const wrong = "00000000-0000-4000-8000-00000000ffff"
-	env := map[string]string{"AZURE_CLIENT_ID": wrong, "AZURE_TENANT_ID": wrong}
-	sys := harness.Start(t, stack.SystemOptions{SignerEnv: env, NotReady: true})
-	mark := int64(0)
-	for _, c := range [][3]string{
-		{"AADSTS90002:", "AZURE_TENANT_ID", stack.TenantID},
-		{"AADSTS700016:", "AZURE_CLIENT_ID", stack.ClientID},
-	} {
-		harness.WaitForLog(t, sys.Signer.Log, mark, `"level":"ERROR"`, "token exchange failed", c[0], "fix: "+c[1])
-		wantIdentityUnavailable(t, sys)
-		if err := sys.Signer.Stop(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		mark = sys.Signer.Log.Mark()
-		sys.Signer.SetEnv(c[1], c[2])
-		harness.Restart(t, sys.Signer)
+	if got := sys.Issuer.Issued(); got != 0 {
+		t.Errorf("%d tokens were issued", got)
 	}
+	harness.WriteToken(t, path, harness.FederatedToken(t, nil))
 	harness.WantRecovery(t, sys)
+	if now := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}; now != pids {
+		t.Errorf("processes were restarted: %v, then %v", pids, now)
+	}
 	harness.WantNoSecrets(t, sys)
 }
 
@@ -141,9 +86,8 @@ func TestNoRequestFailsWhileTokensRotateAndExpire(t *testing.T) {
 	} {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				a, err := harness.Try(t.Context(), k.Method, sys.URL+k.Target, "", bytes.NewReader(k.Body))
-				if (err != nil || a.StatusCode != http.StatusOK) && failed.Add(1) < 10 {
-					t.Errorf("%s %s: %v %s", k.Method, k.Target, err, a.Body)
+				if a := k.Do(t, sys); a.StatusCode != http.StatusOK && failed.Add(1) < 10 {
+					t.Errorf("%s %s: %d %s", k.Method, k.Target, a.StatusCode, a.Body)
 				}
 				answered.Add(1)
 				time.Sleep(time.Duration(20+len(k.Body)>>13) * time.Millisecond) // leaves the processors to other tests

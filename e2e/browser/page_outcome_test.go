@@ -44,7 +44,7 @@ func TestPageReportsTheOutcomeOfWrites(t *testing.T) {
 				s.click("#delete", "#confirm-delete")
 			} else {
 				s.run("empty")
-				s.upload(catFile(t))
+				s.upload(file(t, "cat.png"))
 			}
 			s.sees(row[2:]...)
 			const notKnown = "It is not known whether"

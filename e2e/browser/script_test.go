@@ -3,8 +3,8 @@ package browser
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"regexp"
 	"strconv"
@@ -12,7 +12,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/dom"
 	"github.com/chromedp/cdproto/input"
 	cdppage "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
@@ -71,19 +73,14 @@ func newSession(t *testing.T, sys *stack.System, vars ...string) *session {
 
 // content returns the content of a file: the photograph, a picture of more than 1 MiB, text, nothing, or a picture with the
 // name in it.
-func content(t *testing.T, name string) []byte {
-	t.Helper()
+func content(name string) []byte {
 	switch {
 	case name == "cat.png" || strings.HasPrefix(name, "catcat"):
 		return harness.Cat
 	case name == "other.png":
 		return harness.OtherPicture
 	case strings.Contains(name, "large"):
-		large, err := io.ReadAll(harness.Large(1<<20 + 1))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return large
+		return harness.Picture(1<<20+1, 0)
 	case name == "cat.txt" || name == "text.png":
 		return []byte("mew")
 	case name == "empty.png":
@@ -94,7 +91,7 @@ func content(t *testing.T, name string) []byte {
 
 func file(t *testing.T, name string) string {
 	t.Helper()
-	return onDisk(t, name, bytes.NewReader(content(t, name)))
+	return onDisk(t, name, content(name))
 }
 
 // run runs a line of a script: a command and its arguments, in which texts and scripts may have spaces.
@@ -143,8 +140,13 @@ func (s *session) run(line string) {
 		s.accessible(rest)
 	case "shot": // NAME
 		s.shot(first)
-	case "fits": // STATE
-		s.fits(first)
+	case "fits": // STATE, of a page on a screen of 320 pixels, whose elements fingers fit
+		s.holds(`document.scrollingElement.scrollWidth <= 320`)
+		if small := eval[[]string](s.tab, `[...document.querySelectorAll("button, input:not([type=file]), select, a, label.button")]
+			.filter((el) => el.checkVisibility() && el.getBoundingClientRect().height < 44).map((el) => el.outerHTML)`); len(small) > 0 {
+			s.t.Errorf("%s: too small for fingers: %q", first, small)
+		}
+		s.shot("phone-" + first)
 	// Input
 	case "click": // SELECTORS
 		s.click(strings.Fields(rest)...)
@@ -166,6 +168,12 @@ func (s *session) run(line string) {
 		s.pick(file(s.t, first))
 	case "upload": // FILE
 		s.upload(file(s.t, first))
+	case "choose": // FILE in the dialog that Enter opens
+		cdpCall(s.tab, cdppage.SetInterceptFileChooserDialog, cdppage.SetInterceptFileChooserDialogParams{Enabled: true})
+		opened := chromedp.Events(s.ctx, cdppage.FileChooserOpened)
+		s.run("key Enter")
+		node := next(s.tab, opened).BackendNodeID
+		cdpCall(s.tab, dom.SetFileInputFiles, dom.SetFileInputFilesParams{Files: []string{file(s.t, first)}, BackendNodeID: node})
 	case "drop": // FILE
 		path := file(s.t, first)
 		for _, typ := range []input.DispatchDragEventType{"dragEnter", "dragOver", "drop"} {
@@ -219,11 +227,11 @@ func (s *session) run(line string) {
 		s.release()
 	// Other clients
 	case "put": // NAME FILE
-		harness.Put(s.t, s.sys, first, content(s.t, more))
+		harness.Put(s.t, s.sys, first, content(more))
 	case "delete": // NAME
 		harness.Do(s.t, http.MethodDelete, s.sys.URL+"/cat/"+first, "", nil).Want(s.t, 204)
 	case "stored": // NAME FILE
-		harness.WantPicture(s.t, s.sys, first, content(s.t, more))
+		harness.WantPicture(s.t, s.sys, first, content(more))
 	case "missing": // NAME
 		harness.Do(s.t, http.MethodGet, s.sys.URL+"/cat/"+first, "", nil).Want(s.t, 404)
 	case "link": // STATUS, that storage returns for the displayed link, at last
@@ -238,11 +246,25 @@ func (s *session) run(line string) {
 		})
 	// The clipboard, downloads and the history
 	case "copied": // FILE, which the URL in the clipboard serves
-		s.copied(content(s.t, first))
+		s.allowClipboard()
+		link := eval[string](s.tab, `navigator.clipboard.readText()`)
+		if got := harness.Do(s.t, http.MethodGet, link, "", nil).Want(s.t, 200).Body; !bytes.Equal(got, content(first)) {
+			s.t.Error("the copied URL serves another picture")
+		}
 	case "paste": // a picture of 30 by 20 pixels
-		s.paste()
+		s.allowClipboard()
+		eval[bool](s.tab, `new Promise((done) => Object.assign(document.createElement("canvas"), { width: 30, height: 20 }).toBlob(done))
+			.then((png) => navigator.clipboard.write([new ClipboardItem({ "image/png": png })])).then(() => true)`)
+		cdpCall(s.tab, input.DispatchKeyEvent, input.DispatchKeyEventParams{
+			Type: "keyDown", Modifiers: 2, Key: "v", Code: "KeyV", WindowsVirtualKeyCode: 86, Commands: []string{"paste"},
+		})
 	case "downloads": // FILE, by a click on download
-		s.downloads(first)
+		downloads := chromedp.Events(s.ctx, cdppage.FrameRequestedNavigation)
+		s.click("#download")
+		u, err := url.Parse(next(s.tab, downloads).URL)
+		if err != nil || u.Query().Get("rscd") != "attachment; filename="+first {
+			s.t.Errorf("the download is %s, %v", u, err)
+		}
 	case "forgotten": // REGEXP, which no URL of the page in the history matches
 		for _, entry := range cdpCall(s.tab, cdppage.GetNavigationHistory, cdp.Empty{}).Entries {
 			if strings.HasPrefix(entry.URL, s.gate.URL) && regexp.MustCompile(first).MatchString(entry.URL) {
@@ -251,5 +273,19 @@ func (s *session) run(line string) {
 		}
 	default:
 		s.t.Fatalf("unknown command %s", command)
+	}
+}
+
+// allowClipboard grants the permissions for the clipboard.
+func (s *session) allowClipboard() {
+	s.t.Helper()
+	c := chromedp.FromContext(s.ctx)
+	for _, name := range []string{"clipboard-read", "clipboard-write"} {
+		if _, err := cdp.Call(s.ctx, c.Browser, browser.SetPermission, browser.SetPermissionParams{
+			Permission: &browser.PermissionDescriptor{Name: name}, Setting: browser.PermissionSettingGranted,
+			Origin: s.gate.URL, BrowserContextID: c.BrowserContextID,
+		}); err != nil {
+			s.fail(err)
+		}
 	}
 }

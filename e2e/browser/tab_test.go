@@ -2,12 +2,11 @@
 package browser
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +36,7 @@ var (
 
 // startBrowser starts the browser of all tests.
 var startBrowser = sync.OnceValues(func() (context.Context, error) {
-	var path string
+	path := ""
 	for _, name := range []string{"google-chrome", "chromium-browser", "chromium"} {
 		if found, err := exec.LookPath(name); err == nil {
 			path = found
@@ -86,8 +85,8 @@ func browse(t *testing.T, url string) *tab {
 	}
 	var cancel func()
 	b.ctx, cancel = context.WithTimeout(ctx, 90*time.Second)
-	t.Cleanup(cancel)
 	t.Cleanup(func() {
+		cancel()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for _, err := range b.errors {
@@ -165,6 +164,18 @@ func eval[T any](b *tab, script string) T {
 		b.fail(fmt.Errorf("%s: %w", script, err))
 	}
 	return got
+}
+
+// next returns the next event.
+func next[E any](b *tab, events iter.Seq2[E, error]) (event E) {
+	b.t.Helper()
+	for ev, err := range events {
+		if err != nil {
+			b.fail(err)
+		}
+		return ev
+	}
+	return event
 }
 
 // holds waits until a script is true.
@@ -260,17 +271,12 @@ func (b *tab) network(up float64, online bool) {
 // shot writes a screenshot into the folder SCREENSHOTS, if that is set.
 func (b *tab) shot(name string) {
 	b.t.Helper()
-	dir := os.Getenv("SCREENSHOTS")
-	if dir == "" {
-		return
-	}
-	time.Sleep(300 * time.Millisecond) // for animations
-	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
-	if err != nil {
-		b.fail(err)
-	}
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)); err != nil {
-		b.t.Fatal(err)
+	if dir := os.Getenv("SCREENSHOTS"); dir != "" {
+		time.Sleep(300 * time.Millisecond) // for animations
+		png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
+		if err := errors.Join(err, os.WriteFile(filepath.Join(dir, name+".png"), png, 0o600)); err != nil {
+			b.fail(err)
+		}
 	}
 }
 
@@ -302,17 +308,11 @@ func (b *tab) scheme(scheme string) {
 }
 
 // onDisk writes a file and returns its path.
-func onDisk(t *testing.T, name string, content io.Reader) string {
+func onDisk(t *testing.T, name string, content []byte) string {
 	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), name))
-	if err != nil {
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	if _, err := io.Copy(f, content); err != nil {
-		t.Fatal(err)
-	}
-	return f.Name()
+	return path
 }
-
-func catFile(t *testing.T) string { return onDisk(t, "cat.png", bytes.NewReader(harness.Cat)) }

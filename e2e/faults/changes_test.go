@@ -2,7 +2,6 @@ package faults
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +48,8 @@ func changes() []change {
 	}
 	commit := func(t *testing.T, sys *stack.System, user string, content []byte) harness.RawUpload {
 		t.Helper()
-		k := harness.Stage(t, sys, user, content)
+		k := harness.NewUploadSession(t, sys, user, int64(len(content)))
+		k.Send(t, content)
 		return harness.RawUpload{Header: "POST /cat/" + user + "/upload/" + k.ID + "/commit HTTP/1.1\r\nHost: localhost\r\n\r\n"}
 	}
 	return []change{

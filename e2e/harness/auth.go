@@ -123,8 +123,3 @@ func FederatedToken(t *testing.T, change func(*issuer.Federated)) string {
 	}
 	return token
 }
-
-// WrongToken returns a function that writes a FederatedToken to the file at path.
-func WrongToken(change func(*issuer.Federated)) func(*testing.T, string) {
-	return func(t *testing.T, path string) { WriteToken(t, path, FederatedToken(t, change)) }
-}

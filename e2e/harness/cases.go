@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -20,9 +22,9 @@ func Repeat(text string) string {
 	})
 }
 
-// Cases returns the lines of a file in testdata, split at tabs. A field is the content of a Go string literal, in which {x*5} stands
-// for xxxxx, and each name in macros for its value. Lines that begin with # are comments.
-func Cases(t *testing.T, name string, macros ...string) (rows [][]string) {
+// Table returns the lines of a file in testdata, split at tabs or " | ". A field is the content of a Go string literal, in which {x*5}
+// stands for xxxxx, and each name in macros for its value. Lines that begin with # are comments.
+func Table(t *testing.T, name string, macros ...string) (rows [][]string) {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join("testdata", name))
 	if err != nil {
@@ -34,7 +36,7 @@ func Cases(t *testing.T, name string, macros ...string) (rows [][]string) {
 			continue
 		}
 		var row []string
-		for field := range strings.SplitSeq(line, "\t") {
+		for field := range strings.SplitSeq(strings.ReplaceAll(line, " | ", "\t"), "\t") {
 			text, err := strconv.Unquote(`"` + strings.ReplaceAll(field, `"`, `\"`) + `"`)
 			if err != nil {
 				t.Fatalf("%s: %s: %v", name, field, err)
@@ -44,4 +46,18 @@ func Cases(t *testing.T, name string, macros ...string) (rows [][]string) {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// Each calls f with 0 to n-1, sixteen calls at a time.
+func Each(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range 16 {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(n); i = next.Add(1) {
+				f(int(i - 1))
+			}
+		})
+	}
+	wg.Wait()
 }

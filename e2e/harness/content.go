@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/md5"
 	"encoding/base64"
 	"encoding/binary"
@@ -11,7 +12,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,14 +22,8 @@ var OtherPicture = []byte("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x
 
 // Large returns size bytes that begin like a PNG.
 func Large(size int64) io.Reader {
-	return io.MultiReader(bytes.NewReader(Cat), io.LimitReader(Zeros{}, size-int64(len(Cat))))
+	return io.MultiReader(bytes.NewReader(Cat), bytes.NewReader(make([]byte, size-int64(len(Cat)))))
 }
-
-// Zeros is an endless reader of zero bytes.
-type Zeros struct{}
-
-// Read implements [io.Reader].
-func (Zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // MD5 returns the digest of b as the header Content-MD5 has it.
 func MD5(b []byte) string {
@@ -37,20 +31,14 @@ func MD5(b []byte) string {
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// SameContent returns an error that says where got differs from want.
+// SameContent returns an error if got differs from want.
 func SameContent(got, want io.Reader) error {
-	a, b := make([]byte, 1<<20), make([]byte, 1<<20)
-	for at := 0; ; {
-		n, errA := io.ReadFull(got, a)
-		m, errB := io.ReadFull(want, b)
-		if n != m || !bytes.Equal(a[:n], b[:m]) {
-			return fmt.Errorf("they differ behind byte %d (%d and %d more; %w)", at, n, m, errors.Join(errA, errB))
-		}
-		if errA != nil || errB != nil {
-			return nil
-		}
-		at += n
+	a, errA := io.ReadAll(got)
+	b, errB := io.ReadAll(want)
+	if errA != nil || errB != nil || !bytes.Equal(a, b) {
+		return fmt.Errorf("the contents of %d and %d bytes differ; %w", len(a), len(b), errors.Join(errA, errB))
 	}
+	return nil
 }
 
 // LargeSize is the size of a picture that the signer stores as two blocks.
@@ -82,13 +70,8 @@ func PNG(width, height uint32) []byte {
 // Pixel returns a picture of one pixel. mediaType is one of the default ACCEPTED_TYPES.
 func Pixel(t *testing.T, mediaType string) []byte {
 	t.Helper()
-	name := map[string]string{
-		"image/jpeg": "jpg", "image/png": "png", "image/gif": "gif", "image/webp": "webp",
-		"image/avif": "avif",
-	}[mediaType]
-	if name == "" {
-		name = "heic"
-	}
+	names := map[string]string{"jpeg": "jpg", "png": "png", "gif": "gif", "webp": "webp", "avif": "avif"}
+	name := cmp.Or(names[strings.TrimPrefix(mediaType, "image/")], "heic")
 	content, err := os.ReadFile(Root("shared", "picture", "testdata", "pixel."+name))
 	if err != nil {
 		t.Fatal(err)
@@ -98,27 +81,6 @@ func Pixel(t *testing.T, mediaType string) []byte {
 		content = Branded(content, major, major)
 	}
 	return content
-}
-
-// Table returns the fields of each line of a file in testdata, which are separated by " | ". It skips empty lines and comments.
-// words are names and the values that replace them.
-func Table(t *testing.T, name string, words ...string) (rows [][]string) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	replacer := strings.NewReplacer(append(words, `\r\n`, "\r\n")...)
-	for line := range strings.Lines(string(text)) {
-		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-			fields := strings.Split(line, " | ")
-			for i, field := range fields {
-				fields[i] = replacer.Replace(field)
-			}
-			rows = append(rows, fields)
-		}
-	}
-	return rows
 }
 
 // OneBlob is the size of the largest picture that the signer stores with one request.
@@ -132,6 +94,3 @@ func Random(n int, seed uint64) []byte {
 	copy(b, Cat[:64])
 	return b
 }
-
-// Chunked hides the length of a body.
-type Chunked struct{ io.Reader }

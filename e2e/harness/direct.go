@@ -1,15 +1,11 @@
 package harness
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/xml"
 	"fmt"
-	"io"
-	"maps"
-	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,49 +35,32 @@ func NewUploadSession(t *testing.T, sys *stack.System, user string, size int64) 
 func Stage(t *testing.T, sys *stack.System, user string, content []byte) UploadSession {
 	t.Helper()
 	k := NewUploadSession(t, sys, user, int64(len(content)))
-	k.Send(t, bytes.NewReader(content), int64(len(content)))
+	k.Send(t, content)
 	return k
 }
 
-// SendToStorage sends a request with a body of size bytes to an upload URL.
-func SendToStorage(t *testing.T, method, target string, header http.Header, body io.Reader, size int64) Response {
-	t.Helper()
-	req := request(t, method, target, body, nil)
-	maps.Copy(req.Header, header)
-	req.ContentLength = size
-	return RoundTrip(t, Client(), req)
-}
-
 // Send uploads content with one request, or as blocks if the session has a block size.
-func (k UploadSession) Send(t *testing.T, content io.Reader, size int64) {
+func (k UploadSession) Send(t *testing.T, content []byte) {
 	t.Helper()
-	if k.BlockSize == 0 {
-		SendToStorage(t, "PUT", k.URL, http.Header{"X-Ms-Blob-Type": {"BlockBlob"}}, content, size).Want(t, 201)
+	if k.BlockSize != 0 {
+		k.SendBlocks(t, content, len(content))
 		return
 	}
-	k.SendBlocks(t, content, size, size)
+	Send(t, "PUT", k.URL, string(content), "X-Ms-Blob-Type", "BlockBlob").Want(t, 201)
 }
 
-// SendBlocks uploads the first bytes of content as blocks, and commits a list of all blocks of size, the rest of which
-// must be in storage.
-func (k UploadSession) SendBlocks(t *testing.T, content io.Reader, first, size int64) {
+// SendBlocks uploads the first n blocks of content, and commits a list of all blocks, the rest of which must be in storage.
+func (k UploadSession) SendBlocks(t *testing.T, content []byte, n int) {
 	t.Helper()
-	list := struct {
-		XMLName xml.Name `xml:"BlockList"`
-		Latest  []string
-	}{}
-	for sent := int64(0); sent < size; sent += k.BlockSize {
-		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", len(list.Latest)))
-		if n := min(k.BlockSize, size-sent); sent < first {
-			SendToStorage(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), nil, io.LimitReader(content, n), n).Want(t, 201)
+	list, count := "", 0
+	for block := range slices.Chunk(content, int(k.BlockSize)) {
+		id := base64.StdEncoding.EncodeToString(fmt.Appendf(nil, "%08d", count))
+		if count++; count <= n {
+			Send(t, "PUT", k.URL+"&comp=block&blockid="+url.QueryEscape(id), string(block)).Want(t, 201)
 		}
-		list.Latest = append(list.Latest, id)
+		list += "<Latest>" + id + "</Latest>"
 	}
-	body, err := xml.Marshal(list)
-	if err != nil {
-		t.Fatal(err)
-	}
-	SendToStorage(t, "PUT", k.URL+"&comp=blocklist", nil, bytes.NewReader(body), int64(len(body))).Want(t, 201)
+	Send(t, "PUT", k.URL+"&comp=blocklist", "<BlockList>"+list+"</BlockList>").Want(t, 201)
 }
 
 // BlobName returns the name of the staged blob.

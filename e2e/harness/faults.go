@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,20 +21,6 @@ import (
 
 	"cats.example/local/stack"
 )
-
-// Respond responds with status and body.
-func Respond(status int, body string) Fault {
-	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
-		_, _ = io.Copy(io.Discard, r.Body)
-		w.WriteHeader(status)
-		_, _ = io.WriteString(w, body)
-	}
-}
-
-// Problem responds with a problem document. fields are more JSON fields, such as `,"outcome":"unknown"`.
-func Problem(status int, code, fields string) Fault {
-	return Respond(status, fmt.Sprintf(`{"title":"x","status":%d,"detail":"why","code":%q%s}`, status, code, fields))
-}
 
 // ParseFaults parses faults that are separated by "then"; "none" is no fault.
 func ParseFaults(t *testing.T, text string) (faults []Fault) {
@@ -55,19 +42,23 @@ func ParseFault(t *testing.T, text string) Fault {
 	status, _ := strconv.Atoi(next)
 	switch word {
 	case "drop":
-		return Drop
+		return Done(Abort)
 	case "abort":
 		return Abort
 	case "cutoff":
 		return CutOff
 	case "respond":
-		return Respond(status, more)
+		return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, more)
+		}
 	case "problem":
 		code, outcome, found := strings.Cut(more, " ")
 		if found {
 			outcome = `,"outcome":` + outcome
 		}
-		return Problem(status, code, outcome)
+		return ParseFault(t, fmt.Sprintf(`respond %d {"title":"x","status":%d,"detail":"why","code":%q%s}`, status, status, code, outcome))
 	case "wait":
 		f := ParseFault(t, more)
 		return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
@@ -221,6 +212,11 @@ func Reset(w http.ResponseWriter, r *http.Request, _ http.Handler) {
 
 // Done carries out the request and injects then in place of the response.
 func Done(then Fault) Fault {
+	return withResponse(func(w http.ResponseWriter, r *http.Request, _ *httptest.ResponseRecorder) { then(w, r, nil) })
+}
+
+// withResponse carries out the request and calls then with the response.
+func withResponse(then func(http.ResponseWriter, *http.Request, *httptest.ResponseRecorder)) Fault {
 	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 		// If a handler panics or hijacks the connection while ReverseProxy still reads the body, as it does after an early response,
 		// net/http can wait for the client forever: at the end of the body, connReader.startBackgroundRead clears the deadline with
@@ -230,10 +226,19 @@ func Done(then Fault) Fault {
 			panic(http.ErrAbortHandler)
 		}
 		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-		healthy.ServeHTTP(httptest.NewRecorder(), r)
+		r.Header.Del("Expect") // the recorder would keep 100 Continue as the response
+		recorded := httptest.NewRecorder()
+		healthy.ServeHTTP(recorded, r)
 		r.Body, r.ContentLength = http.NoBody, 0
-		then(w, r, healthy)
+		then(w, r, recorded)
 	}
+}
+
+// replay responds with a recorded response.
+func replay(w http.ResponseWriter, recorded *httptest.ResponseRecorder) {
+	maps.Copy(w.Header(), recorded.Header())
+	w.WriteHeader(recorded.Code)
+	_, _ = w.Write(recorded.Body.Bytes())
 }
 
 // LoseResponse carries out the request and then resets the connection.
@@ -267,9 +272,6 @@ func FaultProxy(t *testing.T, to string, fault Fault) string {
 
 // Abort closes the connection without a response.
 func Abort(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) }
-
-// Drop carries out the request and closes the connection without a response.
-func Drop(w http.ResponseWriter, r *http.Request, healthy http.Handler) { Done(Abort)(w, r, healthy) }
 
 // Gate is a FaultProxy whose fault can change.
 type Gate struct {
@@ -313,21 +315,13 @@ func (v *Gate) Hold(t *testing.T, method string) (asked <-chan struct{}, goOn fu
 	var once sync.Once
 	goOn = sync.OnceFunc(func() { close(opened) })
 	t.Cleanup(goOn)
-	v.Set(method, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
-		healthy.ServeHTTP(&pendingResponse{ResponseWriter: w, hold: func() { once.Do(func() { close(first) }); <-opened }}, r)
-	})
+	v.Set(method, withResponse(func(w http.ResponseWriter, _ *http.Request, recorded *httptest.ResponseRecorder) {
+		once.Do(func() { close(first) })
+		<-opened
+		replay(w, recorded)
+	}))
 	return first, goOn
 }
-
-// pendingResponse calls hold before it writes the header.
-type pendingResponse struct {
-	http.ResponseWriter
-	hold func()
-}
-
-func (l *pendingResponse) WriteHeader(status int) { l.hold(); l.ResponseWriter.WriteHeader(status) }
-
-func (l *pendingResponse) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
 // InTurn injects faults into the first requests, one each. It counts the requests in asked, without those that spared selects.
 func InTurn(asked *atomic.Int64, faults []Fault, spared func(*http.Request) bool) Fault {
@@ -349,11 +343,10 @@ func Changes(r *http.Request) bool {
 
 // CRC64 adds the CRC64 sum to the responses to writes.
 func CRC64(sum string) Fault {
-	return func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
+	return withResponse(func(w http.ResponseWriter, r *http.Request, recorded *httptest.ResponseRecorder) {
 		if Changes(r) {
-			to := w
-			w = &pendingResponse{ResponseWriter: to, hold: func() { to.Header().Set("X-Ms-Content-Crc64", sum) }}
+			recorded.Header().Set("X-Ms-Content-Crc64", sum)
 		}
-		healthy.ServeHTTP(w, r)
-	}
+		replay(w, recorded)
+	})
 }

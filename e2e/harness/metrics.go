@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"bytes"
 	"net/http"
 	"strconv"
 	"strings"
@@ -40,26 +39,25 @@ func ResourcesOf(t *testing.T, ops string, live bool) []float64 {
 	return values
 }
 
+func metrics(t *testing.T, base string) string {
+	t.Helper()
+	return string(Do(t, http.MethodGet, base+"/metrics", "", nil).Want(t, http.StatusOK).Body)
+}
+
 // Series returns the value of a series, 0 if it is absent.
 func Series(t *testing.T, base, series string) float64 {
 	t.Helper()
-	for line := range strings.Lines(string(Do(t, http.MethodGet, base+"/metrics", "", nil).Want(t, http.StatusOK).Body)) {
-		if value, ok := strings.CutPrefix(line, series+" "); ok {
-			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-	}
-	return 0
+	_, value, _ := strings.Cut("\n"+metrics(t, base), "\n"+series+" ")
+	value, _, _ = strings.Cut(value, "\n")
+	n, _ := strconv.ParseFloat(value, 64)
+	return n
 }
 
 // Families returns the metrics at the ops URL base by name.
 func Families(t *testing.T, base string) map[string]*dto.MetricFamily {
 	t.Helper()
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(bytes.NewReader(Do(t, http.MethodGet, base+"/metrics", "", nil).Want(t, http.StatusOK).Body))
+	families, err := parser.TextToMetricFamilies(strings.NewReader(metrics(t, base)))
 	if err != nil {
 		t.Fatal(err)
 	}

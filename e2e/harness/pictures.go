@@ -2,7 +2,6 @@ package harness
 
 import (
 	"bytes"
-	"mime/multipart"
 	"net/http"
 	"slices"
 	"strings"
@@ -16,19 +15,8 @@ import (
 // Form returns a form with content as the field "file".
 func Form(t *testing.T, content []byte) (contentType string, body []byte) {
 	t.Helper()
-	var b bytes.Buffer
-	w := multipart.NewWriter(&b)
-	p, err := w.CreateFormFile("file", "cat.png")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Write(content); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return w.FormDataContentType(), b.Bytes()
+	part := FormField("name=\"file\"; filename=\"cat.png\"\r\nContent-Type: image/png", string(content))
+	return FormType, []byte(part + LastBoundary)
 }
 
 // Link returns a signed URL for the picture of user. query is "" or one such as "?ttl=1m".
@@ -65,18 +53,9 @@ func BlobNames(t *testing.T, sys *stack.System, users ...string) []string {
 func SendAll(t *testing.T, sys *stack.System, user string, small, large []byte) (got [3]Response) {
 	t.Helper()
 	var wg sync.WaitGroup
-	for i, body := range [][]byte{nil, small, large} {
-		wg.Go(func() {
-			method := http.MethodPut
-			if body == nil {
-				method = http.MethodGet
-			}
-			a, err := Try(t.Context(), method, sys.URL+"/cat/"+user, "", bytes.NewReader(body))
-			if err != nil {
-				t.Error(err)
-			}
-			got[i] = a
-		})
+	at := "/cat/" + user
+	for i, k := range []Call{{Method: "GET", Target: at}, {Method: "PUT", Target: at, Body: small}, {Method: "PUT", Target: at, Body: large}} {
+		wg.Go(func() { got[i] = k.Do(t, sys) })
 	}
 	wg.Wait()
 	if t.Failed() {

