@@ -31,6 +31,9 @@ func New(options Options, deps Dependencies) http.Handler {
 	routes := routes(newHandlers(options, deps), m)
 	for _, path := range slices.Sorted(maps.Keys(routes)) {
 		r.Handle(path, deps.Requests.Route(path, m.enforceLimits(routes[path].serve)))
+		if path != "/" {
+			r.Handle(path+"/", deps.Requests.Route(path, m.enforceLimits(redirectWithoutSlash)))
+		}
 	}
 	r.NotFoundHandler = deps.Requests.Route("other", m.enforceLimits(func(http.ResponseWriter, *http.Request) error { return errNoRoute }))
 	return m.securityHeaders(r)
@@ -119,6 +122,14 @@ func (res resource) serve(w http.ResponseWriter, r *http.Request) error {
 		return errMethodNotAllowed.WithDetail(fmt.Sprintf("this resource supports only %s", allow))
 	}
 	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// redirectWithoutSlash redirects "/service/" to "/service". The path begins with a route, so it cannot lead to another host.
+func redirectWithoutSlash(w http.ResponseWriter, r *http.Request) error {
+	u := url.URL{Path: strings.TrimSuffix(r.URL.Path, "/"), RawPath: strings.TrimSuffix(r.URL.RawPath, "/"), RawQuery: r.URL.RawQuery}
+	w.Header().Set("Location", u.String())
+	w.WriteHeader(http.StatusTemporaryRedirect)
 	return nil
 }
 

@@ -289,3 +289,14 @@ func counters(t *testing.T, reg *prometheus.Registry, names ...string) map[strin
 	}
 	return values
 }
+
+func TestTrailingSlashesAreRedirected(t *testing.T) {
+	a := newAPI(t)
+	for path, want := range map[string]string{
+		"/service/": "/service", "/cat/Davyd/": "/cat/Davyd", "/cat/a%2Fb/?ttl=1m": "/cat/a%2Fb?ttl=1m", "/cat/a%20b/picture/": "/cat/a%20b/picture",
+	} {
+		if rec := a.send("POST", path, nil); rec.Code != 307 || rec.Header().Get("Location") != want {
+			t.Errorf("%s: %d to %q; want %q", path, rec.Code, rec.Header().Get("Location"), want)
+		}
+	}
+}

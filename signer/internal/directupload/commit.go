@@ -45,8 +45,7 @@ func (u *Uploads) CommitUpload(ctx context.Context, user signerapi.User, id stri
 	if err := u.Storage.Available(ctx, name); err != nil {
 		return signerapi.Info{}, err
 	}
-	c := commit{Uploads: u, user: user, name: name, wanted: opts}
-	return c.run(ctx, s.size)
+	return commit{Uploads: u, user: user, name: name, wanted: opts}.run(ctx, s.size)
 }
 
 // commit is one CommitUpload.

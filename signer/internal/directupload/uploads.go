@@ -81,7 +81,7 @@ func New(opts Options, log *slog.Logger, reg prometheus.Registerer) *Uploads {
 }
 
 // StartUpload implements [signerapi.Signer].
-func (u *Uploads) StartUpload(_ context.Context, user signerapi.User, size int64) (signerapi.UploadSession, error) {
+func (u *Uploads) StartUpload(_ context.Context, user signerapi.User, size int64) (started signerapi.UploadSession, err error) {
 	switch {
 	case u.MaxDirectUploadSize == 0:
 		return signerapi.UploadSession{}, apierror.ErrTooLarge.WithDetail("direct uploads are off")
@@ -91,7 +91,7 @@ func (u *Uploads) StartUpload(_ context.Context, user signerapi.User, size int64
 		return signerapi.UploadSession{}, apierror.ErrEmpty
 	}
 	s := newSession(time.Now(), size)
-	started := signerapi.UploadSession{ID: s.id, ExpiresAt: s.end}
+	started.ID, started.ExpiresAt = s.id, s.end
 	// Blocks need the permission to write, with which the client can upload them again. A blob that is uploaded with one request
 	// needs only the permission to create it: the client cannot change it afterwards. No upload URL permits to read the blob,
 	// whose content is not checked yet.
@@ -100,12 +100,8 @@ func (u *Uploads) StartUpload(_ context.Context, user signerapi.User, size int64
 		permissions = sas.BlobPermissions{Write: true}
 		started.BlockSize = blockSize
 	}
-	var err error
 	started.URL, err = u.Keys.UploadURL(s.blobName(user), permissions, s.end)
-	if err != nil {
-		return signerapi.UploadSession{}, err
-	}
-	return started, nil
+	return started, err
 }
 
 // stagedPrefix begins the name of every staged blob. The name has two slashes, and a picture's blob always has one. So an upload
