@@ -226,15 +226,11 @@ func TestCatsExitCodes(t *testing.T) {
 		}
 		s.cats(command[1:]...).want(t, code, row[1:]...)
 	}
-	docs, err := os.ReadFile(harness.Root("docs", "cats.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	harness.WantPicture(t, sys, "mia", harness.Cat)
 	help, _, _ := strings.Cut(s.cats("--help").want(t, 0).out, "Usage:")
 	for code := range 8 {
-		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) || !bytes.Contains(docs, fmt.Appendf(nil, "\n| %d | ", code)) {
-			t.Errorf("the exit code %d is not in the help, or not in docs/cats.md", code)
+		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) {
+			t.Errorf("the exit code %d is not in the help", code)
 		}
 	}
 

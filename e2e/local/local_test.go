@@ -108,14 +108,8 @@ func (l *localStack) start(t *testing.T, last string) *localStack {
 		close(l.ended)
 	}()
 	t.Cleanup(func() {
-		select {
-		case <-l.ended:
-		default:
-			_ = l.Process.Signal(syscall.SIGTERM)
-			if err := l.end(t); err != nil {
-				t.Errorf("stopping: %v\n%s", err, l.text())
-			}
-		}
+		_ = l.Process.Signal(syscall.SIGTERM)
+		_ = l.end(t)
 	})
 	return l
 }
