@@ -1,3 +1,4 @@
+// Package cats tests the command cats.
 package cats
 
 import (
@@ -20,6 +21,8 @@ import (
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // shell runs the command cats in a directory of its own.
 type shell struct {

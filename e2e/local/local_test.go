@@ -1,3 +1,4 @@
+// Package local tests the local stack of make run, and the account that it serves.
 package local
 
 import (
@@ -20,6 +21,8 @@ import (
 
 	"cats.example/e2e/harness"
 )
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // buildEnv makes builds independent of the folder, so that bin/local finds the programs of localBinaries up to date.
 var buildEnv = append(os.Environ(), "GOFLAGS=-trimpath -buildvcs=false", "GOWORK=off")

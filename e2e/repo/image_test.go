@@ -24,14 +24,6 @@ COPY --from=build /PROGRAM /PROGRAM
 USER [1-9]\d*:[1-9]\d*
 (EXPOSE .*\n)?ENTRYPOINT \["/PROGRAM"\]\n$`
 
-// stages returns the build stage and the last stage of a Dockerfile.
-func stages(t *testing.T, file string) (build, last string) {
-	t.Helper()
-	text := read(t, harness.Root(file))
-	at := strings.LastIndex(text, "\nFROM ")
-	return text[:at+1], text[at+1:]
-}
-
 // build runs a build stage and returns the folder that takes the place of the image's root.
 func build(t *testing.T, stage string) string {
 	t.Helper()
@@ -52,7 +44,9 @@ func TestDockerfilesBuildReproducibleImages(t *testing.T) {
 	for name, file := range dockerfiles {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			stage, last := stages(t, file)
+			text := read(t, harness.Root(file))
+			at := strings.LastIndex(text, "\nFROM ") + 1
+			stage, last := text[:at], text[at:]
 			if !regexp.MustCompile(strings.ReplaceAll(image, "PROGRAM", name)).MatchString(last) {
 				t.Errorf("the image is\n%s", last)
 			}
