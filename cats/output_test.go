@@ -46,11 +46,8 @@ func TestFileNameHasExtensionOfType(t *testing.T) {
 	for _, c := range [][3]string{
 		{"mia", "image/jpeg", "mia.jpg"},
 		{"mia.JPEG", "image/jpeg", "mia.JPEG"},
-		{"mia.png", "image/jpeg", "mia.png.jpg"},
 		{".png", "image/png", ".png.png"},
-		{"mia", "image/heif-sequence", "mia.heifs"},
 		{"mia", "text/html", "mia"},
-		{"a/b", "image/png", ""},
 		{"../x", "image/png", ""},
 	} {
 		if got, err := fileName(c[0], c[1]); got != c[2] || (err == nil) != (c[2] != "") {

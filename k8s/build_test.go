@@ -2,22 +2,25 @@
 package k8s
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmespath/go-jmespath"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/kustomize/api/krusty"
-	"sigs.k8s.io/kustomize/api/resource"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
@@ -88,8 +91,9 @@ func (f tree) switchOn(components string) tree {
 
 // manifests are the objects of an overlay.
 type manifests struct {
-	objects []runtime.Object     // without custom resources
-	all     []*resource.Resource // with custom resources
+	pods     []*corev1.PodTemplateSpec
+	policy   networkingv1.NetworkPolicySpec
+	document any // see wantRules
 }
 
 // build builds an overlay.
@@ -110,8 +114,13 @@ func build(path string) (m manifests, err error) {
 	if err != nil {
 		return m, err
 	}
-	m.all = built.Resources()
-	for _, r := range m.all {
+	document, settings := map[string]any{"objects": built.Resources()}, map[string]map[string]string{}
+	for _, r := range built.Resources() {
+		kind, _ := document[r.GetKind()].(map[string]any)
+		if kind == nil {
+			kind = map[string]any{}
+		}
+		kind[r.GetName()], document[r.GetKind()] = r, kind
 		if r.GetGvk().Group == "monitoring.coreos.com" {
 			continue
 		}
@@ -119,14 +128,39 @@ func build(path string) (m manifests, err error) {
 		if err != nil {
 			return m, fmt.Errorf("%s: %w", r.CurId(), err)
 		}
-		m.objects = append(m.objects, object)
+		switch o := object.(type) {
+		case *corev1.ConfigMap:
+			settings[o.Name] = o.Data
+		case *networkingv1.NetworkPolicy:
+			m.policy = o.Spec
+		case *appsv1.Deployment:
+			m.pods = append(m.pods, &o.Spec.Template)
+			if o.Name == "cats-api" {
+				document["pod"] = o.Spec.Template
+			}
+		}
 	}
-	return m, nil
+	pod := document["pod"].(corev1.PodTemplateSpec).Spec
+	environment := map[string]any{}
+	for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+		values := map[string]string{}
+		for _, from := range c.EnvFrom {
+			maps.Copy(values, settings[from.ConfigMapRef.Name])
+		}
+		for _, e := range c.Env {
+			values[e.Name] = e.Value
+		}
+		document[c.Name], environment[c.Name] = c, values
+	}
+	document["environment"] = environment
+	text, err := json.Marshal(document)
+	return m, errors.Join(err, json.Unmarshal(text, &m.document))
 }
 
 var builtVariants map[string]manifests
 
-// variants returns the two overlays, and the aks overlay with each component and with all. Tests must not change them.
+// variants returns the two overlays, also with authentication, and the aks overlay with each component and with all. Tests must not
+// change them.
 func variants(t *testing.T) map[string]manifests {
 	t.Helper()
 	if builtVariants != nil {
@@ -138,64 +172,43 @@ func variants(t *testing.T) map[string]manifests {
 		t.Fatalf("the components are %q, %v", components, err)
 	}
 	for _, c := range components {
-		all["aks with "+filepath.Base(c)] = filled(t).switchOn(filepath.Base(c)).build(aks)
+		f := filled(t).switchOn(filepath.Base(c))
+		if filepath.Base(c) == "authentication" {
+			f.edit(settings, "(?m)^ANONYMOUS_ACCESS=", "# $0")
+		}
+		all["aks with "+filepath.Base(c)] = f.build(aks)
 	}
-	all["aks with everything"] = filled(t).switchOn(".*").build(aks)
+	f := filled(t).switchOn(".*")
+	all["aks with everything"] = f.build(aks)
+	f.edit(emulator+"/kustomization.yaml", "(?m)^resources:$", "components: [../../components/authentication]\n$0")
+	all["emulator with authentication"] = f.build(emulator)
 	builtVariants = all
 	return all
 }
 
-// with reports whether a variant has a component.
-func with(variant, component string) bool {
-	return strings.HasSuffix(variant, " "+component) || strings.HasSuffix(variant, " everything")
-}
-
-// find returns the only object of type T whose name begins with prefix.
-func find[T runtime.Object](t *testing.T, m manifests, prefix string) T {
+// wantRules checks the rules of testdata/rules/NAME.txt. A rule is a JMESPath expression and its value. The names in expressions are
+// objects (all of them), KIND."NAME" (an object), and of the Deployment cats-api: pod (its template), the names of its containers, and
+// environment.CONTAINER (all variables). "variants: PATTERN" limits the rules below it.
+func (m manifests) wantRules(t *testing.T, variant, name string) {
 	t.Helper()
-	var found []T
-	for _, o := range m.objects {
-		if typed, is := o.(T); is && strings.HasPrefix(o.(metav1.Object).GetName(), prefix) {
-			found = append(found, typed)
+	limit := regexp.MustCompile("")
+	for line := range strings.Lines(read(t, "testdata/rules/"+name+".txt")) {
+		line = strings.TrimSpace(line)
+		if pattern, ok := strings.CutPrefix(line, "variants: "); ok {
+			limit = regexp.MustCompile(pattern)
+			continue
 		}
-	}
-	if len(found) != 1 {
-		t.Fatalf("%d objects of type %T; want 1", len(found), *new(T))
-	}
-	return found[0]
-}
-
-// template returns the pod template of cats-api.
-func (m manifests) template(t *testing.T) corev1.PodTemplateSpec {
-	t.Helper()
-	return find[*appsv1.Deployment](t, m, "cats-api").Spec.Template
-}
-
-func (m manifests) containers(t *testing.T) (signer, frontend corev1.Container) {
-	t.Helper()
-	pod := m.template(t).Spec
-	return pod.InitContainers[len(pod.InitContainers)-1], pod.Containers[0]
-}
-
-// environment returns the variables of a container of cats-api.
-func (m manifests) environment(t *testing.T, c corev1.Container) map[string]string {
-	t.Helper()
-	values := map[string]string{}
-	for _, from := range c.EnvFrom {
-		maps.Copy(values, find[*corev1.ConfigMap](t, m, from.ConfigMapRef.Name).Data)
-	}
-	for _, e := range c.Env {
-		values[e.Name] = e.Value
-	}
-	return values
-}
-
-// want reports each rule that a variant does not keep.
-func want(t *testing.T, variant string, rules map[string]bool) {
-	t.Helper()
-	for rule, kept := range rules {
-		if !kept {
-			t.Errorf("%s: want that %s", variant, rule)
+		if line == "" || line[0] == '#' || !limit.MatchString(variant) {
+			continue
+		}
+		expression, value, _ := strings.Cut(line, " => ")
+		var want any
+		if err := json.Unmarshal([]byte(value), &want); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		got, err := jmespath.Search(expression, m.document)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %s: %v\n%s", variant, expression, err, diff)
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package k8s
 
 import (
+	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"os/exec"
@@ -11,30 +13,21 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"sigs.k8s.io/yaml"
+	"github.com/jmespath/go-jmespath"
 )
 
 type rule struct {
 	Record, Alert, Expr string
-	Labels, Annotations map[string]string
+	Annotations         map[string]string
 }
 
 // rules returns the rules of the component monitoring.
 func rules(t *testing.T) (all []rule) {
 	t.Helper()
-	for _, r := range variants(t)["aks with monitoring"].all {
-		var object struct {
-			Spec struct{ Groups []struct{ Rules []rule } }
-		}
-		if r.GetKind() != "PrometheusRule" {
-			continue
-		}
-		if err := yaml.Unmarshal([]byte(r.MustYaml()), &object); err != nil {
-			t.Fatal(err)
-		}
-		for _, g := range object.Spec.Groups {
-			all = append(all, g.Rules...)
-		}
+	found, err := jmespath.Search(`PrometheusRule."cats-api".spec.groups[].rules[]`, variants(t)["aks with monitoring"].document)
+	text, jsonErr := json.Marshal(found)
+	if err := errors.Join(err, jsonErr, json.Unmarshal(text, &all)); err != nil {
+		t.Fatal(err)
 	}
 	return all
 }
@@ -124,26 +117,10 @@ func TestObjectiveWindowsDifferOnlyInLength(t *testing.T) {
 	}
 }
 
-func TestAlertsLinkToTheRunbook(t *testing.T) {
-	guide := read(t, "../docs/operations.md")
-	for _, r := range rules(t) {
-		if r.Alert == "" {
-			continue
-		}
-		link := "https://github.com/OWNER/cats-api/blob/v1.0.0/docs/operations.md#" + strings.ToLower(r.Alert)
-		if !strings.Contains(guide, "\n### "+r.Alert+"\n") || r.Annotations["runbook_url"] != link {
-			t.Errorf("%s: docs/operations.md has no heading for it, or the link is %q", r.Alert, r.Annotations["runbook_url"])
-		}
-		if s := r.Labels["severity"]; s != "critical" && s != "warning" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
-			t.Errorf("%s: severity %q, annotations %q", r.Alert, s, r.Annotations)
-		}
-	}
-}
-
 // Tests in e2e compare docs/reference/metrics.md with the metrics of both containers, and send each query of the dashboard and each
 // recorded one to a Prometheus.
-func TestAlertsUseExistingMetrics(t *testing.T) {
-	known := read(t, "../docs/reference/metrics.md")
+func TestAlertsUseExistingMetricsAndLinkToTheRunbook(t *testing.T) {
+	guide, known := read(t, "../docs/operations.md"), read(t, "../docs/reference/metrics.md")
 	for _, r := range rules(t) {
 		known += "`" + r.Record + "`"
 	}
@@ -153,6 +130,15 @@ func TestAlertsUseExistingMetrics(t *testing.T) {
 			if !strings.Contains(known, "`"+name+"`") && !strings.Contains(known, "`"+suffix.ReplaceAllString(name, "")+"`") {
 				t.Errorf("%s: there is no metric %s", r.Alert, name)
 			}
+		}
+		for _, job := range regexp.MustCompile(`job="[^"]*"`).FindAllString(r.Expr, -1) {
+			if job != `job="cats-api/cats-api"` {
+				t.Errorf("%s selects the job %q", r.Alert, job)
+			}
+		}
+		link := "https://github.com/OWNER/cats-api/blob/v1.0.0/docs/operations.md#" + strings.ToLower(r.Alert)
+		if r.Alert != "" && (!strings.Contains(guide, "\n### "+r.Alert+"\n") || r.Annotations["runbook_url"] != link) {
+			t.Errorf("%s: docs/operations.md has no heading for it, or the link is %q", r.Alert, r.Annotations["runbook_url"])
 		}
 	}
 }
@@ -171,23 +157,13 @@ func TestDashboardSelectsTheNamespace(t *testing.T) {
 
 // The operator names a PodMonitor's job NAMESPACE/NAME. The job of scrape_configs.yaml has the same name, which the rules select.
 func TestBothScrapeConfigsSelectTheSamePods(t *testing.T) {
-	const name, instance, job = "app.kubernetes.io/name", "app.kubernetes.io/instance", "cats-api/cats-api"
-	for path, lines := range map[string][]string{
-		"components/monitoring/podmonitor.yaml":     {"name: cats-api", name + ": cats-api", instance + ": cats-api", "- port: frontend-ops", "- port: signer-ops"},
-		"components/monitoring/scrape_configs.yaml": {"job_name: " + job, "label: " + name + "=cats-api," + instance + "=cats-api", "(frontend|signer)-ops"},
-		"base/deployment.yaml":                      {"- name: frontend-ops", "- name: signer-ops"},
+	variants(t)["aks with monitoring"].wantRules(t, "", "monitoring")
+	config := read(t, "components/monitoring/scrape_configs.yaml")
+	for _, line := range []string{
+		"job_name: cats-api/cats-api", "label: app.kubernetes.io/name=cats-api,app.kubernetes.io/instance=cats-api", "(frontend|signer)-ops",
 	} {
-		for _, line := range lines {
-			if !strings.Contains(read(t, path), " "+line) {
-				t.Errorf("%s has no %q", path, line)
-			}
-		}
-	}
-	for _, r := range rules(t) {
-		for _, selected := range regexp.MustCompile(`job="([^"]*)"`).FindAllStringSubmatch(r.Expr, -1) {
-			if selected[1] != job {
-				t.Errorf("%s selects the job %q", r.Alert, selected[1])
-			}
+		if !strings.Contains(config, " "+line) {
+			t.Errorf("scrape_configs.yaml has no %q", line)
 		}
 	}
 }

@@ -1,3 +1,4 @@
+// Package cats tests the command cats.
 package cats
 
 import (
@@ -20,6 +21,8 @@ import (
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
 )
+
+func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // shell runs the command cats in a directory of its own.
 type shell struct {
@@ -226,15 +229,11 @@ func TestCatsExitCodes(t *testing.T) {
 		}
 		s.cats(command[1:]...).want(t, code, row[1:]...)
 	}
-	docs, err := os.ReadFile(harness.Root("docs", "cats.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	harness.WantPicture(t, sys, "mia", harness.Cat)
 	help, _, _ := strings.Cut(s.cats("--help").want(t, 0).out, "Usage:")
 	for code := range 8 {
-		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) || !bytes.Contains(docs, fmt.Appendf(nil, "\n| %d | ", code)) {
-			t.Errorf("the exit code %d is not in the help, or not in docs/cats.md", code)
+		if !strings.Contains(help, fmt.Sprintf("\n  %d  ", code)) {
+			t.Errorf("the exit code %d is not in the help", code)
 		}
 	}
 

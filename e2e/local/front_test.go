@@ -91,21 +91,10 @@ func TestStorageFrontServesSignedURLsAlone(t *testing.T) {
 		}
 	}
 
-	a = harness.Send(t, "GET", st.FrontURL+list, "", "Authorization", bearer).Want(t, 403)
-	var answer struct{ Code, Message string }
-	err = xml.Unmarshal(a.Body, &answer)
-	if err != nil || answer.Code != "AuthenticationFailed" || !strings.Contains(answer.Message, "GET /cat/{user}") {
-		t.Errorf("the response is %s", a.Body)
-	}
 	if got := harness.Send(t, "GET", picture, "", "Authorization", bearer).Want(t, 200).Body; !bytes.Equal(got, harness.Cat) {
 		t.Error("a signed URL returns another picture")
 	}
 	k := harness.NewUploadSession(t, sys, "mia", int64(len(harness.OtherPicture)))
-	preflight := harness.Send(t, "OPTIONS", k.URL, "", "Origin", "http://localhost:8080", "Access-Control-Request-Method", "PUT",
-		"Access-Control-Request-Headers", "content-type,x-ms-blob-type").Want(t, 200)
-	if preflight.Header.Get("Access-Control-Allow-Origin") == "" {
-		t.Errorf("the preflight response is %v", preflight.Header)
-	}
 	// Azurite copies a blob of the same account without a signature of the source.
 	for _, source := range []string{st.Storage.URL + blob, st.FrontURL + blob, ""} {
 		for _, query := range []string{"", "&comp=block&blockid=AAAA"} {

@@ -3,12 +3,10 @@ package repo
 import (
 	"debug/buildinfo"
 	"debug/elf"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -25,14 +23,6 @@ const image = `^FROM gcr\.io/distroless/static-debian12:nonroot
 COPY --from=build /PROGRAM /PROGRAM
 USER [1-9]\d*:[1-9]\d*
 (EXPOSE .*\n)?ENTRYPOINT \["/PROGRAM"\]\n$`
-
-// stages returns the build stage and the last stage of a Dockerfile.
-func stages(t *testing.T, file string) (build, last string) {
-	t.Helper()
-	text := read(t, harness.Root(file))
-	at := strings.LastIndex(text, "\nFROM ")
-	return text[:at+1], text[at+1:]
-}
 
 // build runs a build stage and returns the folder that takes the place of the image's root.
 func build(t *testing.T, stage string) string {
@@ -54,7 +44,9 @@ func TestDockerfilesBuildReproducibleImages(t *testing.T) {
 	for name, file := range dockerfiles {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			stage, last := stages(t, file)
+			text := read(t, harness.Root(file))
+			at := strings.LastIndex(text, "\nFROM ") + 1
+			stage, last := text[:at], text[at:]
 			if !regexp.MustCompile(strings.ReplaceAll(image, "PROGRAM", name)).MatchString(last) {
 				t.Errorf("the image is\n%s", last)
 			}
@@ -70,9 +62,7 @@ func TestDockerfilesBuildReproducibleImages(t *testing.T) {
 			if err != nil || !strings.Contains(string(out), "v1.2.3-test") || !strings.Contains(string(out), "abc") {
 				t.Errorf("--version: %q, %v; want the version of the build", out, err)
 			}
-			if runtime.GOOS == "linux" {
-				wantStaticAndStripped(t, binary)
-			}
+			wantStaticAndStripped(t, binary)
 			wantLicenses(t, binary, filepath.Join(root, "licenses"))
 			if read(t, binary) != read(t, filepath.Join(build(t, stage), name)) {
 				t.Error("the second build, in another folder, differs")
@@ -98,7 +88,7 @@ func wantStaticAndStripped(t *testing.T, binary string) {
 	}
 }
 
-// wantLicenses checks that dir has the licenses of all linked modules and of Go, and no other files.
+// wantLicenses checks that dir has the licenses of all linked modules and of Go.
 func wantLicenses(t *testing.T, binary, dir string) {
 	t.Helper()
 	info, err := buildinfo.ReadFile(binary)
@@ -115,15 +105,5 @@ func wantLicenses(t *testing.T, binary, dir string) {
 		if found, err := filepath.Glob(filepath.Join(dir, m, "LICENSE*")); err != nil || len(found) == 0 {
 			t.Errorf("licenses/%s has no LICENSE: %v", m, err)
 		}
-	}
-	license := regexp.MustCompile(`^(LICENSE|NOTICE|PATENTS)`)
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && !license.MatchString(d.Name()) {
-			t.Errorf("%s is in the image", path)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }

@@ -1,11 +1,9 @@
 package repo
 
 import (
-	"maps"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -14,19 +12,6 @@ import (
 
 	"cats.example/e2e/harness"
 )
-
-// workflow has the fields of a GitHub workflow that the tests use.
-type workflow struct {
-	On          map[string]any `json:"true"` // YAML 1.1 reads the key on as true
-	Permissions map[string]string
-	Jobs        map[string]struct {
-		Permissions map[string]string
-		Steps       []struct {
-			Uses, Run string
-			With      map[string]any
-		}
-	}
-}
 
 // parse reads a YAML or JSON file.
 func parse[T any](t *testing.T, file string) (content T) {
@@ -37,192 +22,93 @@ func parse[T any](t *testing.T, file string) (content T) {
 	return content
 }
 
-func TestWorkflowsHaveLeastPrivilege(t *testing.T) {
-	reads := map[string]string{"contents": "read"}
-	want := map[string]map[string]string{ // by file and job; without a job for the whole workflow
-		"ci.yml ": reads, "ci.yml ci": nil, "ci.yml vulnerabilities": nil, "release.yml ": {}, "release.yml ci": reads,
-		"release.yml images": {"contents": "read", "packages": "write", "id-token": "write", "attestations": "write"},
-	}
-	got := map[string]map[string]string{}
-	for _, file := range glob(t, ".github/workflows/*") {
-		w, name := parse[workflow](t, file), filepath.Base(file)
-		got[name+" "] = w.Permissions
-		for id, job := range w.Jobs {
-			got[name+" "+id] = job.Permissions
-			for _, step := range job.Steps {
-				if strings.HasPrefix(step.Uses, "actions/checkout@") && step.With["persist-credentials"] != false {
-					t.Errorf("%s, %s: the checkout leaves its token to later steps", name, id)
-				}
-				if strings.Contains(step.Run, "${{") {
-					t.Errorf("%s, %s: an expression in a script: the name of a branch could be a command", name, id)
-				}
-			}
-		}
-		for event := range w.On {
-			if !slices.Contains([]string{"push", "pull_request", "schedule", "workflow_call"}, event) {
-				t.Errorf("%s runs on %s, which may run untrusted code with the repository's rights", name, event)
-			}
-		}
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("permissions (- want, + got):\n%s", diff)
-	}
-}
-
-// TestFilesPinVersions compares lines of files with patterns.
-func TestFilesPinVersions(t *testing.T) {
-	const version = `v?\d+\.\d+\.\d+`
-	programs := append(slices.Collect(maps.Values(dockerfiles)), "Makefile", ".ci/run", ".github/workflows/*", "local/stack/install.go")
-	for _, row := range []struct {
-		files            []string
-		lines, want, not string
-	}{
-		{[]string{".github/workflows/*"}, `uses: .*`, `uses: (actions/[\w-]+@[0-9a-f]{40} # ` + version + `|\./\.github/workflows/ci\.yml)`, ""},
-		{[]string{".github/workflows/*"}, `.*`, "", `secrets[.:]`},
-		{[]string{"k8s/*/*.yaml", "k8s/*/*/*.yaml"}, `image: *\S+`, `image: *(cats-api-\w+:dev|[\w./-]+:` + version + `|[\w./:-]+@sha256:[0-9a-f]{64})`, ""},
-		// Programs come from modules and lock files only.
-		{programs, `.*`, "", `@latest|go (install|run|get) [^\n]*@|\bnpx\b|npm"?,? "?(install|i)\b|pip3? install|curl [^\n]*\|`},
-		{[]string{"local/package.json"}, `.*ependencies.*`, "", `": "(\D|\d+(\.\d+)?")`},
-	} {
+func TestFilesKeepTheirRules(t *testing.T) {
+	for _, rule := range parse[[]struct {
+		Files, Text      []string
+		Parts, Want, Not string
+	}](t, "testdata/files.yaml") {
+		want, not := regexp.MustCompile("^(?:"+rule.Want+")$"), regexp.MustCompile(rule.Not)
 		total := 0
-		for _, file := range glob(t, row.files...) {
-			for _, line := range regexp.MustCompile(row.lines).FindAllString(read(t, file), -1) {
-				total++
-				if !regexp.MustCompile("^(?:"+row.want+")$").MatchString(line) && row.want != "" {
-					t.Errorf("%s: %q; want %s", file, line, row.want)
+		for _, file := range glob(t, rule.Files...) {
+			content := read(t, file)
+			for _, text := range rule.Text {
+				if !strings.Contains(content, text) {
+					t.Errorf("%s has no %q", file, text)
 				}
-				if row.not != "" && regexp.MustCompile(row.not).MatchString(line) {
-					t.Errorf("%s: %q; want no %s", file, line, row.not)
+			}
+			for _, part := range regexp.MustCompile(rule.Parts).FindAllString(content, -1) {
+				total++
+				if rule.Want != "" && !want.MatchString(part) || rule.Not != "" && not.MatchString(part) {
+					t.Errorf("%s: %q; want %q, not %q", file, part, rule.Want, rule.Not)
 				}
 			}
 		}
 		if total == 0 {
-			t.Errorf("%s have no line %s", row.files, row.lines)
+			t.Errorf("%s have no %s", rule.Files, rule.Parts)
 		}
 	}
 }
 
-func TestNpmPackagesArePinnedByHash(t *testing.T) {
-	lock := parse[struct {
-		Packages map[string]struct {
-			Version, Integrity, Resolved string
-			Link                         bool
-		}
-	}](t, harness.Root("local", "package-lock.json"))
-	for path, p := range lock.Packages {
-		elsewhere := p.Resolved != "" && !strings.HasPrefix(p.Resolved, "https://registry.npmjs.org/")
-		if path != "" && (!strings.HasPrefix(p.Integrity, "sha512-") || p.Version == "" || p.Link || elsewhere) {
-			t.Errorf("%s is not pinned by version and hash: %+v", path, p)
-		}
+func TestWorkflowsHaveLeastPrivilege(t *testing.T) {
+	type workflow struct {
+		On          any `json:"true"`
+		Permissions map[string]string
+		Jobs        map[string]struct{ Permissions map[string]string }
 	}
-	if len(lock.Packages) < 50 {
-		t.Errorf("%d packages in the lock file", len(lock.Packages))
+	got := map[string]workflow{}
+	for _, file := range glob(t, ".github/workflows/*") {
+		got[filepath.Base(file)] = parse[workflow](t, file)
+	}
+	if diff := cmp.Diff(parse[map[string]workflow](t, "testdata/workflows.yaml"), got); diff != "" {
+		t.Errorf("events and permissions (- want, + got):\n%s", diff)
 	}
 }
 
-func TestPushesAreCheckedForVulnerabilities(t *testing.T) {
-	ci := parse[workflow](t, harness.Root(".github", "workflows", "ci.yml"))
-	want := []string{"pull_request", "push", "schedule", "workflow_call"}
-	if got := slices.Sorted(maps.Keys(ci.On)); !slices.Equal(got, want) {
-		t.Errorf("ci.yml runs on %q", got)
+func TestEachModuleIsCheckedAndUpdated(t *testing.T) {
+	modules := regexp.MustCompile(`(?m)^\t\./(\w+)$`).FindAllStringSubmatch(read(t, harness.Root("go.work")), -1)
+	if len(modules) < 7 {
+		t.Fatalf("go.work has %v", modules)
 	}
-	if steps := ci.Jobs["vulnerabilities"].Steps; len(steps) == 0 || steps[len(steps)-1].Run != "make vuln" {
-		t.Errorf("the steps of vulnerabilities are %v; want make vuln", steps)
-	}
-	out, err := exec.CommandContext(t.Context(), "make", "-C", harness.Root(), "-n", "vuln").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "govulncheck") {
-		t.Fatalf("make -n vuln: %v\n%s", err, out)
-	}
-	for _, module := range modules(t) {
-		if !regexp.MustCompile(`for m in [a-z0-9 ]*\b` + module + `\b`).Match(out) {
-			t.Errorf("make vuln omits %s", module)
+	for file, list := range map[string]string{
+		"Makefile":               `(?m)^MODULES := (.* )?NAME( |$)`,
+		".github/dependabot.yml": `(?m)gomod\n    directories: \[(.* )?/NAME[],]`,
+	} {
+		for _, m := range modules {
+			if !regexp.MustCompile(strings.ReplaceAll(list, "NAME", m[1])).MatchString(read(t, harness.Root(file))) {
+				t.Errorf("%s omits %s", file, m[1])
+			}
 		}
 	}
-}
-
-// modules returns the modules of the workspace.
-func modules(t *testing.T) (found []string) {
-	t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^\t\./(\w+)$`).FindAllStringSubmatch(read(t, harness.Root("go.work")), -1) {
-		found = append(found, m[1])
-	}
-	if len(found) < 7 {
-		t.Fatalf("go.work has %v", found)
-	}
-	return found
 }
 
 // A release replaces each tag with the digest in Dockerfile.bases. The test runs the shell function of the workflow that reads it.
-func TestReleasesAreTestedPinnedAndAttested(t *testing.T) {
-	release := read(t, harness.Root(".github", "workflows", "release.yml"))
-	wanted := []string{
-		"  ci:\n    permissions:\n      contents: read\n    uses: ./.github/workflows/ci.yml\n", "  images:\n    needs: ci\n",
-		"--attest type=provenance,mode=max", `--attest "type=sbom,generator=$scanner"`, `--driver-opt "image=$buildkit"`,
-		`"${golang%@*}=docker-image://$golang"`, `"${static%@*}=docker-image://$static"`,
-		`VERSION=$GITHUB_REF_NAME`, `REVISION=$GITHUB_SHA`,
-		"uses: actions/attest@", "subject-name: ${{ steps.push.outputs.image }}",
-		"subject-digest: ${{ steps.push.outputs.digest }}", "push-to-registry: true",
+func TestReleasesPinTheBasesOfImages(t *testing.T) {
+	release, ci := read(t, harness.Root(".github/workflows/release.yml")), read(t, harness.Root(".github/workflows/ci.yml"))
+	script := regexp.MustCompile(`(?m)^ *pinned\(\) .*$`).FindString(release) + "\nfor name in golang static buildkit scanner; do pinned $name; done"
+	cmd := exec.CommandContext(t.Context(), "bash", "-ec", script)
+	cmd.Dir = harness.Root()
+	out, err := cmd.Output()
+	bases := regexp.MustCompile(`(?m)^([\w./-]+:[\w.-]+)@sha256:[0-9a-f]{64}$`).FindAllStringSubmatch(string(out), -1)
+	if err != nil || len(bases) != 4 {
+		t.Fatalf("the bases are %q, %v; want 4 images with tag and digest", out, err)
 	}
-	bases := map[string]string{} // by image
-	function := regexp.MustCompile(`(?m)^ *(pinned\(\) .*)$`).FindString(release)
-	reference := regexp.MustCompile(`^([\w./-]+:[\w.-]+)@sha256:[0-9a-f]{64}\n$`)
-	for _, name := range []string{"golang", "static", "buildkit", "scanner"} {
-		cmd := exec.CommandContext(t.Context(), "bash", "-ec", function+"\npinned "+name)
-		cmd.Dir = harness.Root()
-		out, err := cmd.Output()
-		m := reference.FindSubmatch(out)
-		if err != nil || m == nil {
-			t.Fatalf("%s is %q, %v; want one image with tag and digest", name, out, err)
-		}
-		bases[string(m[1])] = name
-	}
-	from := regexp.MustCompile(`(?m)^FROM (?:--platform=\$BUILDPLATFORM )?(\S+)( AS build)?$|--from=(\w+) `)
+	golang, static := bases[0][1], bases[1][1]
 	for _, file := range dockerfiles {
-		wanted = append(wanted, "dockerfile: "+file+"}")
+		if !strings.Contains(release, "dockerfile: "+file+"}") {
+			t.Errorf("release.yml does not build %s", file)
+		}
+		from := regexp.MustCompile(`(?m)^FROM (?:--platform=\$BUILDPLATFORM )?(\S+)|--from=(\S+)`)
 		for _, m := range from.FindAllStringSubmatch(read(t, harness.Root(file)), -1) {
-			if bases[m[1]] == "" && m[3] != "build" {
+			if m[1] != golang && m[1] != static && m[2] != "build" {
 				t.Errorf("%s: %s has no digest in Dockerfile.bases", file, m[0])
 			}
-			if bases[m[1]] == "golang" { // ci.yml has the same version
-				golang, _, _ := strings.Cut(strings.TrimPrefix(m[1], "golang:"), "-")
-				ci := read(t, harness.Root(".github", "workflows", "ci.yml"))
-				if strings.Count(ci, "go-version: "+golang+" ") != strings.Count(ci, "go-version: ") {
-					t.Errorf("%s has Go %s, and ci.yml another version", file, golang)
-				}
-			}
 		}
 	}
-	for _, part := range wanted {
-		if !strings.Contains(release, part) {
-			t.Errorf("release.yml has no %q", part)
-		}
+	version, _, _ := strings.Cut(strings.TrimPrefix(golang, "golang:"), "-")
+	if strings.Count(ci, "go-version: "+version+" ") != strings.Count(ci, "go-version: ") {
+		t.Errorf("the Dockerfiles have Go %s, and ci.yml another version", version)
 	}
 	if files := glob(t, "Dockerfile.*", "*/*/Dockerfile"); len(files) != len(dockerfiles)+1 {
 		t.Errorf("the Dockerfiles are %q; want Dockerfile.bases and %v", files, dockerfiles)
-	}
-}
-
-func TestDependabotUpdatesEverything(t *testing.T) {
-	config := parse[struct {
-		Updates []struct {
-			Ecosystem   string `json:"package-ecosystem"`
-			Directory   string
-			Directories []string
-		}
-	}](t, harness.Root(".github", "dependabot.yml"))
-	updated := map[string]bool{}
-	for _, u := range config.Updates {
-		for _, dir := range append(u.Directories, u.Directory) {
-			updated[u.Ecosystem+" "+dir] = true
-		}
-	}
-	want := []string{"npm /local", "docker /", "docker /local/emulator", "docker /k8s/overlays/emulator", "github-actions /", "gomod /tools/pinned"}
-	for _, m := range modules(t) {
-		want = append(want, "gomod /"+m)
-	}
-	for _, w := range want {
-		if !updated[w] {
-			t.Errorf("dependabot.yml omits %s", w)
-		}
 	}
 }

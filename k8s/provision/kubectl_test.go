@@ -34,13 +34,6 @@ func (o object) fields() map[string]any {
 	}
 }
 
-// objects returns the objects of the cluster.
-func objects() (all []object) {
-	text, _ := state("cluster")
-	must(yaml.UnmarshalStrict([]byte(text), &all))
-	return all
-}
-
 // kubectl uses the cluster whose credentials az has written. It rejects commands that the scripts must not use.
 func kubectl() {
 	args := os.Args[1:]
@@ -88,7 +81,10 @@ func get(args []string) {
 	kind, name, single := strings.Cut(name, " ")
 	_, hash, _ := strings.Cut(strings.Join(args, " "), "app.kubernetes.io/name=cats-api,pod-template-hash=")
 	hash, _, _ = strings.Cut(hash, " ")
-	found := slices.DeleteFunc(objects(), func(o object) bool {
+	text, _ := state("cluster")
+	var found []object
+	must(yaml.UnmarshalStrict([]byte(text), &found))
+	found = slices.DeleteFunc(found, func(o object) bool {
 		return o.Kind != strings.TrimSuffix(kind, "s") || single && o.Name != name || hash != "" && o.Hash != hash
 	})
 	if slices.Contains(args, ".metadata.creationTimestamp") {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"strings"
 	"testing"
 
@@ -24,24 +23,6 @@ func TestEmulatorAllowsItsConfiguredHosts(t *testing.T) {
 	} {
 		if got := hosts.HostAllowed(host); got != want {
 			t.Errorf("%s: allowed is %t; want %t", host, got, want)
-		}
-	}
-}
-
-func TestEmulatorLogsItsVersionFirst(t *testing.T) {
-	for _, c := range []struct{ args, environ []string }{
-		{nil, nil}, // NAMESPACE is missing
-		{nil, []string{"NAMESPACE=cats", "STATE_DIR=/nowhere"}},
-		{[]string{"trust", "/nowhere/ca.pem"}, []string{"TRUST_URL=nowhere"}},
-	} {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		var log strings.Builder
-		err := run(ctx, c.args, c.environ, &log, &log)
-		first, _, _ := strings.Cut(log.String(), "\n")
-		if !strings.Contains(first, `"msg":"starting"`) || !strings.Contains(first, `"service.version":"`) ||
-			!strings.Contains(first, `"revision":"`) {
-			t.Errorf("%q %q: %v; the first line is %s", c.args, c.environ, err, first)
 		}
 	}
 }
