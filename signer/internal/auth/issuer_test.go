@@ -32,7 +32,7 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	huge := fmt.Sprintf("# RSA of 800000 bits\n"+`{"kty":"RSA","kid":"bad","e":"AQAB","n":"v%s"}`+"\n", strings.Repeat("A", 133_333))
-	huge += "# many\n" + strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 10_000), ",") + "\n"
+	huge += "# many\n" + strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 2_000), ",") + "\n"
 	encryption := strings.NewReplacer(`"sig"`, `"enc"`, `"kid":"1"`, `"kid":"c2VjcmV0"`).Replace(k.text(t)) // is not logged
 	name := ""
 	for line := range strings.Lines(string(content) + huge) {
@@ -53,7 +53,7 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 				t.Errorf("%s: a token of a usable key: %v", name, err)
 			}
 		}
-		if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 1000 {
+		if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 2000 {
 			t.Errorf("%s: logged %d times: %.2000s", name, n, log)
 		}
 	}
