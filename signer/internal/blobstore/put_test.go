@@ -75,8 +75,8 @@ func TestBrokenBodyIsNotStored(t *testing.T) {
 		} {
 			bubble(t, func(t *testing.T, f *fixture) {
 				whole, last := content[:max(0, at-1)], content[max(0, at-1):at] // which comes with the error
-				body := io.MultiReader(strings.NewReader(whole), iotest.DataErrReader(io.MultiReader(strings.NewReader(last), iotest.ErrReader(cause))))
-				_, err := f.Put(t.Context(), f.x, body, opts)
+				end := iotest.DataErrReader(io.MultiReader(strings.NewReader(last), iotest.ErrReader(cause)))
+				_, err := f.Put(t.Context(), f.x, io.MultiReader(strings.NewReader(whole), end), opts)
 				synctest.Wait() // for storage
 				//lint:ignore errorsis the error must be the same
 				if err != cause || apierror.AsError(err).Outcome != "" || len(f.server.Names()) > 0 || f.buffers.taken.Load() > 0 {

@@ -34,7 +34,8 @@ func newFixture(t testing.TB) *fixture {
 	t.Helper()
 	f := &fixture{server: storagetest.New(t)}
 	f.server.Put(pictureBlob, "cat", "image/png")
-	f.Keys = New(Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour, LinkBaseURL: "https://cdn.example.com"}, f.server.Client, 0, f.server.Logger, f.server.Registry)
+	settings := Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour, LinkBaseURL: "https://cdn.example.com"}
+	f.Keys = New(settings, f.server.Client, 0, f.server.Logger, f.server.Registry)
 	f.server.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Query().Get("sig") == "" {
 			return false
@@ -185,7 +186,8 @@ func TestInconclusiveProbeKeepsTheKey(t *testing.T) {
 			if n := testutil.ToFloat64(f.metrics.probes.WithLabelValues("inconclusive")); n != 1 || f.key.Load() != key {
 				t.Errorf("%q: %v inconclusive probes, the key was dropped: %t", row, n, f.key.Load() != key)
 			}
-			if log := f.server.Log.String(); !strings.Contains(log, "probe of a signed URL was inconclusive") || strings.Contains(log, "sig=") || f.server.Credential.Renewed.Load() {
+			log, renewed := f.server.Log.String(), f.server.Credential.Renewed.Load()
+			if !strings.Contains(log, "probe of a signed URL was inconclusive") || strings.Contains(log, "sig=") || renewed {
 				t.Errorf("%q: %s", row, log)
 			}
 		})
@@ -200,7 +202,8 @@ func TestKeysBecomeReadyAfterRejections(t *testing.T) {
 			return strings.Contains(r.URL.RawQuery, queries[row[0]])
 		}), func(t *testing.T, f *fixture) {
 			ready, err, want := f.Ready(t.Context()), f.get(), apierror.ByCode(row[3])
-			if want == nil && (ready != nil || err != nil) || want != nil && (!errors.Is(ready, want) || !errors.Is(err, want) || !strings.Contains(ready.Error(), row[4])) {
+			if want == nil && (ready != nil || err != nil) ||
+				want != nil && (!errors.Is(ready, want) || !errors.Is(err, want) || !strings.Contains(ready.Error(), row[4])) {
 				t.Errorf("%q: Link returned %v, Ready %v", row, err, ready)
 			}
 			if log := f.server.Log.String(); !strings.Contains(log, row[4]) {
