@@ -33,8 +33,8 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 	}
 	huge := fmt.Sprintf("# RSA of 800000 bits\n"+`{"kty":"RSA","kid":"bad","e":"AQAB","n":"v%s"}`+"\n", strings.Repeat("A", 133_333))
 	huge += "# many\n" + strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 2_000), ",") + "\n"
-	encryption := strings.NewReplacer(`"sig"`, `"enc"`, `"RS256"`, `"RSA-OAEP"`, `"kid":"1"`, `"kid":"c2VjcmV0"`). // is not logged
-		Replace(k.text(t))
+	unused := strings.NewReplacer(`"sig"`, `"enc"`, `"RS256"`, `"RSA-OAEP"`, `"kid":"1"`, `"kid":"c2VjcmV0"`)
+	encryption := unused.Replace(k.text(t)) // is not logged
 	name := ""
 	for line := range strings.Lines(string(content) + huge) {
 		if comment, ok := strings.CutPrefix(line, "# "); ok {
