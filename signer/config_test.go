@@ -91,32 +91,3 @@ func TestAuthenticationMustBeConfigured(t *testing.T) {
 		}
 	}
 }
-
-func TestDoctorUsesTheValidSettings(t *testing.T) {
-	for _, c := range []struct {
-		environ               []string
-		faults                []string // the variable of each
-		noIdentity, noStorage bool
-		linkBase              string
-	}{
-		{with("LINK_BASE_URL=https://cdn.example.com/"), nil, false, false, "https://cdn.example.com"},
-		{nil, []string{"AZURE_STORAGE_ACCOUNT_URL", "AZURE_CLIENT_ID"}, true, true, ""},
-		{good[:4], []string{"ANONYMOUS_ACCESS"}, false, false, ""},
-		{with("LINK_TTL=soon", "LINK_BASE_URL=cdn"), []string{"LINK_TTL"}, false, false, ""},
-		{
-			with("LISTEN_ADDRESS=:1", "STALL_TIMEOUT=-1s", "STORAGE_CONTAINER=A"),
-			[]string{"STALL_TIMEOUT", "STORAGE_CONTAINER", "LISTEN_ADDRESS"},
-			false, true, "",
-		},
-	} {
-		got := doctorOptions(c.environ)
-		var lines []string
-		if got.Faults != nil {
-			lines = strings.Split(got.Faults.Error(), "\n")
-		}
-		if (got.Identity.Validate() != nil) != c.noIdentity || (got.Storage.Validate() != nil) != c.noStorage || got.Signing.LinkBaseURL != c.linkBase ||
-			!slices.EqualFunc(lines, c.faults, strings.Contains) {
-			t.Errorf("%q: %+v, faults %q; want %q", c.environ, got, lines, c.faults)
-		}
-	}
-}

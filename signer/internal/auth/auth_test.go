@@ -25,7 +25,8 @@ import (
 func TestAuthorizeChecksTheToken(t *testing.T) {
 	p := newProvider(t)
 	good, forged, ec := rsaKey(t, "1"), rsaKey(t, "1"), ecKey(t, "2")
-	p.publish(good, ec)
+	anyAlg := key{"3", "", good.private, good.public}
+	p.publish(good, ec, anyAlg)
 	der, err := x509.MarshalPKIXPublicKey(good.public)
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +45,8 @@ func TestAuthorizeChecksTheToken(t *testing.T) {
 		"valid":                               {changed(), nil},
 		"valid, other algorithm":              {ec.sign(t, p.claims()), nil},
 		"valid, without key ID":               {key{"", good.alg, good.private, nil}.sign(t, p.claims()), nil},
+		"valid, key without algorithm":        {key{"3", jose.PS256, good.private, nil}.sign(t, p.claims()), nil},
+		"other algorithm than the key's":      {key{"1", jose.PS256, good.private, nil}.sign(t, p.claims()), unauthenticated},
 		"several audiences":                   {changed("aud", []string{"x", audience}), nil},
 		"other user":                          {changed("sub", "tom"), forbidden},
 		"user differs in case":                {changed("sub", "Mia"), forbidden},

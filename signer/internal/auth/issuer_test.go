@@ -25,14 +25,6 @@ func (k key) text(t *testing.T) string {
 	return string(b)
 }
 
-// logged returns an Authenticator and its log.
-func logged(p *provider) (*Authenticator, *bytes.Buffer) {
-	var log bytes.Buffer
-	a := newAuthenticator(p, nil)
-	a.log = slog.New(slog.NewJSONHandler(&log, nil))
-	return a, &log
-}
-
 func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 	k, ec := rsaKey(t, "1"), ecKey(t, "2")
 	content, err := os.ReadFile("testdata/unusable-keys.txt")
@@ -40,6 +32,9 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	huge := fmt.Sprintf("# RSA of 800000 bits\n"+`{"kty":"RSA","kid":"bad","e":"AQAB","n":"v%s"}`+"\n", strings.Repeat("A", 133_333))
+	huge += "# many\n" + strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 2_000), ",") + "\n"
+	unused := strings.NewReplacer(`"sig"`, `"enc"`, `"RS256"`, `"RSA-OAEP"`, `"kid":"1"`, `"kid":"c2VjcmV0"`)
+	encryption := unused.Replace(k.text(t)) // is not logged
 	name := ""
 	for line := range strings.Lines(string(content) + huge) {
 		if comment, ok := strings.CutPrefix(line, "# "); ok {
@@ -47,8 +42,9 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 			continue
 		}
 		p := newProvider(t)
-		p.set = fmt.Sprintf(`{"keys":[%[1]s,%[2]s,%[1]s,%[3]s]}`, strings.TrimSpace(line), k.text(t), ec.text(t))
-		a, log := logged(p)
+		p.set = fmt.Sprintf(`{"keys":[%[1]s,%[2]s,%[1]s,%[3]s,%[4]s]}`, strings.TrimSpace(line), k.text(t), ec.text(t), encryption)
+		a, log := newAuthenticator(p, nil), &bytes.Buffer{}
+		a.log = slog.New(slog.NewJSONHandler(log, nil))
 		if err := errors.Join(a.Fetch(t.Context()), a.Fetch(t.Context())); err != nil { // twice, as Run does every hour
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -58,50 +54,8 @@ func TestUnusableKeysAreIgnoredAndLogged(t *testing.T) {
 				t.Errorf("%s: a token of a usable key: %v", name, err)
 			}
 		}
-		if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 1000 {
+		if n := strings.Count(log.String(), `"issuer keys ignored"`); n != 1 || strings.Contains(log.String(), "c2VjcmV0") || log.Len() > 700+maxIgnored {
 			t.Errorf("%s: logged %d times: %.2000s", name, n, log)
-		}
-	}
-}
-
-func TestKeyVerifiesOnlyItsOwnAlgorithm(t *testing.T) {
-	k := rsaKey(t, "1")
-	p := newProvider(t, k)
-	token := k.sign(t, p.claims()) // RS256
-	for alg, want := range map[string]error{"RS256": nil, "PS256": apierror.ErrUnauthenticated, "": nil} {
-		p.public[0].Algorithm = alg
-		if err := fetched(t, p, nil).authorize(t.Context(), t, token); !errors.Is(err, want) {
-			t.Errorf("a key with the alg %s: %v; want %v", alg, err, want)
-		}
-	}
-}
-
-func TestIgnoredKeysAreLoggedWhenTheyChange(t *testing.T) {
-	k, encryption := rsaKey(t, "1"), rsaKey(t, "e").jwk()
-	encryption.Use, encryption.Algorithm = "enc", "RSA-OAEP"
-	silent, err := json.Marshal(encryption)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := newProvider(t)
-	a, log := logged(p)
-	for i, step := range []struct {
-		bad   string
-		lines int
-	}{
-		{string(silent), 0},
-		{`{"kty":"x","kid":"a"}`, 1},
-		{`{"kty":"x","kid":"a"}`, 0},
-		{`{"kty":"x","kid":"a"},{"kty":"y","kid":"a"}`, 1},
-		{strings.TrimSuffix(strings.Repeat(`{"kty":"RSA","kid":"many"},7,`, 20_000), ","), 1},
-	} {
-		p.set = fmt.Sprintf(`{"keys":[%s,%s]}`, step.bad, k.text(t))
-		log.Reset()
-		if err := a.Fetch(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if n := strings.Count(log.String(), "issuer keys ignored"); n != step.lines || log.Len() > 500+(maxIgnored+200)*n {
-			t.Errorf("step %d: %d lines, %d bytes; want %d lines\n%.2000s", i, n, log.Len(), step.lines, log)
 		}
 	}
 }
@@ -118,19 +72,15 @@ func TestFetchRejectsUselessResponses(t *testing.T) {
 		provide func()
 		want    string // in the error
 	}{
-		"no keys":                 {set(`{}`), "no usable key among its 0"},
-		"keys are null":           {set(`null`), "no usable key among its 0"},
-		"unusable keys":           {set(`{"keys":[null,{"kty":"oct"}]}`), "no usable key among its 2"},
-		"keys are a string":       {set(`{"keys":"none"}`), "not a JSON document of the expected form"},
-		"keys are a page":         {set(`<html>`), "not a JSON document of the expected form"},
-		"large":                   {set(`{"keys":[` + k.text(t) + strings.Repeat(" ", maxResponse) + `]}`), "larger than 1048576 bytes"},
-		"no configuration there":  {func() { p.configAt = "/other" }, "HTTP status 404"},
-		"issuer with a slash":     {issuer(p.URL + "/"), "OIDC_DISCOVERY_URL"},
-		"issuer is a placeholder": {issuer("https://login.example.com/{tenantid}/v2.0"), "OIDC_DISCOVERY_URL"},
-		"issuer in capitals":      {issuer(strings.ToUpper(p.URL)), "OIDC_DISCOVERY_URL"},
-		"long issuer":             {issuer(long), "OIDC_DISCOVERY_URL"},
-		"keys over plain HTTP":    {func() { p.keysAt = plain.URL + "/keys" }, "want https"},
-		"long address of keys":    {func() { p.keysAt = "http://" + long }, "want https"},
+		"no keys":                {set(`{}`), "no usable key among its 0"},
+		"unusable keys":          {set(`{"keys":[null,{"kty":"oct"}]}`), "no usable key among its 2"},
+		"keys are a page":        {set(`<html>`), "not a JSON document of the expected form"},
+		"large":                  {set(`{"keys":[` + k.text(t) + strings.Repeat(" ", maxResponse) + `]}`), "larger than 1048576 bytes"},
+		"no configuration there": {func() { p.configAt = "/other" }, "HTTP status 404"},
+		"issuer with a slash":    {issuer(p.URL + "/"), "OIDC_DISCOVERY_URL"},
+		"long issuer":            {issuer(long), "OIDC_DISCOVERY_URL"},
+		"keys over plain HTTP":   {func() { p.keysAt = plain.URL + "/keys" }, "want https"},
+		"long address of keys":   {func() { p.keysAt = "http://" + long }, "want https"},
 		"long error response": {func() {
 			p.fault = func(w http.ResponseWriter, _ *http.Request) { http.Error(w, long, http.StatusTeapot) }
 		}, "HTTP status 418"},
@@ -158,10 +108,7 @@ func TestConfigurationMayBeElsewhere(t *testing.T) {
 	p := newProvider(t, k)
 	p.issuer, p.configAt = "https://contoso.ciamlogin.example/TENANT/v2.0", "/policy/v2.0/.well-known/openid-configuration"
 	a := fetched(t, p, func(s *Settings) { s.Issuer, s.DiscoveryURL = p.issuer, p.URL+"/policy/v2.0?p=b2c" })
-	for iss, want := range map[string]error{
-		p.issuer: nil, p.URL: apierror.ErrUnauthenticated, p.issuer + "/": apierror.ErrUnauthenticated,
-		"https://contoso.ciamlogin.example/OTHER/v2.0": apierror.ErrUnauthenticated, "": apierror.ErrUnauthenticated,
-	} {
+	for iss, want := range map[string]error{p.issuer: nil, p.URL: apierror.ErrUnauthenticated, p.issuer + "/": apierror.ErrUnauthenticated} {
 		if err := a.authorize(t.Context(), t, k.sign(t, p.claims("iss", iss))); !errors.Is(err, want) {
 			t.Errorf("a token of %q: %v; want %v", iss, err, want)
 		}

@@ -32,19 +32,17 @@ func TestSlowBodyLosesItsBuffer(t *testing.T) {
 		"fast enough, more than half taken":    {bufferCount / 2, io.LimitReader(trickle{time.Second / (minFill + 1000)}, 6*minFill), false},
 		"slow at the end for less than window": {bufferCount / 2, io.MultiReader(strings.NewReader(strings.Repeat("x", minFill)), io.LimitReader(trickle{time.Second}, 4)), false},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := newBuffers()
-				for range c.others {
-					b.try()
-				}
-				f := b.filler(c.body)
-				defer time.Sleep(2 * time.Hour) // until its goroutine has ended
-				defer f.stop()
-				if _, err := f.fill(b.try()); errors.Is(err, apierror.ErrStalled) != c.slow || !c.slow && err != io.EOF {
-					t.Errorf("got %v", err)
-				}
-			})
+		synctest.Test(t, func(t *testing.T) {
+			b := newBuffers()
+			for range c.others {
+				b.try()
+			}
+			f := b.filler(c.body)
+			defer time.Sleep(2 * time.Hour) // until its goroutine has ended
+			defer f.stop()
+			if _, err := f.fill(b.try()); errors.Is(err, apierror.ErrStalled) != c.slow || !c.slow && err != io.EOF {
+				t.Errorf("%s: %v", name, err)
+			}
 		})
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,7 +12,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/apierror"
@@ -26,49 +24,32 @@ import (
 
 const mib = 1 << 20
 
-type options struct {
-	Options
-	retries   bool
-	transport *http.Client
+// fixture is a store with a key, and its storage.
+type fixture struct {
+	*Store
+	server *storagetest.Server
+	x      signerapi.User
 }
 
-// newStore returns a store with a key, and its storage.
-func newStore(t testing.TB, change func(*options)) (*Store, *storagetest.Server) {
-	t.Helper()
-	pools := ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry())
-	opts := options{transport: storage.NewTransport(), Options: Options{
-		Limits: storagetest.Limits, Uploads: pools.New("uploads", 192), Chunked: pools.New("chunked uploads", 16),
-	}}
-	server := storagetest.New(t, opts.transport)
-	if change != nil {
-		change(&opts)
-	}
-	so := storage.Options{
-		Settings:   storage.Settings{AccountURL: storagetest.AccountURL, Container: "cats", BlobName: "cat"},
-		Credential: &storagetest.Credential{}, Transport: opts.transport,
-	}
-	if !opts.retries {
-		so.Retry = &policy.RetryOptions{MaxRetries: -1}
-	}
-	log, reg := slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	var err error
-	if opts.Storage, err = storage.New(so, log, reg); err != nil {
-		t.Fatal(err)
-	}
-	opts.Keys = signing.New(signing.Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}, opts.Storage, 0, log, reg)
-	_, _ = opts.Keys.Fetch(t.Context())
-	server.Calls()
-	return New(opts.Options, log, reg), server
-}
-
-// bubble calls test with a new store in a bubble.
-func bubble(t *testing.T, change func(*options), test func(*testing.T, *Store, *storagetest.Server)) {
+// bubble calls test with a new store in a bubble. Its existence cache keeps pictures for a minute.
+func bubble(t *testing.T, test func(*testing.T, *fixture), change ...func(*storage.Options)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s, server := newStore(t, change)
-		test(t, s, server)
+		server, pools := storagetest.New(t, change...), ratelimit.NewPools("test", 0.0625, prometheus.NewRegistry())
+		keys := signing.New(signing.Settings{LinkTTL: time.Hour, LinkMaxTTL: 24 * time.Hour}, server.Client, 0, server.Logger, server.Registry)
+		if _, err := keys.Fetch(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		server.Calls()
+		test(t, &fixture{New(Options{
+			Settings: Settings{ExistenceCacheTTL: time.Minute}, Limits: storagetest.Limits, Storage: server.Client, Keys: keys,
+			Uploads: pools.New("uploads", 192), Chunked: pools.New("chunked uploads", 16),
+		}, server.Logger, server.Registry), server, storagetest.User(t, "x")})
 	})
 }
+
+// withRetries is a change for bubble.
+func withRetries(o *storage.Options) { o.Retry = nil }
 
 // Options of a picture of unknown size, of n bytes, and of n bytes in a form in which after bytes follow it.
 var unknown = signerapi.PutOptions{Size: -1}
@@ -79,29 +60,30 @@ func inForm(n, after int) signerapi.PutOptions {
 	return signerapi.PutOptions{Size: -1, MinSize: int64(max(0, n+after-90_000)), MaxSize: int64(n + after)}
 }
 
-func putPicture(t testing.TB, s *Store, content string, opts signerapi.PutOptions) error {
+// put stores a picture of x.
+func (f *fixture) put(t *testing.T, content string, opts signerapi.PutOptions) error {
 	t.Helper()
-	_, err := s.Put(t.Context(), storagetest.User(t, "x"), strings.NewReader(content), opts)
+	_, err := f.Put(t.Context(), f.x, strings.NewReader(content), opts)
 	return err
 }
 
 // link gets a link to the picture of a user.
-func link(t *testing.T, s *Store, name string) (signerapi.Link, error) {
+func (f *fixture) link(ctx context.Context, t *testing.T, name string) (signerapi.Link, error) {
 	t.Helper()
-	return s.Link(t.Context(), storagetest.User(t, name), signerapi.LinkOptions{})
+	return f.Link(ctx, storagetest.User(t, name), signerapi.LinkOptions{})
 }
 
 func TestExistenceIsCached(t *testing.T) {
-	bubble(t, func(o *options) { o.ExistenceCacheTTL = time.Minute }, func(t *testing.T, s *Store, server *storagetest.Server) {
-		server.Put("x/cat", "cat", "image/png")
+	bubble(t, func(t *testing.T, f *fixture) {
+		f.server.Put("x/cat", "cat", "image/png")
 		links := func(when, name string, n, lookups int, want error) {
 			t.Helper()
 			for range n {
-				if _, err := link(t, s, name); !errors.Is(err, want) {
+				if _, err := f.link(t.Context(), t, name); !errors.Is(err, want) {
 					t.Errorf("%s: %v; want %v", when, err, want)
 				}
 			}
-			if got := len(server.Calls()); got != lookups {
+			if got := len(f.server.Calls()); got != lookups {
 				t.Errorf("%s: %d calls; want %d", when, got, lookups)
 			}
 		}
@@ -109,105 +91,79 @@ func TestExistenceIsCached(t *testing.T) {
 		time.Sleep(time.Minute)
 		links("after the TTL", "x", 3, 1, nil)
 		links("a missing picture", "nobody", 3, 3, apierror.ErrNotFound)
-		server.SetFault(func(_ http.ResponseWriter, r *http.Request) bool {
+		f.server.SetFault(func(_ http.ResponseWriter, r *http.Request) bool {
 			if storagetest.Is("PUT")(r) {
-				_, _ = link(t, s, "x") // caches the old picture
+				_, _ = f.link(t.Context(), t, "x") // caches the old picture
 			}
 			return false
 		})
-		if err := putPicture(t, s, storagetest.PNG(100), unknown); err != nil {
+		if err := f.put(t, storagetest.PNG(100), unknown); err != nil {
 			t.Fatal(err)
 		}
-		server.Calls()
+		f.server.Calls()
 		links("after a Put", "x", 1, 1, nil)
-		if err := s.Delete(t.Context(), storagetest.User(t, "x"), signerapi.Preconditions{}); err != nil {
+		if err := f.Delete(t.Context(), f.x, signerapi.Preconditions{}); err != nil {
 			t.Fatal(err)
 		}
-		server.Calls()
+		f.server.Calls()
 		links("after a Delete", "x", 1, 1, apierror.ErrNotFound)
 	})
 }
 
 // Another replica may replace the picture by one of another type.
 func TestCachedLinkFollowsContentType(t *testing.T) {
-	bubble(t, func(o *options) { o.ExistenceCacheTTL = time.Second }, func(t *testing.T, s *Store, server *storagetest.Server) {
+	bubble(t, func(t *testing.T, f *fixture) {
+		f.ExistenceCacheTTL = time.Second
 		var last signerapi.Link
-		for _, contentType := range []string{"image/png", "image/gif", "text/html", "image/png", "image/png"} {
-			server.Put("x/cat", "cat", contentType)
+		for _, contentType := range []string{"image/png", "image/gif", "image/png", "image/png"} {
+			f.server.Put("x/cat", "cat", contentType)
 			time.Sleep(2 * time.Second) // in the same window
-			for range 2 {
-				got, err := link(t, s, "x")
-				if err != nil {
-					t.Fatal(err)
-				}
-				served := strings.Replace(contentType, "text/html", "application/octet-stream", 1)
-				if !strings.Contains(string(got.URL), "&rsct="+url.QueryEscape(served)+"&") {
-					t.Errorf("%s is served with %s", contentType, string(got.URL))
-				}
-				if got.ContentType == last.ContentType && got.URL != last.URL {
-					t.Errorf("another URL for the same type %s", got.ContentType)
-				}
-				last = got
+			got, err := f.link(t.Context(), t, "x")
+			if err != nil || !strings.Contains(string(got.URL), "&rsct="+url.QueryEscape(contentType)+"&") {
+				t.Errorf("%s is served with %s, %v", contentType, string(got.URL), err)
 			}
+			if got.ContentType == last.ContentType && got.URL != last.URL {
+				t.Errorf("another URL for the same type %s", got.ContentType)
+			}
+			last = got
 		}
 	})
 }
 
-// blocking calls test in a bubble with a store whose lookups wait until release is called.
-func blocking(t *testing.T, test func(t *testing.T, s *Store, server *storagetest.Server, release func())) {
-	t.Helper()
-	bubble(t, func(o *options) { o.ExistenceCacheTTL = time.Hour }, func(t *testing.T, s *Store, server *storagetest.Server) {
-		wait := make(chan struct{})
-		server.SetFault(func(http.ResponseWriter, *http.Request) bool { <-wait; return false })
-		test(t, s, server, func() { close(wait) })
-	})
+// block makes requests to storage wait until release is called.
+func (f *fixture) block() (release func()) {
+	wait := make(chan struct{})
+	f.server.SetFault(func(http.ResponseWriter, *http.Request) bool { <-wait; return false })
+	return func() { close(wait) }
 }
 
-func TestConcurrentLookupsAreShared(t *testing.T) {
-	blocking(t, func(t *testing.T, s *Store, server *storagetest.Server, release func()) {
-		server.Put("x/cat", "cat", "image/png")
+func TestLookupsAreSharedUntilAChange(t *testing.T) {
+	bubble(t, func(t *testing.T, f *fixture) {
+		f.server.Put("x/cat", "cat", "image/png")
+		release := f.block()
 		canceled, cancel := context.WithCancel(t.Context())
 		var requests sync.WaitGroup
-		requests.Go(func() {
-			if _, err := s.Link(canceled, storagetest.User(t, "x"), signerapi.LinkOptions{}); !errors.Is(err, apierror.ErrIncomplete) {
-				t.Errorf("the canceled request: %v", err)
-			}
-		})
-		synctest.Wait()
-		for range 20 {
+		request := func(ctx context.Context, want error) {
 			requests.Go(func() {
-				if _, err := link(t, s, "x"); err != nil {
-					t.Error(err)
+				if _, err := f.link(ctx, t, "x"); !errors.Is(err, want) {
+					t.Errorf("%v; want %v", err, want)
 				}
 			})
+			synctest.Wait()
 		}
-		synctest.Wait()
+		request(canceled, apierror.ErrIncomplete)
+		for range 20 {
+			request(t.Context(), nil)
+		}
 		cancel() // the lookup belongs to all
-		synctest.Wait()
+		f.forget(f.x)
+		request(t.Context(), nil)
 		release()
 		requests.Wait()
-		if n := len(server.Calls()); n != 1 {
-			t.Errorf("%d lookups", n)
-		}
-	})
-}
-
-func TestLookupDuringAChangeIsNotCached(t *testing.T) {
-	blocking(t, func(t *testing.T, s *Store, server *storagetest.Server, release func()) {
-		server.Put("x/cat", "cat", "image/png")
-		x := storagetest.User(t, "x")
-		var requests sync.WaitGroup
-		requests.Go(func() { _, _ = link(t, s, "x") })
-		synctest.Wait()
-		s.forget(x)
-		requests.Go(func() { _, _ = link(t, s, "x") })
-		synctest.Wait()
-		release()
-		requests.Wait()
-		if n := len(server.Calls()); n != 2 {
+		if n := len(f.server.Calls()); n != 2 {
 			t.Errorf("%d lookups; want one before the change and one after it", n)
 		}
-		if _, err := link(t, s, "x"); err != nil || len(server.Calls()) > 0 {
+		if _, err := f.link(t.Context(), t, "x"); err != nil || len(f.server.Calls()) > 0 {
 			t.Errorf("later: %v", err)
 		}
 	})
@@ -215,21 +171,22 @@ func TestLookupDuringAChangeIsNotCached(t *testing.T) {
 
 // The lookups of canceled requests continue.
 func TestLookupsAreBounded(t *testing.T) {
-	blocking(t, func(t *testing.T, s *Store, server *storagetest.Server, release func()) {
+	bubble(t, func(t *testing.T, f *fixture) {
+		release := f.block()
 		canceled, cancel := context.WithCancel(t.Context())
 		cancel()
 		for i := range maxLookups + 10 {
-			_, err := s.Link(canceled, storagetest.User(t, fmt.Sprint("user ", i)), signerapi.LinkOptions{})
+			_, err := f.link(canceled, t, fmt.Sprint("user ", i))
 			if overloaded := errors.Is(err, apierror.ErrOverloaded); overloaded != (i >= maxLookups) {
 				t.Fatalf("lookup %d: %v", i, err)
 			}
 		}
 		release()
 		synctest.Wait()
-		if n := len(server.Calls()); n != maxLookups {
+		if n := len(f.server.Calls()); n != maxLookups {
 			t.Errorf("%d lookups; want %d", n, maxLookups)
 		}
-		if _, err := link(t, s, "another"); !errors.Is(err, apierror.ErrNotFound) {
+		if _, err := f.link(t.Context(), t, "another"); !errors.Is(err, apierror.ErrNotFound) {
 			t.Errorf("after they have ended: %v", err)
 		}
 	})
@@ -237,9 +194,9 @@ func TestLookupsAreBounded(t *testing.T) {
 
 // A caller or a client over its share gets 429; a full pool is 503.
 func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *Store, _ *storagetest.Server) {
+	bubble(t, func(t *testing.T, f *fixture) {
 		putAs := func(ctx context.Context, size int64) error {
-			_, err := s.Put(ctx, storagetest.User(t, "mia"), strings.NewReader(storagetest.PNG(100<<10)), signerapi.PutOptions{Size: size})
+			_, err := f.Put(ctx, f.x, strings.NewReader(storagetest.PNG(100<<10)), signerapi.PutOptions{Size: size})
 			return err
 		}
 		client, mia, leo := signerapi.WithClient(t.Context(), "192.0.2.7"), signerapi.WithCaller(t.Context(), "mia"), signerapi.WithCaller(t.Context(), "leo")
@@ -247,7 +204,7 @@ func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
 			pool     *ratelimit.Pool
 			size     int64
 			byClient error // of a client over its share
-		}{{s.Chunked, -1, apierror.ErrRateLimited}, {s.Uploads, 100 << 10, nil}} {
+		}{{f.Chunked, -1, apierror.ErrRateLimited}, {f.Uploads, 100 << 10, nil}} {
 			for _, taker := range []string{"192.0.2.7", "mia"} {
 				for range c.pool.Total() / 16 {
 					_, _ = c.pool.Take(taker)
@@ -263,20 +220,4 @@ func TestSlotsAreCountedByCallerOrClient(t *testing.T) {
 			}
 		}
 	})
-}
-
-func BenchmarkLink(b *testing.B) {
-	s, server := newStore(b, func(o *options) { o.ExistenceCacheTTL = time.Hour })
-	server.Put("x/cat", "cat", "image/png")
-	x := storagetest.User(b, "x")
-	for name, opts := range map[string]signerapi.LinkOptions{"signed": {Download: "cat.png"}, "cached": {}} {
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := s.Link(b.Context(), x, opts); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
 }

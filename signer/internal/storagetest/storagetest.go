@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -18,15 +19,18 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/minio/crc64nvme"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"cats.example/shared/picture"
 	"cats.example/shared/signerapi"
+	"cats.example/signer/internal/storage"
 )
 
 // AccountURL is the account that every Server has.
@@ -40,11 +44,17 @@ type Blob struct {
 	Content, Type, ETag string
 	Metadata            http.Header
 	Blocks              bool // only uncommitted blocks
-	Leased              bool
 }
 
-// Server is the storage account. It does not check credentials.
+// Server is the storage account, which does not check credentials, and what makes and observes calls to it.
 type Server struct {
+	Client     *storage.Client // without retries
+	Transport  *http.Client
+	Credential Credential
+	Log        Log
+	Logger     *slog.Logger // to Log
+	Registry   *prometheus.Registry
+
 	mu     sync.Mutex
 	calls  []string
 	blobs  map[string]*Blob // by name
@@ -52,12 +62,23 @@ type Server struct {
 	etags  int
 	early  Handler // before the body is read
 	fault  Handler // after it was read into memory
-	ahead  time.Duration
 }
 
-// New returns a server, and lets client make its connections to it.
-func New(t testing.TB, client *http.Client) *Server {
-	s := &Server{blobs: map[string]*Blob{}, blocks: map[string][]byte{}}
+// New returns a server with the container cats.
+func New(t testing.TB, change ...func(*storage.Options)) *Server {
+	s := &Server{Transport: storage.NewTransport(), Registry: prometheus.NewRegistry(), blobs: map[string]*Blob{}, blocks: map[string][]byte{}}
+	s.Logger = slog.New(slog.NewJSONHandler(&s.Log, nil))
+	opts := storage.Options{
+		Settings:   storage.Settings{AccountURL: AccountURL, Container: "cats", BlobName: "cat"},
+		Credential: &s.Credential, Transport: s.Transport, Retry: &policy.RetryOptions{MaxRetries: -1},
+	}
+	for _, f := range change {
+		f(&opts)
+	}
+	var err error
+	if s.Client, err = storage.New(opts, s.Logger, s.Registry); err != nil {
+		t.Fatal(err)
+	}
 	pipes := pipeListener{make(chan net.Conn), make(chan struct{})}
 	server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 	served := make(chan struct{})
@@ -65,7 +86,7 @@ func New(t testing.TB, client *http.Client) *Server {
 		defer close(served)
 		_ = server.Serve(pipes)
 	}()
-	transport := client.Transport.(*http.Transport)
+	transport := s.Transport.Transport.(*http.Transport)
 	transport.Proxy = nil
 	transport.DialTLSContext = func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
@@ -77,7 +98,7 @@ func New(t testing.TB, client *http.Client) *Server {
 		}
 	}
 	t.Cleanup(func() {
-		client.CloseIdleConnections()
+		s.Transport.CloseIdleConnections()
 		_ = server.Close()
 		<-served
 	})
@@ -150,9 +171,6 @@ func (s *Server) SetFault(h Handler) { s.Change(func(map[string]*Blob) { s.fault
 // SetEarly installs a handler of requests whose body is not read yet, nil for none.
 func (s *Server) SetEarly(h Handler) { s.Change(func(map[string]*Blob) { s.early = h }) }
 
-// SetAhead sets how far the clients' clock is ahead of the server's.
-func (s *Server) SetAhead(d time.Duration) { s.Change(func(map[string]*Blob) { s.ahead = d }) }
-
 // Reject answers with an error response.
 func Reject(w http.ResponseWriter, status int, code string) {
 	if code != "" {
@@ -185,7 +203,6 @@ func callOf(r *http.Request) string {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	early, fault := s.early, s.fault
-	w.Header().Set("Date", time.Now().Add(-s.ahead).UTC().Format(http.TimeFormat))
 	s.mu.Unlock()
 	if early != nil && early(w, r) {
 		return
@@ -279,7 +296,7 @@ func (s *Server) blobRequest(w http.ResponseWriter, r *http.Request, name string
 	case r.Method != http.MethodPut && b == nil:
 		Reject(w, http.StatusNotFound, "BlobNotFound")
 		return
-	case noneMatch == "*" && b != nil && (exists || b.ETag != ""): // Azurite takes uncommitted blocks, which have an ETag there, for a blob
+	case noneMatch == "*" && exists:
 		Reject(w, http.StatusConflict, "BlobAlreadyExists")
 		return
 	case match != "" && (!exists || match != b.ETag), noneMatch != "" && exists && noneMatch == b.ETag, modified && exists:
@@ -293,12 +310,9 @@ func (s *Server) blobRequest(w http.ResponseWriter, r *http.Request, name string
 		sum := md5.Sum([]byte(content))
 		return base64.StdEncoding.EncodeToString(sum[:])
 	}
-	switch comp := r.URL.Query().Get("comp"); {
-	case comp == "lease":
-		b.Leased = false
-		w.WriteHeader(http.StatusAccepted)
-	case r.Method == http.MethodPut:
-		if comp == "blocklist" {
+	switch r.Method {
+	case http.MethodPut:
+		if r.URL.Query().Get("comp") == "blocklist" {
 			body = s.join(string(body))
 		} else {
 			if sent := r.Header.Get("Content-Md5"); sent != "" && sent != sum(string(body)) {
@@ -312,9 +326,7 @@ func (s *Server) blobRequest(w http.ResponseWriter, r *http.Request, name string
 		maps.DeleteFunc(metadata, func(name string, _ []string) bool { return !strings.HasPrefix(name, "X-Ms-Meta-") })
 		w.Header().Set("ETag", s.store(name, Blob{Content: string(body), Type: r.Header.Get("X-Ms-Blob-Content-Type"), Metadata: metadata}))
 		w.WriteHeader(http.StatusCreated)
-	case r.Method == http.MethodDelete && b.Leased:
-		Reject(w, http.StatusPreconditionFailed, "LeaseIdMissing")
-	case r.Method == http.MethodDelete:
+	case http.MethodDelete:
 		delete(s.blobs, name)
 		w.WriteHeader(http.StatusAccepted)
 	default:
@@ -358,11 +370,10 @@ func WriteRaw(conn net.Conn, status int, code, header string) {
 	_, _ = fmt.Fprintf(conn, "HTTP/1.1 %d X\r\nX-Ms-Error-Code: %s\r\n%sContent-Length: 0\r\n\r\n", status, code, header)
 }
 
-// Credential is a credential with a token, unless Err is set. It counts the calls of Renew.
+// Credential is a credential with a token, unless Err is set. It notes a call of Renew.
 type Credential struct {
 	Err     error
-	mu      sync.Mutex
-	renewed int
+	Renewed atomic.Bool
 }
 
 // GetToken implements [azcore.TokenCredential].
@@ -370,11 +381,8 @@ func (c *Credential) GetToken(context.Context, policy.TokenRequestOptions) (azco
 	return azcore.AccessToken{Token: "t", ExpiresOn: time.Now().Add(time.Hour)}, c.Err
 }
 
-// Renew counts a call.
-func (c *Credential) Renew() { c.mu.Lock(); defer c.mu.Unlock(); c.renewed++ }
-
-// Renewed returns the number of calls of Renew.
-func (c *Credential) Renewed() int { c.mu.Lock(); defer c.mu.Unlock(); return c.renewed }
+// Renew implements [storage.Credential].
+func (c *Credential) Renew() { c.Renewed.Store(true) }
 
 // Log is a log that a test reads while other goroutines write it.
 type Log struct {
