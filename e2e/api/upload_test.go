@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"cats.example/e2e/harness"
+	"cats.example/local/stack"
 )
 
 // Wrong digests are among the rows of TestBrokenChangesKeepOldPicture in e2e/faults.
@@ -58,6 +60,7 @@ func TestPreconditionsAreChecked(t *testing.T) {
 		put("If-None-Match", "*").WantProblem(t, 412, "precondition_failed")
 		put("If-Match", `"0xNOTHING"`).WantProblem(t, 412, "precondition_failed")
 		post("If-None-Match", "*").WantProblem(t, 412, "precondition_failed")
+		put("If-None-Match", etag).WantProblem(t, 412, "precondition_failed")
 		harness.WantPicture(t, sys, user, first)
 		harness.Send(t, "GET", at, "", "If-None-Match", `"other", W/`+etag).Want(t, 304)
 		next := post("If-Match", etag).Want(t, 200).Header.Get("ETag")
@@ -160,5 +163,26 @@ func TestUserNameIsTheBlobsFolder(t *testing.T) {
 	slices.Sort(blobs)
 	if diff := cmp.Diff(blobs, harness.BlobNames(t, sys, users...)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// In the containers, each way of uploading must use the settings, not their defaults.
+func TestSettingsLimitEveryUpload(t *testing.T) {
+	t.Parallel()
+	limits := map[string]string{"ACCEPTED_TYPES": "image/png", "MAX_PIXELS": "100"}
+	sys := harness.StartDirect(t, stack.SystemOptions{FrontendEnv: limits, SignerEnv: limits})
+	for name, c := range map[string]struct {
+		content []byte
+		status  int
+	}{
+		"gif":  {harness.Pixel(t, "image/gif"), http.StatusUnsupportedMediaType},
+		"wide": {harness.PNG(101, 1), http.StatusRequestEntityTooLarge},
+		"png":  {harness.PNG(100, 1), http.StatusOK},
+	} {
+		for way, a := range sendAll(t, sys, name, c.content) {
+			if a.StatusCode != c.status {
+				t.Errorf("%s of %s: %d %s; want %d", way, name, a.StatusCode, a.Body, c.status)
+			}
+		}
 	}
 }

@@ -47,9 +47,9 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 	sys := startShared(t, stack.SystemOptions{StorageURL: storage.URL, SignerEnv: map[string]string{"MAX_DIRECT_UPLOAD_SIZE": "1GiB"}})
 	harness.Put(t, sys, "victim", harness.Cat)
 	pids := [2]int{sys.Frontend.Pid(), sys.Signer.Pid()}
-	released := make(chan struct{})
-	t.Cleanup(func() { close(released) })
+	var released chan struct{}               // closed after each attack, before a timeout opens the circuit breaker
 	hold := func(user string, copies bool) { // makes storage hold the requests for the picture of user
+		released := released
 		storage.Set(user, func(w http.ResponseWriter, r *http.Request, healthy http.Handler) {
 			if !copies || r.Header.Get("X-Ms-Copy-Source") != "" {
 				<-released
@@ -106,6 +106,8 @@ func TestAttacksLeaveVictimServed(t *testing.T) {
 		}, "", "", nil},
 	} {
 		t.Run(attack.name, func(t *testing.T) {
+			released = make(chan struct{})
+			t.Cleanup(func() { close(released) })
 			c := newCrowd(t, sys.URL)
 			for i := range attack.addresses * attack.each {
 				conn := c.send(t, fmt.Sprintf("127.0.%d.%d", 1+row, 1+i%attack.addresses), attack.request(i))

@@ -41,6 +41,32 @@ func TestKilledProcessesRestartInAnyOrder(t *testing.T) {
 	harness.WantPicture(t, sys, "user", harness.Cat)
 }
 
+// A busy machine may need longer for a restart than the frontend waits, hence several attempts.
+func TestRequestWaitsForTheRestartOfTheSigner(t *testing.T) {
+	t.Parallel()
+	sys := harness.StartDirect(t, stack.SystemOptions{})
+	harness.Put(t, sys, "user", harness.Cat)
+	response := make(chan harness.Response, 1)
+	for range 5 {
+		sys.Signer.Kill()
+		go func() {
+			a, _ := harness.Try(t.Context(), "GET", sys.URL+"/cat/user", "", nil) // an error is a response with status 0
+			response <- a
+		}()
+		harness.Eventually(t, func() error {
+			if n := harness.Series(t, sys.FrontendOps, "cats_frontend_http_requests_in_flight"); n != 1 {
+				return fmt.Errorf("%v requests wait for the signer", n)
+			}
+			return nil
+		})
+		harness.Restart(t, sys.Signer)
+		if a := <-response; a.StatusCode == 200 {
+			return
+		}
+	}
+	t.Error("no request was answered after the signer was restarted")
+}
+
 // upload is an upload of which the first half has been sent.
 type upload struct {
 	change

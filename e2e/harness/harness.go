@@ -87,7 +87,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 	if os.Getenv("SOAK") != "" { // which measures memory
 		dir, flags = Root("bin", "soak"), nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	return dir, stack.Build(ctx, root, dir, flags...)
 })
@@ -108,7 +108,7 @@ var shared = sync.OnceValues(func() (*stack.Stack, error) {
 	if _, err := exec.LookPath("node"); err != nil && os.Getenv("CI") == "" {
 		return nil, errNoNode
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if err := stack.Install(ctx, root, filepath.Join(dir, "npm.log")); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-const azuriteTimeout = 30 * time.Second // for Azurite to answer after its start
+const azuriteTimeout = 2 * time.Minute // for Azurite to answer after its start
 
 // startStorage starts Azurite, and the listener that serves it in plain HTTP.
 func (s *Stack) startStorage(ctx context.Context) error {

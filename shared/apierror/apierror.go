@@ -55,7 +55,7 @@ var (
 	ErrUnauthenticated      = define(Error{Code: "unauthenticated", Status: http.StatusUnauthorized, Detail: "this request needs a valid bearer token"})
 	ErrForbidden            = define(Error{Code: "forbidden", Status: http.StatusForbidden, Detail: "the caller is not allowed to do this"})
 	ErrNotFound             = define(Error{Code: "not_found", Status: http.StatusNotFound, Detail: "Cat not found"})
-	ErrNoUpload             = define(Error{Code: "no_such_upload", Status: http.StatusNotFound, Detail: "no staged upload with this ID: it was never uploaded, its block list was not sent, it is already committed, or it has expired"})
+	ErrNoUpload             = define(Error{Code: "no_such_upload", Status: http.StatusNotFound, Detail: "no staged upload with this ID: it was never uploaded, its block list was not sent, its picture was replaced after the commit, or it has expired"})
 	ErrEmpty                = define(Error{Code: "empty", Status: http.StatusUnprocessableEntity, Detail: "the picture is empty"})
 	ErrIncomplete           = define(Error{Code: "incomplete", Status: http.StatusBadRequest, Detail: "the upload ended before the end of the picture; nothing was stored"})
 	ErrStalled              = define(Error{Code: "stalled", Status: http.StatusRequestTimeout, Detail: "the upload was slower than the minimum rate; nothing was stored"})

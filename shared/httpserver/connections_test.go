@@ -94,3 +94,13 @@ func TestUnreadResponsesEndTheirConnection(t *testing.T) {
 		}
 	})
 }
+
+// net/http would answer these itself.
+func TestHandlerAnswersOptionsForTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, relaxed, quick)
+		if s := r.dial(t).send("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n").status(); s != http.StatusBadRequest {
+			t.Errorf("got %d; want the 400 of ServeMux", s)
+		}
+	})
+}

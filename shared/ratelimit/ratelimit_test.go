@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -106,6 +108,22 @@ func TestAllowGrantsTheBurstAndThenTheRate(t *testing.T) {
 			t.Errorf("after a long pause: %+v, %v; want no more than the burst", state, err)
 		}
 	})
+}
+
+func TestParallelFirstRequestsShareABurst(t *testing.T) {
+	c := newLimiter(RequestLimits{RateLimit: minRate, RateBurst: 5})
+	var requests sync.WaitGroup
+	var allowed atomic.Int64
+	for range 50 {
+		requests.Go(func() {
+			if _, err := c.Allow("mia"); err == nil {
+				allowed.Add(1)
+			}
+		})
+	}
+	if requests.Wait(); allowed.Load() != 5 {
+		t.Errorf("%d requests were allowed; want 5", allowed.Load())
+	}
 }
 
 func TestZeroMeansNoLimit(t *testing.T) {

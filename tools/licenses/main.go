@@ -43,7 +43,7 @@ var allowed = map[string]string{
 }
 
 const (
-	intro = "# Licenses\n\nThe modules that the programs link, and their licenses. `make licenses` writes this page; a test compares it with the code. " +
+	intro = "# Licenses\n\nFor reviewers of the licenses: the modules that the programs link, and their licenses. `make licenses` writes this page; a test compares it with the code. " +
 		"The images contain the license texts in `/licenses`.\n\n"
 	outro = "\nThe frontend embeds Swagger UI from swgui (both Apache-2.0). `frontend/internal/web/docs/swagger-ui-bundle.js.LICENSE.txt` lists the " +
 		"parts of its bundle (MIT, BSD-3-Clause, Apache-2.0); the frontend serves it beside the bundle.\n\n" +

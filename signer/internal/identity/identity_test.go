@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/tracing"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 func TestTokenIsRenewedLongBeforeItsEnd(t *testing.T) {
@@ -39,6 +41,24 @@ func TestTokenIsRenewedLongBeforeItsEnd(t *testing.T) {
 			t.Errorf("%d exchanges in ten hours", exchanges)
 		}
 	})
+}
+
+func TestExchangeErrorsAreOneLineWithAFix(t *testing.T) {
+	const response = "WorkloadIdentityCredential authentication failed.\nPOST https://login/x/oauth2/v2.0/token\n--------\nRESPONSE 401\n" +
+		"{\n  \"error\": \"invalid_client\",\n  \"error_description\": \"AADSTS%s: Something is wrong. Trace ID: x\",\n}\n"
+	for code := range fixes {
+		got := explain(fmt.Errorf(response, code), "").Error()
+		if !strings.HasPrefix(got, "AADSTS"+code+": Something is wrong.") || !strings.Contains(got, "; fix: ") || strings.ContainsAny(got, "\n\"") {
+			t.Errorf("%s: %q", code, got)
+		}
+	}
+}
+
+func TestFailedExchangesAreCounted(t *testing.T) {
+	tokens := New(Settings{}, nil, tracing.Provider{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if _, err := tokens.Fetch(t.Context()); err == nil || testutil.ToFloat64(tokens.acquired.WithLabelValues("error")) != 1 {
+		t.Errorf("%v, and the metric is %v", err, testutil.ToFloat64(tokens.acquired.WithLabelValues("error")))
+	}
 }
 
 func TestLongErrorsAreCut(t *testing.T) {

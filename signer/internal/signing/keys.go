@@ -40,8 +40,8 @@ const (
 
 // Settings are the settings of signed URLs.
 type Settings struct {
-	LinkTTL     time.Duration `env:"LINK_TTL" envDefault:"1h" help:"lifetime of a signed URL if the client requests none"`
-	LinkMaxTTL  time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"longest lifetime that a client can request, at most 72h"`
+	LinkTTL     time.Duration `env:"LINK_TTL" envDefault:"1h" help:"lifetime of a signed URL if the client requests none, at least 5s"`
+	LinkMaxTTL  time.Duration `env:"LINK_MAX_TTL" envDefault:"24h" help:"longest lifetime that a client can request, at most 72h; the alert CatsKeyNotRefreshed depends on it"`
 	LinkBaseURL string        `env:"LINK_BASE_URL" help:"public base URL of signed URLs, such as a CDN in front of the account, instead of AZURE_STORAGE_ACCOUNT_URL"`
 }
 
@@ -307,9 +307,9 @@ const maxClockSkew = time.Minute
 func ClockError(ahead time.Duration) error {
 	switch rounded := ahead.Round(time.Second); {
 	case ahead > maxClockSkew:
-		return fmt.Errorf("this clock is %v ahead of storage's; from %v on storage rejects new links as not valid yet; fix: time synchronization on this node", rounded, ToleratedSkew)
+		return fmt.Errorf("this clock is %v ahead of storage's; from %v on storage rejects new signed URLs as not valid yet; fix: time synchronization on this node", rounded, ToleratedSkew)
 	case ahead < -maxClockSkew:
-		return fmt.Errorf("this clock is %v behind storage's; links expire that much too early, short ones at once; fix: time synchronization on this node", -rounded)
+		return fmt.Errorf("this clock is %v behind storage's; signed URLs expire that much too early, short ones at once; fix: time synchronization on this node", -rounded)
 	}
 	return nil
 }

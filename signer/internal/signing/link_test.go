@@ -77,6 +77,10 @@ func TestTTLLimits(t *testing.T) {
 
 func TestLinkDoesNotOutliveTheKey(t *testing.T) {
 	withKey(t, func(t *testing.T, f *fixture) {
+		f.server.Credential.Err = errors.New("no token")
+		if err := f.Ready(t.Context()); err != nil {
+			t.Errorf("with a key, without a token: %v", err)
+		}
 		k := f.key.Load()
 		k.end = time.Now().Add(30 * time.Minute)
 		for ttl, covered := range map[time.Duration]bool{time.Hour: false, 20 * time.Minute: true} {

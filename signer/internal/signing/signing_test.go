@@ -164,6 +164,9 @@ func TestNewKeyIsProbedAfterADrop(t *testing.T) {
 		if err := f.get(); err == nil || f.Ready(t.Context()) == nil || keys != 1 {
 			t.Errorf("a key whose probe was inconclusive is used: %v, %d keys", err, keys)
 		}
+		if end := testutil.ToFloat64(f.metrics.keyExpiry); end != 0 {
+			t.Errorf("without a key, the metric has the expiry %v", end)
+		}
 		f.rejecting(nil)
 		time.Sleep(time.Minute)
 		if err := f.get(); err != nil || f.Ready(t.Context()) != nil {

@@ -34,7 +34,7 @@ import (
 // Settings name the storage account, the container and the blobs of the pictures.
 type Settings struct {
 	AccountURL string `env:"AZURE_STORAGE_ACCOUNT_URL,required" help:"the storage account, such as https://ACCOUNT.blob.core.windows.net"`
-	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"container of the pictures; it must exist"`
+	Container  string `env:"STORAGE_CONTAINER" envDefault:"cats" help:"blob container of the pictures; it must exist"`
 	BlobName   string `env:"BLOB_NAME" envDefault:"cat" help:"the picture of a user is the blob USER/BLOB_NAME"`
 }
 
