@@ -102,10 +102,12 @@ func NewAzuriteAccount() string {
 	return Account + ":" + base64.StdEncoding.EncodeToString(key[:])
 }
 
-// azuriteScript changes two parts of Azurite:
+// azuriteScript changes three parts of Azurite:
 //   - The constant from which it derives each user delegation key. A client that knows the constant could sign URLs.
 //   - The method that deletes the content of a replaced blob. Azurite calls it every ten minutes for all of them and answers no request
 //     meanwhile. The original sorts all content by ID in each call, which takes a minute for 6000 blobs.
+//   - The time after which it closes an idle connection, 5 s; its own option for that has no effect. Node.js also closes a connection
+//     5 s after a response if a later request on it is still in progress. 120 s is longer than the signer keeps idle connections.
 const azuriteScript = `'use strict'
 const { dirname, join } = require('path')
 const blob = dirname(require('fs').realpathSync(process.argv[1]))
@@ -117,6 +119,7 @@ extents.deleteExtent = async function (id) {
   const one = all.findOne({ id })
   if (one) all.remove(one)
 }
+Object.defineProperty(require('node:https').Server.prototype, 'keepAliveTimeout', { get: () => 120_000, set: () => {} })
 `
 
 // WriteAzuriteScript writes a script that Node.js must load before Azurite (node --require). User delegation keys then depend on the
