@@ -108,13 +108,7 @@ func (s *session) run(line string) {
 		s.do(chromedp.Navigate(s.gate.URL + "/?user=" + s.user))
 		s.sees("No picture yet")
 	case "picture": // opens the page of a user with the picture cat.png
-		harness.Eventually(s.t, func() error { // an unknown outcome is possible on a busy machine
-			a, err := harness.Try(s.t.Context(), "PUT", s.sys.URL+"/cat/"+s.user, "", bytes.NewReader(harness.Cat))
-			if err == nil && a.StatusCode != http.StatusOK {
-				err = fmt.Errorf("%d %s", a.StatusCode, a.Body)
-			}
-			return err
-		})
+		harness.Put(s.t, s.sys, s.user, harness.Cat)
 		s.do(chromedp.Navigate(s.gate.URL + "/?user=" + s.user))
 		s.shown()
 	case "no-site-data": // of pages that are opened later
