@@ -121,12 +121,16 @@ func (s *soak) write(h *history, alone bool, r *rand.Rand) {
 			s.fault("%s: picture %d is answered with %v", h.user, w.seq, a)
 		}
 		s.count("bytes stored", w.size)
-		if w.etag = a.ETag; excused { // it may have been carried out twice
+		if excused { // the signer may have carried it out twice, if storage's first response was lost
 			met = nil
+			h.add(event{what: "perhaps stored before", write: w, maybe: true}, from, to)
 		}
+		w.etag = a.ETag
 		h.add(event{what: "stored", before: met, write: w}, from, to)
 	case a.status == 0, a.status == 503 && a.Outcome == "unknown":
-		h.add(event{what: "unknown", write: w, maybe: true}, from, to.Add(lingers))
+		for range 2 { // as above
+			h.add(event{what: "unknown", write: w, maybe: true}, from, to.Add(lingers))
+		}
 	case a.Outcome == "unknown": // of the signer's first attempt; the second one was rejected
 		h.add(event{what: "unknown", write: w, maybe: true}, from, to)
 	case a.status == 412 && met != nil:
