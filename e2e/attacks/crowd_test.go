@@ -152,7 +152,7 @@ func (c *crowd) statuses() map[int]int {
 func wantServed(t *testing.T, method, target, body string) {
 	t.Helper()
 	client := from(t, victim)
-	client.Timeout = 4 * time.Second // an attack lasts for five tries of its victim
+	client.Timeout = 20 * time.Second
 	var a harness.Response
 	var err error
 	for range 5 {

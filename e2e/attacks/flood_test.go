@@ -87,9 +87,10 @@ func TestFloodDoesNotStopTheSigner(t *testing.T) {
 	wantClients(200, 503)
 	end()
 	watch.Wait()
-	// The container has 60 MiB. The Go runtime does not count the kernel's part of the connections, nor the program's pages.
-	if t.Logf("%.0f MiB of memory, %v connections", most/(1<<20), connections); most > 56<<20 || connections > slots {
-		t.Errorf("the bounds are 56 MiB and %d connections", slots)
+	// The container has 60 MiB. The Go runtime does not count the kernel's part of the connections, nor the program's pages. The
+	// race detector adds 2 MiB.
+	if t.Logf("%.1f MiB of memory, %v connections", most/(1<<20), connections); most > 58<<20 || connections > slots {
+		t.Errorf("the bounds are 58 MiB and %d connections", slots)
 	}
 	c.end()
 	// 128 connections to storage stay open for a while, each with two goroutines.

@@ -55,9 +55,9 @@ func changes() []change {
 	}
 	return []change{
 		{"PUT of 50 KiB", "body put sized buffered", 1, harness.Random(50<<10, 7), upload(0)},
-		{"PUT of 10 MiB", "body put sized streamed single", 0.5, harness.Random(10<<20, 7), upload(0)},
-		{"chunked PUT of 6 MiB", "body chunked streamed blocks", 0.9, harness.Random(6<<20, 7), upload(1)},
-		{"form of 10 MiB", "body form sized streamed blocks", 0.5, harness.Random(10<<20, 7), upload(2)},
+		{"PUT of 5 MiB", "body put sized streamed single", 0.5, harness.Random(5<<20, 7), upload(0)},
+		{"chunked PUT of 5 MiB", "body chunked streamed blocks", 0.9, harness.Random(5<<20, 7), upload(1)},
+		{"form of 5 MiB", "body form sized streamed blocks", 0.5, harness.Random(5<<20, 7), upload(2)},
 		{"DELETE", "buffered", 1, nil, deletion},
 		{"commit", "buffered", 1, harness.Random(50<<10, 7), commit},
 	}
