@@ -37,6 +37,7 @@ func TestKeepFetchesEarlyUnlessItFails(t *testing.T) {
 				}
 				synctest.Wait()
 			}
+			synctest.Wait() // Keep may have woken at the end of the last sleep
 			if got := n.Load(); got < least || got > most {
 				t.Errorf("%s: %d fetches in %v", what, got, wait)
 			}
