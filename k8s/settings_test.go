@@ -34,7 +34,7 @@ func TestBuildNamesTheMissingSetting(t *testing.T) {
 
 // Settings with the tag shared:"true" must be equal in both containers, so they belong into the ConfigMap that both read.
 func TestSharedSettingsHaveTheirFile(t *testing.T) {
-	files, err := filepath.Glob("../shared/*/*.go")
+	files, err := filepath.Glob(filepath.Join("..", "shared", "*", "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ var (
 )
 
 // browsers are names of the browser; the first one in PATH is used. The headless shell is Chromium without its user interface,
-// and takes a third of the time.
+// and takes half the time.
 var browsers = []string{"chromium-headless-shell", "chromium", "chromium-browser", "google-chrome"}
 
 // startBrowser starts the browser of all tests.

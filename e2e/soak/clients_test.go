@@ -128,7 +128,7 @@ func (s *soak) write(h *history, alone bool, r *rand.Rand) {
 		w.etag = a.ETag
 		h.add(event{what: "stored", before: met, write: w}, from, to)
 	case a.status == 0, a.status == 503 && a.Outcome == "unknown":
-		for range 2 { // as above
+		for range 2 { // it may have been carried out twice
 			h.add(event{what: "unknown", write: w, maybe: true}, from, to.Add(lingers))
 		}
 	case a.Outcome == "unknown": // of the signer's first attempt; the second one was rejected
