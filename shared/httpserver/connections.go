@@ -134,9 +134,9 @@ type headerLines struct {
 
 // add counts the lines in p, the next bytes, and reports whether the header has at most maxHeaderLines so far.
 func (h *headerLines) add(p []byte) bool {
-	for _, b := range p {
-		switch {
-		case h.ended || b == '\r':
+	for i := 0; i < len(p) && !h.ended; i++ { // the body is not searched
+		switch b := p[i]; {
+		case b == '\r':
 		case b != '\n':
 			h.text = true
 		case h.text:
