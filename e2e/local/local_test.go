@@ -30,9 +30,11 @@ var buildEnv = append(os.Environ(), "GOFLAGS=-trimpath -buildvcs=false", "GOWORK
 // localBinaries returns a folder with bin/local and the programs that it builds.
 var localBinaries = sync.OnceValues(func() (string, error) {
 	dir := harness.Root("bin", "e2e-local")
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
 	for _, program := range []string{"local", "signer", "frontend", "cats"} {
-		build := exec.Command("go", "-C", harness.Root(program), "build", "-o", filepath.Join(dir, program), ".")
-		build.Env = buildEnv
+		build := exec.CommandContext(ctx, "go", "-C", harness.Root(program), "build", "-o", filepath.Join(dir, program), ".")
+		build.Env, build.WaitDelay = buildEnv, time.Second
 		if out, err := build.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("building %s: %w\n%s", program, err, out)
 		}
