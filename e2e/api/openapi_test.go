@@ -154,7 +154,8 @@ func conformWithoutSigner(t *testing.T, c *contract) {
 	if err := sys.Signer.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	c.send(t, sys, 503, append(operationsOf(t, "mia", unusedID)["own"], call("GET", "/about"), call("HEAD", "/about"))...)
+	calls := append(operationsOf(t, "mia", unusedID)["own"], call("GET", "/about"), call("HEAD", "/about"))
+	harness.Each(len(calls), func(i int) { c.send(t, sys, 503, calls[i]) }) // each waits for a restart of the signer
 }
 
 // conformWithoutStorage makes storage reject requests, in another way for each user.
