@@ -22,7 +22,7 @@ import (
 const BinariesVariable = "CATS_E2E_BIN"
 
 // parallelTests is the default of -parallel: the tests wait more than they compute.
-const parallelTests = "8"
+const parallelTests = "12"
 
 var (
 	// Cat is a photograph, e2e/testdata/cat.png.
