@@ -11,15 +11,19 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jmespath/go-jmespath"
 	appsv1 "k8s.io/api/apps/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
-	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
@@ -106,11 +110,22 @@ func (f tree) build(overlay string) manifests {
 	return m
 }
 
-var decoder = serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+var decoder = sync.OnceValues(func() (runtime.Decoder, error) {
+	// The scheme of client-go has all groups; to compile and lint them takes a minute.
+	scheme := runtime.NewScheme()
+	groups := runtime.NewSchemeBuilder(appsv1.AddToScheme, autoscalingv2.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme,
+		policyv1.AddToScheme, rbacv1.AddToScheme)
+	err := groups.AddToScheme(scheme)
+	return serializer.NewCodecFactory(scheme, serializer.EnableStrict).UniversalDeserializer(), err
+})
 
 // build builds an overlay. Each object must decode strictly into its Kubernetes type.
 func build(path string) (m manifests, err error) {
 	built, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), path)
+	if err != nil {
+		return m, err
+	}
+	decode, err := decoder()
 	if err != nil {
 		return m, err
 	}
@@ -124,7 +139,7 @@ func build(path string) (m manifests, err error) {
 		if r.GetGvk().Group == "monitoring.coreos.com" {
 			continue
 		}
-		object, _, err := decoder.Decode([]byte(r.MustYaml()), nil, nil)
+		object, _, err := decode.Decode([]byte(r.MustYaml()), nil, nil)
 		if err != nil {
 			return m, fmt.Errorf("%s: %w", r.CurId(), err)
 		}
