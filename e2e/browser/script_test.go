@@ -255,9 +255,12 @@ func (s *session) run(line string) {
 		s.allowClipboard()
 		eval[bool](s.tab, `new Promise((done) => Object.assign(document.createElement("canvas"), { width: 30, height: 20 }).toBlob(done))
 			.then((png) => navigator.clipboard.write([new ClipboardItem({ "image/png": png })])).then(() => true)`)
-		cdpCall(s.tab, input.DispatchKeyEvent, input.DispatchKeyEventParams{
-			Type: "keyDown", Modifiers: 2, Key: "v", Code: "KeyV", WindowsVirtualKeyCode: 86, Commands: []string{"paste"},
-		})
+		eval[bool](s.tab, `window.pasted = new Promise((done) => addEventListener("paste", (event) => event.clipboardData.files.length && done(true))), true`)
+		for got := false; !got; got = eval[bool](s.tab, `Promise.race([pasted, new Promise((done) => setTimeout(done, 3000, false))])`) {
+			cdpCall(s.tab, input.DispatchKeyEvent, input.DispatchKeyEventParams{ // a busy browser can lose the key
+				Type: "keyDown", Modifiers: 2, Key: "v", Code: "KeyV", WindowsVirtualKeyCode: 86, Commands: []string{"paste"},
+			})
+		}
 	case "downloads": // FILE, by a click on download
 		downloads := chromedp.Events(s.ctx, cdppage.FrameRequestedNavigation)
 		s.click("#download")
