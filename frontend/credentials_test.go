@@ -134,7 +134,7 @@ func TestEndpointAddressesAreThoseOfThePod(t *testing.T) {
 	// The kernel's own table.
 	server := httptest.NewServer(nil)
 	defer server.Close()
-	if _, err := os.Stat("/proc/net/tcp"); err != nil {
+	if _, err := os.Stat("/proc/net/tcp"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("no /proc/net/tcp: not Linux")
 	}
 	if got := endpointAddresses([]string{pod}, nil, "/proc"); !slices.Contains(got, server.Listener.Addr().String()) {

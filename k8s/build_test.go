@@ -111,7 +111,7 @@ func (f tree) build(overlay string) manifests {
 }
 
 var decoder = sync.OnceValues(func() (runtime.Decoder, error) {
-	// The scheme of client-go has all groups; to compile and lint them takes a minute.
+	// The scheme of client-go has all groups; compiling and linting them takes half a minute.
 	scheme := runtime.NewScheme()
 	groups := runtime.NewSchemeBuilder(appsv1.AddToScheme, autoscalingv2.AddToScheme, corev1.AddToScheme, networkingv1.AddToScheme,
 		policyv1.AddToScheme, rbacv1.AddToScheme)

@@ -257,7 +257,7 @@ func (s *session) run(line string) {
 			.then((png) => navigator.clipboard.write([new ClipboardItem({ "image/png": png })])).then(() => true)`)
 		eval[bool](s.tab, `window.pasted = new Promise((done) => addEventListener("paste", (event) => event.clipboardData.files.length && done(true))), true`)
 		for got := false; !got; got = eval[bool](s.tab, `Promise.race([pasted, new Promise((done) => setTimeout(done, 3000, false))])`) {
-			cdpCall(s.tab, input.DispatchKeyEvent, input.DispatchKeyEventParams{ // a busy browser can lose the key
+			cdpCall(s.tab, input.DispatchKeyEvent, input.DispatchKeyEventParams{ // on a busy machine, the event does not always come
 				Type: "keyDown", Modifiers: 2, Key: "v", Code: "KeyV", WindowsVirtualKeyCode: 86, Commands: []string{"paste"},
 			})
 		}
