@@ -56,7 +56,7 @@ func WithExtension(name, mediaType string) (string, bool) {
 // Limits are the settings that decide which pictures are accepted.
 type Limits struct {
 	MaxPictureSize Size     `env:"MAX_PICTURE_SIZE" shared:"true" envDefault:"32MiB" help:"largest picture that is uploaded through the service, such as 512KiB or 32MiB, at most 4000MiB"`
-	AcceptedTypes  []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, determined from the first bytes of the file; only types of the default are possible"`
+	AcceptedTypes  []string `env:"ACCEPTED_TYPES" shared:"true" envDefault:"image/jpeg,image/png,image/gif,image/webp,image/avif,image/heic,image/heif,image/heic-sequence,image/heif-sequence" help:"accepted media types, separated by commas, determined from the first bytes of the file; only types of the default are possible"`
 
 	MaxPixels uint64 `env:"MAX_PIXELS" shared:"true" envDefault:"210000000" help:"maximum number of pixels, width times height, in the header of a JPEG, PNG, GIF or WebP"`
 }
