@@ -62,8 +62,7 @@ type Issuer struct {
 	key *rsa.PrivateKey
 	mux *http.ServeMux
 
-	issued  atomic.Int64
-	wrapped atomic.Pointer[http.Handler]
+	issued atomic.Int64
 
 	mu       sync.Mutex
 	verifier *oidc.IDTokenVerifier // nil until cfg.Issuer has answered
@@ -88,24 +87,14 @@ func New(cfg Config) (*Issuer, error) {
 	i := &Issuer{cfg: cfg, key: key, mux: http.NewServeMux()}
 	i.mux.HandleFunc("GET /{tenant}/v2.0/.well-known/openid-configuration", i.configuration)
 	i.mux.HandleFunc("POST /{tenant}/oauth2/v2.0/token", i.token)
-	i.Use(nil)
 	return i, nil
-}
-
-// Use wraps the issuer in middleware, for tests of a slow or broken issuer. It replaces the middleware of an earlier call; nil removes it.
-func (i *Issuer) Use(middleware func(http.Handler) http.Handler) {
-	var h http.Handler = i.mux
-	if middleware != nil {
-		h = middleware(h)
-	}
-	i.wrapped.Store(&h)
 }
 
 // Issued returns the number of access tokens issued over HTTP.
 func (i *Issuer) Issued() int64 { return i.issued.Load() }
 
 func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	(*i.wrapped.Load()).ServeHTTP(w, r)
+	i.mux.ServeHTTP(w, r)
 }
 
 func (i *Issuer) configuration(w http.ResponseWriter, r *http.Request) {
