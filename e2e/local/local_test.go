@@ -24,8 +24,8 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
-// buildEnv makes builds independent of the folder, so that bin/local finds the programs of localBinaries up to date.
-var buildEnv = append(os.Environ(), "GOFLAGS=-trimpath -buildvcs=false", "GOWORK=off")
+// buildEnv makes builds independent of the folder and of git, so that bin/local finds the programs of localBinaries up to date.
+var buildEnv = append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off")
 
 // localBinaries returns a folder with bin/local and the programs that it builds.
 var localBinaries = sync.OnceValues(func() (string, error) {
