@@ -6,10 +6,7 @@ import (
 	"crypto/md5"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"hash/crc32"
-	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -20,25 +17,10 @@ import (
 // OtherPicture is a small picture, not Cat.
 var OtherPicture = []byte("\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00:~\x9bU")
 
-// Large returns size bytes that begin like a PNG.
-func Large(size int64) io.Reader {
-	return io.MultiReader(bytes.NewReader(Cat), bytes.NewReader(make([]byte, size-int64(len(Cat)))))
-}
-
 // MD5 returns the digest of b as the header Content-MD5 has it.
 func MD5(b []byte) string {
 	sum := md5.Sum(b)
 	return base64.StdEncoding.EncodeToString(sum[:])
-}
-
-// SameContent returns an error if got differs from want.
-func SameContent(got, want io.Reader) error {
-	a, errA := io.ReadAll(got)
-	b, errB := io.ReadAll(want)
-	if errA != nil || errB != nil || !bytes.Equal(a, b) {
-		return fmt.Errorf("the contents of %d and %d bytes differ; %w", len(a), len(b), errors.Join(errA, errB))
-	}
-	return nil
 }
 
 // LargeSize is the size of a picture that the signer stores as two blocks.
