@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -142,7 +141,7 @@ func TestReadersNeedNoTokenAndNoIssuer(t *testing.T) {
 	harness.SendAs(t, mia, "PUT", at, harness.Cat).WantProblem(t, 503, "issuer_unavailable")
 	wantReadable()
 	p = harness.StartProvider(t, p.Port())
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	defer cancel()
 	if err := sys.WaitReady(ctx); err != nil {
 		t.Fatal(err)

@@ -89,7 +89,7 @@ func browse(t *testing.T, url string) *tab {
 		t.Fatal(err)
 	}
 	var cancel func()
-	b.ctx, cancel = context.WithTimeout(ctx, 90*time.Second)
+	b.ctx, cancel = context.WithTimeout(ctx, 2*harness.Patience)
 	t.Cleanup(func() {
 		cancel()
 		b.mu.Lock()

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -141,7 +140,7 @@ func TestTerminationLetsUploadsFinish(t *testing.T) {
 			uploads = beginUploads(t, sys)
 			mark := p.Log.Mark()
 			p.Signal(signal)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 			defer cancel()
 			if exit, ok := errors.AsType[*exec.ExitError](p.Wait(ctx)); !ok || exit.ExitCode() != 1 {
 				t.Errorf("it ended with %v; want exit code 1", p.Ended())

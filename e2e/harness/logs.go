@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"cats.example/local/stack"
 )
@@ -36,7 +35,7 @@ func WantNoSecrets(t *testing.T, sys *stack.System) {
 // WaitForLog waits for a line of log after mark that contains all of parts, and returns it.
 func WaitForLog(t *testing.T, log *stack.Log, mark int64, parts ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, fmt.Errorf("no line with %q", parts))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), Patience, fmt.Errorf("no line with %q", parts))
 	defer cancel()
 	line, err := log.Wait(ctx, mark, func(line string) bool {
 		for _, part := range parts {

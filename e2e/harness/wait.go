@@ -10,10 +10,14 @@ import (
 	"cats.example/local/stack"
 )
 
-// Eventually calls f until it returns nil, for at most 20 s.
+// Patience is how long tests wait for what has no bound of its own. It is many times what an idle machine needs, because CI compiles
+// the next tests at the same time.
+const Patience = 2 * time.Minute
+
+// Eventually calls f until it returns nil, for at most Patience.
 func Eventually(t *testing.T, f func() error) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(Patience)
 	for {
 		err := f()
 		if err == nil {
@@ -50,7 +54,7 @@ func WantNotReady(t *testing.T, sys *stack.System) {
 // WantRecovery waits until both programs are ready, and fails the test unless uploads and signed URLs work.
 func WantRecovery(t *testing.T, sys *stack.System) {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 30*time.Second, errors.New("not ready again"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), Patience, errors.New("not ready again"))
 	defer cancel()
 	if err := sys.WaitReady(ctx); err != nil {
 		t.Fatal(err)
@@ -62,7 +66,7 @@ func WantRecovery(t *testing.T, sys *stack.System) {
 // WantCleanExit waits for the end of a process and fails the test unless its exit code is 0.
 func WantCleanExit(t *testing.T, p *stack.Process) {
 	t.Helper()
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 20*time.Second, errors.New("it does not end"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), Patience, errors.New("it does not end"))
 	defer cancel()
 	if err := p.Wait(ctx); err != nil {
 		t.Fatal(err)

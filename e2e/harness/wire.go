@@ -36,7 +36,7 @@ func FormFile(content []byte) string {
 // Dial connects to the public API.
 func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
 	t.Helper()
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
+	conn, err := (&net.Dialer{Timeout: Patience}).DialContext(t.Context(), "tcp", strings.TrimPrefix(sys.URL, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +47,7 @@ func Dial(t *testing.T, sys *stack.System) *net.TCPConn {
 // ReadResponse returns the response on conn, with status 0 if there is none.
 func ReadResponse(t *testing.T, conn net.Conn) Response {
 	t.Helper()
-	if err := conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(Patience)); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)

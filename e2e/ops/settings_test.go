@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"cats.example/e2e/harness"
 	"cats.example/local/stack"
@@ -33,10 +32,10 @@ func run(t *testing.T, name string, env []string, args ...string) (code int, std
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
-// program returns a program with this environment only. It is killed after 20 s.
+// program returns a program with this environment only. It is killed after [harness.Patience].
 func program(t *testing.T, name string, env []string, args ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), harness.Patience)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, filepath.Join(harness.BinDir(t), name), args...)
 	cmd.Env = append([]string{"TMPDIR=/", "GORACE=atexit_sleep_ms=0"}, env...)

@@ -25,8 +25,8 @@ import (
 
 const (
 	federatedLifetime = 10 * time.Minute
-	listenTimeout     = 10 * time.Second // from the start of a process to its open listeners
-	readyTimeout      = 30 * time.Second
+	listenTimeout     = time.Minute // from the start of a process to its open listeners
+	readyTimeout      = 2 * time.Minute
 )
 
 // SystemOptions configure a system. The zero value is valid.
